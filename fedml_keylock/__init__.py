@@ -1,0 +1,63 @@
+"""fedml-keylock: stops gradient leakage in FedML's MPI cross-silo training, and shows what it stopped.
+
+Importing this package imports neither torch nor fedml: its names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .keylock import (
+        KeyLockConfig,
+        LockInfo,
+        LockIssue,
+        check_model,
+        is_locked,
+        load_private_state_dict,
+        lock_model,
+        private_state_dict,
+        unlock_model,
+    )
+    from .types import ClientUpdate, Reconstruction
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "ClientUpdate": ".types",
+    "KeyLockConfig": ".keylock",
+    "LockInfo": ".keylock",
+    "LockIssue": ".keylock",
+    "Reconstruction": ".types",
+    "check_model": ".keylock",
+    "is_locked": ".keylock",
+    "load_private_state_dict": ".keylock",
+    "lock_model": ".keylock",
+    "private_state_dict": ".keylock",
+    "unlock_model": ".keylock",
+}
+
+__all__ = [
+    "ClientUpdate",
+    "KeyLockConfig",
+    "LockInfo",
+    "LockIssue",
+    "Reconstruction",
+    "check_model",
+    "is_locked",
+    "load_private_state_dict",
+    "lock_model",
+    "private_state_dict",
+    "unlock_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

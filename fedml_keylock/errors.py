@@ -1,0 +1,74 @@
+"""Every error that this package raises on purpose.
+
+    KeyLockError
+    ├── ConfigError          a field of the YAML, the command line or a call is wrong
+    ├── LockError            this model cannot be locked, or is not locked
+    ├── UpdateRefused        an update that must not be sent, or must not be taken in
+    ├── PrivateStateError    private state was about to leave the process
+    ├── VaultError           a silo's private state cannot be read or written
+    ├── HostError            this FedML is not one that the defense can be put into
+    ├── PluginError          a plugin does not load, or its hooks do not fit
+    ├── AttackError          an attack was asked for something that it cannot do
+    └── MissingExtra         an optional dependency is not installed
+
+Each message is one line that names the thing that is wrong and what to do about it, so that it can
+be shown to a user as it stands. None of them ever holds a private value.
+"""
+
+__all__ = [
+    "AttackError",
+    "ConfigError",
+    "HostError",
+    "KeyLockError",
+    "LockError",
+    "MissingExtra",
+    "PluginError",
+    "PrivateStateError",
+    "UpdateRefused",
+    "VaultError",
+]
+
+
+class KeyLockError(Exception):
+    """The root: catch this to catch everything that fedml_keylock raises on purpose."""
+
+
+class ConfigError(KeyLockError):
+    """A field is unknown, ill-typed or contradicts another."""
+
+
+class LockError(KeyLockError):
+    """A model has nothing that can be locked, is locked already, or is not locked."""
+
+
+class UpdateRefused(KeyLockError):
+    """An update is not the public state of a locked model."""
+
+
+class PrivateStateError(KeyLockError):
+    """Something other than the vault asked for private state in a form that can be sent."""
+
+
+class VaultError(KeyLockError):
+    """A vault file is missing, damaged, too open, or belongs to another silo or model."""
+
+
+class HostError(KeyLockError):
+    """The installed FedML, or the job's use of it, is not one that the defense supports."""
+
+
+class PluginError(KeyLockError):
+    """A plugin failed to import, or implements a hook that does not exist."""
+
+
+class AttackError(KeyLockError):
+    """An attack, its knowledge and the update that it was given do not fit together."""
+
+
+class MissingExtra(KeyLockError):
+    """An optional dependency is needed and is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is not installed; install it with: pip install 'fedml-keylock[{extra}]'"
+        )

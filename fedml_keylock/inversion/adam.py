@@ -1,0 +1,70 @@
+"""Adam over a batch of independent candidates, each a row of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["BatchedAdam"]
+
+
+class BatchedAdam:
+    """Adam (Kingma and Ba 2015, algorithm 1) within a box, with a learning rate for each column.
+
+    Args:
+        learning_rate: ``(d,)``.
+        signed: ``(d,)`` booleans: columns of which Adam sees the gradient's sign only.
+        low: ``(d,)`` least values; every iterate is clamped to them.
+        high: ``(d,)`` greatest values.
+        milestones: after each of these many steps every learning rate falls to a tenth.
+
+    Example:
+        >>> x = torch.tensor([[3.0, -2.0]])
+        >>> adam = BatchedAdam(
+        ...     torch.tensor([0.1, 0.2]),
+        ...     signed=torch.tensor([True, False]),
+        ...     low=torch.tensor([0.0, -1.9]),
+        ...     high=torch.tensor([9.0, 9.0]),
+        ... )
+        >>> adam.step(x, x)
+        tensor([[ 2.9000, -1.8000]])
+    """
+
+    def __init__(
+        self,
+        learning_rate: Tensor,
+        *,
+        signed: Tensor,
+        low: Tensor,
+        high: Tensor,
+        milestones: Sequence[int] = (),
+    ) -> None:
+        self.learning_rate = learning_rate
+        self.signed = signed
+        self.low, self.high = low, high
+        self.milestones = tuple(milestones)
+        self._count = 0
+        self._mean = torch.empty(0)
+        self._square = torch.empty(0)
+        self.stopped = torch.empty(0)  # (b,) rows that will not move again: never, for Adam
+
+    def step(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """The next ``(b, d)`` iterate, from this one and the gradient at it."""
+        gradient = torch.where(self.signed, gradient.sign(), gradient)
+        if self._count == 0:
+            self._mean, self._square = torch.zeros_like(x), torch.zeros_like(x)
+            self.stopped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        rate = self.learning_rate * 0.1 ** sum(self._count >= at for at in self.milestones)
+        self._count += 1
+        self._mean = torch.lerp(self._mean, gradient, 0.1)
+        self._square = torch.lerp(self._square, gradient * gradient, 0.001)
+        mean = self._mean / (1 - 0.9**self._count)
+        square = self._square / (1 - 0.999**self._count)
+        return (x - rate * mean / (square.sqrt() + 1e-8)).clamp(self.low, self.high)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows only."""
+        self._mean, self._square = self._mean[rows], self._square[rows]
+        self.stopped = self.stopped[rows]

@@ -1,0 +1,142 @@
+"""The objective of many candidates at once, and its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.functional import cross_entropy
+
+from .prior import total_variation
+
+__all__ = ["Layout", "Objective"]
+
+Cost = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one candidate lies in a row: the images first, then whatever else is optimised.
+
+    Attributes:
+        shapes: name to shape, in order.
+
+    Example:
+        >>> layout = Layout({"images": (1, 1, 2, 2), "labels": (1, 3)})
+        >>> {name: tuple(part.shape) for name, part in layout.split(torch.zeros(5, 7)).items()}
+        {'images': (5, 1, 1, 2, 2), 'labels': (5, 1, 3)}
+    """
+
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Columns of each part."""
+        return [prod(shape) for shape in self.shapes.values()]
+
+    def split(self, rows: Tensor) -> dict[str, Tensor]:
+        """``(b, d)`` -> name to ``(b, *shape)``, views."""
+        parts = torch.split(rows, self.sizes, dim=1)
+        return {
+            name: part.reshape(len(rows), *shape)
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def join(self, parts: dict[str, Tensor]) -> Tensor:
+        """The inverse of ``split``."""
+        return torch.cat([parts[name].flatten(1) for name in self.shapes], dim=1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Cost plus prior of b candidates, each against its own target.
+
+    Attributes:
+        model: a functional module.
+        layout: what is optimised: ``images`` ``(n, c, h, w)``, perhaps ``labels`` ``(n, classes)``
+            as logits, and the secrets by name.
+        state: ``(b,)`` row of each candidate in ``public`` and ``fixed``.
+        public: what gradients are taken for, name to ``(g, *shape)``.
+        fixed: other shared state, name to ``(g, *shape)``.
+        given: private state that is known, name to ``(b, *shape)``.
+        labels: ``(b, n)`` integers, or None if they are optimised.
+        targets: name to ``(b, *shape)``.
+        weights: ``(b, layers)`` weights of the targets.
+        cost: see ``cost.py``.
+        total_variation: weight of the prior.
+    """
+
+    model: nn.Module
+    layout: Layout
+    state: Tensor
+    public: dict[str, Tensor]
+    fixed: dict[str, Tensor]
+    given: dict[str, Tensor]
+    labels: Tensor | None
+    targets: dict[str, Tensor]
+    weights: Tensor
+    cost: Cost
+    total_variation: float = 0.0
+
+    def select(self, rows: Tensor) -> Objective:
+        """The same for some of the candidates."""
+        return replace(
+            self,
+            state=self.state[rows],
+            given={name: value[rows] for name, value in self.given.items()},
+            labels=None if self.labels is None else self.labels[rows],
+            targets={name: value[rows] for name, value in self.targets.items()},
+            weights=self.weights[rows],
+        )
+
+    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, d)`` candidates -> ``(b,)`` costs and the ``(b, d)`` gradient of cost and prior."""
+        rows = rows.detach().requires_grad_()
+        parts = self.layout.split(rows)
+        images = parts.pop("images")
+        labels = parts.pop("labels").softmax(-1) if self.labels is None else self.labels
+        cost = self.cost(
+            self._gradients(images, labels, {**parts, **self.given}),
+            list(self.targets.values()),
+            self.weights,
+        )
+        objective = cost.sum()
+        if self.total_variation:
+            objective = objective + self.total_variation * total_variation(images).sum()
+        # the outer derivative runs outside of vmap, on the batched tensors themselves: a quarter to
+        # a third faster than vmap over both derivatives, and the rows are independent either way
+        (gradient,) = torch.autograd.grad(objective, rows)
+        return cost.detach(), gradient
+
+    def _gradients(
+        self, images: Tensor, labels: Tensor, private: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """The gradient that each candidate would have sent: ``(b, *shape)`` for each target."""
+        public, fixed, shared = self.public, self.fixed, None
+        if len(next(iter(public.values()))) == 1:
+            # one set of weights for all keeps the convolutions large
+            public = {name: value[0] for name, value in public.items()}
+            fixed = {name: value[0] for name, value in fixed.items()}
+        else:
+            shared = 0
+            public = {name: value[self.state] for name, value in public.items()}
+            fixed = {name: value[self.state] for name, value in fixed.items()}
+
+        def loss(
+            public: dict[str, Tensor],
+            fixed: dict[str, Tensor],
+            private: dict[str, Tensor],
+            images: Tensor,
+            labels: Tensor,
+        ) -> Tensor:
+            logits = functional_call(self.model, {**public, **fixed, **private}, (images,))
+            return cross_entropy(logits, labels)
+
+        gradients: dict[str, Tensor] = vmap(grad(loss), in_dims=(shared, shared, 0, 0, 0))(
+            public, fixed, private, images, labels
+        )
+        return [gradients[name] for name in self.targets]

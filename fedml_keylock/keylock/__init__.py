@@ -1,0 +1,37 @@
+"""The defense: a private module on chosen layers of a model, whose state never leaves the silo.
+
+Needs torch only. Nothing here knows of FedML, of attacks, or of files other than the vault.
+
+Source: Ren, Deng, Xie, Ma, Ma, "Gradient Leakage Defense with Key-Lock Module for Federated
+Learning", arXiv 2305.04095.
+"""
+
+from .attach import LockInfo, is_locked, lock_model, unlock_model
+from .config import KeyLockConfig
+from .key import draw_key
+from .module import KeyLock
+from .reveal import draw_effective, effective_state, surrogate
+from .state import load_private_state_dict, private_state_dict, public_constants
+from .validate import LockIssue, Site, check_model, plan
+from .vault import Vault
+
+__all__ = [
+    "KeyLock",
+    "KeyLockConfig",
+    "LockInfo",
+    "LockIssue",
+    "Site",
+    "Vault",
+    "check_model",
+    "draw_effective",
+    "draw_key",
+    "effective_state",
+    "is_locked",
+    "load_private_state_dict",
+    "lock_model",
+    "plan",
+    "private_state_dict",
+    "public_constants",
+    "surrogate",
+    "unlock_model",
+]

@@ -1,0 +1,127 @@
+"""What of a locked model is public, what is private, and the hooks that hold the line.
+
+Public is every name that the unlocked model has. On a locked normalisation layer the public values
+say nothing: weight 1, bias 0, and (unless they are shared on purpose) running mean 0, running
+variance 1, no batches seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LockError, VaultError
+from .config import KeyLockConfig
+from .module import KeyLock
+from .validate import plan
+
+__all__ = ["keep_private", "load_private_state_dict", "private_state_dict", "public_constants", "show_public"]
+
+PINNED = {"weight": 1.0, "bias": 0.0}
+STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+
+
+def public_constants(model: nn.Module, config: KeyLockConfig) -> dict[str, float]:
+    """The public entries that a locked model always sends as the same constant, name to value.
+
+    Args:
+        model: the model, not locked (as a server has it).
+        config: how silos lock it.
+
+    Raises:
+        LockError: it cannot be locked so.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
+        >>> public_constants(model, KeyLockConfig())["1.running_var"]
+        1.0
+    """
+    constants = PINNED if config.share_norm_statistics else PINNED | STATISTICS
+    return {
+        f"{site.holder}.{name}": value
+        for site in plan(model, config)
+        if site.normalise is None
+        for name, value in constants.items()
+        if getattr(model.get_submodule(site.holder), name, None) is not None
+    }
+
+
+def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything private in a locked model, name to tensor. For the vault only.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> from fedml_keylock.keylock import lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> sorted(private_state_dict(model))[0]
+        '0.keylock.bias_beta'
+    """
+    return {name: t.detach().cpu().clone() for name, t in _private_tensors(model).items()}
+
+
+def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put private state back into a model that is locked in the same way.
+
+    Raises:
+        LockError: the model is not locked.
+        VaultError: the state is that of another lock; the model is unchanged.
+
+    Example:
+        >>> from fedml_keylock.keylock import lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> load_private_state_dict(model, private_state_dict(model))
+    """
+    own = _private_tensors(model)
+    differing = sorted(own.keys() ^ state.keys()) or sorted(
+        name for name in own if own[name].shape != state[name].shape
+    )
+    if differing:
+        raise VaultError(f"the private state is that of another lock: {differing[0]} differs")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, holder in model.named_modules():
+        lock = getattr(holder, "keylock", None)
+        if isinstance(lock, KeyLock):
+            prefix = f"{name}." if name else ""
+            tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_parameters()}
+            tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_buffers()}
+            tensors |= {f"{prefix}{n}": getattr(holder, n) for n in _hidden_statistics(holder)}
+    if not tensors:
+        raise LockError("the model is not locked")
+    return tensors
+
+
+def _hidden_statistics(holder: nn.Module) -> list[str]:
+    lock = holder.keylock
+    if not isinstance(lock, KeyLock) or lock.normalise is not None or lock.share_statistics:
+        return []
+    return [name for name in STATISTICS if isinstance(getattr(holder, name, None), Tensor)]
+
+
+def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
+    """The state-dict hook of a locked layer: private running statistics are not in the state."""
+    for name in _hidden_statistics(holder):
+        state[prefix + name] = torch.full_like(state[prefix + name], STATISTICS[name])
+
+
+def keep_private(
+    holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object
+) -> None:
+    """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
+    lock = holder.keylock
+    assert isinstance(lock, KeyLock)
+    for name in [*lock.before, *_hidden_statistics(holder)]:
+        if prefix + name in state:
+            state[prefix + name] = getattr(holder, name).detach()
