@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
-__all__ = ["ClientUpdate", "Reconstruction"]
+__all__ = ["Agreement", "ClientUpdate", "Defense", "DefenseFactory", "Reconstruction"]
 
 
 @dataclass(frozen=True)
@@ -59,3 +62,65 @@ class Reconstruction:
     diverged: Tensor = field(repr=False)
     attack: str
     knowledge: str
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What server and silos must agree on. Public.
+
+    Attributes:
+        shapes: every public name with its shape.
+        dtypes: every public name with its dtype.
+        constants: public names whose value says nothing because it is always this one.
+        layers: names of the protected layers.
+        settings: the public part of the configuration.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    constants: Mapping[str, float]
+    layers: tuple[str, ...]
+    settings: Mapping[str, Any]
+
+    PARTS: ClassVar[tuple[str, ...]] = ("model", "locked layers", "settings")
+
+    @property
+    def layout(self) -> str:
+        """Digest of the model and the protected layers: what private state on disk is bound to."""
+        return self.mark[:8]
+
+    @property
+    def mark(self) -> str:
+        """Twelve hex digits, four for each of PARTS, that every message of a silo carries."""
+        model = [[n, list(s), str(self.dtypes[n])] for n, s in self.shapes.items()]
+        parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
+        return "".join(sha256(json.dumps(p).encode()).hexdigest()[:4] for p in parts)
+
+    def difference(self, mark: str) -> str:
+        """The first of PARTS in which another rank's mark differs."""
+        own = self.mark
+        for index, part in enumerate(self.PARTS):
+            if mark[4 * index : 4 * index + 4] != own[4 * index : 4 * index + 4]:
+                return part
+        return "nothing"
+
+
+class Defense(Protocol):
+    """A defense that wraps a silo's model. One object a rank, built from the YAML section that has
+    the defense's name.
+    """
+
+    def describe(self, model: nn.Module) -> Agreement:
+        """What server and silos must agree on, from the model as it is before it is protected."""
+
+    def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:
+        """Protect a silo's model in place, before any training; say what was done in one line."""
+
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+        """A silo is about to train a round."""
+
+    def end_round(self, model: nn.Module, *, round_index: int) -> None:
+        """A silo has trained a round and has not sent anything of it yet; raise to stop it."""
+
+
+DefenseFactory = Callable[[Mapping[str, Any]], Defense]

@@ -1,0 +1,1 @@
+"""Scores a reconstruction against the truth, and says what leaked."""

@@ -40,7 +40,8 @@ class GradientInversion:
             standard deviation by which the published attack normalises its pixels.
         secret_learning_rate: of the secrets, for Adam, in their own unit.
         signed: Adam sees the sign of the images' gradient only.
-        total_variation: weight of the prior.
+        total_variation: weight of the prior, for pixels in units of the bounds' width.
+        enough: a candidate whose cost is not above this is done; 0 uses every step.
         start: the images start from a ``normal`` (mean 0 and deviation 1 for L-BFGS; the middle of
             the bounds and a quarter of their width for Adam) or ``uniform`` draw.
         labels: unknown labels are ``recover``-ed from the gradient first, or ``optimise``-d.
@@ -62,6 +63,7 @@ class GradientInversion:
     secret_learning_rate: float = 0.01
     signed: bool = False
     total_variation: float = 0.0
+    enough: float = 0.0
     start: Literal["normal", "uniform"] = "normal"
     labels: Literal["recover", "optimise"] = "recover"
     layer_weights: Mapping[str, float] = field(default_factory=dict)
@@ -80,11 +82,12 @@ class GradientInversion:
         for name in ("steps", "inner", "restarts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("total_variation", "enough"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be below 0, not {getattr(self, name)}")
         for name in ("learning_rate", "secret_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not self.total_variation >= 0:
-            raise ConfigError(f"total_variation must not be below 0, not {self.total_variation}")
         if self.chunk is not None and self.chunk < 1:
             raise ConfigError(f"chunk must be at least 1, not {self.chunk}")
         if any(not weight >= 0 for weight in self.layer_weights.values()):
@@ -199,7 +202,7 @@ class GradientInversion:
             targets=observation.targets,
             weights=weighted,
             cost=COSTS[self.cost],
-            total_variation=self.total_variation,
+            total_variation=self.total_variation / (knowledge.bounds[1] - knowledge.bounds[0]),
         )
         return objective.select(torch.arange(updates).repeat_interleave(self.restarts))
 

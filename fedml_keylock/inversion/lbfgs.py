@@ -32,7 +32,9 @@ class BatchedLBFGS:
         True
     """
 
-    def __init__(self, *, learning_rate: float = 1.0, tolerance: float = 1.0, history: int = 100) -> None:
+    def __init__(
+        self, *, learning_rate: float = 1.0, tolerance: float = 1.0, history: int = 100
+    ) -> None:
         self.learning_rate = learning_rate
         self.tolerance = tolerance
         self.history = history

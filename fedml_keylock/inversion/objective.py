@@ -67,7 +67,7 @@ class Objective:
         targets: name to ``(b, *shape)``.
         weights: ``(b, layers)`` weights of the targets.
         cost: see ``cost.py``.
-        total_variation: weight of the prior.
+        total_variation: weight of the prior, for pixels in their own unit.
     """
 
     model: nn.Module

@@ -65,7 +65,7 @@ def inverting_gradients(**overrides: Any) -> GradientInversion:
             "steps": 4800,
             "learning_rate": 0.1,
             "signed": True,
-            "total_variation": 1e-4,
+            "total_variation": 1e-2,
         },
         overrides,
     )

@@ -69,6 +69,7 @@ def search(
         going = live[~stopped]
         found[going] = rows[~stopped]
         costs[going] = cost[~stopped]
+        stopped = stopped | (cost <= attack.enough)
         if evaluation % every == 0:
             history.append(costs.clone())
             report(evaluation + 1)

@@ -121,7 +121,9 @@ def unlock_model(model: nn.Module) -> None:
             (holder._state_dict_hooks, show_public),
             (holder._load_state_dict_pre_hooks, keep_private),
         ):
-            for handle in [h for h, hook in hooks.items() if getattr(hook, "hook", hook) is function]:
+            for handle in [
+                h for h, hook in hooks.items() if getattr(hook, "hook", hook) is function
+            ]:
                 del hooks[handle]
         for name, (value, trained) in lock.before.items():
             tensor = getattr(holder, name)
@@ -160,7 +162,9 @@ def apply_keylock(holder: nn.Module, _inputs: object, output: Tensor) -> Tensor:
 
 
 def _attach(holder: nn.Module, lock: KeyLock, config: KeyLockConfig) -> None:
-    like = next((t for t in (*holder.parameters(), *holder.buffers()) if t.is_floating_point()), None)
+    like = next(
+        (t for t in (*holder.parameters(), *holder.buffers()) if t.is_floating_point()), None
+    )
     if like is not None:
         lock.to(device=like.device, dtype=like.dtype)
     lock.train(holder.training)

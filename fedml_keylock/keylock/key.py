@@ -66,7 +66,7 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
         True
     """
     q, r = torch.linalg.qr(normal((size, size), uniform))
-    return q * r.diagonal().sign()
+    return (q * r.diagonal().sign()).contiguous()
 
 
 def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:

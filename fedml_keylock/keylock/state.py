@@ -18,7 +18,13 @@ from .config import KeyLockConfig
 from .module import KeyLock
 from .validate import plan
 
-__all__ = ["keep_private", "load_private_state_dict", "private_state_dict", "public_constants", "show_public"]
+__all__ = [
+    "keep_private",
+    "load_private_state_dict",
+    "private_state_dict",
+    "public_constants",
+    "show_public",
+]
 
 PINNED = {"weight": 1.0, "bias": 0.0}
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
@@ -62,7 +68,10 @@ def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
         >>> sorted(private_state_dict(model))[0]
         '0.keylock.bias_beta'
     """
-    return {name: t.detach().cpu().clone() for name, t in _private_tensors(model).items()}
+    return {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in _private_tensors(model).items()
+    }
 
 
 def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -116,9 +125,7 @@ def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata
         state[prefix + name] = torch.full_like(state[prefix + name], STATISTICS[name])
 
 
-def keep_private(
-    holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object
-) -> None:
+def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
     """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
     lock = holder.keylock
     assert isinstance(lock, KeyLock)

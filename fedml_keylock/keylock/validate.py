@@ -135,9 +135,7 @@ def _lockable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _sites(
-    model: nn.Module, config: KeyLockConfig, lockable: dict[str, nn.Module]
-) -> list[Site]:
+def _sites(model: nn.Module, config: KeyLockConfig, lockable: dict[str, nn.Module]) -> list[Site]:
     convolutions = [name for name, layer in lockable.items() if isinstance(layer, CONVOLUTIONS)]
     if config.targets == "first":
         names = convolutions[:1]

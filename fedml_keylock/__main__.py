@@ -1,0 +1,51 @@
+"""`mpiexec -n 4 python -m fedml_keylock main.py --cf fedml_config.yaml`: run an unmodified job.
+
+Like `python -m mpi4py`: the script runs as if started by itself, with fedml_keylock active, and an
+error on one rank ends the job on all of them.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+
+USAGE = "usage: mpiexec -n RANKS python -m fedml_keylock SCRIPT [ARGUMENT ...]"
+
+
+def main(argv: list[str]) -> int:
+    """Activate, then run the script that the arguments name."""
+    if not argv or argv[0] in ("-h", "--help"):
+        sys.stderr.write(f"{USAGE}\n\n{__doc__}")
+        return 0 if argv else 2
+    script = argv[0]
+    if not os.path.exists(script):
+        sys.stderr.write(f"fedml-keylock: {script}: no such script\n{USAGE}\n")
+        return 2
+    from .host.abort import end_job
+
+    try:
+        from .host.fedml import activate
+
+        activate()
+        sys.argv = argv
+        sys.path[0] = os.path.dirname(os.path.abspath(script))
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as stop:
+        if stop.code not in (None, 0):
+            if isinstance(stop.code, str):
+                sys.stderr.write(f"{stop.code}\n")
+            end_job(SystemExit(stop.code), 1)
+            return 1
+    except BaseException as error:
+        end_job(error)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(sys.argv[1:])
+    if status:
+        # FedML's receiver thread may still run, and would keep a failed process alive
+        sys.stdout.flush()
+        os._exit(status)

@@ -1,0 +1,147 @@
+"""Our own defense, attacks and metrics, registered as any plugin's would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import ConfigError, LockError
+from .hookspecs import hookimpl
+from .keylock import KeyLockConfig, Vault, lock_model, plan, public_constants
+from .keylock.attach import locks
+from .types import Agreement, DefenseFactory
+
+__all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
+
+
+class KeyLockDefense:
+    """The key-lock defense of arXiv 2305.04095, for `defense_type: keylock`.
+
+    Args:
+        settings: the YAML's `keylock:` section.
+
+    Raises:
+        ConfigError: naming the field.
+
+    Example:
+        >>> KeyLockDefense({"targets": "all"}).config.targets
+        'all'
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.config = KeyLockConfig.from_mapping(settings)
+        self._vault: Vault | None = None
+        self._watch: _Watch | None = None
+
+    def describe(self, model: nn.Module) -> Agreement:
+        """Every public name, the locked layers, and the settings that must be everyone's."""
+        state = model.state_dict()
+        public = {"vault", "keep_history"}
+        return Agreement(
+            shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+            dtypes={name: tensor.dtype for name, tensor in state.items()},
+            constants=public_constants(model, self.config),
+            layers=tuple(site.layer for site in plan(model, self.config)),
+            settings=self.config.model_dump(mode="json", exclude=public),
+        )
+
+    def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:
+        """Lock the model, with the silo's own private state if its vault has any."""
+        info = lock_model(model, self.config)
+        self._vault = Vault(self.config.vault, silo, agreement.layout)
+        if self._vault.exists():
+            round_index = self._vault.load(model)
+            return f"{info}; goes on from {self._vault.path}, round {round_index}"
+        self._vault.save(model, round_index=0)
+        return f"{info}; private state in {self._vault.path}"
+
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+        """Start to watch the lock train; keep its state on disk if history is wanted."""
+        self._watch = _Watch(model)
+        if self.config.keep_history:
+            self._open_vault().keep(model, round_index=round_index)
+
+    def end_round(self, model: nn.Module, *, round_index: int) -> None:
+        """Check that the lock took part in training, and save it before anything is sent.
+
+        Raises:
+            LockError: no gradient reached a lock, or the optimizer did not know its parameters.
+            VaultError: the private state cannot be saved.
+        """
+        if self._watch is not None:
+            self._watch.finish(round_index)
+            self._watch = None
+        self._open_vault().save(model, round_index=round_index + 1)
+
+    def _open_vault(self) -> Vault:
+        if self._vault is None:
+            raise ConfigError("the key-lock defense was asked to train before it locked a model")
+        return self._vault
+
+
+class _Watch:
+    """Sees whether each lock of a model gets gradients in a round, and whether they move it.
+
+    A lock without gradients stands on a layer that the model does not run: it protects nothing.
+    One that has them and does not move is unknown to the optimizer: it costs accuracy in silence.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        public = [p for n, p in model.named_parameters() if ".keylock." not in f".{n}"]
+        # the last parameter: every forward pass ends there
+        watched = {"": next(p for p in reversed(public) if p.requires_grad)}
+        watched |= {name or "the model": lock.bias_beta for name, _, lock in locks(model)}
+        self._start = {n: p.detach().clone() for n, p in watched.items()}
+        self._watched = watched
+        self._moving: set[str] = set()
+        self._handles = [p.register_hook(partial(self._see, n)) for n, p in watched.items()]
+
+    def _see(self, name: str, gradient: Tensor) -> None:
+        if name not in self._moving and gradient.any():
+            self._moving.add(name)
+
+    def finish(self, round_index: int) -> None:
+        """Raise LockError when the round trained the model and not the lock."""
+        for handle in self._handles:
+            handle.remove()
+        if "" not in self._moving:
+            return  # no step was taken: a silo without data in this round
+        for name, parameter in self._watched.items():
+            if name not in self._moving:
+                raise LockError(
+                    f"the lock on {name} got no gradient in round {round_index}: the model does "
+                    "not run that layer as a lock needs it; name others in keylock.targets"
+                )
+            if parameter.detach().equal(self._start[name].to(parameter.device)):
+                raise LockError(
+                    f"the lock on {name or 'the model'} was not trained in round {round_index}: "
+                    "the trainer's optimizer was made before the model was locked and is not "
+                    "among the trainer's attributes; make it in train(), or keep it in one"
+                )
+
+
+@hookimpl
+def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
+    """keylock."""
+    register("keylock", KeyLockDefense)
+
+
+@hookimpl
+def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
+    """dlg, inverting_gradients."""
+    from .inversion import dlg, inverting_gradients
+
+    register("dlg", dlg)
+    register("inverting_gradients", inverting_gradients)
+
+
+@hookimpl
+def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
+    """psnr, ssim, and both after the best scale and offset of each channel."""
+    from .evaluation import metrics
+
+    for name in ("psnr", "ssim", "psnr_aligned", "ssim_aligned"):
+        register(name, getattr(metrics, name))

@@ -1,0 +1,42 @@
+"""Which reconstruction is of which image: a batch's gradient does not know its order."""
+
+from __future__ import annotations
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from ..errors import ConfigError
+
+__all__ = ["match"]
+
+
+def match(images: Tensor, truth: Tensor) -> Tensor:
+    """Pair a batch's reconstructions with the truth at the least total squared error.
+
+    Args:
+        images: ``(n, c, h, w)`` reconstructions in any order.
+        truth: ``(n, c, h, w)``.
+
+    Returns:
+        ``(n,)`` indices: ``images[match(images, truth)]`` is in the truth's order.
+
+    Raises:
+        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+
+    Example:
+        >>> x = torch.arange(3.0).reshape(3, 1, 1, 1) / 2
+        >>> match(x[[2, 0, 1]], x)
+        tensor([1, 2, 0])
+    """
+    if images.shape != truth.shape or images.ndim != 4:
+        raise ConfigError(
+            "images and truth must both be (n, c, h, w), not "
+            f"{tuple(images.shape)} and {tuple(truth.shape)}"
+        )
+    if not (images.isfinite().all() and truth.isfinite().all()):
+        raise ConfigError("images and truth must be finite: a pixel is NaN or infinite")
+    left = truth.detach().double().clamp(0, 1).flatten(1)
+    right = images.detach().double().clamp(0, 1).flatten(1)
+    _, order = linear_sum_assignment(torch.cdist(left, right).square().cpu().numpy())
+    return torch.as_tensor(order, device=images.device)

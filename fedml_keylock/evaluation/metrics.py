@@ -1,0 +1,167 @@
+"""How much of a picture came back. Images are ``(n, c, h, w)`` on [0, 1]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from ..errors import ConfigError
+
+__all__ = ["align", "mean_interval", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
+
+_MOST_DECIBELS = 100.0
+
+
+def psnr(images: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, ``10 log10(1 / MSE)``, after clamping the images to [0, 1].
+
+    Args:
+        images: ``(n, c, h, w)`` reconstructions.
+        truth: ``(n, c, h, w)`` what they should be, each the same place's.
+
+    Returns:
+        ``(n,)`` decibels, at most 100: an exact copy has no finite ratio.
+
+    Raises:
+        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+
+    Example:
+        >>> psnr(torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.5)).round()
+        tensor([20.])
+    """
+    images, truth = _checked(images, truth)
+    # image by image: torchmetrics has no unreduced form that keeps an exact copy apart
+    values = [
+        peak_signal_noise_ratio(image, true, data_range=1.0)
+        for image, true in zip(images, truth, strict=True)
+    ]
+    return torch.stack(values).clamp(max=_MOST_DECIBELS)
+
+
+def ssim(images: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004), Gaussian window of 11, after clamping to [0, 1].
+
+    Args:
+        images: ``(n, c, h, w)`` reconstructions.
+        truth: ``(n, c, h, w)`` what they should be, each the same place's.
+
+    Returns:
+        ``(n,)`` from -1 to 1, which is an exact copy.
+
+    Raises:
+        ConfigError: the shapes differ or are not those of images, or a value is not finite; or the
+            images are smaller than the window.
+
+    Example:
+        >>> x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> ssim(x, x)
+        tensor([1., 1.])
+    """
+    images, truth = _checked(images, truth)
+    if min(images.shape[-2:]) < 11:
+        raise ConfigError(f"SSIM needs images of at least 11 x 11, not {tuple(images.shape[-2:])}")
+    values = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
+    if not isinstance(values, Tensor):  # it returns a pair only if asked for one
+        raise TypeError(f"torchmetrics returned {type(values).__name__}")
+    return values.reshape(len(images))
+
+
+def align(images: Tensor, truth: Tensor) -> Tensor:
+    """Give each channel the scale and offset that bring it closest to the truth (least squares).
+
+    Someone who looks at a picture sees through wrong contrast and brightness. A scale may be
+    negative: a photographic negative shows what it shows.
+
+    Args:
+        images: ``(n, c, h, w)`` reconstructions, clamped to [0, 1] first.
+        truth: ``(n, c, h, w)`` what they should be.
+
+    Returns:
+        ``(n, c, h, w)`` on [0, 1].
+
+    Raises:
+        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+
+    Example:
+        >>> x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> bool((align(0.5 - 0.4 * x, x) - x).abs().max() < 1e-5)
+        True
+    """
+    images, truth = _checked(images, truth)
+    centred = images - images.mean((2, 3), keepdim=True)
+    mean = truth.mean((2, 3), keepdim=True)
+    square = (centred * centred).sum((2, 3), keepdim=True)
+    product = (centred * (truth - mean)).sum((2, 3), keepdim=True)
+    # a channel without contrast has no scale: the best that an offset can do
+    scale = torch.where(square > 1e-12, product / square.clamp(min=1e-12), 0)
+    return (scale * centred + mean).clamp(0, 1)
+
+
+def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
+    """``psnr`` after ``align``: ``(n,)`` decibels.
+
+    Example:
+        >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> bool(psnr_aligned(0.2 + 0.5 * x, x) > 60)
+        True
+    """
+    return psnr(align(images, truth), truth)
+
+
+def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
+    """``ssim`` after ``align``: ``(n,)``.
+
+    Example:
+        >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> bool(ssim_aligned(0.2 + 0.5 * x, x) > 0.999)
+        True
+    """
+    return ssim(align(images, truth), truth)
+
+
+def mean_interval(values: Sequence[float] | Tensor) -> dict[str, float | int | None]:
+    """Mean and 95 % interval of Student's t.
+
+    Args:
+        values: ``(n,)`` one for each image.
+
+    Returns:
+        ``mean``, ``low``, ``high`` and ``n``. One value has no interval: low and high are None.
+
+    Raises:
+        ConfigError: there is no value, or one is not finite.
+
+    Example:
+        >>> {k: round(v, 2) for k, v in mean_interval([1.0, 2.0, 3.0]).items()}
+        {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'n': 3}
+    """
+    sample = torch.as_tensor(values, dtype=torch.float64).flatten()
+    count = len(sample)
+    if not count:
+        raise ConfigError("a mean needs at least one value")
+    if not sample.isfinite().all():
+        raise ConfigError("a mean needs finite values: one is NaN or infinite")
+    mean = float(sample.mean())
+    if count == 1:
+        return {"mean": mean, "low": None, "high": None, "n": 1}
+    half = float(stats.t.ppf(0.975, count - 1)) * float(sample.std()) / math.sqrt(count)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": count}
+
+
+def _checked(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    if images.shape != truth.shape or images.ndim != 4 or not len(images):
+        raise ConfigError(
+            "images and truth must both be (n, c, h, w), not "
+            f"{tuple(images.shape)} and {tuple(truth.shape)}"
+        )
+    if not (images.isfinite().all() and truth.isfinite().all()):
+        raise ConfigError("images and truth must be finite: a pixel is NaN or infinite")
+    return images.detach().float().clamp(0, 1), truth.detach().float().clamp(0, 1)

@@ -1,0 +1,87 @@
+"""End a whole MPI job when one rank fails: FedML leaves the other ranks waiting for ever."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ..errors import KeyLockError
+
+__all__ = ["AbortOnError", "end_job"]
+
+HEAD_START = 0.5
+"""Seconds by which rank 0 may speak first, so that an error that every rank meets is said once."""
+
+
+def end_job(error: BaseException, status: int = 1) -> None:
+    """Say what went wrong and end the job on every rank. Returns where there is no other rank.
+
+    An error of this package is one line; any other comes with its traceback.
+    """
+    world = _world()
+    rank = 0 if world is None else world.Get_rank()
+    ours = isinstance(error, KeyLockError)
+    if ours and rank > 0:
+        time.sleep(HEAD_START)
+    if ours:
+        message = f"fedml-keylock: rank {rank}: {error}\n"
+    else:
+        message = "".join(traceback.format_exception(error))
+        message += f"fedml-keylock: rank {rank} failed; the job ends on every rank\n"
+    sys.stdout.flush()
+    sys.stderr.write(message)
+    sys.stderr.flush()
+    if world is not None:
+        world.Abort(status)
+
+
+def _world() -> Any:
+    """MPI's world when this process is one of several in it and MPI is up; otherwise None."""
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
+        return None
+    return mpi.COMM_WORLD if mpi.COMM_WORLD.Get_size() > 1 else None
+
+
+class AbortOnError:
+    """Hooks for exceptions that nothing catches, in the main thread and in FedML's receiver thread.
+
+    Example:
+        >>> hooks = AbortOnError()
+        >>> hooks.install(); hooks.remove()
+    """
+
+    def __init__(self) -> None:
+        self._before: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+
+    def install(self) -> None:
+        """Put the hooks in; those that were there still run for what is not an MPI job."""
+        if self._before is None:
+            self._before = (sys.excepthook, threading.excepthook)
+            sys.excepthook = self._main
+            threading.excepthook = self._thread
+
+    def remove(self) -> None:
+        """Put the hooks that were there back."""
+        if self._before is not None:
+            sys.excepthook, threading.excepthook = self._before
+            self._before = None
+
+    def _main(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyLockError) or _world() is not None:
+            end_job(error)
+        elif self._before is not None:
+            self._before[0](kind, error, trace)
+
+    def _thread(self, args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and _world() is not None:
+            end_job(args.exc_value)
+        elif self._before is not None:
+            self._before[1](args)

@@ -1,0 +1,100 @@
+"""Reversible patches of somebody else's classes and modules: all of them, or none."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import HostError
+
+__all__ = ["Patches", "Seam"]
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One function of the host that is wrapped.
+
+    Attributes:
+        owner: the class or module that holds it.
+        name: its name there.
+        parameters: the parameter names that the wrapper was written for.
+        wrap: makes the replacement from the original.
+
+    Example:
+        >>> class Host:
+        ...     def greet(self): return "hello"
+        >>> Seam(Host, "greet", ("self",), lambda original: original).label
+        'Host.greet'
+    """
+
+    owner: Any
+    name: str
+    parameters: tuple[str, ...]
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+
+    @property
+    def label(self) -> str:
+        """``Class.function``, as messages show it."""
+        return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}"
+
+    def problem(self) -> str | None:
+        """Why this host does not fit, or None."""
+        if self.name not in vars(self.owner):
+            return f"{self.label} does not exist"
+        found = tuple(inspect.signature(getattr(self.owner, self.name)).parameters)
+        if found != self.parameters:
+            return f"{self.label} takes ({', '.join(found)}), not ({', '.join(self.parameters)})"
+        return None
+
+
+@dataclass
+class Patches:
+    """A set of seams that is put in, and taken out, as one.
+
+    Example:
+        >>> class Host:
+        ...     def greet(self): return "hello"
+        >>> patches = Patches((Seam(Host, "greet", ("self",), lambda f: lambda self: "hi"),))
+        >>> patches.apply(); Host().greet()
+        'hi'
+        >>> patches.restore(); Host().greet()
+        'hello'
+    """
+
+    seams: tuple[Seam, ...]
+    applied: bool = False
+    _raw: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    def apply(self) -> None:
+        """Put every wrapper in.
+
+        Raises:
+            HostError: a seam does not fit; nothing was changed.
+        """
+        if self.applied:
+            return
+        problems = [problem for seam in self.seams if (problem := seam.problem())]
+        if problems:
+            raise HostError("this fedml is not one that fits: " + "; ".join(problems))
+        try:
+            for seam in self.seams:
+                raw = vars(seam.owner)[seam.name]  # the entry itself: a staticmethod stays one
+                replacement = seam.wrap(getattr(seam.owner, seam.name))
+                setattr(seam.owner, seam.name, replacement)
+                self._raw.append((seam.owner, seam.name, raw))
+        except BaseException:
+            self._put_back()
+            raise
+        self.applied = True
+
+    def restore(self) -> None:
+        """Put every original back, as it was found."""
+        self._put_back()
+        self.applied = False
+
+    def _put_back(self) -> None:
+        while self._raw:
+            owner, name, raw = self._raw.pop()
+            setattr(owner, name, raw)

@@ -1,0 +1,267 @@
+"""One rank's part in one job: the flag read once, the model protected once, the gates' agreement."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import HostError, LockError
+from ..evaluation.capture import Capture
+from ..evaluation.settings import InversionSettings
+from ..plugins import defenses, manager, one_of
+from ..types import Agreement, ClientUpdate, Defense
+from .gate import MARK, check_mark, check_samples, check_state, public_copy
+
+__all__ = ["Arguments", "Session", "our_attack", "our_defense"]
+
+Arguments = Any
+"""FedML's `args`: one attribute for each key of each section of the YAML."""
+
+INVERSION = "gradient_inversion"
+log = logging.getLogger(__name__)
+
+
+def our_defense(args: Arguments) -> str | None:
+    """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
+    if not getattr(args, "enable_defense", False):
+        return None
+    name = str(getattr(args, "defense_type", "")).strip()
+    return name if name in defenses() else None
+
+
+def our_attack(args: Arguments) -> bool:
+    """Whether the job asks for gradient inversion."""
+    kind = str(getattr(args, "attack_type", "")).strip()
+    return bool(getattr(args, "enable_attack", False)) and kind == INVERSION
+
+
+@dataclass
+class Session:
+    """One rank of one job.
+
+    Attributes:
+        args: FedML's arguments.
+        name: the defense's name, or None when only attacks are asked for.
+        defense: the defense, or None.
+        inversion: the attack section, or None.
+    """
+
+    args: Arguments
+    name: str | None
+    defense: Defense | None
+    inversion: InversionSettings | None
+    model: nn.Module | None = None
+    agreement: Agreement | None = None
+    capture: Capture | None = None
+    received: Mapping[str, Tensor] | None = None
+    _sent: Any = None
+
+    @classmethod
+    def begin(cls, args: Arguments) -> Session | None:
+        """The session that this job's flags ask for, or None when they ask for nothing.
+
+        Raises:
+            ConfigError: a field is wrong.
+            HostError: the job is of a kind that the defense has not been shown to work in.
+        """
+        name, attack = our_defense(args), our_attack(args)
+        if name is None and not attack:
+            return None
+        for what, found, supported in _unsupported(args):
+            raise HostError(
+                f"{what}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
+            )
+        defense = defenses()[name](getattr(args, name, None) or {}) if name else None
+        inversion = (
+            InversionSettings.from_mapping(getattr(args, INVERSION, None)) if attack else None
+        )
+        for chosen in inversion.attacks if inversion else ():
+            one_of("attacks", chosen)
+        return cls(args, name, defense, inversion)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this rank is the server's."""
+        return bool(self.args.role == "server")
+
+    @property
+    def silo(self) -> int:
+        """Index of this rank's silo, from 0."""
+        return int(self.args.rank) - 1
+
+    @property
+    def who(self) -> str:
+        """This rank, as messages begin."""
+        if self.is_server:
+            return "the server"
+        return f"silo {self.silo} (rank {self.args.rank}), round {self._round()}"
+
+    def adopt(self, model: nn.Module) -> None:
+        """Take the job's model: describe it, and in a silo protect it. Again for the same: nothing.
+
+        Raises:
+            LockError: the model cannot be locked so.
+        """
+        if model is self.model:
+            return
+        if not isinstance(model, nn.Module):
+            raise LockError(f"the job's model is a {type(model).__name__}, not a torch module")
+        if self.defense is not None:
+            self.agreement = self.defense.describe(model)
+            if not self.is_server:
+                done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
+                log.info("silo %d: %s", self.silo, done)
+        self.model = model
+        if self.is_server and self.inversion is not None:
+            self.capture = Capture.create(self.inversion.output / "capture", self._capture_meta())
+
+    def train(self, trainer: Any, run: Callable[[], Any]) -> Any:
+        """Run a silo's local training under the defense's eyes.
+
+        Raises:
+            LockError: the model that trains is not the protected one, or the lock did not train.
+        """
+        if self.defense is None or self.is_server:
+            return run()
+        if getattr(trainer, "model", self.model) is not self.model:
+            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
+        assert self.model is not None
+        self.defense.begin_round(self.model, round_index=self._round())
+        result = run()
+        self.defense.end_round(self.model, round_index=self._round())
+        return result
+
+    def outgoing(self, entries: dict[str, Any], state_key: str) -> None:
+        """The egress gate: in a silo, check a message and make it ready, or raise.
+
+        Args:
+            entries: the message's entries; changed in place.
+            state_key: name of the entry that holds a model's state.
+
+        Raises:
+            UpdateRefused: the message holds anything but agreed public state.
+        """
+        state = entries.get(state_key)
+        if self.is_server:
+            # the same state goes to every silo: keep one copy, for the capture and the observers
+            if state is not None and state is not self._sent and self._watched("after_upload"):
+                self._sent, self.received = state, _copy(state)
+            return
+        if self.defense is None:
+            return
+        for key, value in entries.items():
+            if key != state_key and not isinstance(value, (str, int, float, type(None))):
+                check_samples(value, who=f"{self.who}: message entry {key}")
+        if state is not None:
+            entries[state_key] = public_copy(check_state(state, self._agreed(), who=self.who))
+            self._show("before_upload", entries[state_key], entries, self.silo)
+        entries[MARK] = self._agreed().mark
+
+    def incoming(self, entries: dict[str, Any], state_key: str, sender: int) -> None:
+        """The ingress gate: check a message from another rank, or raise.
+
+        Raises:
+            UpdateRefused: naming the rank and what is wrong with its message.
+        """
+        state = entries.get(state_key)
+        if self.defense is not None:
+            if self.is_server:
+                who = f"rank {sender} (silo {sender - 1}), round {self._round()}"
+                check_mark(entries.get(MARK), self._agreed(), who=who)
+                if state is not None:
+                    check_state(state, self._agreed(), who=who)
+                    check_samples(entries.get("num_samples"), who=who)
+            elif state is not None:
+                who = f"{self.who}: the server's model"
+                self.received = check_state(state, self._agreed(), who=who, averaged=True)
+        if self.is_server and state is not None:
+            self._show("after_upload", state, entries, sender - 1)
+
+    def finish(self) -> None:
+        """The job is over on this rank: on the server, attack what was captured."""
+        if self.capture is None or self.model is None or self.inversion is None:
+            return
+        if self.received is not None:  # after the last round the server still sends the model
+            self.capture.finish(self.received)
+        if self.inversion.when == "after":
+            from ..evaluation.inversion_run import attack_capture
+
+            attack_capture(self.capture, self.model, self.inversion)
+
+    def _agreed(self) -> Agreement:
+        if self.agreement is None:
+            raise HostError(f"{self.who}: a message was sent before the job's model was locked")
+        return self.agreement
+
+    def _round(self) -> int:
+        return int(getattr(self.args, "round_idx", None) or 0)
+
+    def _watched(self, hook: str) -> bool:
+        return self.capture is not None or bool(getattr(manager().hook, hook).get_hookimpls())
+
+    def _show(
+        self, hook: str, state: Mapping[str, Tensor], entries: Mapping[str, Any], silo: int
+    ) -> None:
+        """Give the capture and the observers a copy of an update."""
+        if self.received is None or not self._watched(hook):
+            return
+        update = ClientUpdate(
+            before=_copy(self.received),
+            after=_copy(state),
+            learning_rate=float(self.args.learning_rate),
+            samples=int(entries.get("num_samples", 1)),
+            silo=silo,
+            round=self._round(),
+        )
+        if self.capture is not None and update.round in self._captured_rounds():
+            self.capture.add(update)
+        getattr(manager().hook, hook)(update=update)
+
+    def _captured_rounds(self) -> set[int]:
+        assert self.inversion is not None
+        total = int(self.args.comm_round)
+        return {r % total if r < 0 else r for r in self.inversion.rounds}
+
+    def _capture_meta(self) -> dict[str, Any]:
+        agreed = self.agreement
+        return {
+            "learning_rate": float(self.args.learning_rate),
+            "client_optimizer": str(getattr(self.args, "client_optimizer", "")),
+            "batch_size": int(getattr(self.args, "batch_size", 0)),
+            "rounds": int(self.args.comm_round),
+            "defense": self.name,
+            "settings": dict(agreed.settings) if agreed else {},
+            "layers": list(agreed.layers) if agreed else [],
+        }
+
+
+def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
+    """What of the job has not been shown to work with the defense: (field, value, supported)."""
+    wanted: list[tuple[str, Any, Any]] = [
+        ("training_type", "cross_silo", getattr(args, "training_type", None)),
+        ("scenario", "horizontal", getattr(args, "scenario", "horizontal")),
+        ("backend", "MPI", getattr(args, "backend", None)),
+        ("federated_optimizer", "FedAvg", getattr(args, "federated_optimizer", None)),
+        ("ml_engine", "torch", getattr(args, "ml_engine", "torch")),
+        ("enable_dp", False, bool(getattr(args, "enable_dp", False))),
+        ("enable_fhe", False, bool(getattr(args, "enable_fhe", False))),
+    ]
+    found = [(name, value, str(only)) for name, only, value in wanted if value != only]
+    total, each = getattr(args, "client_num_in_total", 0), getattr(args, "client_num_per_round", 0)
+    if total != each:
+        found.append(
+            (
+                "client_num_in_total",
+                total,
+                f"client_num_per_round ({each}): every silo in every round",
+            )
+        )
+    return found

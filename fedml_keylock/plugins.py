@@ -1,0 +1,153 @@
+"""Plugins: found by entry point, checked when loaded, listed by name.
+
+Our own defense and attacks come in through the same hooks as anyone's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import pluggy
+
+from . import hookspecs
+from .errors import ConfigError, PluginError
+from .types import DefenseFactory
+
+__all__ = ["KINDS", "Registered", "attacks", "defenses", "load", "manager", "metrics", "registered"]
+
+KINDS = ("defenses", "attacks", "metrics")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One thing that a plugin registered: a defense's factory, an attack's preset, a metric."""
+
+    kind: str
+    name: str
+    plugin: str
+    value: Callable[..., Any]
+
+
+@cache
+def manager() -> pluggy.PluginManager:
+    """The plugin manager of this process, with every installed plugin in it.
+
+    Raises:
+        PluginError: naming the plugin that does not load, or whose hooks do not fit.
+
+    Example:
+        >>> "builtin" in dict(manager().list_name_plugin())
+        True
+    """
+    return load(sorted(entry_points(group=hookspecs.PROJECT), key=lambda entry: entry.name))
+
+
+def load(entries: list[EntryPoint]) -> pluggy.PluginManager:
+    """A plugin manager with these entry points loaded.
+
+    Raises:
+        PluginError: naming the plugin that does not load, or whose hooks do not fit.
+    """
+    made = pluggy.PluginManager(hookspecs.PROJECT)
+    made.add_hookspecs(hookspecs)
+    for entry in entries:
+        who = f"plugin {entry.name} ({entry.value})"
+        try:
+            plugin = entry.load()
+        except Exception as error:  # a plugin's import may raise anything at all
+            raise PluginError(
+                f"{who} cannot be imported: {type(error).__name__}: {error}; "
+                "mend it or uninstall it"
+            ) from error
+        try:
+            made.register(plugin, entry.name)
+            made.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            reason = str(error).replace("\n", " ")
+            raise PluginError(f"{who} does not fit: {reason}") from None
+    return made
+
+
+def registered(made: pluggy.PluginManager | None = None) -> list[Registered]:
+    """Everything that plugins registered, in the order of kind and plugin.
+
+    Raises:
+        PluginError: two plugins registered the same name.
+
+    Example:
+        >>> "keylock" in [one.name for one in registered() if one.kind == "defenses"]
+        True
+    """
+    made = made or manager()
+    found: dict[tuple[str, str], Registered] = {}
+    for kind in KINDS:
+        hook = f"register_{kind}"
+        for name, plugin in made.list_name_plugin():
+            if plugin is None or not hasattr(plugin, hook):
+                continue
+
+            def register(
+                what: str, value: Callable[..., Any], kind: str = kind, name: str = name
+            ) -> None:
+                other = found.get((kind, what))
+                if other is not None:
+                    raise PluginError(
+                        f"plugins {other.plugin} and {name} both register {what!r} in {kind}; "
+                        "uninstall one of them"
+                    )
+                found[kind, what] = Registered(kind, what, name, value)
+
+            made.subset_hook_caller(
+                hook, [p for _, p in made.list_name_plugin() if p is not plugin]
+            )(register=register)
+    return list(found.values())
+
+
+def defenses() -> dict[str, DefenseFactory]:
+    """Name to factory of every defense.
+
+    Example:
+        >>> "keylock" in defenses()
+        True
+    """
+    return _named("defenses")
+
+
+def attacks() -> dict[str, Callable[..., Any]]:
+    """Name to preset of every attack.
+
+    Example:
+        >>> "dlg" in attacks()
+        True
+    """
+    return _named("attacks")
+
+
+def metrics() -> dict[str, Callable[..., Any]]:
+    """Name to function of every metric of an image.
+
+    Example:
+        >>> "ssim" in metrics()
+        True
+    """
+    return _named("metrics")
+
+
+def one_of(kind: str, name: str) -> Any:
+    """The registered value of that name.
+
+    Raises:
+        ConfigError: naming what there is instead.
+    """
+    found = _named(kind)
+    if name not in found:
+        raise ConfigError(f"no {kind[:-1]} is named {name!r}; there are: {', '.join(found)}")
+    return found[name]
+
+
+def _named(kind: str) -> dict[str, Callable[..., Any]]:
+    return {one.name: one.value for one in registered() if one.kind == kind}

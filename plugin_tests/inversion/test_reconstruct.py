@@ -1,0 +1,215 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fedml_keylock.evaluation.metrics import psnr, ssim_aligned
+from fedml_keylock.inversion import Knowledge, Secrets, dlg, inverting_gradients
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+KNOWN = Knowledge("oblivious", input_shape=(3, 32, 32), classes=10)
+
+
+def run(attack, updates, model, knowledge=KNOWN, seed=0, **more):
+    generator = torch.Generator().manual_seed(seed)
+    return attack.reconstruct(updates, model, knowledge=knowledge, generator=generator, **more)
+
+
+@pytest.fixture
+def updates(photos, lenet, make_update):
+    """One update for each photo, all from the same state; labels 0 to 5."""
+    model = lenet()
+    return [
+        make_update(model, photos[index : index + 1], torch.tensor([index])) for index in range(6)
+    ]
+
+
+def test_dlg_reads_photos_off_an_undefended_lenet(updates, photos, lenet):
+    attack = dlg(steps=30, restarts=3, start="uniform", enough=1e-6)
+    found = run(attack, updates[:3], lenet())
+    scores = psnr(found.images[:, 0], photos[:3])
+    assert (scores > 20).sum() >= 2, scores
+    assert found.labels[scores > 20].flatten().tolist() == [
+        index for index in range(3) if scores[index] > 20
+    ]
+
+
+@pytest.mark.long
+def test_dlg_reaches_the_published_quality(updates, photos, lenet):
+    found = run(dlg(steps=150), updates, lenet())
+    scores = psnr(found.images[:, 0], photos)
+    assert (scores > 32).sum() >= 5, scores
+
+
+def test_inverting_gradients_reads_photos_and_labels(updates, photos, lenet):
+    found = run(inverting_gradients(steps=400), updates[:3], lenet())
+    assert found.labels.flatten().tolist() == [0, 1, 2]
+    assert ssim_aligned(found.images[:, 0], photos[:3]).mean() > 0.4
+    assert psnr(found.images[:, 0], photos[:3]).mean() > 13
+    assert found.cost.max() < 0.01
+    assert bool((found.history[0] > 10 * found.history[-1]).all())
+
+
+@pytest.mark.long
+def test_inverting_gradients_reaches_the_published_quality(updates, photos, lenet):
+    found = run(inverting_gradients(steps=2000), updates, lenet())
+    assert psnr(found.images[:, 0], photos).mean() > 18
+
+
+@pytest.mark.parametrize(
+    "attack", [dlg(steps=2, inner=4, restarts=2), inverting_gradients(steps=6, restarts=2)]
+)
+def test_the_generator_decides_and_chunks_do_not(updates, lenet, attack):
+    first = run(attack, updates[:3], lenet())
+    assert torch.equal(first.images, run(attack, updates[:3], lenet()).images)
+    assert not torch.equal(first.images, run(attack, updates[:3], lenet(), seed=1).images)
+    split = run(replace(attack, chunk=4), updates[:3], lenet())
+    assert torch.allclose(first.cost, split.cost, rtol=1e-2)
+    assert split.history.shape == first.history.shape
+
+
+def test_what_comes_back_has_the_shapes_it_should(photos, lenet, make_update):
+    model = lenet()
+    labels = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    updates = [make_update(model, photos[2 * i : 2 * i + 2], labels[i]) for i in range(3)]
+    steps = []
+    found = run(
+        dlg(steps=30, inner=2, restarts=2, chunk=3),
+        updates,
+        model,
+        replace(KNOWN, batch=2),
+        progress=lambda done, total: steps.append((done, total)),
+    )
+    assert found.images.shape == (3, 2, 3, 32, 32)
+    assert found.labels.shape == (3, 2)
+    assert found.history.shape == (30, 3)
+    assert found.cost.shape == found.diverged.shape == (3,)
+    assert 0 <= found.images.min() <= found.images.max() <= 1
+    assert (found.attack, found.knowledge) == ("dlg", "oblivious")
+    assert steps[-1] == (120, 120)
+    assert steps == sorted(steps)
+    known = replace(KNOWN, batch=2, labels=labels)
+    assert torch.equal(run(inverting_gradients(steps=2), updates, model, known).labels, labels)
+
+
+def test_updates_of_different_rounds_are_attacked_each_from_its_own_state(
+    photos, lenet, make_update
+):
+    models = [lenet(seed=seed) for seed in (0, 1)]
+    updates = [
+        make_update(model, photos[:1], torch.tensor([1]), round=index)
+        for index, model in enumerate(models)
+    ]
+    attack = inverting_gradients(steps=300)
+    together = run(attack, updates, lenet(seed=2))
+    assert together.cost.max() < 0.01
+
+
+def test_the_restart_with_the_lowest_cost_is_kept(updates, lenet):
+    attack = inverting_gradients(steps=20)
+    starts = torch.Generator().manual_seed(0)
+    single = [
+        attack.reconstruct(updates[:1], lenet(), knowledge=KNOWN, generator=starts).cost.item()
+        for _ in range(3)
+    ]
+    best = run(replace(attack, restarts=3), updates[:1], lenet()).cost.item()
+    assert best == pytest.approx(min(single), rel=1e-3)
+
+
+class Blows(nn.Module):
+    """Not a number as soon as an image is brighter than a limit."""
+
+    def __init__(self, limit):
+        super().__init__()
+        self.limit = limit
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) + (self.limit - x.mean()).sqrt())
+
+
+@pytest.mark.parametrize("attack", [dlg(steps=1, inner=8), inverting_gradients(steps=8)])
+def test_candidates_that_diverge_are_counted_and_stay_finite(make_update, attack):
+    torch.manual_seed(0)
+    model, known = Blows(2.0), replace(KNOWN, input_shape=(3, 4, 4))
+    updates = [make_update(model, torch.rand(1, 3, 4, 4), torch.tensor([1])) for _ in range(4)]
+    good = run(replace(attack, restarts=2), updates, Blows(9.0), known)
+    assert good.diverged.tolist() == [0] * 4
+    bad = run(replace(attack, restarts=2), updates, Blows(-9.0), known)
+    assert bad.diverged.tolist() == [2] * 4
+    assert bad.cost.tolist() == [float("inf")] * 4
+    assert bool(bad.images.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["dlg", "inverting_gradients"])
+def test_enough_is_enough(updates, lenet, name):
+    attack = {"dlg": dlg, "inverting_gradients": inverting_gradients}[name](
+        steps=100, enough=0.5, **({"inner": 1} if name == "dlg" else {})
+    )
+    found = run(attack, updates[:2], lenet())
+    assert 0.0 < found.cost.min() <= found.cost.max() <= 0.5
+
+
+def lock_knowledge(model, level):
+    values = {n: p.detach() for n, p in model.named_parameters() if n.startswith("lock")}
+
+    def draw(count, generator):
+        starts = {}
+        for name, value in values.items():
+            if name.endswith("gamma"):
+                starts[name] = 0.3 + 1.4 * torch.rand(count, 12, generator=generator)
+            elif name.endswith("beta"):
+                starts[name] = 0.3 * torch.randn(count, 12, generator=generator)
+            else:
+                square = torch.randn(count, *value.shape, generator=generator)
+                starts[name] = torch.linalg.qr(square)[0]
+        return starts
+
+    names = tuple(values)
+    secrets = {
+        "oblivious": Secrets(names),
+        "adaptive": Secrets(names, draw=draw),
+        "oracle": Secrets(names, given={n: v.expand(3, *v.shape) for n, v in values.items()}),
+    }
+    return replace(KNOWN, level=level, secrets=secrets[level])
+
+
+def attacker_s(model):
+    """The model without what is private: the published attack's gamma 1, beta 0, no mixing."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(1)
+            elif name.endswith("beta"):
+                parameter.zero_()
+            elif name.endswith("mixing"):
+                parameter.copy_(torch.eye(12))
+    return model
+
+
+def test_a_scale_and_shift_stops_who_ignores_it_and_not_who_knows_it(photos, lenet, make_update):
+    model = lenet(locks=(1,))
+    updates = [make_update(model, photos[i : i + 1], torch.tensor([i])) for i in range(3)]
+    scores = {}
+    for level in ("oblivious", "adaptive", "oracle"):
+        attack = inverting_gradients(steps=400, secret_learning_rate=0.02)
+        found = run(attack, updates, attacker_s(lenet(locks=(1,))), lock_knowledge(model, level))
+        scores[level] = ssim_aligned(found.images[:, 0], photos[:3]).mean().item()
+    assert scores["adaptive"] > scores["oblivious"] + 0.1, scores
+    assert scores["oracle"] > scores["oblivious"] + 0.1, scores
+
+
+def test_mixing_in_every_layer_stops_who_knows_of_it_and_not_who_is_told(
+    photos, lenet, make_update
+):
+    model = lenet(locks=(1, 2, 3), mixing=True)
+    updates = [make_update(model, photos[i : i + 1], torch.tensor([i])) for i in range(3)]
+    scores = {}
+    for level in ("adaptive", "oracle"):
+        attack = inverting_gradients(steps=400, secret_learning_rate=0.02)
+        found = run(
+            attack, updates, lenet(locks=(1, 2, 3), mixing=True), lock_knowledge(model, level)
+        )
+        scores[level] = ssim_aligned(found.images[:, 0], photos[:3]).mean().item()
+    assert scores["oracle"] > scores["adaptive"] + 0.15, scores
