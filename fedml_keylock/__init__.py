@@ -1,4 +1,4 @@
-"""fedml-keylock: stops gradient leakage in FedML's MPI cross-silo training, and shows what it stopped.
+"""fedml-keylock: stops gradient leakage in FedML's cross-silo training, and shows what it stopped.
 
 Importing this package imports neither torch nor fedml: its names are loaded when first used.
 """
@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .hookspecs import hookimpl
+    from .host import activate, deactivate, is_active
     from .keylock import (
         KeyLockConfig,
         LockInfo,
@@ -30,7 +32,11 @@ _WHERE = {
     "LockInfo": ".keylock",
     "LockIssue": ".keylock",
     "Reconstruction": ".types",
+    "activate": ".host",
     "check_model": ".keylock",
+    "deactivate": ".host",
+    "hookimpl": ".hookspecs",
+    "is_active": ".host",
     "is_locked": ".keylock",
     "load_private_state_dict": ".keylock",
     "lock_model": ".keylock",
@@ -44,7 +50,11 @@ __all__ = [
     "LockInfo",
     "LockIssue",
     "Reconstruction",
+    "activate",
     "check_model",
+    "deactivate",
+    "hookimpl",
+    "is_active",
     "is_locked",
     "load_private_state_dict",
     "lock_model",

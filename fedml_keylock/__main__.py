@@ -25,6 +25,9 @@ def main(argv: list[str]) -> int:
     from .host.abort import end_job
 
     try:
+        from .host.launch import check_world
+
+        check_world()
         from .host.fedml import activate
 
         activate()

@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 from .errors import ConfigError, LockError
 from .hookspecs import hookimpl
-from .keylock import KeyLockConfig, Vault, lock_model, plan, public_constants
+from .keylock import (
+    KeyLockConfig,
+    Vault,
+    draw_effective,
+    lock_model,
+    plan,
+    public_constants,
+    surrogate,
+)
 from .keylock.attach import locks
-from .types import Agreement, DefenseFactory
+from .types import Agreement, DefenseFactory, Surrogate
 
 __all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
 
@@ -29,6 +37,7 @@ class KeyLockDefense:
     Example:
         >>> KeyLockDefense({"targets": "all"}).config.targets
         'all'
+
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -70,11 +79,17 @@ class KeyLockDefense:
         Raises:
             LockError: no gradient reached a lock, or the optimizer did not know its parameters.
             VaultError: the private state cannot be saved.
+
         """
         if self._watch is not None:
             self._watch.finish(round_index)
             self._watch = None
         self._open_vault().save(model, round_index=round_index + 1)
+
+    def surrogate(self, model: nn.Module) -> Surrogate:
+        """The public model with gamma, beta and mixing as plain parameters, and no key."""
+        revealed, names = surrogate(model, self.config)
+        return Surrogate(revealed, names, partial(draw_effective, model, self.config))
 
     def _open_vault(self) -> Vault:
         if self._vault is None:
@@ -92,12 +107,15 @@ class _Watch:
     def __init__(self, model: nn.Module) -> None:
         public = [p for n, p in model.named_parameters() if ".keylock." not in f".{n}"]
         # the last parameter: every forward pass ends there
-        watched = {"": next(p for p in reversed(public) if p.requires_grad)}
+        watched: dict[str, Tensor] = {"": next(p for p in reversed(public) if p.requires_grad)}
         watched |= {name or "the model": lock.bias_beta for name, _, lock in locks(model)}
         self._start = {n: p.detach().clone() for n, p in watched.items()}
         self._watched = watched
         self._moving: set[str] = set()
-        self._handles = [p.register_hook(partial(self._see, n)) for n, p in watched.items()]
+        self._handles = [
+            p.register_hook(partial(self._see, n))  # type: ignore[no-untyped-call]  # torch has none
+            for n, p in watched.items()
+        ]
 
     def _see(self, name: str, gradient: Tensor) -> None:
         if name not in self._moving and gradient.any():
@@ -125,7 +143,7 @@ class _Watch:
 
 @hookimpl
 def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
-    """keylock."""
+    """Keylock."""
     register("keylock", KeyLockDefense)
 
 

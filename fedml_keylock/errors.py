@@ -41,7 +41,7 @@ class LockError(KeyLockError):
     """A model has nothing that can be locked, is locked already, or is not locked."""
 
 
-class UpdateRefused(KeyLockError):
+class UpdateRefused(KeyLockError):  # noqa: N818  # says what happened
     """An update is not the public state of a locked model."""
 
 
@@ -65,7 +65,7 @@ class AttackError(KeyLockError):
     """An attack, its knowledge and the update that it was given do not fit together."""
 
 
-class MissingExtra(KeyLockError):
+class MissingExtra(KeyLockError):  # noqa: N818  # says what happened
     """An optional dependency is needed and is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:

@@ -42,6 +42,7 @@ def manager() -> pluggy.PluginManager:
     Example:
         >>> "builtin" in dict(manager().list_name_plugin())
         True
+
     """
     return load(sorted(entry_points(group=hookspecs.PROJECT), key=lambda entry: entry.name))
 
@@ -51,6 +52,7 @@ def load(entries: list[EntryPoint]) -> pluggy.PluginManager:
 
     Raises:
         PluginError: naming the plugin that does not load, or whose hooks do not fit.
+
     """
     made = pluggy.PluginManager(hookspecs.PROJECT)
     made.add_hookspecs(hookspecs)
@@ -81,6 +83,7 @@ def registered(made: pluggy.PluginManager | None = None) -> list[Registered]:
     Example:
         >>> "keylock" in [one.name for one in registered() if one.kind == "defenses"]
         True
+
     """
     made = made or manager()
     found: dict[tuple[str, str], Registered] = {}
@@ -113,6 +116,7 @@ def defenses() -> dict[str, DefenseFactory]:
     Example:
         >>> "keylock" in defenses()
         True
+
     """
     return _named("defenses")
 
@@ -123,6 +127,7 @@ def attacks() -> dict[str, Callable[..., Any]]:
     Example:
         >>> "dlg" in attacks()
         True
+
     """
     return _named("attacks")
 
@@ -133,6 +138,7 @@ def metrics() -> dict[str, Callable[..., Any]]:
     Example:
         >>> "ssim" in metrics()
         True
+
     """
     return _named("metrics")
 
@@ -142,6 +148,7 @@ def one_of(kind: str, name: str) -> Any:
 
     Raises:
         ConfigError: naming what there is instead.
+
     """
     found = _named(kind)
     if name not in found:

@@ -22,6 +22,7 @@ class Settings(BaseModel):
         >>> Lamp.from_mapping({"wats": 7})
         Traceback (most recent call last):
         fedml_keylock.errors.ConfigError: lamp.wats: no such field; allowed: watts
+
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +34,7 @@ class Settings(BaseModel):
 
         Raises:
             ConfigError: naming the field, the value and what is allowed.
+
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(f"{cls.section}: must be a mapping of fields, not {settings!r}")

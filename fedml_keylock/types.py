@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Agreement", "ClientUpdate", "Defense", "DefenseFactory", "Reconstruction"]
+__all__ = ["Agreement", "ClientUpdate", "Defense", "DefenseFactory", "Reconstruction", "Surrogate"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class ClientUpdate:
         samples: how many samples the silo says that it holds.
         silo: index of the silo, from 0.
         round: index of the round, from 0.
+
     """
 
     before: Mapping[str, Tensor] = field(repr=False)
@@ -53,6 +54,7 @@ class Reconstruction:
         diverged: ``(u,)`` how many restarts were dropped because their cost became NaN or infinite.
         attack: name of the attack.
         knowledge: level of knowledge that it had.
+
     """
 
     images: Tensor = field(repr=False)
@@ -74,6 +76,7 @@ class Agreement:
         constants: public names whose value says nothing because it is always this one.
         layers: names of the protected layers.
         settings: the public part of the configuration.
+
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -105,10 +108,26 @@ class Agreement:
         return "nothing"
 
 
-class Defense(Protocol):
-    """A defense that wraps a silo's model. One object a rank, built from the YAML section that has
-    the defense's name.
+@dataclass(frozen=True)
+class Surrogate:
+    """A defended model as an attacker knows it: the defense's kind, not its private state.
+
+    Attributes:
+        model: computes what a silo's model computes in training, with the private tensors as plain
+            parameters, at the values that stand for no defense.
+        names: which of its parameters those are.
+        draw: ``draw(count, generator)``: name to ``(count, *shape)`` starts, drawn from the
+            distribution of a new silo's private state, which is public.
+
     """
+
+    model: nn.Module
+    names: tuple[str, ...]
+    draw: Callable[[int, torch.Generator], dict[str, Tensor]]
+
+
+class Defense(Protocol):
+    """A defense that wraps a silo's model: one object a rank, built from its own YAML section."""
 
     def describe(self, model: nn.Module) -> Agreement:
         """What server and silos must agree on, from the model as it is before it is protected."""
@@ -117,10 +136,13 @@ class Defense(Protocol):
         """Protect a silo's model in place, before any training; say what was done in one line."""
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """A silo is about to train a round."""
+        """Called in a silo that is about to train a round."""
 
     def end_round(self, model: nn.Module, *, round_index: int) -> None:
-        """A silo has trained a round and has not sent anything of it yet; raise to stop it."""
+        """Called in a silo before it sends what it trained; raise to stop it."""
+
+    def surrogate(self, model: nn.Module) -> Surrogate:
+        """Give an attacker who knows this defense his model, from the unprotected public one."""
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

@@ -39,6 +39,7 @@ class Capture:
         >>> capture.add(update)
         >>> Capture.open(capture.folder).updates()[0].silo
         0
+
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Capture:
 
         Raises:
             AttackError: the folder holds a capture already, or cannot be written.
+
         """
         capture = cls(folder, {"schema": SCHEMA, **meta})
         if (folder / "capture.json").exists():
@@ -67,6 +69,7 @@ class Capture:
 
         Raises:
             AttackError: it is missing, damaged, or of another schema.
+
         """
         try:
             meta = json.loads((folder / "capture.json").read_text())
@@ -81,6 +84,7 @@ class Capture:
 
         Raises:
             AttackError: it cannot be written.
+
         """
         folder = self._round(update.round)
         try:
@@ -110,6 +114,7 @@ class Capture:
 
         Raises:
             AttackError: a file is missing or damaged.
+
         """
         found = []
         for index in self.rounds() if round_index is None else [round_index]:

@@ -28,6 +28,7 @@ def match(images: Tensor, truth: Tensor) -> Tensor:
         >>> x = torch.arange(3.0).reshape(3, 1, 1, 1) / 2
         >>> match(x[[2, 0, 1]], x)
         tensor([1, 2, 0])
+
     """
     if images.shape != truth.shape or images.ndim != 4:
         raise ConfigError(

@@ -36,6 +36,7 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
     Example:
         >>> psnr(torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.5)).round()
         tensor([20.])
+
     """
     images, truth = _checked(images, truth)
     # image by image: torchmetrics has no unreduced form that keeps an exact copy apart
@@ -64,6 +65,7 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
         >>> x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> ssim(x, x)
         tensor([1., 1.])
+
     """
     images, truth = _checked(images, truth)
     if min(images.shape[-2:]) < 11:
@@ -94,6 +96,7 @@ def align(images: Tensor, truth: Tensor) -> Tensor:
         >>> x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> bool((align(0.5 - 0.4 * x, x) - x).abs().max() < 1e-5)
         True
+
     """
     images, truth = _checked(images, truth)
     centred = images - images.mean((2, 3), keepdim=True)
@@ -112,6 +115,7 @@ def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> bool(psnr_aligned(0.2 + 0.5 * x, x) > 60)
         True
+
     """
     return psnr(align(images, truth), truth)
 
@@ -123,6 +127,7 @@ def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> bool(ssim_aligned(0.2 + 0.5 * x, x) > 0.999)
         True
+
     """
     return ssim(align(images, truth), truth)
 
@@ -142,6 +147,7 @@ def mean_interval(values: Sequence[float] | Tensor) -> dict[str, float | int | N
     Example:
         >>> {k: round(v, 2) for k, v in mean_interval([1.0, 2.0, 3.0]).items()}
         {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'n': 3}
+
     """
     sample = torch.as_tensor(values, dtype=torch.float64).flatten()
     count = len(sample)

@@ -18,6 +18,7 @@ class InversionSettings(Settings):
     Example:
         >>> InversionSettings().rounds
         (0, -1)
+
     """
 
     section: ClassVar[str] = "gradient_inversion"

@@ -54,6 +54,7 @@ class AbortOnError:
     Example:
         >>> hooks = AbortOnError()
         >>> hooks.install(); hooks.remove()
+
     """
 
     def __init__(self) -> None:

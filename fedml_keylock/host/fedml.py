@@ -18,16 +18,14 @@ from fedml.core.security.fedml_defender import FedMLDefender
 from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
 from fedml.runner import FedMLRunner
 
-from ..errors import ConfigError, HostError, KeyLockError
+from ..errors import ConfigError, HostError
 from ..plugins import defenses
-from .abort import AbortOnError, end_job
+from .abort import AbortOnError
 from .patching import Patches, Seam
 from .session import INVERSION, Session, our_attack, our_defense
+from .supported import SUPPORTED
 
-__all__ = ["SUPPORTED", "activate", "deactivate", "is_active", "seams"]
-
-SUPPORTED = ("0.9.6",)
-"""The FedML releases that every seam was tested with."""
+__all__ = ["activate", "deactivate", "is_active", "seams"]
 
 STATE = Message.MSG_ARG_KEY_MODEL_PARAMS
 Function = Callable[..., Any]
@@ -47,6 +45,7 @@ def activate() -> None:
         True
         >>> deactivate(); is_active()
         False
+
     """
     if is_active():
         return
@@ -154,6 +153,7 @@ def _runner_constructor(original: Function) -> Function:
         if session is not None:
             if algorithm_flow is not None:
                 raise HostError("algorithm_flow is not supported by fedml_keylock yet")
+            session.see_data(dataset)
             session.adopt(model)
         # FedML trains inside this constructor
         original(

@@ -1,4 +1,4 @@
-"""The gates: what may leave a silo, and what server and silos may take in. Knows nothing of FedML."""
+"""The gates: what may leave a silo, and what server and silos may take in."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def check_state(
         >>> check_state({"w": torch.zeros(2), "k": torch.ones(1)}, agreed, who="silo 0")
         Traceback (most recent call last):
         fedml_keylock.errors.UpdateRefused: silo 0: k is not a public name of the model
+
     """
     if not isinstance(state, Mapping):
         raise UpdateRefused(f"{who}: the update is a {type(state).__name__}, not a state dict")
@@ -94,6 +95,7 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
 
     Raises:
         UpdateRefused: naming what differs, or that there is no mark.
+
     """
     if mark is None:
         raise UpdateRefused(
@@ -112,6 +114,7 @@ def check_samples(samples: Any, *, who: str) -> None:
 
     Raises:
         UpdateRefused: it is not a positive, finite number.
+
     """
     number = samples.item() if isinstance(samples, Tensor) and samples.numel() == 1 else samples
     fits = isinstance(number, (int, float)) or hasattr(number, "__float__")

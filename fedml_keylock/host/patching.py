@@ -27,6 +27,7 @@ class Seam:
         ...     def greet(self): return "hello"
         >>> Seam(Host, "greet", ("self",), lambda original: original).label
         'Host.greet'
+
     """
 
     owner: Any
@@ -61,6 +62,7 @@ class Patches:
         'hi'
         >>> patches.restore(); Host().greet()
         'hello'
+
     """
 
     seams: tuple[Seam, ...]
@@ -72,6 +74,7 @@ class Patches:
 
         Raises:
             HostError: a seam does not fit; nothing was changed.
+
         """
         if self.applied:
             return

@@ -1,16 +1,17 @@
-"""One rank's part in one job: the flag read once, the model protected once, the gates' agreement."""
+"""One rank's part in one job: its flags, its protected model, and what its gates hold to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import HostError, LockError
+from ..errors import AttackError, HostError, LockError
 from ..evaluation.capture import Capture
+from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction
 from ..evaluation.settings import InversionSettings
 from ..plugins import defenses, manager, one_of
 from ..types import Agreement, ClientUpdate, Defense
@@ -48,6 +49,7 @@ class Session:
         name: the defense's name, or None when only attacks are asked for.
         defense: the defense, or None.
         inversion: the attack section, or None.
+
     """
 
     args: Arguments
@@ -58,6 +60,8 @@ class Session:
     agreement: Agreement | None = None
     capture: Capture | None = None
     received: Mapping[str, Tensor] | None = None
+    input_shape: tuple[int, int, int] | None = None
+    classes: int = 0
     _sent: Any = None
 
     @classmethod
@@ -67,6 +71,7 @@ class Session:
         Raises:
             ConfigError: a field is wrong.
             HostError: the job is of a kind that the defense has not been shown to work in.
+
         """
         name, attack = our_defense(args), our_attack(args)
         if name is None and not attack:
@@ -95,16 +100,26 @@ class Session:
 
     @property
     def who(self) -> str:
-        """This rank, as messages begin."""
+        """How messages name this rank."""
         if self.is_server:
             return "the server"
         return f"silo {self.silo} (rank {self.args.rank}), round {self._round()}"
+
+    def see_data(self, dataset: Sequence[Any]) -> None:
+        """Learn the shape of the job's inputs, as its server knows it, from the test data."""
+        if self.inversion is None or not self.is_server:
+            return
+        images = next(iter(dataset[3]))[0]
+        if images.dim() == 4:
+            self.input_shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.classes = int(dataset[7])
 
     def adopt(self, model: nn.Module) -> None:
         """Take the job's model: describe it, and in a silo protect it. Again for the same: nothing.
 
         Raises:
             LockError: the model cannot be locked so.
+
         """
         if model is self.model:
             return
@@ -124,6 +139,7 @@ class Session:
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
+
         """
         if self.defense is None or self.is_server:
             return run()
@@ -144,6 +160,7 @@ class Session:
 
         Raises:
             UpdateRefused: the message holds anything but agreed public state.
+
         """
         state = entries.get(state_key)
         if self.is_server:
@@ -166,6 +183,7 @@ class Session:
 
         Raises:
             UpdateRefused: naming the rank and what is wrong with its message.
+
         """
         state = entries.get(state_key)
         if self.defense is not None:
@@ -188,9 +206,39 @@ class Session:
         if self.received is not None:  # after the last round the server still sends the model
             self.capture.finish(self.received)
         if self.inversion.when == "after":
-            from ..evaluation.inversion_run import attack_capture
+            self._attack()
 
-            attack_capture(self.capture, self.model, self.inversion)
+    def _attack(self) -> None:
+        """Reconstruct what the captured updates give away, as this server could."""
+        assert self.capture is not None
+        assert self.inversion is not None
+        assert self.model is not None
+        if self.input_shape is None:
+            raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
+        updates = self.capture.updates()[: self.inversion.images]
+        surrogate = self.defense.surrogate(self.model) if self.defense else None
+        levels = self.inversion.knowledge if surrogate else ("oblivious",)
+        for name in self.inversion.attacks:
+            for level in levels:
+                knowledge = knowledge_of(
+                    level, input_shape=self.input_shape, classes=self.classes, surrogate=surrogate
+                )
+                try:
+                    made = attack_updates(
+                        one_of("attacks", name)(),
+                        updates,
+                        self.model,
+                        knowledge=knowledge,
+                        surrogate=surrogate,
+                        seed=int(getattr(self.args, "random_seed", 0)),
+                    )
+                except AttackError as error:
+                    log.error("%s, %s: %s", name, level, error)
+                    manager().hook.on_attack_error(attack=name, error=error)
+                    continue
+                path = save_reconstruction(self.inversion.output, made, updates)
+                costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
+                log.info("%s, %s: cost reached %s; pictures in %s", name, level, costs, path)
 
     def _agreed(self) -> Agreement:
         if self.agreement is None:

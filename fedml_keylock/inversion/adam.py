@@ -30,6 +30,7 @@ class BatchedAdam:
         ... )
         >>> adam.step(x, x)
         tensor([[ 2.9000, -1.8000]])
+
     """
 
     def __init__(

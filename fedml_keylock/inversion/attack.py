@@ -51,6 +51,7 @@ class GradientInversion:
 
     Raises:
         ConfigError: a field has a value that is not allowed.
+
     """
 
     name: str
@@ -120,6 +121,7 @@ class GradientInversion:
 
         Raises:
             AttackError: something of the above does not fit the rest, before any work is done.
+
         """
         observation = observe(updates, model, knowledge)
         labels = self._labels(observation, knowledge)

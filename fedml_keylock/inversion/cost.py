@@ -31,6 +31,7 @@ def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: 
         >>> t = [torch.tensor([[3.0, 4.0]])]
         >>> squared_l2([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
         tensor([0.0400])
+
     """
     error = weights.new_zeros(weights.shape[0])
     size = weights.new_zeros(weights.shape[0])
@@ -48,6 +49,7 @@ def cosine(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tens
         >>> import torch
         >>> cosine([torch.tensor([[6.0, 8.0]])], [torch.tensor([[3.0, 4.0]])], torch.ones(1, 1))
         tensor([0.])
+
     """
     dot = weights.new_zeros(weights.shape[0])
     gradient_size = weights.new_zeros(weights.shape[0])

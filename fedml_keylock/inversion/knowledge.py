@@ -37,6 +37,7 @@ class Secrets:
         >>> Secrets(("lock.gamma",), draw=lambda count, g: {
         ...     "lock.gamma": 0.3 + 1.4 * torch.rand(count, 12, generator=g)}).names
         ('lock.gamma',)
+
     """
 
     names: tuple[str, ...]
@@ -74,6 +75,7 @@ class Knowledge:
     Example:
         >>> Knowledge("oblivious", input_shape=(1, 28, 28), classes=10).batch
         1
+
     """
 
     level: str

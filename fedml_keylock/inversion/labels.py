@@ -22,6 +22,7 @@ def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
     Example:
         >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), classes=3)
         ('1.weight', '1.bias')
+
     """
     heads = [
         (name, module)
@@ -56,6 +57,7 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> import torch
         >>> label_of_one(torch.tensor([[[0.2, -0.1], [-0.4, 0.2], [0.2, -0.1]]]))
         tensor([1])
+
     """
     if bias is not None:
         return bias.argmin(1)

@@ -30,6 +30,7 @@ class BatchedLBFGS:
         ...     x = optimiser.step(x, x)
         >>> bool(x.abs().max() < 1e-4)
         True
+
     """
 
     def __init__(

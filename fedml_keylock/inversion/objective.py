@@ -29,6 +29,7 @@ class Layout:
         >>> layout = Layout({"images": (1, 1, 2, 2), "labels": (1, 3)})
         >>> {name: tuple(part.shape) for name, part in layout.split(torch.zeros(5, 7)).items()}
         {'images': (5, 1, 1, 2, 2), 'labels': (5, 1, 3)}
+
     """
 
     shapes: dict[str, tuple[int, ...]]
@@ -68,6 +69,7 @@ class Objective:
         weights: ``(b, layers)`` weights of the targets.
         cost: see ``cost.py``.
         total_variation: weight of the prior, for pixels in their own unit.
+
     """
 
     model: nn.Module

@@ -28,6 +28,7 @@ class Observation:
         fixed: shared but not trainable: name to ``(g, *shape)``.
         targets: pseudo-gradients, name to ``(u, *shape)``, in the order of ``public``.
         moved: ``(u, layers)`` 1 where the update changed the entry, else 0.
+
     """
 
     model: nn.Module
@@ -46,6 +47,7 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
 
     Raises:
         AttackError: updates, model and knowledge do not fit together.
+
     """
     if not updates:
         raise AttackError("there is no update to attack")

@@ -25,6 +25,7 @@ def dlg(**overrides: Any) -> GradientInversion:
     Example:
         >>> dlg(steps=150, restarts=2).steps
         150
+
     """
     return _preset(
         {
@@ -56,6 +57,7 @@ def inverting_gradients(**overrides: Any) -> GradientInversion:
     Example:
         >>> inverting_gradients(total_variation=1e-2).cost
         'cosine'
+
     """
     return _preset(
         {

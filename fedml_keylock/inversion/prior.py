@@ -20,6 +20,7 @@ def total_variation(images: Tensor) -> Tensor:
         >>> import torch
         >>> total_variation(torch.eye(2).reshape(1, 1, 1, 2, 2))
         tensor([2.])
+
     """
     across = (images[..., :, 1:] - images[..., :, :-1]).abs().flatten(1).mean(1)
     down = (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1).mean(1)

@@ -32,6 +32,7 @@ class Found:
         costs: ``(b,)`` its cost, infinite for a candidate that diverged.
         history: ``(t, b)`` costs at evenly spaced iterations.
         diverged: ``(b,)`` booleans.
+
     """
 
     rows: Tensor

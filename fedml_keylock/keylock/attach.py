@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from .module import KeyLock
 from .state import keep_private, show_public
 from .validate import plan
 
-__all__ = ["LockInfo", "apply_keylock", "is_locked", "lock_model", "locks", "unlock_model"]
+__all__ = ["LockInfo", "is_locked", "lock_model", "locks", "remove_hooks", "unlock_model"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class LockInfo:
         holders: names of the modules that the locks hang on, in the same order.
         private_parameters: how many numbers the locks hold and train.
         public_parameters: how many the model has beside them, all of them shared.
+
     """
 
     layers: tuple[str, ...]
@@ -71,6 +73,7 @@ def lock_model(
         locked 0: 204 private parameters beside 60 public ones
         >>> list(model.state_dict()) == names
         True
+
     """
     config = config or KeyLockConfig()
     sites = plan(model, config)
@@ -98,8 +101,9 @@ def lock_model(
 
 
 def unlock_model(model: nn.Module) -> None:
-    """Take the lock out: the model computes exactly what it did before it was locked, with
-    whatever its weights have become since.
+    """Take the lock out, and give locked normalisation layers their own weight and bias back.
+
+    A model that was not trained in between computes exactly what it did before it was locked.
 
     Raises:
         LockError: the model is not locked.
@@ -110,21 +114,14 @@ def unlock_model(model: nn.Module) -> None:
         >>> unlock_model(model)
         >>> is_locked(model)
         False
+
     """
     found = list(locks(model))
     if not found:
         raise LockError("the model is not locked")
     for _, holder, lock in found:
         del holder.keylock
-        for hooks, function in (
-            (holder._forward_hooks, apply_keylock),
-            (holder._state_dict_hooks, show_public),
-            (holder._load_state_dict_pre_hooks, keep_private),
-        ):
-            for handle in [
-                h for h, hook in hooks.items() if getattr(hook, "hook", hook) is function
-            ]:
-                del hooks[handle]
+        remove_hooks(holder, apply_keylock, show_public, keep_private)
         for name, (value, trained) in lock.before.items():
             tensor = getattr(holder, name)
             with torch.no_grad():
@@ -138,6 +135,7 @@ def is_locked(model: nn.Module) -> bool:
     Example:
         >>> is_locked(nn.Conv2d(1, 6, 3))
         False
+
     """
     return any(isinstance(module, KeyLock) for module in model.modules())
 
@@ -148,6 +146,7 @@ def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
     Example:
         >>> list(locks(nn.Conv2d(1, 6, 3)))
         []
+
     """
     for name, module in model.named_modules():
         lock = getattr(module, "keylock", None)
@@ -155,9 +154,21 @@ def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
             yield name, module, lock
 
 
+def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Remove hooks by their function: their handles do not survive a copy of the model."""
+    for hooks in (
+        holder._forward_hooks,
+        holder._state_dict_hooks,
+        holder._load_state_dict_pre_hooks,
+    ):
+        for handle, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in functions:
+                del hooks[handle]
+
+
 def apply_keylock(holder: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    """The forward hook: at module level, so that a copied model's hook finds the copy's lock."""
-    locked: Tensor = holder.keylock(output)
+    """Forward hook of a locked layer; at module level, so that a copied model's finds its own lock."""
+    locked: Tensor = holder.keylock(output)  # type: ignore[operator]  # a lock, not a tensor
     return locked
 
 
@@ -178,5 +189,6 @@ def _attach(holder: nn.Module, lock: KeyLock, config: KeyLockConfig) -> None:
                 tensor.requires_grad_(False)
     holder.keylock = lock
     holder.register_forward_hook(apply_keylock)
-    holder.register_state_dict_post_hook(show_public)
-    holder.register_load_state_dict_pre_hook(keep_private)
+    # torch leaves these two without types
+    holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
+    holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]

@@ -18,6 +18,7 @@ class KeyLockConfig(Settings):
     Example:
         >>> KeyLockConfig(module="mixing", targets="all").key_length
         1024
+
     """
 
     section: ClassVar[str] = "keylock"

@@ -27,6 +27,7 @@ def secret_uniform(shape: tuple[int, ...]) -> Tensor:
     Example:
         >>> secret_uniform((2, 3)).shape
         torch.Size([2, 3])
+
     """
     count = math.prod(shape)
     words = np.frombuffer(os.urandom(4 * count), dtype=np.uint32)
@@ -39,6 +40,7 @@ def seeded_uniform(generator: torch.Generator) -> Uniform:
     Example:
         >>> seeded_uniform(torch.Generator().manual_seed(0))((2,)).shape
         torch.Size([2])
+
     """
     return lambda shape: torch.rand(shape, generator=generator)
 
@@ -49,9 +51,11 @@ def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
     Example:
         >>> normal((4,)).shape
         torch.Size([4])
+
     """
     half_step = 2**-25  # keeps the argument inside (-1, 1), where erfinv is finite
-    return torch.erfinv(2 * (uniform(shape) + half_step) - 1) * math.sqrt(2)
+    standard: Tensor = torch.erfinv(2 * (uniform(shape) + half_step) - 1) * math.sqrt(2)
+    return standard
 
 
 def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
@@ -64,9 +68,11 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
         >>> m = orthogonal(5)
         >>> torch.allclose(m @ m.T, torch.eye(5), atol=1e-5)
         True
+
     """
     q, r = torch.linalg.qr(normal((size, size), uniform))
-    return (q * r.diagonal().sign()).contiguous()
+    rotation: Tensor = (q * r.diagonal().sign()).contiguous()
+    return rotation
 
 
 def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:
@@ -80,6 +86,8 @@ def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:
     Example:
         >>> round(float(draw_key(1024).norm()), 3)
         1.0
+
     """
     key = uniform((length,)) + 2**-25  # a key of zeros could not be scaled
-    return key / key.norm()
+    unit: Tensor = key / key.norm()
+    return unit

@@ -45,6 +45,7 @@ def apply_lock(
     Example:
         >>> apply_lock(torch.ones(1, 2, 3), torch.ones(2), torch.ones(2), None, channel_dim=1).sum()
         tensor(12.)
+
     """
     if channel_dim == -1:
         y = gamma * x + beta
@@ -75,9 +76,15 @@ class KeyLock(nn.Module):
         torch.Size([2, 12, 5, 5])
         >>> lock.state_dict()
         OrderedDict()
+
     """
 
     key: Tensor
+    weight_gamma: nn.Parameter
+    bias_gamma: nn.Parameter
+    weight_beta: nn.Parameter
+    bias_beta: nn.Parameter
+    mixing: nn.Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
 
@@ -161,7 +168,7 @@ class KeyLock(nn.Module):
 def _start(
     name: str, channels: int, key: Tensor, activation: str, uniform: Uniform
 ) -> tuple[Tensor, Tensor]:
-    """Weight ``(c, K)`` and bias ``(c,)`` whose gamma or beta has the distribution of a new lock."""
+    """Weight ``(c, K)`` and bias ``(c,)`` that give gamma or beta a new lock's distribution."""
     if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
         wanted = normal((channels,), uniform)
     elif name == "gamma":

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attach import apply_keylock, lock_model, locks
+from .attach import lock_model, locks, remove_hooks
 from .config import KeyLockConfig
-from .key import Uniform
+from .key import seeded_uniform
 from .module import KeyLock, apply_lock
+from .state import keep_private, show_public
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 
@@ -26,6 +27,8 @@ class RevealedLock(nn.Module):
     It keeps no running statistics: an attacker replays a training step, which normalises by the
     batch. It starts as no lock at all: gamma 1, beta 0, mixing the identity.
     """
+
+    mixing: nn.Parameter | None
 
     def __init__(self, lock: KeyLock) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> surrogate(model, KeyLockConfig())[1]
         ('0.keylock.gamma', '0.keylock.beta')
+
     """
     copy = deepcopy(model)
     # the lock is put on by the silos' own code, so that it stands where theirs does
@@ -63,9 +67,9 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     for name, holder, lock in list(locks(copy)):
         revealed = RevealedLock(lock)
         holder.keylock = revealed
-        for hooks in (holder._state_dict_hooks, holder._load_state_dict_pre_hooks):
-            hooks.clear()
-        assert apply_keylock in holder._forward_hooks.values()
+        remove_hooks(
+            holder, show_public, keep_private
+        )  # the forward hook runs whatever lock is there
         prefix = f"{name}." if name else ""
         unknowns += [f"{prefix}keylock.{n}" for n, _ in revealed.named_parameters()]
     return copy, tuple(unknowns)
@@ -79,8 +83,9 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
         >>> info = lock_model(model)
         >>> effective_state(model)["0.keylock.gamma"].shape
         torch.Size([6])
+
     """
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, _, lock in locks(model):
         prefix = f"{name}.keylock." if name else "keylock."
         gamma, beta = lock.scale_and_shift()
@@ -91,18 +96,31 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def draw_effective(
-    model: nn.Module, config: KeyLockConfig, *, uniform: Uniform
+    model: nn.Module, config: KeyLockConfig, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The unknowns of a lock that nobody has: one draw from the lock's own distribution, which is
-    public. An attacker starts from it.
+    """The unknowns of locks that nobody has, drawn as a new silo's are: an attacker's starts.
+
+    Args:
+        model: the public model.
+        config: how silos lock it.
+        count: how many locks.
+        generator: the attacker's.
+
+    Returns:
+        Name to ``(count, *shape)``.
 
     Example:
-        >>> from fedml_keylock.keylock.key import seeded_uniform
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> draws = seeded_uniform(torch.Generator().manual_seed(0))
-        >>> draw_effective(model, KeyLockConfig(), uniform=draws)["0.keylock.beta"].shape
-        torch.Size([6])
+        >>> g = torch.Generator().manual_seed(0)
+        >>> draw_effective(model, KeyLockConfig(), 4, g)["0.keylock.beta"].shape
+        torch.Size([4, 6])
+
     """
-    copy = deepcopy(model)
-    lock_model(copy, config, uniform=uniform)
-    return effective_state(copy)
+    # the key's length has no part in the distribution of gamma and beta, and long keys take time
+    short = config.model_copy(update={"key_length": 8})
+    draws = []
+    for _ in range(count):
+        copy = deepcopy(model)
+        lock_model(copy, short, uniform=seeded_uniform(generator))
+        draws.append(effective_state(copy))
+    return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}

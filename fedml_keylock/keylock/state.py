@@ -44,6 +44,7 @@ def public_constants(model: nn.Module, config: KeyLockConfig) -> dict[str, float
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
         >>> public_constants(model, KeyLockConfig())["1.running_var"]
         1.0
+
     """
     constants = PINNED if config.share_norm_statistics else PINNED | STATISTICS
     return {
@@ -67,6 +68,7 @@ def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
         >>> info = lock_model(model)
         >>> sorted(private_state_dict(model))[0]
         '0.keylock.bias_beta'
+
     """
     return {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
@@ -86,6 +88,7 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> info = lock_model(model)
         >>> load_private_state_dict(model, private_state_dict(model))
+
     """
     own = _private_tensors(model)
     differing = sorted(own.keys() ^ state.keys()) or sorted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 from torch import nn
 
@@ -55,6 +56,7 @@ class Site:
         channels: how many channels the holder's output has.
         channel_dim: 1 or -1, where they are.
         normalise: the norm that the lock must bring: "batch", "layer" or None.
+
     """
 
     layer: str
@@ -74,6 +76,7 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> list[LockIssue]:
         '0'
         >>> check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig())
         []
+
     """
     if any(isinstance(module, KeyLock) for module in model.modules()):
         return [LockIssue("", "the model is locked already; unlock_model takes the lock out")]
@@ -122,6 +125,7 @@ def plan(model: nn.Module, config: KeyLockConfig) -> list[Site]:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
         >>> [site.holder for site in plan(model, KeyLockConfig())]
         ['1']
+
     """
     issues = check_model(model, config)
     if issues:
@@ -168,7 +172,7 @@ def _norms_behind(model: nn.Module) -> dict[str, tuple[str, int]]:
     """
     leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children())]
     found = {}
-    for (name, layer), (norm_name, norm) in zip(leaves, leaves[1:], strict=False):
+    for (name, layer), (norm_name, norm) in pairwise(leaves):
         if isinstance(layer, nn.Linear):
             channels, channel_dim = layer.out_features, -1
         elif isinstance(layer, CONVOLUTIONS):

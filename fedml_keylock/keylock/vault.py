@@ -1,4 +1,4 @@
-"""Private state on disk: one owner-only file a silo, and the only way that it leaves the process."""
+"""Private state on disk, one owner-only file a silo: the only way that it leaves the process."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Vault:
         >>> vault.save(model, round_index=3)
         >>> vault.load(model)
         3
+
     """
 
     folder: Path
@@ -68,6 +69,7 @@ class Vault:
 
         Raises:
             VaultError: the file cannot be written; what was there before is untouched.
+
         """
         self._write(self.path, model, round_index)
 
@@ -76,6 +78,7 @@ class Vault:
 
         Raises:
             VaultError: the file cannot be written.
+
         """
         self._write(self.history_path(round_index), model, round_index)
 
@@ -87,6 +90,7 @@ class Vault:
 
         Raises:
             VaultError: missing, damaged, readable by others, or of another silo, model or lock.
+
         """
         path = path or self.path
         try:
@@ -109,7 +113,7 @@ class Vault:
         for field, value in expected.items():
             if meta.get(field) != value:
                 raise VaultError(
-                    f"vault {path}: its {field} is {meta.get(field)!r} and this job's is {value!r}; "
+                    f"vault {path}: its {field} is {meta.get(field)!r}, this job has {value!r}; "
                     "move it away, or name another folder in keylock.vault"
                 )
         load_private_state_dict(model, state)

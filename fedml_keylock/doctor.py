@@ -1,0 +1,134 @@
+"""Checks of the environment: what is there, whether it fits, and what to do where it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from .errors import KeyLockError
+
+__all__ = ["Check", "examine"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: what was looked at, whether it is well, what was found, what to do if not."""
+
+    name: str
+    well: bool
+    found: str
+    remedy: str = ""
+
+
+def examine() -> Iterator[Check]:
+    """Every check, the quick ones first; each is made when it is asked for."""
+    yield from (_python(), _setuptools(), _torch(), _fedml(), _mpi())
+    yield from _seams()
+    yield from _plugins()
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", sys.version_info >= (3, 11), found, "use Python 3.11 or newer")
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _setuptools() -> Check:
+    found = _installed("setuptools")
+    well = found[0].isdigit() and int(found.split(".")[0]) < 81
+    return Check("setuptools", well, found, "fedml 0.9 needs it: pip install 'setuptools<81'")
+
+
+def _torch() -> Check:
+    found = f"torch {_installed('torch')}, torchvision {_installed('torchvision')}"
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:
+        wants = [
+            r for r in requires("torchvision") or [] if r.startswith("torch ") or "torch=" in r
+        ]
+        found += f": {str(error).splitlines()[0]}"
+        remedy = f"they must be a pair; torchvision asks for {', '.join(wants)}"
+        return Check("torch and torchvision", False, found, remedy)
+    assert torchvision
+    return Check("torch and torchvision", True, found)
+
+
+def _fedml() -> Check:
+    from .host.supported import SUPPORTED
+
+    found = _installed("fedml")
+    return Check("fedml", found in SUPPORTED, found, f"pip install 'fedml=={SUPPORTED[-1]}'")
+
+
+def _mpi() -> Check:
+    from .host.launch import find_mpiexec
+
+    try:
+        mpiexec = find_mpiexec()
+    except KeyLockError as error:
+        return Check("MPI runtime", False, "no mpiexec", str(error))
+    probe = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())"
+    try:
+        done = subprocess.run(  # noqa: S603  # this environment's own mpiexec and Python
+            [str(mpiexec), "-n", "2", sys.executable, "-c", probe],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Check("MPI runtime", False, f"{mpiexec} does not end", _MPI_REMEDY)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip() or "nothing").splitlines()[-1]
+        return Check("MPI runtime", False, f"{mpiexec} fails: {said}", _MPI_REMEDY)
+    size, _, library = lines[0].partition(" ")
+    if size != "2":
+        found = f"{mpiexec} starts ranks that do not see each other (size {size})"
+        return Check("MPI runtime", False, found, _MPI_REMEDY)
+    return Check("MPI runtime", True, f"{mpiexec}: {library.strip()}")
+
+
+_MPI_REMEDY = (
+    "mpi4py and mpiexec must be of the same MPI: pip install 'fedml-keylock[mpich]', "
+    "or build mpi4py against your cluster's MPI"
+)
+
+
+def _seams() -> Iterator[Check]:
+    try:
+        from .host.fedml import seams
+    except Exception as error:  # whatever an import of fedml may raise is the finding
+        yield Check(
+            "import fedml", False, f"{type(error).__name__}: {error}", "see the lines above"
+        )
+        return
+    for seam in seams():
+        problem = seam.problem()
+        yield Check(f"seam {seam.label}", problem is None, problem or "fits", _SEAM_REMEDY)
+
+
+_SEAM_REMEDY = "this fedml differs from the release that was tested"
+
+
+def _plugins() -> Iterator[Check]:
+    from .plugins import registered
+
+    try:
+        found = registered()
+    except KeyLockError as error:
+        yield Check("plugins", False, str(error), "mend it or uninstall it")
+        return
+    for plugin in dict.fromkeys(one.plugin for one in found):
+        names = ", ".join(one.name for one in found if one.plugin == plugin)
+        yield Check(f"plugin {plugin}", True, names)

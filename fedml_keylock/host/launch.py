@@ -1,0 +1,94 @@
+"""Start an MPI job with the MPI runtime that belongs to this environment."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..errors import HostError
+
+__all__ = ["RANKS", "check_world", "command", "environment", "find_mpiexec"]
+
+RANKS = "FEDML_KEYLOCK_RANKS"
+"""Environment variable with how many ranks a job was started with."""
+
+
+def find_mpiexec() -> Path:
+    """The `mpiexec` beside this Python, or else the one on PATH.
+
+    Raises:
+        HostError: there is none.
+
+    """
+    beside = Path(sys.executable).parent / "mpiexec"
+    if beside.exists():
+        return beside
+    found = shutil.which("mpiexec")
+    if found is None:
+        raise HostError(
+            "no mpiexec beside this Python or on PATH; install an MPI runtime: "
+            "pip install 'fedml-keylock[mpich]', or your cluster's own"
+        )
+    return Path(found)
+
+
+def command(ranks: int, script: Sequence[str]) -> list[str]:
+    """The command that runs a job's script on so many ranks.
+
+    Example:
+        >>> command(4, ["main.py", "--cf", "fedml_config.yaml"])[-4:]
+        ['fedml_keylock', 'main.py', '--cf', 'fedml_config.yaml']
+
+    """
+    return [str(find_mpiexec()), "-n", str(ranks), sys.executable, "-m", "fedml_keylock", *script]
+
+
+def environment(ranks: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a job: one thread a rank, unless told otherwise.
+
+    Ranks that share a machine would fight over its cores with more.
+
+    Example:
+        >>> environment(4, {})["OMP_NUM_THREADS"]
+        '1'
+
+    """
+    return {"OMP_NUM_THREADS": "1", **(os.environ if base is None else base), RANKS: str(ranks)}
+
+
+def check_world() -> None:
+    """Check that MPI sees as many ranks as were started.
+
+    An mpiexec of another MPI than mpi4py's starts that many processes which each believe to be
+    alone, and a job of one rank would end well without having done anything.
+
+    Raises:
+        HostError: it does not.
+
+    """
+    wanted = os.environ.get(RANKS)
+    if wanted is None:
+        return
+    from mpi4py import MPI
+
+    size = MPI.COMM_WORLD.Get_size()
+    if size != int(wanted):
+        raise HostError(
+            f"{wanted} ranks were started and MPI sees {size}: {find_mpiexec()} is not of the MPI "
+            f"that mpi4py uses ({MPI.Get_library_version().split(chr(10))[0].strip()}); "
+            "fedml-keylock doctor says more"
+        )
+
+
+def run(ranks: int, script: Sequence[str]) -> int:
+    """Run a job and wait for it.
+
+    Returns:
+        The job's exit status.
+
+    """
+    return subprocess.run(command(ranks, script), env=environment(ranks), check=False).returncode  # noqa: S603  # the user's own command
