@@ -28,7 +28,7 @@ class _OneLine(click.Group):
 @click.group(cls=_OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fedml-keylock")
 def main() -> None:
-    """Stop gradient leakage in FedML cross-silo jobs, and show what was stopped.
+    r"""Stop gradient leakage in FedML cross-silo jobs, and show what was stopped.
 
     \b
     See it work:           fedml-keylock demo

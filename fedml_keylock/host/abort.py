@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import KeyLockError
 
-__all__ = ["AbortOnError", "end_job"]
+__all__ = ["AbortOnError", "end_job", "in_mpi_job"]
 
 HEAD_START = 0.5
 """Seconds by which rank 0 may speak first, so that an error that every rank meets is said once."""
@@ -48,6 +48,16 @@ def _world() -> Any:
     return mpi.COMM_WORLD if mpi.COMM_WORLD.Get_size() > 1 else None
 
 
+def in_mpi_job() -> bool:
+    """Whether this process is one of several ranks of a running MPI job.
+
+    Example:
+        >>> in_mpi_job()
+        False
+    """
+    return _world() is not None
+
+
 class AbortOnError:
     """Hooks for exceptions that nothing catches, in the main thread and in FedML's receiver thread.
 
@@ -76,13 +86,13 @@ class AbortOnError:
     def _main(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, KeyLockError) or _world() is not None:
+        if isinstance(error, KeyLockError) or in_mpi_job():
             end_job(error)
         elif self._before is not None:
             self._before[0](kind, error, trace)
 
     def _thread(self, args: threading.ExceptHookArgs) -> None:
-        if args.exc_value is not None and _world() is not None:
+        if args.exc_value is not None and in_mpi_job():
             end_job(args.exc_value)
         elif self._before is not None:
             self._before[1](args)

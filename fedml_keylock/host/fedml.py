@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fedml
@@ -18,7 +19,7 @@ from fedml.core.security.fedml_defender import FedMLDefender
 from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
 from fedml.runner import FedMLRunner
 
-from ..errors import ConfigError, HostError
+from ..errors import ConfigError, HostError, KeyLockError
 from ..plugins import defenses
 from .abort import AbortOnError
 from .patching import Patches, Seam
@@ -182,7 +183,8 @@ def _send_message(original: Function) -> Function:
     def send_message(self: FedMLCommManager, message: Any) -> None:
         session = _begin(self.args)
         if session is not None:
-            session.outgoing(message.get_params(), STATE)
+            with _final():
+                session.outgoing(message.get_params(), STATE)
         original(self, message)
 
     return send_message
@@ -194,10 +196,22 @@ def _receive_message(original: Function) -> Function:
         session = _begin(self.args)
         # a message to oneself says that the connection is up
         if session is not None and msg_params.get_sender_id() != msg_params.get_receiver_id():
-            session.incoming(msg_params.get_params(), STATE, int(msg_params.get_sender_id()))
+            with _final():
+                session.incoming(msg_params.get_params(), STATE, int(msg_params.get_sender_id()))
         original(self, msg_type, msg_params)
 
     return receive_message
+
+
+@contextmanager
+def _final() -> Iterator[None]:
+    """End the job at once when a gate refuses: FedML swallows what is raised in some handlers."""
+    try:
+        yield
+    except KeyLockError as error:
+        if in_mpi_job():
+            end_job(error)
+        raise
 
 
 def _manage_mpi_args(original: Function) -> Function:

@@ -14,7 +14,7 @@ from ..types import ClientUpdate, Reconstruction
 from .cost import COSTS
 from .knowledge import Knowledge
 from .labels import find_head, label_of_one
-from .objective import Layout, Objective
+from .objective import Layout, Objective, probe
 from .observe import Observation, observe
 from .search import search
 
@@ -126,7 +126,7 @@ class GradientInversion:
         observation = observe(updates, model, knowledge)
         labels = self._labels(observation, knowledge)
         objective = self._objective(observation, knowledge, labels)
-        _probe(objective, knowledge)
+        probe(objective, knowledge)
         rows = self._start(objective, knowledge, generator)
 
         chunk = self.chunk or self._chunk(objective)
@@ -282,22 +282,3 @@ def _checked(value: Tensor, name: str, count: int, like: Tensor) -> Tensor:
     if not value.isfinite().all():
         raise AttackError(f"secret {name} has NaN or infinite values")
     return value.detach().to(like)
-
-
-def _probe(objective: Objective, knowledge: Knowledge) -> None:
-    """Run the model once, so that what does not fit it is said in the attack's own words."""
-    like = next(iter(objective.public.values()))
-    state = {name: value[0] for name, value in {**objective.public, **objective.fixed}.items()}
-    images = like.new_zeros(knowledge.batch, *knowledge.input_shape)
-    try:
-        with torch.no_grad():
-            logits = torch.func.functional_call(objective.model, state, (images,))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise AttackError(
-            f"the model does not take images of shape {tuple(images.shape)}: {reason}"
-        ) from error
-    expected = (knowledge.batch, knowledge.classes)
-    if not isinstance(logits, Tensor) or logits.shape != expected:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise AttackError(f"the model gives {got} where logits {expected} are needed")

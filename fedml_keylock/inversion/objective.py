@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
+from ..errors import AttackError
+from .knowledge import Knowledge
 from .prior import total_variation
 
-__all__ = ["Layout", "Objective"]
+__all__ = ["Layout", "Objective", "probe"]
 
 Cost = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 
@@ -142,3 +144,27 @@ class Objective:
             public, fixed, private, images, labels
         )
         return [gradients[name] for name in self.targets]
+
+
+def probe(objective: Objective, knowledge: Knowledge) -> None:
+    """Run the model once, so that what does not fit it is said in the attack's own words.
+
+    Raises:
+        AttackError: it takes no such images, or gives no such logits.
+
+    """
+    like = next(iter(objective.public.values()))
+    state = {name: value[0] for name, value in {**objective.public, **objective.fixed}.items()}
+    images = like.new_zeros(knowledge.batch, *knowledge.input_shape)
+    try:
+        with torch.no_grad():
+            logits = functional_call(objective.model, state, (images,))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise AttackError(
+            f"the model does not take images of shape {tuple(images.shape)}: {reason}"
+        ) from error
+    expected = (knowledge.batch, knowledge.classes)
+    if not isinstance(logits, Tensor) or logits.shape != expected:
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise AttackError(f"the model gives {got} where logits {expected} are needed")

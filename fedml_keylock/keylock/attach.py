@@ -167,7 +167,7 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
 
 
 def apply_keylock(holder: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    """Forward hook of a locked layer; at module level, so that a copied model's finds its own lock."""
+    """Forward hook of a locked layer; at module level, so that a copy runs its own lock."""
     locked: Tensor = holder.keylock(output)  # type: ignore[operator]  # a lock, not a tensor
     return locked
 

@@ -1,0 +1,280 @@
+"""The report of a leakage evaluation: as numbers, as a page, as a picture and for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from torch import Tensor
+
+from ..errors import ConfigError
+from .picture import check_images, data_uris, overview_png
+from .verdict import BASELINE, judge
+from .wording import columns, interval_text, mean_of, number
+
+__all__ = ["Gallery", "Interval", "LeakageReport", "LeakageRow"]
+
+SCHEMA = "fedml-keylock/report/1"
+METRICS = {
+    "ssim_aligned": "SSIM aligned",
+    "ssim": "SSIM",
+    "psnr_aligned": "PSNR aligned, dB",
+    "psnr": "PSNR, dB",
+    "label_accuracy": "labels",
+}
+ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
+
+Interval = dict[str, float | int | None]
+"""``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""
+
+
+@dataclass(frozen=True)
+class LeakageRow:
+    """How one attack did against one defense in one round.
+
+    Attributes:
+        attack: its name, "dlg"; for a baseline what was shown instead, "mean image".
+        knowledge: what the attacker knew: "oblivious", "adaptive", "oracle"; "none" without a
+            defense, where there is nothing to know; "no gradient" for a baseline.
+        defense: "none", or its name and settings, "keylock:affine:first".
+        round: index of the round, from 0.
+        stage: "untrained" or "trained": the weights that the round began with.
+        images: how many were attacked.
+        metrics: name to interval: "ssim", "ssim_aligned"; "psnr", "psnr_aligned" in dB;
+            "label_accuracy", 0 to 1; and any other.
+        cost: of the gradients, at the reconstruction. Empty for a baseline.
+
+    """
+
+    attack: str
+    knowledge: str
+    defense: str
+    round: int
+    stage: str
+    images: int
+    metrics: Mapping[str, Interval]
+    cost: Interval
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The reconstructions of the report's originals by one attack.
+
+    Attributes:
+        title: "keylock:mixing:all, inverting_gradients, adaptive".
+        images: ``(n, c, h, w)`` on [0, 1], in the order of the originals.
+
+    Raises:
+        ConfigError: they are not images, or a pixel is not finite.
+
+    """
+
+    title: str
+    images: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_images(f"gallery {self.title!r}", self.images)
+
+
+@dataclass(frozen=True)
+class LeakageReport:
+    """What leaked, and what that cost in accuracy.
+
+    Attributes:
+        accuracy: defense to role to interval, 0 to 1. Roles: "own_lock", over the silos;
+            "fresh_lock", a random one; "server", the model without a lock.
+        leakage: the rows, undefended ones and baselines among them.
+        originals: ``(n, c, h, w)`` on [0, 1]; n is 0 if nothing was attacked.
+        galleries: their reconstructions, each ``(n, c, h, w)``.
+        job: what ran, in plain values: data, model, rounds, silos, seed, seconds, versions,
+            command.
+
+    Raises:
+        ConfigError: the pictures do not fit together, or ``job`` holds what JSON does not know.
+
+    Example:
+        >>> import tempfile, torch
+        >>> of = lambda mean: {"mean": mean, "low": None, "high": None, "n": 1}
+        >>> row = LeakageRow("dlg", "none", "none", 0, "untrained", 1,
+        ...     {"ssim_aligned": of(0.9), "psnr_aligned": of(31.0)}, of(1e-5))
+        >>> picture = torch.rand(1, 1, 16, 16)
+        >>> report = LeakageReport({"none": {"server": of(0.97)}}, [row], picture,
+        ...     [Gallery("none, dlg", picture)], {"seed": 0})
+        >>> print(report.verdict().splitlines()[1][:31])
+        none: leaks. The images come ba
+        >>> [path.name for path in report.save(Path(tempfile.mkdtemp()))]
+        ['report.json', 'report.html', 'leakage.png']
+
+    """
+
+    accuracy: Mapping[str, Mapping[str, Any]]
+    leakage: Sequence[LeakageRow]
+    originals: Tensor = field(repr=False)
+    galleries: Sequence[Gallery] = field(repr=False)
+    job: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        check_images("originals", self.originals)
+        for gallery in self.galleries:
+            if len(gallery.images) != len(self.originals):
+                raise ConfigError(
+                    f"gallery {gallery.title!r} has {len(gallery.images)} images and there are "
+                    f"{len(self.originals)} originals"
+                )
+        _plain(self.job, "job")
+
+    def verdict(self) -> str:
+        """A paragraph on the attacks, and a line for each defense: its light and the reason."""
+        return str(judge(self.leakage, self.accuracy))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``report.json`` holds: strict JSON, in which a number that is not finite is null."""
+        rows = []
+        for row in self.leakage:
+            own = {k: v for k, v in vars(row).items() if k not in ("metrics", "cost")}
+            scores = {name: row.metrics.get(name) for name in (*METRICS, *self._extra())}
+            rows.append({**own, **scores, **own, "cost": row.cost or None})
+        content: dict[str, Any] = {"accuracy": self.accuracy, "leakage": rows}
+        content |= {"verdict": self.verdict(), "job": self.job}
+        return dict(_plain({"schema": SCHEMA, **content}, "report"))
+
+    def table(self) -> str:
+        """Accuracy, then leakage, as plain text of at most 100 columns.
+
+        Example:
+            >>> import torch
+            >>> accuracy = {"none": {"server": {"mean": 0.97, "low": 0.96, "high": 0.98, "n": 3}}}
+            >>> print(LeakageReport(accuracy, [], torch.rand(0, 1, 8, 8), [], {}).table())
+            Accuracy  server
+            none      97.0 % [96.0, 98.0]
+
+        """
+        roles = self._roles()
+        lines = [["Accuracy", *(ROLES.get(role, role) for role in roles)]]
+        for defense, measured in self.accuracy.items():
+            shares = [interval_text(measured.get(role), percent=True) for role in roles]
+            lines.append([defense, *shares])
+        parts = [columns(lines)] if self.accuracy else []
+        head = ["Leakage", "knowledge", "round", "weights", "n", "SSIM aligned", "dB", "labels"]
+        lines = [[*head, "cost"]]
+        for defense, rows in self._groups().items():
+            lines += [[defense], *map(_terminal, rows)]
+        parts += [columns(lines)] if self.leakage else []
+        return "\n\n".join(parts)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write ``report.json``, ``report.html`` and ``leakage.png``, each whole or not at all.
+
+        Args:
+            folder: made if it is not there. Earlier reports in it are replaced.
+
+        Returns:
+            The three paths, in that order.
+
+        Raises:
+            ConfigError: a file cannot be written. None of them is there in part.
+
+        """
+        rows = [(gallery.title, gallery.images) for gallery in self.galleries]
+        contents = {
+            folder / "report.json": (
+                json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
+            ).encode(),
+            folder / "report.html": self.html().encode(),
+            folder / "leakage.png": overview_png(self.originals, rows),
+        }
+        path = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in contents:
+                if path.is_dir():
+                    raise ConfigError(f"report {path}: cannot be written: it is a folder")
+            with TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
+                for path, content in contents.items():
+                    (Path(temporary) / path.name).write_bytes(content)
+                for path in contents:
+                    os.replace(Path(temporary) / path.name, path)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise ConfigError(f"report {path}: cannot be written: {reason}") from None
+        return list(contents)
+
+    def html(self) -> str:
+        """The page: one file that needs nothing else, pictures and all."""
+        environment = Environment(
+            loader=PackageLoader("fedml_keylock.evaluation"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        environment.filters.update(interval=interval_text, mean=mean_of, number=number)
+        originals = data_uris(self.originals)
+        return environment.get_template("report.html.j2").render(
+            report=self,
+            verdict=judge(self.leakage, self.accuracy),
+            roles={role: ROLES.get(role, role) for role in self._roles()},
+            metrics={**METRICS, **{name: name for name in self._extra()}},
+            baseline=BASELINE,
+            pairs=[
+                (gallery.title, list(zip(originals, data_uris(gallery.images), strict=True)))
+                for gallery in self.galleries
+            ],
+            job=_plain(self.job, "job"),
+        )
+
+    def _roles(self) -> list[str]:
+        found = {role for measured in self.accuracy.values() for role in measured}
+        return [role for role in ROLES if role in found] + sorted(found - set(ROLES))
+
+    def _extra(self) -> list[str]:
+        """Metrics beyond the usual ones, as plugins bring them."""
+        found = {name for row in self.leakage for name in row.metrics}
+        return sorted(found - set(METRICS))
+
+    def _groups(self) -> dict[str, list[LeakageRow]]:
+        groups: dict[str, list[LeakageRow]] = {}
+        for row in self.leakage:
+            name = BASELINE if row.knowledge == BASELINE else row.defense
+            groups.setdefault(name, []).append(row)
+        return groups
+
+
+def _terminal(row: LeakageRow) -> list[str]:
+    get = row.metrics.get
+    decibels, labels = mean_of(get("psnr_aligned")), mean_of(get("label_accuracy"))
+    return [
+        f"  {row.attack}",
+        "" if row.knowledge == BASELINE else row.knowledge,
+        str(row.round),
+        row.stage,
+        str(row.images),
+        interval_text(get("ssim_aligned"), most=1.0),
+        "-" if decibels is None else f"{decibels:.1f}",
+        "-" if labels is None else f"{100 * labels:.0f} %",
+        number(mean_of(row.cost)),
+    ]
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Plain JSON values; numbers that are not finite become None."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return value if math.isfinite(value) else None
+    raise ConfigError(
+        f"{name}: a {type(value).__name__} cannot stand in a report; use plain values"
+    )

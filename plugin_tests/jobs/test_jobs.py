@@ -1,0 +1,90 @@
+"""Jobs that must run, and jobs that must stop: one line that names the thing, on every rank."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+LOCK = {"module": "affine", "targets": "first", "key_length": 64}
+
+BAD_JOBS = {
+    "unknown_field": (
+        {"settings": {"modul": "mixing"}},
+        ["keylock.modul", "no such field", "module"],
+    ),
+    "unknown_glob": (
+        {"settings": {"targets": ["features.*"]}},
+        ["'features.*'", "matches no", "0, 3, 6, 9"],
+    ),
+    "linear": ({"settings": LOCK}, ["first layer is linear"]),
+    "worker_num": (
+        {"settings": LOCK, "worker_num": 3},
+        ["worker_num is 3", "4 MPI ranks", "3 were started"],
+    ),
+    "unknown_defense": (
+        {"settings": LOCK, "defense_type": "keylok"},
+        ["'keylok'", "keylock"],
+    ),
+    "unsupported_optimizer": (
+        {"settings": LOCK, "federated_optimizer": "LSA"},
+        ["federated_optimizer", "LSA", "FedAvg"],
+    ),
+    "silo_without_plugin": (
+        {"settings": LOCK},
+        ["rank 2 (silo 1)", "plugin is not active there"],
+    ),
+    "nan": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "3.weight is not finite"]),
+    "shape": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "3.weight has shape (2, 4, 3, 3)"]),
+    "private": (
+        {"settings": {**LOCK, "targets": "all"}},
+        ["silo 1 (rank 2), round 0", "3.keylock.bias_gamma is not a public name"],
+    ),
+    "scale": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "1.weight is not the constant 1"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_JOBS)
+def test_bad_jobs_stop_in_one_line_with_nothing_sent(case, run_job):
+    given, words = BAD_JOBS[case]
+    job = run_job(case, **given)
+    assert job.status != 0
+    assert len(job.ours) == 1, job.output[-3000:]
+    for word in words:
+        assert word in job.ours[0]
+    assert "Traceback" not in job.output
+    for path in job.folder.glob("wire-2.jsonl"):
+        assert not any(m["model"] for m in job.messages(2)), f"{path}: silo 1 sent a model"
+
+
+def test_an_exception_on_one_rank_ends_the_job_on_all(run_job):
+    job = run_job("raises", settings=LOCK)
+    assert job.status != 0
+    assert "the disk of silo 1 is on fire" in job.output
+    assert job.ours == ["fedml-keylock: rank 2 failed; the job ends on every rank"]
+
+
+def test_custom_trainer_and_aggregator(run_job):
+    job = run_job("custom", settings={**LOCK, "keep_history": True})
+    assert job.status == 0, job.output[-3000:]
+    folder = job.folder / "keylock_vault"
+    start = load_file(folder / "silo-1" / "round-00000.safetensors")
+    end = load_file(folder / "silo-1.safetensors")
+    assert not np.allclose(start["1.keylock.bias_gamma"], end["1.keylock.bias_gamma"])
+
+
+def test_flag_off_is_plain_fedml(run_job):
+    """The same job, with and without the plugin, says the same when the flag is off."""
+    with_plugin = run_job(settings=None, comm_round=1)
+    without = run_job(settings=None, comm_round=1, plugin=False)
+    assert with_plugin.status == without.status == 0
+    for rank in (0, 1, 2):
+        ours, plain = with_plugin.decoded(rank), without.decoded(rank)
+        assert [list(m) for m in ours] == [list(m) for m in plain]
+        for mine, theirs in zip(ours, plain, strict=True):
+            for key, value in mine.items():
+                if key == "model_params":
+                    assert all(torch.equal(value[n], theirs[key][n]) for n in theirs[key])
+                else:
+                    assert value == theirs[key]

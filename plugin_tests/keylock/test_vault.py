@@ -1,0 +1,415 @@
+"""A silo's private state on disk: whole or not at all, for its owner and its silo only."""
+
+import errno
+import json
+import os
+import pickle
+import stat
+import struct
+import tempfile
+from copy import deepcopy
+
+import pytest
+import torch
+from safetensors.torch import save, save_file
+from torch import nn
+
+from fedml_keylock.errors import LockError, VaultError
+from fedml_keylock.keylock import (
+    KeyLockConfig,
+    Vault,
+    load_private_state_dict,
+    lock_model,
+    private_state_dict,
+)
+
+CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
+
+
+def made(config=CONFIG):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.Flatten()
+    )
+    lock_model(model, config)
+    model(torch.rand(4, 1, 8, 8))  # running statistics of its own
+    return model
+
+
+def same(one, other):
+    return list(one) == list(other) and all(
+        torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one
+    )
+
+
+@pytest.fixture
+def model():
+    return made()
+
+
+@pytest.fixture
+def vault(tmp_path):
+    return Vault(tmp_path / "vault", silo=2, layout="a1b2c3d4")
+
+
+@pytest.fixture
+def written(vault, model):
+    """The vault with a file in it."""
+    vault.save(model, round_index=7)
+    return vault
+
+
+def refused(vault, message, path=None):
+    """The vault does not load, says why in one line, and leaves the model alone."""
+    model = made()
+    before = private_state_dict(model)
+    with pytest.raises(VaultError, match=message) as caught:
+        vault.load(model, path)
+    assert "\n" not in str(caught.value)
+    assert same(private_state_dict(model), before)
+    return str(caught.value)
+
+
+def test_what_is_saved_is_loaded(written, model):
+    other = made()
+    assert not same(private_state_dict(other), private_state_dict(model))
+    assert written.load(other) == 7
+    assert same(private_state_dict(other), private_state_dict(model))
+    x = torch.rand(3, 1, 8, 8)
+    for mode in (True, False):
+        assert torch.equal(model.train(mode)(x), other.train(mode)(x))
+
+
+def test_saving_again_replaces(written, model):
+    with torch.no_grad():
+        model[0].keylock.bias_beta.add_(1)
+    written.save(model, round_index=8)
+    other = made()
+    assert written.load(other) == 8
+    assert same(private_state_dict(other), private_state_dict(model))
+    assert os.listdir(written.folder) == ["silo-2.safetensors"]
+
+
+def test_existence(vault, model):
+    assert not vault.exists()
+    vault.save(model, round_index=0)
+    assert vault.exists()
+    assert not Vault(vault.folder, silo=1, layout=vault.layout).exists()
+
+
+def test_history_is_kept_beside_the_current_state(written, model):
+    with torch.no_grad():
+        model[0].keylock.bias_beta.add_(1)
+    written.keep(model, round_index=8)
+    kept, current = made(), made()
+    assert written.load(kept, written.history_path(8)) == 8
+    assert same(private_state_dict(kept), private_state_dict(model))
+    assert written.load(current) == 7
+    assert not same(private_state_dict(current), private_state_dict(kept))
+
+
+@pytest.fixture
+def open_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_files_and_folders_are_their_owners_only(vault, model):
+    vault.save(model, round_index=0)
+    vault.keep(model, round_index=1)
+    assert mode(vault.path) == mode(vault.history_path(1)) == 0o600
+    assert mode(vault.folder) == mode(vault.history_path(1).parent) == 0o700
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Path.mkdir(parents=True, mode=0o700) gives the mode to the last folder only: history "
+    "that is kept before the first save makes the vault's own folder with the default mode",
+)
+@pytest.mark.usefixtures("open_umask")
+def test_the_folder_is_its_owners_only_whatever_is_written_first(vault, model):
+    vault.keep(model, round_index=1)
+    assert mode(vault.folder) == 0o700
+
+
+@pytest.mark.usefixtures("open_umask")
+def test_nobody_else_can_read_the_file_while_it_is_written(vault, model, monkeypatch):
+    seen = []
+    original = os.fsync
+
+    def look(descriptor):
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode):
+            seen.append(stat.S_IMODE(found.st_mode))
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", look)
+    vault.save(model, round_index=0)
+    assert seen == [0o600]
+
+
+def test_the_file_is_on_disk_before_it_takes_the_old_ones_place(written, model, monkeypatch):
+    order = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (order.append(f"sync {stat.S_ISDIR(os.fstat(d).st_mode)}"), fsync(d))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (order.append("replace"), replace(a, b)))
+    written.save(model, round_index=8)
+    assert order == ["sync False", "replace", "sync True"]
+
+
+@pytest.mark.parametrize("loose", [0o640, 0o604, 0o620, 0o610, 0o601, 0o666, 0o644])
+def test_a_file_that_others_may_read_is_refused(written, loose):
+    written.path.chmod(loose)
+    message = refused(written, "others may read it")
+    assert f"{loose:04o}" in message
+    assert f"chmod 600 {written.path}" in message
+
+
+def test_another_silos_file_is_refused(written):
+    other = Vault(written.folder, silo=3, layout=written.layout)
+    assert refused(other, "its silo is '2'.* '3'", written.path)
+
+
+def test_another_models_file_is_refused(written):
+    other = Vault(written.folder, silo=2, layout="00000000")
+    assert refused(other, "its layout is 'a1b2c3d4'.* '00000000'.*keylock.vault")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"key_length": 8},
+        {"module": "affine"},
+        {"targets": "first"},
+        {"share_norm_statistics": True},
+    ],
+)
+def test_another_locks_file_is_refused(vault, changed):
+    vault.save(made(CONFIG.model_copy(update=changed)), round_index=0)
+    assert refused(vault, "that of another lock: .* differs")
+
+
+def test_a_missing_file_is_refused(vault):
+    message = refused(vault, "No such file")
+    assert str(vault.path) in message
+
+
+def test_a_folder_in_the_files_place_is_refused(vault):
+    vault.path.mkdir(parents=True)
+    assert refused(vault, "Is a directory")
+
+
+@pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.5, -1])
+def test_a_truncated_file_is_refused(written, keep):
+    content = written.path.read_bytes()
+    written.path.write_bytes(content[: int(len(content) * keep) if keep == 0.5 else keep])
+    assert str(written.path) in refused(written, "damaged")
+
+
+def test_a_file_with_more_behind_it_is_refused(written):
+    written.path.write_bytes(written.path.read_bytes() + b"\0")
+    assert refused(written, "damaged")
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {"schema": "somebody/else"},
+        {"schema": "fedml-keylock/vault/2", "silo": "2", "layout": "a1b2c3d4"},
+        {"silo": "2", "layout": "a1b2c3d4", "round": "0"},
+    ],
+)
+def test_a_foreign_file_is_refused(vault, model, metadata):
+    vault.folder.mkdir()
+    save_file(private_state_dict(model), vault.path, metadata)
+    vault.path.chmod(0o600)
+    assert refused(vault, "its schema is .* 'fedml-keylock/vault/1'")
+
+
+def content_of(model):
+    meta = {"schema": "fedml-keylock/vault/1", "silo": "2", "layout": "a1b2c3d4", "round": "7"}
+    return save(private_state_dict(model), metadata=meta)
+
+
+def header_of(content):
+    (length,) = struct.unpack("<Q", content[:8])
+    return content[8 : 8 + length]
+
+
+def test_the_fuzzed_file_is_the_vaults_own_format(written, model):
+    """The next test is about what `save` writes: hold the two together."""
+    ours, vaults = (header_of(c) for c in (content_of(model), written.path.read_bytes()))
+    assert json.loads(ours) == json.loads(vaults)
+
+
+@pytest.mark.parametrize("first_bit", [0, 5])
+def test_a_flipped_bit_in_the_header_never_gives_another_state(vault, model, first_bit):
+    """The header is JSON: a flip is refused, or changes nothing of what is loaded."""
+    content = content_of(model)
+    size = 8 + len(header_of(content))
+    at = content.index(b'"round"')
+    spared = range(at, at + len(b'"round":"7"'))  # the next test is about these
+    other = made()
+    before, saved = private_state_dict(other), private_state_dict(model)
+    vault.folder.mkdir()
+    vault.path.touch(0o600)
+    loaded = 0
+    for where in set(range(size)) - set(spared):
+        flipped = bytearray(content)
+        flipped[where] ^= 1 << (first_bit + where) % 8
+        vault.path.write_bytes(flipped)
+        try:
+            assert vault.load(other) == 7
+        except VaultError:
+            assert same(private_state_dict(other), before)
+        else:
+            assert same(private_state_dict(other), saved)
+            loaded += 1
+            load_private_state_dict(other, before)
+    assert loaded < size / 10
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=(json.JSONDecodeError, pytest.fail.Exception),
+    reason="load reads the round with json.loads, after the model was changed, and takes a file "
+    "without a round for one of round 0",
+)
+@pytest.mark.parametrize("damage", [(b'"round":"7"', b'"round":"w"'), (b'"round"', b'"rount"')])
+def test_a_damaged_round_is_refused(written, damage):
+    content = written.path.read_bytes()
+    assert damage[0] in content
+    written.path.write_bytes(content.replace(*damage))
+    assert refused(written, "round")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="safetensors has no checksum: a flipped bit in the numbers is loaded as it is, even "
+    "where it makes a NaN; the vault could keep a digest of its content in the metadata",
+)
+def test_a_flipped_bit_in_the_numbers_is_refused(written):
+    content = bytearray(written.path.read_bytes())
+    content[-1] ^= 0x40
+    written.path.write_bytes(content)
+    assert refused(written, "damaged")
+
+
+class Executes:
+    """What a pickle can do to whoever loads it."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (os.mkdir, (self.marker,))
+
+
+@pytest.mark.parametrize("dump", [pickle.dumps, "torch"])
+def test_nothing_in_a_file_is_executed(vault, tmp_path, dump):
+    marker = str(tmp_path / "executed")
+    vault.folder.mkdir()
+    if dump == "torch":
+        torch.save(Executes(marker), vault.path)
+    else:
+        vault.path.write_bytes(dump(Executes(marker)))
+    vault.path.chmod(0o600)
+    refused(vault, "damaged")
+    assert not os.path.exists(marker)
+    pickle.loads(pickle.dumps(Executes(marker)))
+    assert os.path.exists(marker)  # the control
+
+
+def test_no_pickle_is_read_or_written(vault, model, monkeypatch):
+    def never(*_args, **_options):
+        raise AssertionError("a pickle")
+
+    for owner, name in [
+        (pickle, "load"),
+        (pickle, "loads"),
+        (pickle, "dump"),
+        (pickle, "dumps"),
+        (pickle, "Pickler"),
+        (pickle, "Unpickler"),
+        (torch, "load"),
+        (torch, "save"),
+    ]:
+        monkeypatch.setattr(owner, name, never)
+    vault.save(model, round_index=1)
+    assert vault.load(made()) == 1
+
+
+def test_a_model_without_a_lock_is_not_saved(vault):
+    with pytest.raises(LockError, match="not locked"):
+        vault.save(nn.Sequential(nn.Conv2d(1, 4, 3)), round_index=0)
+    assert not vault.exists()
+
+
+def no_space(*_args, **_options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_space_for_files(descriptor, original=os.fsync):
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        no_space()
+    original(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "fails"),
+    [
+        (os, "replace", no_space),
+        (os, "fsync", no_space_for_files),
+        (os, "fdopen", no_space),
+        (tempfile, "mkstemp", no_space),
+    ],
+    ids=["replace", "fsync", "fdopen", "mkstemp"],
+)
+def test_a_full_disk_leaves_the_old_file_whole(written, model, monkeypatch, owner, name, fails):
+    before, secrets = written.path.read_bytes(), private_state_dict(model)
+    changed = deepcopy(model)
+    with torch.no_grad():
+        changed[0].keylock.bias_gamma.add_(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fails)
+        with pytest.raises(VaultError, match="cannot be written: No space left") as caught:
+            written.save(changed, round_index=8)
+    assert str(written.path) in str(caught.value)
+    assert written.path.read_bytes() == before
+    assert os.listdir(written.folder) == [written.path.name]  # and no part of the new one
+    other = made()
+    assert written.load(other) == 7
+    assert same(private_state_dict(other), secrets)
+
+
+def test_an_interrupt_leaves_the_old_file_whole(written, model, monkeypatch):
+    before = written.path.read_bytes()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            written.save(model, round_index=8)
+    assert written.path.read_bytes() == before
+    assert os.listdir(written.folder) == [written.path.name]
+
+
+def test_a_file_in_the_folders_place_is_an_error_and_stays(tmp_path, model):
+    (tmp_path / "vault").write_text("mine")
+    vault = Vault(tmp_path / "vault", silo=0, layout="a1")
+    with pytest.raises(VaultError, match="cannot be written"):
+        vault.save(model, round_index=0)
+    assert (tmp_path / "vault").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["vault"]

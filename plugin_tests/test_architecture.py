@@ -1,0 +1,211 @@
+"""What may import what, what an import costs, and that whatever is public is explained and runs."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedml_keylock
+
+ROOT = Path(fedml_keylock.__file__).parent
+HOST_OF_FEDML = "fedml_keylock.host.fedml"
+
+# the parts of the package, from the ground up; a part may import what stands under it
+LAYERS = [
+    {"errors"},
+    {"types", "settings"},
+    {"keylock", "inversion", "evaluation", "hookspecs"},
+    {"plugins", "builtin"},
+    {"host"},
+]
+# and beside it, only this
+BESIDE = {("evaluation", "inversion")}
+# the shared records know nothing of their users
+KNOWS_NOTHING = {"errors", "types"}
+
+
+def modules():
+    return sorted(
+        module.name for module in pkgutil.walk_packages([str(ROOT)], prefix="fedml_keylock.")
+    )
+
+
+MODULES = [*modules()]
+READABLE = [name for name in MODULES if name != HOST_OF_FEDML]
+
+
+def source_of(name):
+    path = ROOT.joinpath(*name.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def part_of(name):
+    """The part of the package that a module belongs to: the name under the package's own."""
+    return name.split(".")[1]
+
+
+def rank(part):
+    for height, layer in enumerate(LAYERS):
+        if part in layer:
+            return height
+    return len(LAYERS)  # cli, __main__, demo and their like, on top of everything
+
+
+def imported(name):
+    """Absolute names of what a module imports anywhere in it, functions and all."""
+    path = source_of(name)
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    return imports_in(ast.parse(path.read_text()), package)
+
+
+def imports_in(tree, package):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                yield ".".join([*base, alias.name])
+
+
+def broken_rules(name, imports):
+    own = part_of(name)
+    for target in imports:
+        if not target.startswith("fedml_keylock."):
+            continue
+        other = part_of(target)
+        if other == own or (own, other) in BESIDE:
+            continue
+        if (
+            own in KNOWS_NOTHING
+            or rank(other) > rank(own)
+            or (rank(other) == rank(own) and {own, other} <= LAYERS[2])
+        ):
+            yield f"{name} imports {target}"
+
+
+def test_there_is_something_to_hold():
+    parts = {part_of(name) for name in MODULES}
+    assert set().union(*LAYERS) <= parts
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_point_downwards(name):
+    assert list(broken_rules(name, imported(name))) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("fedml_keylock.types", "from .errors import ConfigError"),
+        ("fedml_keylock.settings", "from .keylock import KeyLock"),
+        ("fedml_keylock.keylock.module", "from ..inversion import dlg"),
+        ("fedml_keylock.keylock.module", "from .. import evaluation"),
+        ("fedml_keylock.inversion.attack", "from ..evaluation import metrics"),
+        ("fedml_keylock.inversion.attack", "import fedml_keylock.keylock.key"),
+        ("fedml_keylock.evaluation.metrics", "def f():\n    from ..keylock import KeyLock"),
+        ("fedml_keylock.evaluation.metrics", "from ..plugins import attacks"),
+        ("fedml_keylock.plugins", "from .host import gate"),
+        ("fedml_keylock.host.gate", "from ..cli import main"),
+    ],
+)
+def test_an_import_that_points_upwards_is_seen(name, line):
+    package = name.split(".")[:-1]
+    assert list(broken_rules(name, imports_in(ast.parse(line), package)))
+
+
+def test_only_one_module_imports_fedml():
+    found = {name for name in MODULES if any(t.split(".")[0] == "fedml" for t in imported(name))}
+    assert found == {HOST_OF_FEDML}
+
+
+@pytest.mark.parametrize("part", ["keylock", "inversion", "errors", "types", "settings"])
+def test_a_subject_needs_no_host(part):
+    foreign = {"fedml", "mpi4py", "pluggy", "click", "matplotlib", "torchvision", "tqdm"}
+    for name in MODULES:
+        if part_of(name) == part:
+            assert not foreign & {target.split(".")[0] for target in imported(name)}, name
+
+
+def test_importing_the_package_imports_neither_torch_nor_fedml():
+    script = (
+        "import sys, fedml_keylock\n"
+        "heavy = {'torch', 'fedml', 'numpy', 'mpi4py', 'pydantic', 'matplotlib'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "assert set(fedml_keylock.__all__) <= set(dir(fedml_keylock))\n"
+        "import fedml_keylock.errors, fedml_keylock.types\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "fedml_keylock.lock_model\n"  # the control: a name does load them
+        "print('torch' in sys.modules, 'fedml' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.stdout.splitlines() == ["[]", "[]", "True False"], run.stderr
+
+
+def test_the_public_names_are_the_lazy_ones():
+    assert sorted(fedml_keylock._WHERE) == sorted(fedml_keylock.__all__) == fedml_keylock.__all__
+    for name in fedml_keylock.__all__:
+        home = importlib.import_module(fedml_keylock._WHERE[name], "fedml_keylock")
+        assert getattr(fedml_keylock, name) is getattr(home, name)
+    with pytest.raises(AttributeError, match="no attribute 'lock_modle'"):
+        fedml_keylock.lock_modle  # noqa: B018  # the attribute is the test
+
+
+def public_objects(module):
+    """The public classes and functions that a module defines, and the members of those classes."""
+    for name in getattr(module, "__all__", []):
+        value = getattr(module, name)
+        if not (inspect.isclass(value) or inspect.isfunction(value)):
+            continue
+        if not value.__module__.startswith("fedml_keylock"):
+            continue
+        yield name, value
+        if inspect.isclass(value):
+            for member, entry in vars(value).items():
+                function = getattr(entry, "__func__", entry)
+                documented = inspect.isfunction(function) or isinstance(entry, property)
+                if documented and not member.startswith("_"):
+                    yield f"{name}.{member}", function
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_everything_public_is_explained(name):
+    module = importlib.import_module(name)
+    source = source_of(name).read_text().strip()
+    assert module.__doc__ or not source
+    found = dict(public_objects(module))
+    assert [label for label, value in found.items() if not (value.__doc__ or "").strip()] == []
+    for label in getattr(module, "__all__", []):
+        assert hasattr(module, label), label
+
+
+def test_the_search_for_explanations_finds_something():
+    found = dict(public_objects(importlib.import_module("fedml_keylock.keylock.vault")))
+    assert {"Vault", "Vault.path", "Vault.save", "Vault.load"} <= set(found)
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_every_example_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example that writes does not write here
+    module = importlib.import_module(name)
+    result = doctest.testmod(module, optionflags=doctest.ELLIPSIS, report=True)
+    assert result.failed == 0
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    with_examples = [
+        name
+        for name in READABLE
+        if any(test.examples for test in finder.find(importlib.import_module(name)))
+    ]
+    assert len(with_examples) > len(READABLE) / 2

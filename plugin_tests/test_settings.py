@@ -1,0 +1,185 @@
+"""Sections of a job's YAML: whatever is wrong in them is one line that a user can act on."""
+
+from typing import ClassVar
+
+import pytest
+import yaml
+
+from fedml_keylock.errors import ConfigError
+from fedml_keylock.evaluation.settings import InversionSettings
+from fedml_keylock.keylock import KeyLockConfig
+from fedml_keylock.settings import Settings
+
+
+def refusal(settings, section):
+    """What the section's reader says to this YAML."""
+    with pytest.raises(ConfigError) as caught:
+        settings.from_mapping(yaml.safe_load(section))
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "allowed"),
+    [
+        ("key_length: 0", "key_length", "0", "greater than or equal to 1"),
+        ("key_length: -3", "key_length", "-3", "greater than or equal to 1"),
+        ("key_length: 1048577", "key_length", "1048577", "less than or equal to 1048576"),
+        ("key_length: '16'", "key_length", "'16'", "integer"),
+        ("key_length: 16.0", "key_length", "16.0", "integer"),
+        ("key_length: true", "key_length", "True", "integer"),
+        ("key_length: null", "key_length", "None", "integer"),
+        ("key_length: [1, 2]", "key_length", "[1, 2]", "integer"),
+        ("module: mix", "module", "'mix'", "'affine' or 'mixing'"),
+        ("module: 3", "module", "3", "'affine' or 'mixing'"),
+        ("module: null", "module", "None", "'affine' or 'mixing'"),
+        ("targets: frist", "targets", "'frist'", "first, all, or a list of module-name globs"),
+        ("targets: layer1.*", "targets", "'layer1.*'", "such as ['layer1.*']"),
+        ("targets: []", "targets", "[]", "first, all, or a list of module-name globs"),
+        ("targets: [1]", "targets", "[1]", "string"),
+        ("targets: [conv1, [a]]", "targets", "['conv1', ['a']]", "string"),
+        ("targets: 5", "targets", "5", "'first' or 'all'"),
+        ("targets: null", "targets", "None", "'first' or 'all'"),
+        ("targets: {a: 1}", "targets", "{'a': 1}", "'first' or 'all'"),
+        ("activation: tanh", "activation", "'tanh'", "'relu', 'sigmoid', 'softplus' or 'identity'"),
+        ("activation: ReLU", "activation", "'ReLU'", "'relu'"),
+        ("share_norm_statistics: 1", "share_norm_statistics", "1", "boolean"),
+        ("share_norm_statistics: 'yes'", "share_norm_statistics", "'yes'", "boolean"),
+        ("keep_history: 'no'", "keep_history", "'no'", "boolean"),
+        ("keep_history: null", "keep_history", "None", "boolean"),
+        ("vault: 5", "vault", "5", "path"),
+        ("vault: null", "vault", "None", "path"),
+        ("vault: [a]", "vault", "['a']", "path"),
+    ],
+)
+def test_keylock_names_field_value_and_what_is_allowed(section, field, value, allowed):
+    message = refusal(KeyLockConfig, section)
+    assert message.startswith(f"keylock.{field}: {value} is not allowed: ")
+    assert allowed in message.removeprefix(f"keylock.{field}: {value} is not allowed: ")
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "allowed"),
+    [
+        ("attacks: 5", "attacks", "5", ""),
+        ("attacks: dlg", "attacks", "'dlg'", ""),
+        ("attacks: [dlg, 1]", "attacks", "1", "string"),
+        ("knowledge: adaptive", "knowledge", "'adaptive'", ""),
+        ("knowledge: [oracle]", "knowledge", "'oracle'", "'oblivious' or 'adaptive'"),
+        ("rounds: 0", "rounds", "0", ""),
+        ("rounds: [a]", "rounds", "'a'", "integer"),
+        ("rounds: [0, 0.5]", "rounds", "0.5", "integer"),
+        ("images: 0", "images", "0", "greater than or equal to 1"),
+        ("images: many", "images", "'many'", "integer"),
+        ("output: 3", "output", "3", "path"),
+        ("when: now", "when", "'now'", "'after' or 'never'"),
+    ],
+)
+def test_gradient_inversion_names_field_value_and_what_is_allowed(section, field, value, allowed):
+    message = refusal(InversionSettings, section)
+    start = f"gradient_inversion.{field}: {value} is not allowed: "
+    assert message.startswith(start)
+    assert len(message) > len(start)
+    assert allowed in message.removeprefix(start)
+
+
+@pytest.mark.parametrize("settings", [KeyLockConfig, InversionSettings])
+@pytest.mark.parametrize("field", ["key_lenght", "roundz", "section", "model_config", "''"])
+def test_an_unknown_field_is_named_with_those_that_there_are(settings, field):
+    message = refusal(settings, f"{field}: 1")
+    plain = field.strip("'")
+    assert message.startswith(f"{settings.section}.{plain}: no such field; allowed: ")
+    assert message.split("allowed: ")[1].split(", ") == list(settings.model_fields)
+
+
+@pytest.mark.parametrize("settings", [KeyLockConfig, InversionSettings])
+@pytest.mark.parametrize("section", ["5", "word", "[a, b]", "true", "1.5"])
+def test_a_section_that_is_no_mapping_is_refused(settings, section):
+    message = refusal(settings, section)
+    assert message.startswith(f"{settings.section}: must be a mapping of fields, not ")
+    assert repr(yaml.safe_load(section)) in message
+
+
+@pytest.mark.parametrize("settings", [KeyLockConfig, InversionSettings])
+@pytest.mark.parametrize("section", ["", "{}"])
+def test_an_empty_section_is_the_defaults(settings, section):
+    assert settings.from_mapping(yaml.safe_load(section)) == settings()
+
+
+def test_every_field_can_be_set_from_yaml():
+    config = KeyLockConfig.from_mapping(
+        yaml.safe_load(
+            "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
+            "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true}"
+        )
+    )
+    changed = config.model_dump()
+    default = KeyLockConfig().model_dump()
+    assert all(changed[name] != default[name] for name in KeyLockConfig.model_fields)
+    assert config.targets == ("conv1", "layer*")
+    assert str(config.vault) == "/var/lib/vault"
+    assert KeyLockConfig.from_mapping({"targets": "all"}).targets == "all"
+
+
+@pytest.mark.parametrize("settings", [KeyLockConfig(), InversionSettings()])
+def test_settings_do_not_change_after_they_were_checked(settings):
+    name = next(iter(type(settings).model_fields))
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(settings, name, None)
+
+
+def test_reading_does_not_change_what_was_read():
+    section = {"targets": ["a"], "key_length": 4}
+    KeyLockConfig.from_mapping(section)
+    assert section == {"targets": ["a"], "key_length": 4}
+
+
+def test_the_first_of_many_mistakes_is_one_line():
+    message = refusal(KeyLockConfig, "{module: x, key_length: y, targets: z, nose: 1}")
+    assert message.count("is not allowed") + message.count("no such field") == 1
+
+
+def test_a_value_of_many_lines_is_one_line():
+    assert "\\n" in refusal(KeyLockConfig, "module: |\n  a\n  b\n")
+
+
+def test_a_field_named_in_a_section_of_ones_own():
+    class Lamp(Settings):
+        section: ClassVar[str] = "lamp"
+        watts: int = 5
+
+    assert refusal(Lamp, "watts: dim").startswith("lamp.watts: 'dim' is not allowed: ")
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="a key that is no string is reported with its value as 1 and nothing behind 'allowed:'",
+)
+@pytest.mark.parametrize("section", ["1: 2", "on: 2"])
+def test_a_field_that_is_no_string_is_an_unknown_field(section):
+    message = refusal(KeyLockConfig, section)
+    assert "no such field; allowed: key_length" in message
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=pytest.fail.Exception,
+    reason="the integers of InversionSettings are not strict, as those of KeyLockConfig are",
+)
+@pytest.mark.parametrize(
+    "section", ["images: true", "images: '4'", "images: 4.0", "rounds: [true]", "rounds: ['1']"]
+)
+def test_an_ill_typed_integer_is_not_read_as_one(section):
+    assert refusal(InversionSettings, section)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=ValueError,
+    reason="constructing settings in Python raises pydantic's own error of many lines, and not the "
+    "ConfigError that errors.py promises for a field of a call",
+)
+def test_a_wrong_argument_in_python_is_a_config_error():
+    with pytest.raises(ConfigError, match=r"keylock\.key_length: 0"):
+        KeyLockConfig(key_length=0)
