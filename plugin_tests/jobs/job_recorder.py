@@ -8,8 +8,9 @@ from mpi4py import MPI
 
 
 def start(rank: int, folder: str = ".") -> None:
-    wire = Path(folder, f"wire-{rank}.bin").open("wb", buffering=0)
-    index = Path(folder, f"wire-{rank}.jsonl").open("w", buffering=1)
+    # open as long as the rank lives, and unbuffered: it may be ended at any moment
+    wire = Path(folder, f"wire-{rank}.bin").open("wb", buffering=0)  # noqa: SIM115
+    index = Path(folder, f"wire-{rank}.jsonl").open("w", buffering=1)  # noqa: SIM115
 
     def recording(message, *args):
         data = pickle.dumps(message, *args)
