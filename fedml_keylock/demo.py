@@ -354,17 +354,17 @@ def _attack_all(
     shown = "untrained"  # the weights at which every attack is run
     galleries = []
     tasks = list(_tasks(folders, scale, seed))
-    made: dict[_Task, Reconstruction] = {}
+    made: dict[int, Reconstruction] = {}
     # spawned, because torch's threads do not survive a fork
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), mp_context=context) as pool:
-        running = {pool.submit(_run_task, task): task for task in tasks}
+        running = {pool.submit(_run_task, task): index for index, task in enumerate(tasks)}
         with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
             for done in as_completed(running):
                 made[running[done]] = done.result()
                 bar.update()
-    for task in tasks:
-        result = made[task]
+    for index, task in enumerate(tasks):
+        result = made[index]
         level = "none" if task.variant == "none" else task.level
         name = f"{task.variant}, {task.attack}" + ("" if level == "none" else f", {level}")
         for stage, wanted in stages.items():

@@ -38,16 +38,19 @@ class Settings(BaseModel):
         """
         if settings is not None and not isinstance(settings, Mapping):
             raise ConfigError(f"{cls.section}: must be a mapping of fields, not {settings!r}")
+        return cls(**{str(field): value for field, value in (settings or {}).items()})
+
+    def __init__(self, **fields: Any) -> None:
         try:
-            return cls.model_validate(dict(settings or {}))
+            super().__init__(**fields)
         except ValidationError as error:
-            raise ConfigError(cls._one_line(error)) from None
+            raise ConfigError(self._one_line(error)) from None
 
     @classmethod
     def _one_line(cls, error: ValidationError) -> str:
         first = error.errors(include_url=False)[0]
         field = str(first["loc"][0]) if first["loc"] else "?"
-        if first["type"] == "extra_forbidden":
+        if first["type"] in ("extra_forbidden", "invalid_key"):
             return f"{cls.section}.{field}: no such field; allowed: {', '.join(cls.model_fields)}"
         # a union reports one problem for each of its members
         allowed = [e["msg"] for e in error.errors(include_url=False) if e["loc"][:1] == (field,)]

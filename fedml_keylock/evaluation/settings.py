@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictInt
 
 from ..settings import Settings
 
@@ -27,9 +27,9 @@ class InversionSettings(Settings):
     """Names of registered attacks."""
     knowledge: tuple[Literal["oblivious", "adaptive"], ...] = ("oblivious", "adaptive")
     """What the server is taken to know. An oracle needs private state, which no server has."""
-    rounds: tuple[int, ...] = (0, -1)
+    rounds: tuple[StrictInt, ...] = (0, -1)
     """Which rounds are captured and attacked; negative ones count from the end."""
-    images: int = Field(default=4, ge=1)
+    images: int = Field(default=4, ge=1, strict=True)
     """How many updates are attacked, at the most."""
     output: Path = Path("leakage")
     """Folder for the capture and what the attacks make of it."""

@@ -109,14 +109,23 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         )
 
 
-def check_samples(samples: Any, *, who: str) -> None:
-    """Check a silo's weight in the average.
+def check_samples(samples: Any, *, who: str) -> float:
+    """Check a number that a silo sends, such as its weight in the average, and return it.
 
     Raises:
-        UpdateRefused: it is not a positive, finite number.
+        UpdateRefused: it is not one positive, finite number. The value itself is not shown: what a
+            silo was about to send may be private.
+
+    Example:
+        >>> check_samples(torch.tensor(3), who="silo 0")
+        3.0
 
     """
-    number = samples.item() if isinstance(samples, Tensor) and samples.numel() == 1 else samples
-    fits = isinstance(number, (int, float)) or hasattr(number, "__float__")
-    if not fits or not math.isfinite(float(number)) or float(number) <= 0:
-        raise UpdateRefused(f"{who}: it says it holds {samples!r} samples, not a positive number")
+    try:
+        number = float(samples)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if isinstance(samples, (str, bytes)) or not math.isfinite(number) or number <= 0:
+        kind = type(samples).__name__
+        raise UpdateRefused(f"{who} is a {kind}, not a positive number")
+    return number

@@ -44,7 +44,10 @@ class Seam:
         """Why this host does not fit, or None."""
         if self.name not in vars(self.owner):
             return f"{self.label} does not exist"
-        found = tuple(inspect.signature(getattr(self.owner, self.name)).parameters)
+        try:
+            found = tuple(inspect.signature(getattr(self.owner, self.name)).parameters)
+        except (TypeError, ValueError):
+            return f"{self.label} is not a function"
         if found != self.parameters:
             return f"{self.label} takes ({', '.join(found)}), not ({', '.join(self.parameters)})"
         return None

@@ -170,9 +170,10 @@ class Session:
             return
         if self.defense is None:
             return
-        for key, value in entries.items():
+        for key, value in list(entries.items()):
             if key != state_key and not isinstance(value, (str, int, float, type(None))):
-                check_samples(value, who=f"{self.who}: message entry {key}")
+                # as a number: a tensor would take with it all the memory that it is a view of
+                entries[key] = check_samples(value, who=f"{self.who}: message entry {key}")
         if state is not None:
             entries[state_key] = public_copy(check_state(state, self._agreed(), who=self.who))
             self._show("before_upload", entries[state_key], entries, self.silo)
@@ -192,7 +193,7 @@ class Session:
                 check_mark(entries.get(MARK), self._agreed(), who=who)
                 if state is not None:
                     check_state(state, self._agreed(), who=who)
-                    check_samples(entries.get("num_samples"), who=who)
+                    check_samples(entries.get("num_samples"), who=f"{who}: num_samples")
             elif state is not None:
                 who = f"{self.who}: the server's model"
                 self.received = check_state(state, self._agreed(), who=who, averaged=True)

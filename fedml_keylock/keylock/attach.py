@@ -64,7 +64,8 @@ def lock_model(
             tests, who simulate locks.
 
     Raises:
-        LockError: nothing in it can be locked, or it is locked already. The model is unchanged.
+        LockError: nothing in it can be locked, it is locked already, or the key does not fit. The
+            model is unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
@@ -76,6 +77,8 @@ def lock_model(
 
     """
     config = config or KeyLockConfig()
+    if key is not None:
+        _check_key(key, config)
     sites = plan(model, config)
     public = sum(p.numel() for p in model.parameters())
     # everything that can fail is made before the model is touched
@@ -91,7 +94,10 @@ def lock_model(
         for site in sites
     ]
     for site, lock in zip(sites, made, strict=True):
-        _attach(model.get_submodule(site.holder), lock, config)
+        weight = model.get_submodule(site.layer).weight
+        assert isinstance(weight, Tensor)
+        lock.to(device=weight.device, dtype=weight.dtype)
+        _attach(model.get_submodule(site.holder), lock)
     return LockInfo(
         layers=tuple(site.layer for site in sites),
         holders=tuple(site.holder for site in sites),
@@ -172,12 +178,7 @@ def apply_keylock(holder: nn.Module, _inputs: object, output: Tensor) -> Tensor:
     return locked
 
 
-def _attach(holder: nn.Module, lock: KeyLock, config: KeyLockConfig) -> None:
-    like = next(
-        (t for t in (*holder.parameters(), *holder.buffers()) if t.is_floating_point()), None
-    )
-    if like is not None:
-        lock.to(device=like.device, dtype=like.dtype)
+def _attach(holder: nn.Module, lock: KeyLock) -> None:
     lock.train(holder.training)
     if lock.normalise is None:
         for name, constant in (("weight", 1.0), ("bias", 0.0)):
@@ -192,3 +193,13 @@ def _attach(holder: nn.Module, lock: KeyLock, config: KeyLockConfig) -> None:
     # torch leaves these two without types
     holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
     holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]
+
+
+def _check_key(key: Tensor, config: KeyLockConfig) -> None:
+    if key.shape != (config.key_length,) or not key.is_floating_point():
+        raise LockError(
+            f"the key must be {config.key_length} floating point numbers (keylock.key_length), "
+            f"not {tuple(key.shape)} of {key.dtype}"
+        )
+    if not torch.isfinite(key).all() or not key.any():
+        raise LockError("the key must be finite, and not all zeros")

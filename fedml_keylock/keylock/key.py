@@ -53,8 +53,9 @@ def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
         torch.Size([4])
 
     """
-    half_step = 2**-25  # keeps the argument inside (-1, 1), where erfinv is finite
-    standard: Tensor = torch.erfinv(2 * (uniform(shape) + half_step) - 1) * math.sqrt(2)
+    # half a step keeps the argument inside (-1, 1), where erfinv is finite; in this order of
+    # operations float32 rounds nothing
+    standard: Tensor = torch.erfinv(2 * uniform(shape) - 1 + 2**-24) * math.sqrt(2)
     return standard
 
 

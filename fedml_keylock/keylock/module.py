@@ -142,8 +142,19 @@ class KeyLock(nn.Module):
         """Nothing: private state is not part of a model's state."""
         return kwargs.get("destination", args[0] if args else type(super().state_dict())())
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing to load, and nothing is missing."""
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        _metadata: Any,
+        strict: bool,
+        _missing: list[str],
+        unexpected_keys: list[str],
+        _errors: list[str],
+    ) -> None:
+        """Load nothing and miss nothing; a state that has private names is not a model's state."""
+        if strict:
+            unexpected_keys += [name for name in state_dict if name.startswith(prefix)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> KeyLock:
         # the ordinary way goes through __reduce_ex__, which is closed

@@ -65,7 +65,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     lock_model(copy, config)
     unknowns = []
     for name, holder, lock in list(locks(copy)):
-        revealed = RevealedLock(lock)
+        revealed = RevealedLock(lock).to(lock.key)
         holder.keylock = revealed
         remove_hooks(
             holder, show_public, keep_private

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import VaultError
 from .state import load_private_state_dict, private_state_dict
@@ -116,8 +118,14 @@ class Vault:
                     f"vault {path}: its {field} is {meta.get(field)!r}, this job has {value!r}; "
                     "move it away, or name another folder in keylock.vault"
                 )
+        if meta.get("sha256") != _digest(state):
+            raise VaultError(f"vault {path}: damaged (its checksum does not fit its content)")
+        try:
+            round_index = int(meta["round"])
+        except (KeyError, ValueError):
+            raise VaultError(f"vault {path}: damaged (it names no round)") from None
         load_private_state_dict(model, state)
-        return int(json.loads(meta.get("round", "0")))
+        return round_index
 
     def _write(self, path: Path, model: nn.Module, round_index: int) -> None:
         meta = {
@@ -126,9 +134,11 @@ class Vault:
             "layout": self.layout,
             "round": str(round_index),
         }
-        content = save(private_state_dict(model), metadata=meta)
+        state = private_state_dict(model)
+        content = save(state, metadata={**meta, "sha256": _digest(state)})
         try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path.parent.mkdir(exist_ok=True, mode=0o700)
             # mkstemp opens with mode 0600
             descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             try:
@@ -147,3 +157,12 @@ class Vault:
                 os.close(folder)
         except OSError as error:
             raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """Checksum of names, shapes and numbers: against accidents, not against an attacker."""
+    digest = sha256()
+    for name in sorted(state):
+        digest.update(f"{name} {tuple(state[name].shape)}\n".encode())
+        digest.update(state[name].flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

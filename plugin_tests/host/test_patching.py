@@ -269,12 +269,6 @@ def test_any_seam_that_fails_leaves_nothing(chosen, data):
     assert not patches.applied
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="Seam.problem asks for the signature of whatever has the name: where a host's function "
-    "became a constant or a property, the error is inspect's TypeError and no HostError",
-)
 def test_a_function_that_became_something_else_is_named():
     h = host()
     with pytest.raises(HostError, match=r"Host\.limit"):

@@ -372,17 +372,11 @@ def test_checking_changes_nothing():
 def test_a_key_that_does_not_do_leaves_the_model_alone(key):
     model = made()
     before = snapshot(model)
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(LockError, match="the key must be"):
         lock_model(model, KeyLockConfig(targets="all"), key=key)
     assert_same(before, snapshot(model))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(ZeroDivisionError, RuntimeError, NotImplementedError),
-    reason="lock_model does not check the key that it is given: a key of zeros, of integers, of "
-    "another shape or another length than config.key_length is not a LockError",
-)
 @pytest.mark.parametrize("key", [torch.zeros(1024), torch.ones(3, 3), torch.arange(1024)])
 def test_a_key_that_does_not_do_is_refused_in_words(key):
     with pytest.raises(LockError, match="key"):
@@ -497,11 +491,6 @@ def test_a_lock_has_its_models_dtype_and_mode(dtype):
     assert model(images().to(dtype)).dtype == dtype
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a lock takes its dtype and device from its holder, and a norm without parameters has "
-    "none: it should take them from the locked layer",
-)
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4, affine=False), nn.InstanceNorm2d(4)])
 def test_a_lock_behind_a_norm_without_parameters_has_its_models_dtype(norm):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), norm).double()
@@ -510,11 +499,6 @@ def test_a_lock_behind_a_norm_without_parameters_has_its_models_dtype(norm):
     assert model(images().double()).dtype == torch.float64
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="KeyLock._load_from_state_dict accepts every name under its prefix, so that strict "
-    "loading into a locked model passes over a stranger's '<holder>.keylock.*' in silence",
-)
 def test_strict_loading_refuses_private_names():
     model = made()
     lock_model(model)

@@ -323,11 +323,6 @@ def test_the_surrogate_with_a_silos_values_is_the_silos_model(targets, module):
     assert not torch.allclose(attacker(x), model(x), atol=1e-2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="RevealedLock is made in float32 on the CPU, whatever the model's dtype and device are",
-)
 def test_the_surrogate_has_the_models_dtype():
     model = nn.Sequential(nn.Conv2d(1, 4, 3)).double()
     attacker, unknowns = surrogate(model, KeyLockConfig(module="mixing"))

@@ -1,7 +1,6 @@
 """A silo's private state on disk: whole or not at all, for its owner and its silo only."""
 
 import errno
-import json
 import os
 import pickle
 import stat
@@ -11,7 +10,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from fedml_keylock.errors import LockError, VaultError
@@ -127,11 +126,6 @@ def test_files_and_folders_are_their_owners_only(vault, model):
     assert mode(vault.folder) == mode(vault.history_path(1).parent) == 0o700
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Path.mkdir(parents=True, mode=0o700) gives the mode to the last folder only: history "
-    "that is kept before the first save makes the vault's own folder with the default mode",
-)
 @pytest.mark.usefixtures("open_umask")
 def test_the_folder_is_its_owners_only_whatever_is_written_first(vault, model):
     vault.keep(model, round_index=1)
@@ -235,33 +229,20 @@ def test_a_foreign_file_is_refused(vault, model, metadata):
     assert refused(vault, "its schema is .* 'fedml-keylock/vault/1'")
 
 
-def content_of(model):
-    meta = {"schema": "fedml-keylock/vault/1", "silo": "2", "layout": "a1b2c3d4", "round": "7"}
-    return save(private_state_dict(model), metadata=meta)
-
-
 def header_of(content):
     (length,) = struct.unpack("<Q", content[:8])
     return content[8 : 8 + length]
 
 
-def test_the_fuzzed_file_is_the_vaults_own_format(written, model):
-    """The next test is about what `save` writes: hold the two together."""
-    ours, vaults = (header_of(c) for c in (content_of(model), written.path.read_bytes()))
-    assert json.loads(ours) == json.loads(vaults)
-
-
 @pytest.mark.parametrize("first_bit", [0, 5])
-def test_a_flipped_bit_in_the_header_never_gives_another_state(vault, model, first_bit):
+def test_a_flipped_bit_in_the_header_never_gives_another_state(written, model, first_bit):
     """The header is JSON: a flip is refused, or changes nothing of what is loaded."""
-    content = content_of(model)
+    vault, content = written, written.path.read_bytes()
     size = 8 + len(header_of(content))
     at = content.index(b'"round"')
     spared = range(at, at + len(b'"round":"7"'))  # the next test is about these
     other = made()
     before, saved = private_state_dict(other), private_state_dict(model)
-    vault.folder.mkdir()
-    vault.path.touch(0o600)
     loaded = 0
     for where in set(range(size)) - set(spared):
         flipped = bytearray(content)
@@ -278,12 +259,6 @@ def test_a_flipped_bit_in_the_header_never_gives_another_state(vault, model, fir
     assert loaded < size / 10
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=(json.JSONDecodeError, pytest.fail.Exception),
-    reason="load reads the round with json.loads, after the model was changed, and takes a file "
-    "without a round for one of round 0",
-)
 @pytest.mark.parametrize("damage", [(b'"round":"7"', b'"round":"w"'), (b'"round"', b'"rount"')])
 def test_a_damaged_round_is_refused(written, damage):
     content = written.path.read_bytes()
@@ -292,12 +267,6 @@ def test_a_damaged_round_is_refused(written, damage):
     assert refused(written, "round")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=pytest.fail.Exception,
-    reason="safetensors has no checksum: a flipped bit in the numbers is loaded as it is, even "
-    "where it makes a NaN; the vault could keep a digest of its content in the metadata",
-)
 def test_a_flipped_bit_in_the_numbers_is_refused(written):
     content = bytearray(written.path.read_bytes())
     content[-1] ^= 0x40
