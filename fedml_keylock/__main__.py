@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         from .host.launch import check_world
 
         check_world()
-        from .host.fedml import activate
+        from .host import activate
 
         activate()
         sys.argv = argv

@@ -53,7 +53,7 @@ def main() -> None:
     show_default=True,
     help="Folder for the report, the jobs' logs and what was captured.",
 )
-@click.option("--quick", is_flag=True, help="Fewer rounds, pictures and restarts: under 2 minutes.")
+@click.option("--quick", is_flag=True, help="Fewer rounds and pictures, no DLG: under 2 minutes.")
 @click.option("--seed", type=int, default=0, show_default=True, help="FedML's random_seed.")
 @click.option("--train-only", is_flag=True, help="Only the accuracies; no attacks.")
 def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:

@@ -5,7 +5,7 @@ Our own defense and attacks come in through the same hooks as anyone's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -74,8 +74,13 @@ def load(entries: list[EntryPoint]) -> pluggy.PluginManager:
     return made
 
 
-def registered(made: pluggy.PluginManager | None = None) -> list[Registered]:
-    """Everything that plugins registered, in the order of kind and plugin.
+def registered(
+    made: pluggy.PluginManager | None = None, *, kinds: Sequence[str] = KINDS
+) -> list[Registered]:
+    """What plugins registered, in the order of kind and plugin.
+
+    Only the hooks of those kinds are called: a silo that asks for defenses does not pay for the
+    import of metrics.
 
     Raises:
         PluginError: two plugins registered the same name.
@@ -87,7 +92,7 @@ def registered(made: pluggy.PluginManager | None = None) -> list[Registered]:
     """
     made = made or manager()
     found: dict[tuple[str, str], Registered] = {}
-    for kind in KINDS:
+    for kind in kinds:
         hook = f"register_{kind}"
         for name, plugin in made.list_name_plugin():
             if plugin is None or not hasattr(plugin, hook):
@@ -157,4 +162,4 @@ def one_of(kind: str, name: str) -> Any:
 
 
 def _named(kind: str) -> dict[str, Callable[..., Any]]:
-    return {one.name: one.value for one in registered() if one.kind == kind}
+    return {one.name: one.value for one in registered(kinds=[kind])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 __all__ = ["activate", "deactivate", "is_active"]
@@ -16,8 +17,14 @@ def activate() -> None:
         HostError: this FedML is not one that was tested.
 
     """
-    from .fedml import activate
-
+    collecting = gc.isenabled()
+    # a million objects are made that stay: without the collector it takes a sixth less time
+    gc.disable()
+    try:
+        from .fedml import activate
+    finally:
+        if collecting:
+            gc.enable()
     activate()
 
 

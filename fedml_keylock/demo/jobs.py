@@ -1,0 +1,164 @@
+"""The demonstration's three jobs: one example, three times the flag."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from ..errors import HostError
+from ..host.launch import command, environment
+
+__all__ = ["FULL", "QUICK", "VARIANTS", "Running", "Scale", "example", "start_jobs"]
+
+VARIANTS: Mapping[str, Mapping[str, str] | None] = {
+    "none": None,
+    "keylock:affine:first": {"module": "affine", "targets": "first"},
+    "keylock:mixing:all": {"module": "mixing", "targets": "all"},
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything: rounds, single-digit rounds at each end, attack settings.
+
+    Attributes:
+        rounds: of federated training, single-digit ones included.
+        single: how many rounds at the start, and at the end, train on one digit a silo.
+        attacks: attack name to its settings for an attacker who guesses no private state.
+        adaptive: attack name to what differs for one who does.
+        fresh: how many fresh random locks are tried.
+
+    """
+
+    rounds: int
+    single: int
+    attacks: Mapping[str, Mapping[str, Any]]
+    adaptive: Mapping[str, Mapping[str, Any]]
+    fresh: int = 5
+
+
+_INVERTING = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
+_DLG = {"start": "uniform", "labels": "recover", "enough": 1e-6}
+
+FULL = Scale(
+    rounds=16,
+    single=2,
+    attacks={
+        "inverting_gradients": {**_INVERTING, "steps": 300},
+        "dlg": {**_DLG, "steps": 20, "restarts": 2},
+    },
+    adaptive={"inverting_gradients": {"restarts": 2}, "dlg": {}},
+)
+QUICK = Scale(
+    rounds=7,
+    single=1,
+    attacks={"inverting_gradients": {**_INVERTING, "steps": 150}},
+    adaptive={"inverting_gradients": {}},
+    fresh=3,
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job under way: `trained` once its last round is over, `done` once it has ended."""
+
+    trained: threading.Event
+    done: Future[None]
+
+
+def example() -> Path:
+    """The example job's folder: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent.parent
+    inside = here / "examples" / "mnist_cross_silo"
+    return inside if inside.exists() else here.parent / "examples" / "mnist_cross_silo"
+
+
+def start_jobs(
+    pool: Executor, folders: Mapping[str, Path], scale: Scale, seed: int
+) -> list[Running]:
+    """Start the jobs in turn; each begins when the one before is trained and takes its leave.
+
+    FedML's ranks spend ten seconds on ending; two jobs that train at once would only take longer.
+    """
+    running: list[Running] = []
+    for name, folder in folders.items():
+        before = running[-1].trained if running else None
+        trained = threading.Event()
+        done = pool.submit(_run_job, name, folder, scale, seed, before, trained)
+        running.append(Running(trained, done))
+    return running
+
+
+def _run_job(
+    name: str,
+    folder: Path,
+    scale: Scale,
+    seed: int,
+    before: threading.Event | None,
+    trained: threading.Event,
+) -> None:
+    """Run the example over MPI as any user would, with the plugin active and the flag as named."""
+    if before is not None:
+        before.wait()
+    try:
+        _train(name, folder, scale, seed, trained.set)
+    finally:
+        trained.set()  # whatever happened, nobody need wait for it
+
+
+def _train(name: str, folder: Path, scale: Scale, seed: int, trained: Callable[[], None]) -> None:
+    config = yaml.safe_load((example() / "fedml_config.yaml").read_text())
+    config["common_args"]["random_seed"] = seed
+    config["data_args"]["single_digit_rounds"] = scale.single
+    config["train_args"]["comm_round"] = scale.rounds
+    settings = VARIANTS[name]
+    config["defense_args"] = {
+        "enable_defense": settings is not None,
+        "defense_type": "keylock",
+        "keylock": {**(settings or {}), "keep_history": True},
+    }
+    ends = [*range(scale.single), *range(-scale.single, 0)]
+    config["attack_args"] = {
+        "enable_attack": True,
+        "attack_type": "gradient_inversion",
+        "gradient_inversion": {"rounds": ends, "when": "never"},
+    }
+    try:
+        folder.mkdir(parents=True)
+        (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be written: {error.strerror}") from None
+    ranks = config["device_args"]["worker_num"] + 1
+    script = [str(example() / "main.py"), "--cf", "fedml_config.yaml"]
+    with (
+        (folder / "job.log").open("w") as log,
+        tqdm(total=scale.rounds, desc=f"train {name}", unit="round") as bar,
+        subprocess.Popen(  # noqa: S603  # this environment's own mpiexec
+            command(ranks, script),
+            cwd=folder,
+            env=environment(ranks),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as job,
+    ):
+        assert job.stdout is not None
+        ours = ""
+        for line in job.stdout:
+            log.write(line)
+            if "-th round training===" in line:
+                bar.update()
+                if bar.n == scale.rounds:
+                    trained()
+            if line.startswith("fedml-keylock: "):
+                ours = line.strip().removeprefix("fedml-keylock: ")
+    if job.returncode:
+        raise HostError(f"the job {name} failed: {ours or 'see its log'} ({folder / 'job.log'})")
