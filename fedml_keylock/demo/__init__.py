@@ -59,6 +59,7 @@ def run_demo(
         running = start_jobs(pool, folders, scale, seed)
         # torch and the metrics take seconds to import, which the first job need not wait for
         from ..evaluation.report import LeakageReport
+        from ..plugins import manager
         from .scoring import accuracy, attack_all, example_data
 
         for job in running:
@@ -87,6 +88,7 @@ def run_demo(
         },
     )
     written = report.save(output)
+    manager().hook.after_report(report=report.to_dict(), folder=str(output))
     for text in (report.table(), "", report.verdict(), ""):
         say(text)
     say(f"report: {next(path for path in written if path.suffix == '.html')}")

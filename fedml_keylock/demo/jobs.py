@@ -49,13 +49,13 @@ _INVERTING = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variati
 _DLG = {"start": "uniform", "labels": "recover", "enough": 1e-6}
 
 FULL = Scale(
-    rounds=16,
+    rounds=22,
     single=2,
     attacks={
         "inverting_gradients": {**_INVERTING, "steps": 300},
         "dlg": {**_DLG, "steps": 20, "restarts": 2},
     },
-    adaptive={"inverting_gradients": {"restarts": 2}, "dlg": {}},
+    adaptive={"inverting_gradients": {"restarts": 3}, "dlg": {}},
 )
 QUICK = Scale(
     rounds=7,
@@ -157,6 +157,7 @@ def _train(name: str, folder: Path, scale: Scale, seed: int, trained: Callable[[
             if "-th round training===" in line:
                 bar.update()
                 if bar.n == scale.rounds:
+                    bar.close()
                     trained()
             if line.startswith("fedml-keylock: "):
                 ours = line.strip().removeprefix("fedml-keylock: ")

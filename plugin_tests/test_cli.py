@@ -1,0 +1,97 @@
+"""The command line: help that teaches, errors in one line, exit statuses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from fedml_keylock import cli, doctor
+from fedml_keylock.doctor import Check
+from fedml_keylock.errors import HostError, MissingExtra
+from fedml_keylock.host import launch
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.main, list(arguments))
+
+
+@pytest.mark.parametrize("command", ["demo", "run", "plugins", "doctor"])
+def test_every_command_has_help_and_is_listed(command):
+    assert command in invoke("--help").output
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) > 4
+
+
+def test_plugins_lists_what_is_registered():
+    lines = invoke("plugins").output.splitlines()
+    for words in (("defense", "keylock"), ("attack", "dlg"), ("metric", "ssim_aligned")):
+        assert any(line.split()[:2] == list(words) and "builtin" in line for line in lines)
+
+
+def test_a_missing_script_is_named():
+    result = invoke("run", "-n", "4", "nowhere.py")
+    assert result.exit_code == 2
+    assert "nowhere.py: no such script" in result.output
+
+
+def test_our_errors_are_one_line(monkeypatch):
+    def fails(*_args, **_options):
+        raise MissingExtra("mlxtend", "demo")
+
+    monkeypatch.setattr("fedml_keylock.demo.run_demo", fails)
+    result = invoke("demo")
+    assert result.exit_code == 1
+    assert result.output == (
+        "fedml-keylock: mlxtend is not installed; install it with: "
+        "pip install 'fedml-keylock[demo]'\n"
+    )
+
+
+def test_doctor_says_what_to_do(monkeypatch):
+    checks = [Check("here", True, "fine"), Check("there", False, "broken", "mend it so")]
+    monkeypatch.setattr(doctor, "examine", lambda: iter(checks))
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    assert "there: broken" in result.output
+    assert "-> mend it so" in result.output
+    assert "1 of the checks failed" in result.output
+
+
+def test_doctor_sees_an_mpi_whose_ranks_do_not_see_each_other(monkeypatch, tmp_path):
+    """As with an mpiexec of another MPI: it starts singletons, and ends with status 0."""
+    fake = tmp_path / "mpiexec"
+    fake.write_text('#!/bin/sh\nshift 2\n"$@"\n"$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setattr(launch, "find_mpiexec", lambda: fake)
+    check = doctor._mpi()
+    assert not check.well
+    assert "size 1" in check.found
+    assert "mpich" in check.remedy
+
+
+def test_no_mpiexec_is_said_with_the_remedy(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError, match=r"fedml-keylock\[mpich\]"):
+        launch.find_mpiexec()
+
+
+def test_singletons_do_not_pass_for_a_job(tmp_path):
+    """A rank that finds itself alone says so and fails, where it would have ended well."""
+    script = tmp_path / "main.py"
+    script.write_text("print('ran')")
+    done = subprocess.run(
+        [sys.executable, "-m", "fedml_keylock", str(script)],
+        env=os.environ | {launch.RANKS: "4"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "4 ranks were started and MPI sees 1" in done.stderr
+    assert "ran" not in done.stdout
