@@ -195,6 +195,13 @@ def _locked(trial: _Trial, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
         text = f"{knowing.knowledge} attacker recovers the images: {_against(trial, knowing)}."
         if ignorant is None:
             return Light.LEAKS, f"The {text}"
+        if _score(ignorant) >= RECOGNISABLE:
+            # a sum of structure that a mean image has too, or a faint picture: the eye must tell
+            text += (
+                f" One who ignores the lock reaches {_measured(ignorant, by=True)}, no more than "
+                "public data alone gives by this measure, and yet perhaps a picture: look at it."
+            )
+            return Light.LEAKS, f"The {text}"
         fails = f"An attacker who ignores the lock fails, at {_measured(ignorant, by=True)}"
         return Light.OBLIVIOUS_ONLY, f"{fails}, but the {text}"
     return _unbroken(trial, attackers, [row for row in counted if row.knowledge == ORACLE])

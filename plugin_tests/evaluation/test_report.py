@@ -82,6 +82,12 @@ BRANCHES = {
         "The adaptive attacker reaches 0.70",
         "fails",
     ),
+    "the adaptive one recovers, the oblivious one is between a picture and public data": (
+        [baseline(0.45), plain(), row(0.4, "oblivious"), row(0.7)],
+        Light.LEAKS,
+        "no more than public data alone gives by this measure, and yet perhaps a picture",
+        "fails",
+    ),
     "both recover, the oblivious one more": (
         [plain(), row(0.7, "oblivious"), row(0.4)],
         Light.LEAKS,
