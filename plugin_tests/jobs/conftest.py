@@ -90,6 +90,7 @@ def config(defense: Mapping[str, Any] | None, **changes: Any) -> dict[str, Any]:
             "defense_type": "keylock",
             "keylock": dict(defense or {}),
         },
+        "attack_args": {"enable_attack": False, "gradient_inversion": {}},
     }
     for key, value in changes.items():
         section = next((s for s in sections.values() if key in s), sections["common_args"])

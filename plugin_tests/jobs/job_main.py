@@ -14,7 +14,7 @@ CASE = os.environ.get("JOB_CASE", "")
 
 
 class Net(nn.Sequential):
-    """A locked convolution with a norm behind it, one without, and a norm that is not locked."""
+    """A convolution with a norm behind it, one without, and a norm that is not locked."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -25,7 +25,7 @@ class Net(nn.Sequential):
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(64, 8),
-            nn.BatchNorm1d(8),
+            nn.LayerNorm(8),
             nn.ReLU(),
             nn.Linear(8, 3),
         )

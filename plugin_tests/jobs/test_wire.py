@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.keylock import (
     KeyLockConfig,
     effective_state,
@@ -25,7 +27,16 @@ def plain(run_job):
 
 @pytest.fixture(scope="session")
 def locked(run_job):
-    job = run_job(settings=LOCK)
+    job = run_job(
+        settings=LOCK,
+        enable_attack=True,
+        attack_type="gradient_inversion",
+        gradient_inversion={
+            "attacks": ["inverting_gradients"],
+            "knowledge": ["adaptive"],
+            "images": 1,
+        },
+    )
     assert job.status == 0, job.output[-2000:]
     return job
 
@@ -81,6 +92,31 @@ def test_the_search_finds_what_is_sent(locked):
     key = load_file(path)["1.keylock.key"]
     leaked = locked.wire() + b"x" + save({"k": key})
     assert np.isin(runs_of(key), windows(leaked)).all()
+
+
+def test_the_capture_is_what_crossed_the_wire(locked):
+    capture = Capture.open(locked.folder / "leakage" / "capture")
+    assert capture.rounds() == [0, 1]
+    sent = [m["model_params"] for m in locked.decoded(0) if "model_params" in m]
+    # FedML sends the first model to each silo several times, and then to two silos a round
+    began = [sent[0], sent[-4]]
+    for update in capture.updates():
+        uploads = [
+            m["model_params"] for m in locked.decoded(update.silo + 1) if "model_params" in m
+        ]
+        for name, tensor in update.before.items():
+            assert torch.equal(tensor, began[update.round][name])
+        for name, tensor in update.after.items():
+            assert torch.equal(tensor, uploads[update.round][name])
+    assert all(torch.equal(t, sent[-1][n]) for n, t in capture.final().items())
+    assert capture.meta["layers"] == ["0", "3"]
+
+
+def test_the_server_attacks_what_it_captured(locked):
+    made = load_file(locked.folder / "leakage" / "inverting_gradients-adaptive.safetensors")
+    assert made["images"].shape == (1, 1, 1, 8, 8)
+    assert made["cost"].isfinite().all()
+    assert "inverting_gradients, adaptive: cost reached" in locked.output
 
 
 def test_uploads_are_no_larger_than_without(plain, locked):
