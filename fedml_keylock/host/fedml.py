@@ -31,8 +31,8 @@ __all__ = ["activate", "deactivate", "is_active", "seams"]
 STATE = Message.MSG_ARG_KEY_MODEL_PARAMS
 Function = Callable[..., Any]
 
-_session: Session | None = None
-"""The job that this process takes part in. FedML runs one in a process."""
+_job: tuple[Any, Session | None] | None = None
+"""The arguments of the job that this process takes part in, and its session if they ask for one."""
 
 
 def activate() -> None:
@@ -61,10 +61,10 @@ def activate() -> None:
 
 def deactivate() -> None:
     """Take the seams out: FedML is as it was, attribute by attribute. Idempotent."""
-    global _session
+    global _job
     _abort.remove()
     _patches.restore()
-    _session = None
+    _job = None
 
 
 def is_active() -> bool:
@@ -74,10 +74,10 @@ def is_active() -> bool:
 
 def _begin(args: Any) -> Session | None:
     """The session of the job with these arguments; made when first asked for."""
-    global _session
-    if _session is None or _session.args is not args:
-        _session = Session.begin(args)
-    return _session
+    global _job
+    if _job is None or _job[0] is not args:
+        _job = (args, Session.begin(args))
+    return _job[1]
 
 
 def _defender_init(original: Function) -> Function:

@@ -109,8 +109,8 @@ class Session:
         """Learn the shape of the job's inputs, as its server knows it, from the test data."""
         if self.inversion is None or not self.is_server:
             return
-        images = next(iter(dataset[3]))[0]
-        if images.dim() == 4:
+        images = next(iter(dataset[3]), [None])[0] if dataset[3] is not None else None
+        if isinstance(images, Tensor) and images.dim() == 4:
             self.input_shape = (images.shape[1], images.shape[2], images.shape[3])
         self.classes = int(dataset[7])
 
