@@ -64,7 +64,7 @@ def run_demo(
 
         for job in running:
             job.trained.wait()
-            if job.done.done():
+            if job.failed.is_set():
                 job.done.result()
         leakage = attack_all(folders, scale, seed) if attack else None
         for job in running:

@@ -68,9 +68,13 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Running:
-    """A job under way: `trained` once its last round is over, `done` once it has ended."""
+    """A job under way: `trained` once its last round is over, `done` once it has ended.
+
+    A job that failed, or never began because the one before failed, is `trained` and `failed`.
+    """
 
     trained: threading.Event
+    failed: threading.Event
     done: Future[None]
 
 
@@ -90,10 +94,10 @@ def start_jobs(
     """
     running: list[Running] = []
     for name, folder in folders.items():
-        before = running[-1].trained if running else None
-        trained = threading.Event()
-        done = pool.submit(_run_job, name, folder, scale, seed, before, trained)
-        running.append(Running(trained, done))
+        before = running[-1] if running else None
+        trained, failed = threading.Event(), threading.Event()
+        done = pool.submit(_run_job, name, folder, scale, seed, before, trained, failed)
+        running.append(Running(trained, failed, done))
     return running
 
 
@@ -102,14 +106,20 @@ def _run_job(
     folder: Path,
     scale: Scale,
     seed: int,
-    before: threading.Event | None,
+    before: Running | None,
     trained: threading.Event,
+    failed: threading.Event,
 ) -> None:
     """Run the example over MPI as any user would, with the plugin active and the flag as named."""
-    if before is not None:
-        before.wait()
     try:
+        if before is not None:
+            before.trained.wait()
+            if before.failed.is_set():
+                raise HostError(f"the job {name} was not started: the one before it failed")
         _train(name, folder, scale, seed, trained.set)
+    except BaseException:
+        failed.set()
+        raise
     finally:
         trained.set()  # whatever happened, nobody need wait for it
 
