@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -16,6 +17,9 @@ __all__ = ["AbortOnError", "end_job", "in_mpi_job"]
 
 HEAD_START = 0.5
 """Seconds by which rank 0 may speak first, so that an error that every rank meets is said once."""
+
+DELIVERY = 0.5
+"""Seconds for the runtime to pass the message on: it drops what it has not read when a job aborts."""
 
 
 def end_job(error: BaseException, status: int = 1) -> None:
@@ -37,7 +41,9 @@ def end_job(error: BaseException, status: int = 1) -> None:
     sys.stderr.write(message)
     sys.stderr.flush()
     if world is not None:
+        time.sleep(DELIVERY)
         world.Abort(status)
+        os._exit(status)  # Abort may return before the runtime has ended this process
 
 
 def _world() -> Any:
