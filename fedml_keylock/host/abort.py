@@ -19,7 +19,7 @@ HEAD_START = 0.5
 """Seconds by which rank 0 may speak first, so that an error that every rank meets is said once."""
 
 DELIVERY = 0.5
-"""Seconds for the runtime to pass the message on: it drops what it has not read when a job aborts."""
+"""Seconds for the runtime to pass the message on: what it has not read, an abort drops."""
 
 
 def end_job(error: BaseException, status: int = 1) -> None:
