@@ -15,10 +15,10 @@ from ..errors import KeyLockError
 
 __all__ = ["AbortOnError", "end_job", "in_mpi_job"]
 
-HEAD_START = 0.5
-"""Seconds by which rank 0 may speak first, so that an error that every rank meets is said once."""
+HEAD_START = 0.7
+"""Seconds that a rank leaves to each lower one, so that an error that all meet is said once."""
 
-DELIVERY = 0.5
+DELIVERY = 0.3
 """Seconds for the runtime to pass the message on: what it has not read, an abort drops."""
 
 
@@ -31,7 +31,7 @@ def end_job(error: BaseException, status: int = 1) -> None:
     rank = 0 if world is None else world.Get_rank()
     ours = isinstance(error, KeyLockError)
     if ours and rank > 0:
-        time.sleep(HEAD_START)
+        time.sleep(HEAD_START * min(rank, 4))
     if ours:
         message = f"fedml-keylock: rank {rank}: {error}\n"
     else:

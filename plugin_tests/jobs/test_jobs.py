@@ -50,7 +50,8 @@ def test_bad_jobs_stop_in_one_line_with_nothing_sent(case, run_job):
     given, words = BAD_JOBS[case]
     job = run_job(case, **given)
     assert job.status != 0
-    assert len(job.ours) == 1, job.output[-3000:]
+    # ranks that meet the same error at the same moment may each say it
+    assert len({line.split(": ", 2)[2] for line in job.ours}) == 1, job.output[-3000:]
     for word in words:
         assert word in job.ours[0]
     assert "Traceback" not in job.output
