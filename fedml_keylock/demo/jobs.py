@@ -60,7 +60,7 @@ FULL = Scale(
 QUICK = Scale(
     rounds=7,
     single=1,
-    attacks={"inverting_gradients": {**_INVERTING, "steps": 150}},
+    attacks={"inverting_gradients": {**_INVERTING, "steps": 200}},
     adaptive={"inverting_gradients": {}},
     fresh=3,
 )
