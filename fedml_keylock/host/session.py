@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import AttackError, HostError, LockError
+from ..errors import HostError, LockError
 from ..evaluation.capture import Capture
-from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction
 from ..evaluation.settings import InversionSettings
 from ..plugins import defenses, manager, one_of
 from ..types import Agreement, ClientUpdate, Defense
+from .attack import attack_capture
 from .gate import MARK, check_mark, check_samples, check_state, public_copy
 
 __all__ = ["Arguments", "Session", "our_attack", "our_defense"]
@@ -207,39 +207,15 @@ class Session:
         if self.received is not None:  # after the last round the server still sends the model
             self.capture.finish(self.received)
         if self.inversion.when == "after":
-            self._attack()
-
-    def _attack(self) -> None:
-        """Reconstruct what the captured updates give away, as this server could."""
-        assert self.capture is not None
-        assert self.inversion is not None
-        assert self.model is not None
-        if self.input_shape is None:
-            raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
-        updates = self.capture.updates()[: self.inversion.images]
-        surrogate = self.defense.surrogate(self.model) if self.defense else None
-        levels = self.inversion.knowledge if surrogate else ("oblivious",)
-        for name in self.inversion.attacks:
-            for level in levels:
-                knowledge = knowledge_of(
-                    level, input_shape=self.input_shape, classes=self.classes, surrogate=surrogate
-                )
-                try:
-                    made = attack_updates(
-                        one_of("attacks", name)(),
-                        updates,
-                        self.model,
-                        knowledge=knowledge,
-                        surrogate=surrogate,
-                        seed=int(getattr(self.args, "random_seed", 0)),
-                    )
-                except AttackError as error:
-                    log.error("%s, %s: %s", name, level, error)
-                    manager().hook.on_attack_error(attack=name, error=error)
-                    continue
-                path = save_reconstruction(self.inversion.output, made, updates)
-                costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
-                log.info("%s, %s: cost reached %s; pictures in %s", name, level, costs, path)
+            attack_capture(
+                self.capture,
+                self.inversion,
+                self.model,
+                self.defense,
+                input_shape=self.input_shape,
+                classes=self.classes,
+                seed=int(getattr(self.args, "random_seed", 0)),
+            )
 
     def _agreed(self) -> Agreement:
         if self.agreement is None:

@@ -116,6 +116,7 @@ def test_the_server_attacks_what_it_captured(locked):
     made = load_file(locked.folder / "leakage" / "inverting_gradients-adaptive.safetensors")
     assert made["images"].shape == (1, 1, 1, 8, 8)
     assert made["cost"].isfinite().all()
+    assert "inverting_gradients, adaptive: cost reached" in locked.output
 
 
 def test_uploads_are_no_larger_than_without(plain, locked):
