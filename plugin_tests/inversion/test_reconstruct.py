@@ -26,7 +26,7 @@ def updates(photos, lenet, make_update):
 
 
 def test_dlg_reads_photos_off_an_undefended_lenet(updates, photos, lenet):
-    attack = dlg(steps=30, restarts=3, start="uniform", enough=1e-6)
+    attack = dlg(steps=60, restarts=3, start="uniform", enough=1e-6)
     found = run(attack, updates[:3], lenet())
     scores = psnr(found.images[:, 0], photos[:3])
     assert (scores > 20).sum() >= 2, scores
