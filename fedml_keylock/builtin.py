@@ -16,10 +16,10 @@ from .keylock import (
     draw_effective,
     lock_model,
     plan,
-    public_constants,
     surrogate,
 )
-from .keylock.attach import locks
+from .keylock.cipher import Cipher
+from .keylock.module import locks
 from .types import Agreement, DefenseFactory, Surrogate
 
 __all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
@@ -47,20 +47,29 @@ class KeyLockDefense:
 
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
-        state = model.state_dict()
-        own = {"vault", "keep_history"}  # each silo's own affair
+        state, planned = model.state_dict(), plan(model, self.config)
+        own = {"vault", "keep_history", "encrypt_vault"}  # each silo's own affair
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             dtypes={name: tensor.dtype for name, tensor in state.items()},
-            constants=public_constants(model, self.config),
-            layers=tuple(site.layer for site in plan(model, self.config)),
+            constants=planned.constants,
+            layers=tuple(layer.layer for layer in planned.layers if layer.locked),
             settings=self.config.model_dump(mode="json", exclude=own),
         )
 
     def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:
-        """Lock the model, with the silo's own private state if its vault has any."""
+        """Lock the model, with the silo's own private state if its vault has any.
+
+        Raises:
+            ConfigError: the vault is to be encrypted, and there is no passphrase.
+            LockError: the model cannot be locked.
+            VaultError: the vault cannot be read or written, or another process uses it.
+
+        """
+        cipher = Cipher.from_environment() if self.config.encrypt_vault else None
         info = lock_model(model, self.config)
-        self._vault = Vault(self.config.vault, silo, agreement.layout)
+        self._vault = Vault(self.config.vault, silo, agreement.layout, cipher)
+        self._vault.claim()  # now, and not when a round is trained that could not be saved
         if self._vault.exists():
             round_index = self._vault.load(model)
             return f"{info}; goes on from {self._vault.path}, round {round_index}"

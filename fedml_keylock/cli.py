@@ -1,4 +1,4 @@
-"""The command line: `fedml-keylock demo | run | plugins | doctor`."""
+"""The command line: `fedml-keylock demo | run | plugins | doctor | export | vault`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
+from .commands.export import export
+from .commands.vault import vault
 from .errors import KeyLockError
 
 __all__ = ["main"]
@@ -28,7 +30,7 @@ class _OneLine(click.Group):
 @click.group(cls=_OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fedml-keylock")
 def main() -> None:
-    r"""Stop gradient leakage in FedML cross-silo jobs, and show what was stopped.
+    """Stop gradient leakage in FedML cross-silo jobs, and show what was stopped.
 
     \b
     See it work:           fedml-keylock demo
@@ -42,7 +44,7 @@ def main() -> None:
         enable_defense: true
         defense_type: keylock
         keylock: {module: mixing, targets: all}
-    """
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
 
 
 @main.command()
@@ -110,3 +112,7 @@ def doctor() -> None:
     if failed:
         raise KeyLockError(f"{failed} of the checks failed")
     click.echo("everything fits")
+
+
+main.add_command(export)
+main.add_command(vault)

@@ -111,7 +111,8 @@ def test_every_field_can_be_set_from_yaml():
     config = KeyLockConfig.from_mapping(
         yaml.safe_load(
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
-            "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true}"
+            "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
+            "chained: true, encrypt_vault: true}"
         )
     )
     changed = config.model_dump()

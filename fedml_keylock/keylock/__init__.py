@@ -8,30 +8,33 @@ Learning", arXiv 2305.04095.
 
 from .attach import LockInfo, is_locked, lock_model, unlock_model
 from .config import KeyLockConfig
+from .export import export_model
 from .key import draw_key
 from .module import KeyLock
 from .reveal import draw_effective, effective_state, surrogate
-from .state import load_private_state_dict, private_state_dict, public_constants
-from .validate import LockIssue, Site, check_model, plan
+from .state import load_private_state_dict, private_state_dict
+from .validate import LayerCheck, LockIssue, ModelCheck, Site, check_model, plan
 from .vault import Vault
 
 __all__ = [
     "KeyLock",
     "KeyLockConfig",
+    "LayerCheck",
     "LockInfo",
     "LockIssue",
+    "ModelCheck",
     "Site",
     "Vault",
     "check_model",
     "draw_effective",
     "draw_key",
     "effective_state",
+    "export_model",
     "is_locked",
     "load_private_state_dict",
     "lock_model",
     "plan",
     "private_state_dict",
-    "public_constants",
     "surrogate",
     "unlock_model",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LockError
+from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
 from .key import Uniform, secret_uniform
-from .module import KeyLock
+from .locked import public_parameter, put_under_lock, release, seen
+from .module import KeyLock, locks
 from .state import keep_private, show_public
-from .validate import plan
+from .validate import PINNED, plan
 
-__all__ = ["LockInfo", "is_locked", "lock_model", "locks", "remove_hooks", "unlock_model"]
+__all__ = ["LockInfo", "is_locked", "lock_model", "remove_hooks", "unlock_model"]
+
+DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
+"""The attribute by which a model tells DistributedDataParallel what not to send."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,13 @@ class LockInfo:
 
     Attributes:
         layers: names of the locked layers.
-        holders: names of the modules that the locks hang on, in the same order.
+        holders: names of the modules that the locks hang on.
         private_parameters: how many numbers the locks hold and train.
         public_parameters: how many the model has beside them, all of them shared.
+        gamma_mean: over all channels; NaN while the model has no values (on meta).
+        gamma_std: over all channels, likewise.
+        dead_channels: how many have a gamma of 0: they learn nothing, and their vanishing gradient
+            shows it to the server.
 
     """
 
@@ -35,11 +44,17 @@ class LockInfo:
     holders: tuple[str, ...]
     private_parameters: int
     public_parameters: int
+    gamma_mean: float
+    gamma_std: float
+    dead_channels: int
 
     def __str__(self) -> str:
+        named = ", ".join(self.layers[:6])
+        if len(self.layers) > 6:
+            named += f" and {len(self.layers) - 6} more"
         return (
-            f"locked {', '.join(self.layers)}: {self.private_parameters:,} private parameters "
-            f"beside {self.public_parameters:,} public ones"
+            f"locked {named}: {self.private_parameters:,} private parameters beside "
+            f"{self.public_parameters:,} public ones"
         )
 
 
@@ -59,7 +74,8 @@ def lock_model(
     Args:
         model: any module with a convolution.
         config: which layers and which module; the published lock by default.
-        key: ``(K,)``, the same for every lock; drawn from the system's entropy when not given.
+        key: ``(K,)``, the same for every lock that has one; drawn from the system's entropy when
+            not given.
         uniform: where random numbers come from; anything but the default is for attackers and
             tests, who simulate locks.
 
@@ -71,7 +87,7 @@ def lock_model(
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
         >>> names = list(model.state_dict())
         >>> print(lock_model(model, KeyLockConfig(key_length=16)))
-        locked 0: 204 private parameters beside 60 public ones
+        locked 0: 24 private parameters beside 60 public ones
         >>> list(model.state_dict()) == names
         True
 
@@ -79,30 +95,41 @@ def lock_model(
     config = config or KeyLockConfig()
     if key is not None:
         _check_key(key, config)
-    sites = plan(model, config)
+    sites = plan(model, config).sites
     public = sum(p.numel() for p in model.parameters())
     # everything that can fail is made before the model is touched
-    made = [
-        KeyLock(
+    like = [_weight(model, site.layers[0]) for site in sites]
+    if config.chained and any(weight.is_meta for weight in like):
+        raise LockError("a chained lock needs a model with values: take it off meta before")
+    made = []
+    values = None
+    for site, weight in zip(sites, like, strict=True):
+        lock = KeyLock(
             site.channels,
             config,
             normalise=site.normalise,
             channel_dim=site.channel_dim,
             key=key,
-            uniform=uniform,
+            keys=values,
+            uniform=_shapes if weight.is_meta else uniform,
         )
-        for site in sites
-    ]
-    for site, lock in zip(sites, made, strict=True):
-        weight = model.get_submodule(site.layer).weight
-        assert isinstance(weight, Tensor)
-        lock.to(device=weight.device, dtype=weight.dtype)
-        _attach(model.get_submodule(site.holder), lock)
+        made.append(lock)
+        if config.chained:
+            values = next_values(lock, values)
+    for site, lock, weight in zip(sites, made, like, strict=True):
+        _attach(model.get_submodule(site.holder), lock.to(device=weight.device, dtype=weight.dtype))
+    if config.chained:
+        attach_chain(model, tuple(site.holder for site in sites))
+    _hide_from_ddp(model)
+    gamma = _gammas(model)
     return LockInfo(
-        layers=tuple(site.layer for site in sites),
+        layers=tuple(dict.fromkeys(layer for site in sites for layer in site.layers)),
         holders=tuple(site.holder for site in sites),
         private_parameters=sum(p.numel() for lock in made for p in lock.parameters()),
         public_parameters=public,
+        gamma_mean=float(gamma.mean()),
+        gamma_std=float(gamma.std(correction=0)),
+        dead_channels=int((gamma == 0).sum()),
     )
 
 
@@ -125,11 +152,15 @@ def unlock_model(model: nn.Module) -> None:
     found = list(locks(model))
     if not found:
         raise LockError("the model is not locked")
+    detach_chain(model)
+    _show_to_ddp(model)
     for _, holder, lock in found:
+        release(holder)
         del holder.keylock
-        remove_hooks(holder, apply_keylock, show_public, keep_private)
+        remove_hooks(holder, seen, show_public, keep_private)
         for name, (value, trained) in lock.before.items():
-            tensor = getattr(holder, name)
+            tensor = public_parameter(holder, name)
+            assert tensor is not None
             with torch.no_grad():
                 tensor.copy_(value)
             tensor.requires_grad_(trained)
@@ -146,20 +177,6 @@ def is_locked(model: nn.Module) -> bool:
     return any(isinstance(module, KeyLock) for module in model.modules())
 
 
-def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
-    """Each lock of a model, as (name of its holder, the holder, the lock).
-
-    Example:
-        >>> list(locks(nn.Conv2d(1, 6, 3)))
-        []
-
-    """
-    for name, module in model.named_modules():
-        lock = getattr(module, "keylock", None)
-        if isinstance(lock, KeyLock):
-            yield name, module, lock
-
-
 def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
     """Remove hooks by their function: their handles do not survive a copy of the model."""
     for hooks in (
@@ -172,27 +189,60 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
                 del hooks[handle]
 
 
-def apply_keylock(holder: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-    """Forward hook of a locked layer; at module level, so that a copy runs its own lock."""
-    locked: Tensor = holder.keylock(output)  # type: ignore[operator]  # a lock, not a tensor
-    return locked
-
-
 def _attach(holder: nn.Module, lock: KeyLock) -> None:
     lock.train(holder.training)
+    holder.keylock = lock
     if lock.normalise is None:
-        for name, constant in (("weight", 1.0), ("bias", 0.0)):
-            tensor = getattr(holder, name, None)
+        for name, constant in PINNED.items():
+            tensor = public_parameter(holder, name)
             if tensor is not None:
                 lock.before[name] = (tensor.detach().clone(), tensor.requires_grad)
                 with torch.no_grad():
                     tensor.fill_(constant)
                 tensor.requires_grad_(False)
-    holder.keylock = lock
-    holder.register_forward_hook(apply_keylock)
+    lock.fused = put_under_lock(holder)
     # torch leaves these two without types
     holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
     holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]
+
+
+def _gammas(model: nn.Module) -> Tensor:
+    """Every gamma of a locked model, in one vector ``(c,)``; NaN where it has no values."""
+    found = [gamma for gamma, _ in lock_values(model).values()]
+    gammas = torch.cat([gamma.detach().float().flatten() for gamma in found])
+    return torch.full((1,), torch.nan) if gammas.is_meta else gammas
+
+
+def _shapes(shape: tuple[int, ...]) -> Tensor:
+    """What a lock on meta is made of: it is drawn when it gets memory."""
+    return torch.empty(shape, device="meta")
+
+
+def _weight(model: nn.Module, layer: str) -> Tensor:
+    weight = model.get_submodule(layer).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _private_names(model: nn.Module) -> set[str]:
+    return {
+        f"{name}.keylock.{own}" if name else f"keylock.{own}"
+        for name, _, lock in locks(model)
+        for own, _ in (*lock.named_parameters(), *lock.named_buffers())
+    }
+
+
+def _hide_from_ddp(model: nn.Module) -> None:
+    setattr(model, DDP_IGNORES, [*getattr(model, DDP_IGNORES, ()), *sorted(_private_names(model))])
+
+
+def _show_to_ddp(model: nn.Module) -> None:
+    private = _private_names(model)
+    left = [name for name in getattr(model, DDP_IGNORES) if name not in private]
+    if left:
+        setattr(model, DDP_IGNORES, left)
+    else:
+        delattr(model, DDP_IGNORES)
 
 
 def _check_key(key: Tensor, config: KeyLockConfig) -> None:
@@ -201,5 +251,5 @@ def _check_key(key: Tensor, config: KeyLockConfig) -> None:
             f"the key must be {config.key_length} floating point numbers (keylock.key_length), "
             f"not {tuple(key.shape)} of {key.dtype}"
         )
-    if not torch.isfinite(key).all() or not key.any():
+    if not key.isfinite().all() or not key.any():
         raise LockError("the key must be finite, and not all zeros")

@@ -31,12 +31,17 @@ class KeyLockConfig(Settings):
     """Which layers: the first convolution, every convolution, or globs of module names."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
+    chained: bool = Field(default=False, strict=True)
+    """Whether a layer's gamma and beta are the next layer's keys, as the paper has it for all."""
     share_norm_statistics: bool = Field(default=False, strict=True)
     """Whether BatchNorm running statistics of locked layers are shared (they tell of the batch)."""
     vault: Path = Path("keylock_vault")
     """Folder with each silo's private state, one owner-only file a silo."""
     keep_history: bool = Field(default=False, strict=True)
     """Keep the private state that each round began with, for an audit with an oracle."""
+    encrypt_vault: bool = Field(default=False, strict=True)
+    """Encrypt the vault under the passphrase in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file
+    that FEDML_KEYLOCK_PASSPHRASE_FILE names. Needs the extra crypto."""
 
     @field_validator("targets", mode="before")
     @classmethod

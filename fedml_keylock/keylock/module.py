@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from copy import deepcopy
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import PrivateStateError
+from ..errors import LockError
 from .config import KeyLockConfig
 from .key import Uniform, draw_key, normal, orthogonal, secret_uniform
+from .private import Private
 
-__all__ = ["ACTIVATIONS", "KeyLock", "apply_lock"]
+__all__ = ["ACTIVATIONS", "KeyLock", "apply_lock", "locks", "mix"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -28,6 +28,24 @@ GAMMA_RANGE = (0.3, 1.7)
 would leave a channel dead, and its vanishing gradient would show that to the server."""
 BETA_SPREAD = 0.3
 """Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
+
+
+def mix(x: Tensor, mixing: Tensor, *, channel_dim: int) -> Tensor:
+    """``mixing x`` along the channels of x.
+
+    Args:
+        x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1.
+        mixing: ``(c, c)``.
+        channel_dim: 1 or -1.
+
+    Example:
+        >>> mix(torch.ones(1, 2, 3), torch.ones(2, 2), channel_dim=1).sum()
+        tensor(12.)
+
+    """
+    if channel_dim == -1:
+        return F.linear(x, mixing)
+    return (mixing @ x.flatten(2)).view_as(x) if x.dim() > 2 else F.linear(x, mixing)
 
 
 def apply_lock(
@@ -47,27 +65,34 @@ def apply_lock(
         tensor(12.)
 
     """
-    if channel_dim == -1:
-        y = gamma * x + beta
-        return y if mixing is None else F.linear(y, mixing)
-    shape = (-1, *[1] * (x.dim() - 2))
-    y = torch.addcmul(beta.view(shape), gamma.view(shape), x)
-    return y if mixing is None else (mixing @ y.flatten(2)).view_as(y)
+    if channel_dim == 1:
+        shape = (-1, *[1] * (x.dim() - 2))
+        gamma, beta = gamma.view(shape), beta.view(shape)
+    y = torch.addcmul(beta, gamma, x)
+    return y if mixing is None else mix(y, mixing, channel_dim=channel_dim)
 
 
-class KeyLock(nn.Module):
-    """One layer's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
+class KeyLock(Private, nn.Module):
+    """One holder's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
 
     Everything in it is private. Its parameters are trained in the silo like any other of the
     model, and are in `parameters()`; `state_dict()` leaves them all out, and pickling raises.
 
+    For a fixed key, only ``W k`` has any effect, and the gradient of W is a column times the key's
+    transpose, so that training never moves W in any other direction. Of W is therefore kept its
+    part along the key: ``W = w d^T`` with ``d`` the key's direction, one number a channel, whatever
+    the key's length. It is the published formula, at the cost of a vector, and its step size does
+    not depend on the key's length. In a chained lock the key is the gamma and beta of the lock
+    before it, and changes in training: there W is whole.
+
     Args:
-        channels: how many channels the locked layer has.
+        channels: how many channels the holder has.
         config: which module, activation and key length.
-        normalise: None behind a normalisation layer; "batch" or "layer" when the locked layer has
-            none, and the lock brings its own (its statistics are private).
+        normalise: None on a normalisation layer; "batch" or "layer" on a layer that has none behind
+            it, where the lock brings its own (its statistics are private).
         channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
         key: ``(K,)``; drawn from the system's entropy when not given.
+        keys: for a chained lock, the gamma and beta of the one before it.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -79,7 +104,8 @@ class KeyLock(nn.Module):
 
     """
 
-    key: Tensor
+    key: Tensor | None
+    direction: Tensor | None
     weight_gamma: nn.Parameter
     bias_gamma: nn.Parameter
     weight_beta: nn.Parameter
@@ -96,6 +122,7 @@ class KeyLock(nn.Module):
         normalise: str | None = None,
         channel_dim: int = 1,
         key: Tensor | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
         uniform: Uniform = secret_uniform,
     ) -> None:
         super().__init__()
@@ -103,10 +130,29 @@ class KeyLock(nn.Module):
         self.normalise = normalise
         self.channel_dim = channel_dim
         self.activation = config.activation
-        key = draw_key(config.key_length, uniform) if key is None else key.detach().clone()
-        self.register_buffer("key", key)
-        for name in ("gamma", "beta"):
-            weight, bias = _start(name, channels, key, config.activation, uniform)
+        self.chained = keys is not None
+        # what the chain last handed to this lock, in a forward pass of its model
+        self.values: tuple[Tensor, Tensor] | None = None
+        # what the holder's own weight and bias were, for unlock_model
+        self.before: dict[str, tuple[Tensor, bool]] = {}
+        self.fused = False
+        self.share_statistics = config.share_norm_statistics
+        if keys is None:
+            key = draw_key(config.key_length, uniform) if key is None else key.detach().clone()
+            direction = key / key.dot(key)
+        self.register_buffer("key", None if keys else key)
+        self.register_buffer("direction", None if keys else direction)
+        for index, name in enumerate(("gamma", "beta")):
+            wanted = _wanted(name, channels, config.activation, uniform)
+            if keys is None:
+                weight = BETA_SPREAD * normal((channels,), uniform)
+                bias = wanted - weight
+            else:
+                before = keys[index].detach()
+                scale = before.norm().clamp(min=1e-6).reciprocal()
+                weight = BETA_SPREAD * normal((channels, before.numel()), uniform)
+                bias = wanted - torch.mv(weight, scale * before)
+                self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
             self.register_parameter(f"bias_{name}", nn.Parameter(bias))
         mixing = nn.Parameter(orthogonal(channels, uniform)) if config.module == "mixing" else None
@@ -114,29 +160,80 @@ class KeyLock(nn.Module):
         batch = normalise == "batch"
         self.register_buffer("running_mean", torch.zeros(channels) if batch else None)
         self.register_buffer("running_var", torch.ones(channels) if batch else None)
-        # what the locked normalisation layer's own weight and bias were, for unlock_model
-        self.before: dict[str, tuple[Tensor, bool]] = {}
-        self.share_statistics = config.share_norm_statistics
+        self._config = config
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Gamma and beta, ``(c,)`` each (arXiv 2305.04095, equations 5 and 6)."""
-        act = ACTIVATIONS[self.activation]
-        gamma = act(torch.mv(self.weight_gamma, self.key) + self.bias_gamma)
-        beta = act(torch.mv(self.weight_beta, self.key) + self.bias_beta)
-        return gamma, beta
+    def scale(self, key: Tensor | None = None) -> Tensor:
+        """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); of a chained lock, from this key."""
+        return self._make("gamma", key)
+
+    def shift(self, key: Tensor | None = None) -> Tensor:
+        """Beta ``(c,)`` (arXiv 2305.04095, equation 6); of a chained lock, from this key."""
+        return self._make("beta", key)
+
+    def _make(self, name: str, key: Tensor | None) -> Tensor:
+        weight, bias = getattr(self, f"weight_{name}"), getattr(self, f"bias_{name}")
+        if not self.chained:
+            assert self.key is not None
+            assert self.direction is not None
+            along = torch.dot(self.direction, self.key)
+            return ACTIVATIONS[self.activation](torch.addcmul(bias, weight, along))
+        if key is not None:
+            scaled = getattr(self, f"scale_{name}") * key
+            return ACTIVATIONS[self.activation](torch.addmv(bias, weight, scaled))
+        if self.values is None:
+            raise LockError(
+                "a chained lock gets its key from the lock before it: call the whole model, not "
+                "a part of it, or lock it with chained: false"
+            )
+        return self.values[0 if name == "gamma" else 1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Lock a layer's output; the shape stays."""
-        gamma, beta = self.scale_and_shift()
+        if self.fused:  # the holder has applied gamma and beta as its own weight and bias
+            return x if self.mixing is None else mix(x, self.mixing, channel_dim=self.channel_dim)
         if self.normalise == "batch":
             # one fused call, with gamma and beta in the place of an affine norm's own
             x = F.batch_norm(
-                x, self.running_mean, self.running_var, gamma, beta, training=self.training
+                x,
+                self.running_mean,
+                self.running_var,
+                self.scale(),
+                self.shift(),
+                training=self.training,
             )
-            return x if self.mixing is None else (self.mixing @ x.flatten(2)).view_as(x)
+            return x if self.mixing is None else mix(x, self.mixing, channel_dim=1)
         if self.normalise == "layer":
-            x = F.layer_norm(x, (self.channels,))
-        return apply_lock(x, gamma, beta, self.mixing, channel_dim=self.channel_dim)
+            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift())
+            return x if self.mixing is None else mix(x, self.mixing, channel_dim=-1)
+        return apply_lock(x, self.scale(), self.shift(), self.mixing, channel_dim=self.channel_dim)
+
+    def set_published(self, weights: Mapping[str, Tensor], key: Tensor | None = None) -> None:
+        """Take over weights and a key of the paper's form.
+
+        Args:
+            weights: `weight_gamma`, `weight_beta` ``(c, K)``, `bias_gamma`, `bias_beta` ``(c,)``.
+            key: ``(K,)`` of any length and norm; a chained lock has none of its own.
+
+        Example:
+            >>> lock = KeyLock(2, KeyLockConfig())
+            >>> w = {"weight_gamma": torch.ones(2, 3), "weight_beta": torch.ones(2, 3)}
+            >>> w |= {"bias_gamma": torch.ones(2), "bias_beta": torch.zeros(2)}
+            >>> lock.set_published(w, torch.tensor([1.0, 2.0, 3.0]))
+            >>> lock.scale()
+            tensor([7., 7.], grad_fn=<ReluBackward0>)
+
+        """
+        if key is not None:
+            self.key, self.direction = key.clone(), key / key.dot(key)
+        with torch.no_grad():
+            for name in ("gamma", "beta"):
+                weight = weights[f"weight_{name}"]
+                if self.key is None:
+                    weight = weight / getattr(self, f"scale_{name}")
+                else:
+                    weight = torch.mv(weight, self.key)
+                getattr(self, f"weight_{name}").copy_(weight)
+                getattr(self, f"bias_{name}").copy_(weights[f"bias_{name}"])
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Nothing: private state is not part of a model's state."""
@@ -156,40 +253,53 @@ class KeyLock(nn.Module):
         if strict:
             unexpected_keys += [name for name in state_dict if name.startswith(prefix)]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> KeyLock:
-        # the ordinary way goes through __reduce_ex__, which is closed
-        copy = self.__new__(type(self))
-        memo[id(self)] = copy
-        copy.__dict__.update({name: deepcopy(value, memo) for name, value in vars(self).items()})
-        return copy
-
-    def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        raise PrivateStateError(
-            "a locked model cannot be pickled: its lock is private to the silo. Save "
-            "model.state_dict() for the public part, and let the vault keep the private one"
-        )
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyLock:
+        """As torch's; a lock that had no values (on meta) draws them when it gets memory."""
+        was_meta = self.bias_beta.is_meta
+        super()._apply(function, recurse)  # type: ignore[no-untyped-call]  # torch has none
+        if was_meta and not self.bias_beta.is_meta:
+            drawn = KeyLock(
+                self.channels,
+                self._config,
+                normalise=self.normalise,
+                channel_dim=self.channel_dim,
+            )
+            with torch.no_grad():
+                for name, tensor in (*drawn.named_parameters(), *drawn.named_buffers()):
+                    getattr(self, name).copy_(tensor)
+        return self
 
     def extra_repr(self) -> str:
         """What kind of lock it is; never its values."""
         kind = "affine" if self.mixing is None else "mixing"
         own = f", own {self.normalise} norm" if self.normalise else ""
-        return f"{self.channels}, {kind}, key_length={self.key.numel()}{own}"
+        key = "chained" if self.key is None else f"key_length={self.key.numel()}"
+        return f"{self.channels}, {kind}, {key}{own}"
 
 
-def _start(
-    name: str, channels: int, key: Tensor, activation: str, uniform: Uniform
-) -> tuple[Tensor, Tensor]:
-    """Weight ``(c, K)`` and bias ``(c,)`` that give gamma or beta a new lock's distribution."""
+def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
+    """What goes into the activation ``(c,)`` for a new lock's gamma or beta."""
     if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
-        wanted = normal((channels,), uniform)
-    elif name == "gamma":
+        return normal((channels,), uniform)
+    if name == "gamma":
         low, high = GAMMA_RANGE
         wanted = low + (high - low) * uniform((channels,))
     else:
         wanted = BETA_SPREAD * normal((channels,), uniform)
         if activation != "identity":
             wanted = wanted.abs() + 1e-3
-    if activation == "softplus":
-        wanted = wanted.expm1().log()
-    weight = normal((channels, key.numel()), uniform) * (BETA_SPREAD / float(key.norm()))
-    return weight, wanted - torch.mv(weight, key)
+    return wanted.expm1().log() if activation == "softplus" else wanted
+
+
+def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
+    """Each lock of a model, as (name of its holder, the holder, the lock).
+
+    Example:
+        >>> list(locks(nn.Conv2d(1, 6, 3)))
+        []
+
+    """
+    for name, module in model.named_modules():
+        lock = module._modules.get("keylock")
+        if isinstance(lock, KeyLock):
+            yield name, module, lock

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attach import lock_model, locks, remove_hooks
+from .attach import lock_model, remove_hooks
+from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
 from .key import seeded_uniform
-from .module import KeyLock, apply_lock
+from .module import KeyLock, apply_lock, locks, mix
 from .state import keep_private, show_public
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
@@ -34,13 +35,26 @@ class RevealedLock(nn.Module):
         super().__init__()
         self.normalise = lock.normalise
         self.channel_dim = lock.channel_dim
+        self.fused = lock.fused
         self.gamma = nn.Parameter(torch.ones(lock.channels))
         self.beta = nn.Parameter(torch.zeros(lock.channels))
         mixed = lock.mixing is not None
         self.register_parameter("mixing", nn.Parameter(torch.eye(lock.channels)) if mixed else None)
 
+    def scale(self) -> Tensor:
+        """Gamma, for a normalisation layer that reads it."""
+        return self.gamma
+
+    def shift(self) -> Tensor:
+        """Beta, for a normalisation layer that reads it."""
+        return self.beta
+
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
+        if self.fused:
+            if self.mixing is None:
+                return x
+            return mix(x, self.mixing, channel_dim=self.channel_dim)
         if self.normalise == "batch":
             x = F.batch_norm(x, None, None, training=True)
         elif self.normalise == "layer":
@@ -63,13 +77,13 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     copy = deepcopy(model)
     # the lock is put on by the silos' own code, so that it stands where theirs does
     lock_model(copy, config)
+    detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
     for name, holder, lock in list(locks(copy)):
-        revealed = RevealedLock(lock).to(lock.key)
+        revealed = RevealedLock(lock).to(lock.bias_beta)
         holder.keylock = revealed
-        remove_hooks(
-            holder, show_public, keep_private
-        )  # the forward hook runs whatever lock is there
+        # the layer's class runs whatever lock is there
+        remove_hooks(holder, show_public, keep_private)
         prefix = f"{name}." if name else ""
         unknowns += [f"{prefix}keylock.{n}" for n, _ in revealed.named_parameters()]
     return copy, tuple(unknowns)
@@ -86,9 +100,10 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
 
     """
     state: dict[str, Tensor] = {}
+    values = lock_values(model)
     for name, _, lock in locks(model):
         prefix = f"{name}.keylock." if name else "keylock."
-        gamma, beta = lock.scale_and_shift()
+        gamma, beta = values[name]
         state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
         if lock.mixing is not None:
             state[f"{prefix}mixing"] = lock.mixing.detach().clone()

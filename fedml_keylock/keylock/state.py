@@ -14,46 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LockError, VaultError
-from .config import KeyLockConfig
+from .locked import public_parameter
 from .module import KeyLock
-from .validate import plan
+from .validate import STATISTICS
 
 __all__ = [
     "keep_private",
     "load_private_state_dict",
     "private_state_dict",
-    "public_constants",
     "show_public",
 ]
-
-PINNED = {"weight": 1.0, "bias": 0.0}
-STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
-
-
-def public_constants(model: nn.Module, config: KeyLockConfig) -> dict[str, float]:
-    """The public entries that a locked model always sends as the same constant, name to value.
-
-    Args:
-        model: the model, not locked (as a server has it).
-        config: how silos lock it.
-
-    Raises:
-        LockError: it cannot be locked so.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
-        >>> public_constants(model, KeyLockConfig())["1.running_var"]
-        1.0
-
-    """
-    constants = PINNED if config.share_norm_statistics else PINNED | STATISTICS
-    return {
-        f"{site.holder}.{name}": value
-        for site in plan(model, config)
-        if site.normalise is None
-        for name, value in constants.items()
-        if getattr(model.get_submodule(site.holder), name, None) is not None
-    }
 
 
 def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -104,12 +74,12 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
 def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, holder in model.named_modules():
-        lock = getattr(holder, "keylock", None)
+        lock = holder._modules.get("keylock")
         if isinstance(lock, KeyLock):
             prefix = f"{name}." if name else ""
             tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_parameters()}
             tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_buffers()}
-            tensors |= {f"{prefix}{n}": getattr(holder, n) for n in _hidden_statistics(holder)}
+            tensors |= {f"{prefix}{n}": holder._buffers[n] for n in _hidden_statistics(holder)}
     if not tensors:
         raise LockError("the model is not locked")
     return tensors
@@ -119,7 +89,7 @@ def _hidden_statistics(holder: nn.Module) -> list[str]:
     lock = holder.keylock
     if not isinstance(lock, KeyLock) or lock.normalise is not None or lock.share_statistics:
         return []
-    return [name for name in STATISTICS if isinstance(getattr(holder, name, None), Tensor)]
+    return [name for name in STATISTICS if holder._buffers.get(name) is not None]
 
 
 def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
@@ -132,6 +102,9 @@ def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others
     """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
     lock = holder.keylock
     assert isinstance(lock, KeyLock)
-    for name in [*lock.before, *_hidden_statistics(holder)]:
+    own: dict[str, Tensor | None] = {name: public_parameter(holder, name) for name in lock.before}
+    own |= {name: holder._buffers[name] for name in _hidden_statistics(holder)}
+    for name, tensor in own.items():
         if prefix + name in state:
-            state[prefix + name] = getattr(holder, name).detach()
+            assert tensor is not None
+            state[prefix + name] = tensor.detach()

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import pairwise
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import LockError
 from .config import KeyLockConfig
 from .module import KeyLock
+from .trace import CONVOLUTIONS, Flow, flow_of, norm_channels
 
-__all__ = ["LockIssue", "Site", "check_model", "plan"]
+__all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-CHANNELS_FIRST_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+PINNED = {"weight": 1.0, "bias": 0.0}
+"""What a locked normalisation layer's own parameters are fixed at."""
+STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
+"""What its running statistics are shown as, unless they are shared on purpose."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +38,8 @@ class Site:
     """Where one lock goes.
 
     Attributes:
-        layer: name of the convolution or linear layer that is locked.
-        holder: name of the module that the lock hangs on: the normalisation behind the layer, or
+        layers: names of the convolutions or linear layers that it locks, the first one first.
+        holder: name of the module that the lock hangs on: the normalisation behind the layers, or
             the layer itself where there is none.
         channels: how many channels the holder's output has.
         channel_dim: 1 or -1, where they are.
@@ -59,133 +47,225 @@ class Site:
 
     """
 
-    layer: str
+    layers: tuple[str, ...]
     holder: str
     channels: int
     channel_dim: int
     normalise: str | None
 
 
-def check_model(model: nn.Module, config: KeyLockConfig) -> list[LockIssue]:
-    """Everything that stands against locking this model so; empty when it can be locked.
+@dataclass(frozen=True)
+class LayerCheck:
+    """What would become of one layer: locked, or the reason why not."""
+
+    layer: str
+    locked: bool
+    how: str
+
+
+@dataclass(frozen=True)
+class ModelCheck:
+    """What locking a model would do.
+
+    Attributes:
+        issues: everything that stands against it; empty when it can be locked.
+        sites: where the locks would go, as the model runs.
+        layers: every convolution, linear layer and embedding, locked or not and why.
+        constants: public names that would always be sent as the same constant, with its value.
+        shared: public names whose values the server would get, buffers included.
+
+    """
+
+    issues: tuple[LockIssue, ...]
+    sites: tuple[Site, ...] = ()
+    layers: tuple[LayerCheck, ...] = ()
+    constants: Mapping[str, float] = field(default_factory=dict)
+    shared: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.issues:
+            return "cannot lock the model: " + "; ".join(map(str, self.issues))
+        width = max(len(layer.layer) for layer in self.layers)
+        lines = [
+            f"{layer.layer:{width}}  {'locked' if layer.locked else 'shared'}  {layer.how}"
+            for layer in self.layers
+        ]
+        return "\n".join([*lines, f"constant: {len(self.constants)}; shared: {len(self.shared)}"])
+
+
+def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
+    """What locking this model so would do, and everything that stands against it.
 
     Nothing is changed.
 
     Example:
-        >>> check_model(nn.Sequential(nn.Linear(4, 2)), KeyLockConfig())[0].layer
+        >>> check_model(nn.Sequential(nn.Linear(4, 2)), KeyLockConfig()).issues[0].layer
         '0'
-        >>> check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig())
-        []
+        >>> print(check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig()))
+        0  locked  by a lock on it, with a batch norm of its own
+        constant: 0; shared: 2
 
     """
     if any(isinstance(module, KeyLock) for module in model.modules()):
-        return [LockIssue("", "the model is locked already; unlock_model takes the lock out")]
-    issues = [
+        reason = "the model is locked already; unlock_model takes the lock out"
+        return ModelCheck((LockIssue("", reason),))
+    lazy = tuple(
         LockIssue(name, "its shape is not known before the first forward pass (a lazy module)")
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.lazy.LazyModuleMixin)
+        if isinstance(module, LazyModuleMixin)
+    )
+    if lazy:
+        return ModelCheck(lazy)
+    flow = flow_of(model)
+    kinds = {name: model.get_submodule(name) for name in flow.order}
+    issue = _front(model, flow, kinds)
+    if issue is not None:
+        return ModelCheck((issue,))
+    lockable = [n for n, m in kinds.items() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    issues = [
+        LockIssue(
+            "",
+            f"targets: {glob!r} matches no convolution or linear layer; the model has: "
+            + ", ".join(lockable),
+        )
+        for glob in (config.targets if isinstance(config.targets, tuple) else ())
+        if not any(fnmatchcase(name, glob) for name in lockable)
+    ]
+    chosen, left = _chosen(config, flow, kinds)
+    if not chosen and not issues:
+        issues.append(
+            LockIssue(
+                "",
+                f"{type(model).__name__} has no convolution; name linear layers in targets: "
+                + ", ".join(lockable),
+            )
+        )
+    sites = _sites(model, chosen, flow)
+    issues += [
+        LockIssue(site.holder, "has an attribute named keylock of its own")
+        for site in sites
+        if hasattr(model.get_submodule(site.holder), "keylock")
     ]
     if issues:
-        return issues
-    lockable = dict(_lockable(model))
-    if not lockable:
-        return [LockIssue("", f"{type(model).__name__} has no convolution or linear layer to lock")]
-    first = next(iter(lockable))
-    if isinstance(lockable[first], nn.Linear):
-        return [
-            LockIssue(
-                first,
-                "the model's first layer is linear: the ratio of its weight and bias gradients is "
-                "its input, whatever lock stands behind it, so this model cannot be protected",
-            )
-        ]
-    if isinstance(config.targets, tuple):
-        for glob in config.targets:
-            if not any(fnmatchcase(name, glob) for name in lockable):
-                issues.append(
-                    LockIssue(
-                        "",
-                        f"targets: {glob!r} matches no convolution or linear layer; the model has: "
-                        + ", ".join(lockable),
-                    )
-                )
-    for site in _sites(model, config, lockable):
-        if hasattr(model.get_submodule(site.holder), "keylock"):
-            issues.append(LockIssue(site.holder, "has an attribute named keylock of its own"))
-    return issues
+        return ModelCheck(tuple(issues))
+    constants = _constants(model, sites, config)
+    return ModelCheck(
+        issues=(),
+        sites=tuple(sites),
+        layers=tuple(_verdict(name, sites, left) for name in flow.order),
+        constants=constants,
+        shared=tuple(name for name in model.state_dict() if name not in constants),
+    )
 
 
-def plan(model: nn.Module, config: KeyLockConfig) -> list[Site]:
-    """Where the locks go, in the model's own order.
+def plan(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
+    """`check_model`, for a model that must be lockable.
 
     Raises:
         LockError: with every reason against it, on one line.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
-        >>> [site.holder for site in plan(model, KeyLockConfig())]
+        >>> [site.holder for site in plan(model, KeyLockConfig()).sites]
         ['1']
+        >>> plan(model, KeyLockConfig()).constants["1.running_var"]
+        1.0
 
     """
-    issues = check_model(model, config)
-    if issues:
-        raise LockError("cannot lock the model: " + "; ".join(map(str, issues)))
-    return _sites(model, config, dict(_lockable(model)))
+    checked = check_model(model, config)
+    if checked.issues:
+        raise LockError(str(checked))
+    return checked
 
 
-def _lockable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
-            yield name, module
+def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIssue | None:
+    """What makes a model's first layer give its input away, whatever stands behind it."""
+    if not flow.order:
+        name = type(model).__name__
+        return LockIssue("", f"{name} has no convolution or linear layer to lock")
+    first = flow.order[0]
+    if isinstance(kinds[first], nn.Linear):
+        return LockIssue(
+            first,
+            "the model's first layer is linear: the ratio of its weight and bias gradients is "
+            "its input, whatever lock stands behind it, so this model cannot be protected",
+        )
+    if isinstance(kinds[first], (nn.Embedding, nn.EmbeddingBag)):
+        return LockIssue(
+            first,
+            "the model's first layer is an embedding: the rows of its gradient that are not zero "
+            "name the tokens, whatever lock stands behind it, so this model cannot be protected",
+        )
+    return None
 
 
-def _sites(model: nn.Module, config: KeyLockConfig, lockable: dict[str, nn.Module]) -> list[Site]:
-    convolutions = [name for name, layer in lockable.items() if isinstance(layer, CONVOLUTIONS)]
+def _chosen(
+    config: KeyLockConfig, flow: Flow, kinds: dict[str, nn.Module]
+) -> tuple[list[str], dict[str, str]]:
+    """The layers to lock, and for each convolution that is left out on purpose, why."""
+    convolutions = [name for name in flow.order if isinstance(kinds[name], CONVOLUTIONS)]
     if config.targets == "first":
-        names = convolutions[:1]
-    elif config.targets == "all":
-        names = convolutions
-    else:
-        names = [n for n in lockable if any(fnmatchcase(n, glob) for glob in config.targets)]
-    behind = _norms_behind(model)
-    return [_site(name, lockable[name], behind.get(name)) for name in names]
+        return convolutions[:1], {}
+    if config.targets == "all":
+        left = {}
+        for name in convolutions[1:]:  # the first one always
+            if name in flow.last:
+                left[name] = "the head: its output is the model's"
+            elif name in flow.pooled and name not in flow.behind:
+                left[name] = "a gate: it gets one value a channel, which no norm could stand behind"
+        return [name for name in convolutions if name not in left], left
+    return [
+        n
+        for n in flow.order
+        if isinstance(kinds[n], (*CONVOLUTIONS, nn.Linear))
+        and any(fnmatchcase(n, glob) for glob in config.targets)
+    ], {}
 
 
-def _site(name: str, layer: nn.Module, norm: tuple[str, int] | None) -> Site:
-    if isinstance(layer, nn.Linear):
-        channels, own, channel_dim = layer.out_features, "layer", -1
-    else:
-        assert isinstance(layer, CONVOLUTIONS)
-        channels, own, channel_dim = layer.out_channels, "batch", 1
-    if norm is None:
-        return Site(name, name, channels, channel_dim, own)
-    return Site(name, norm[0], channels, norm[1], None)
-
-
-def _norms_behind(model: nn.Module) -> dict[str, tuple[str, int]]:
-    """Layer name to (name of the norm behind it, its channel dimension).
-
-    The norm behind a layer is the next module without children, in the order of registration, when
-    it normalises as many channels as the layer gives. Should a model not run it there, the lock
-    still stands on a layer of the model; should it not run it at all, the lock gets no gradient,
-    and the host stops the job after the first round.
-    """
-    leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children())]
-    found = {}
-    for (name, layer), (norm_name, norm) in pairwise(leaves):
-        if isinstance(layer, nn.Linear):
-            channels, channel_dim = layer.out_features, -1
-        elif isinstance(layer, CONVOLUTIONS):
-            channels, channel_dim = layer.out_channels, 1
+def _sites(model: nn.Module, names: list[str], flow: Flow) -> list[Site]:
+    """One lock a holder: a norm behind several layers locks them all."""
+    locked: dict[str, list[str]] = {}
+    dims: dict[str, int] = {}
+    for name in names:
+        if name in flow.behind:
+            for norm in flow.behind[name]:
+                locked.setdefault(norm.name, []).append(name)
+                dims[norm.name] = norm.channel_dim
         else:
-            continue
-        if type(norm) is nn.LayerNorm and norm.normalized_shape == (channels,):
-            found[name] = (norm_name, -1)
-        elif isinstance(norm, CHANNELS_FIRST_NORMS) and _norm_channels(norm) == channels:
-            # BatchNorm1d behind a linear layer gets (n, c): both dimensions are the same one
-            found[name] = (norm_name, 1 if channel_dim == 1 else -1)
+            locked.setdefault(name, []).append(name)
+            dims[name] = -1 if isinstance(model.get_submodule(name), nn.Linear) else 1
+    return [
+        _site(model.get_submodule(holder), holder, tuple(layers), dims[holder])
+        for holder, layers in locked.items()
+    ]
+
+
+def _site(module: nn.Module, holder: str, layers: tuple[str, ...], channel_dim: int) -> Site:
+    if isinstance(module, nn.Linear):
+        return Site(layers, holder, module.out_features, channel_dim, "layer")
+    if isinstance(module, CONVOLUTIONS):
+        return Site(layers, holder, module.out_channels, channel_dim, "batch")
+    return Site(layers, holder, norm_channels(module), channel_dim, None)
+
+
+def _constants(model: nn.Module, sites: Sequence[Site], config: KeyLockConfig) -> dict[str, float]:
+    values = PINNED if config.share_norm_statistics else PINNED | STATISTICS
+    found: dict[str, float] = {}
+    for site in sites:
+        if site.normalise is None:
+            holder = model.get_submodule(site.holder)
+            own = {**holder._parameters, **holder._buffers}
+            prefix = f"{site.holder}." if site.holder else ""
+            found |= {f"{prefix}{n}": v for n, v in values.items() if own.get(n) is not None}
     return found
 
 
-def _norm_channels(norm: nn.Module) -> int:
-    return norm.num_channels if isinstance(norm, nn.GroupNorm) else int(norm.num_features)  # type: ignore[arg-type]  # every other one of CHANNELS_FIRST_NORMS has it
+def _verdict(name: str, sites: list[Site], left: dict[str, str]) -> LayerCheck:
+    own = [site for site in sites if name in site.layers]
+    if not own:
+        return LayerCheck(name, locked=False, how=left.get(name, "not among the targets"))
+    if own[0].normalise is not None:
+        how = f"by a lock on it, with a {own[0].normalise} norm of its own"
+    else:
+        how = "by a lock on " + ", ".join(site.holder for site in own)
+    return LayerCheck(name, locked=True, how=how)

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import stat
-import tempfile
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import VaultError
+from .cipher import Cipher
+from .disk import claim, make_folder, remove_leftovers
 from .state import load_private_state_dict, private_state_dict
+from .vaultfile import Stored, write_state
 
-__all__ = ["Vault"]
-
-SCHEMA = "fedml-keylock/vault/1"
+__all__ = ["Vault", "claim_silo", "files_of", "history_of", "silos_in"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +26,7 @@ class Vault:
         silo: index of the silo.
         layout: digest of the public layout that the state belongs to; a vault of another model or
             another lock is refused.
+        cipher: seals and opens the files; None leaves them plain.
 
     Example:
         >>> import tempfile
@@ -48,6 +43,7 @@ class Vault:
     folder: Path
     silo: int
     layout: str
+    cipher: Cipher | None = None
 
     @property
     def path(self) -> Path:
@@ -60,7 +56,20 @@ class Vault:
 
     def exists(self) -> bool:
         """Whether the silo has saved before."""
-        return self.path.exists()
+        # a link that leads nowhere is there too, and loading it says what is wrong
+        return self.path.exists() or self.path.is_symlink()
+
+    def claim(self) -> None:
+        """Be the only process that writes this silo's vault, until this process ends.
+
+        What a killed process left half written is removed. Saving does this by itself; a job does
+        it before it trains what it could not save.
+
+        Raises:
+            VaultError: another process writes it, or the folder cannot be written.
+
+        """
+        claim_silo(self.folder, self.silo)
 
     def save(self, model: nn.Module, *, round_index: int) -> None:
         """Write a locked model's private state: whole or not at all, readable by its owner only.
@@ -70,7 +79,8 @@ class Vault:
             round_index: the first round that has not been trained with this state.
 
         Raises:
-            VaultError: the file cannot be written; what was there before is untouched.
+            VaultError: the file cannot be written, or another process writes this vault; what was
+                there before is untouched.
 
         """
         self._write(self.path, model, round_index)
@@ -79,7 +89,7 @@ class Vault:
         """Keep the private state that a round begins with beside the current one.
 
         Raises:
-            VaultError: the file cannot be written.
+            VaultError: the file cannot be written, or another process writes this vault.
 
         """
         self._write(self.history_path(round_index), model, round_index)
@@ -91,78 +101,96 @@ class Vault:
             The round that the state is to be trained in next.
 
         Raises:
-            VaultError: missing, damaged, readable by others, or of another silo, model or lock.
+            VaultError: missing, damaged, readable by others, someone else's, encrypted under
+                another passphrase, or of another silo, model or lock.
 
         """
-        path = path or self.path
-        try:
-            with path.open("rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        except OSError as error:
-            raise VaultError(f"vault {path}: {error.strerror}") from None
-        if mode & 0o077:
-            raise VaultError(
-                f"vault {path}: its mode is {mode:04o}, so that others may read it; "
-                f"it must be 0600 (chmod 600 {path})"
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                meta = file.metadata() or {}
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-        except (SafetensorError, OSError) as error:
-            raise VaultError(f"vault {path}: damaged ({error})") from None
-        expected = {"schema": SCHEMA, "silo": str(self.silo), "layout": self.layout}
-        for field, value in expected.items():
-            if meta.get(field) != value:
+        stored = Stored.read(path or self.path)
+        for name, value in {"silo": str(self.silo), "layout": self.layout}.items():
+            if stored.header.get(name) != value:
                 raise VaultError(
-                    f"vault {path}: its {field} is {meta.get(field)!r}, this job has {value!r}; "
-                    "move it away, or name another folder in keylock.vault"
+                    f"vault {stored.path}: its {name} is {stored.header.get(name)!r}, this job has "
+                    f"{value!r}; move it away, or name another folder in keylock.vault"
                 )
-        if meta.get("sha256") != _digest(state):
-            raise VaultError(f"vault {path}: damaged (its checksum does not fit its content)")
-        try:
-            round_index = int(meta["round"])
-        except (KeyError, ValueError):
-            raise VaultError(f"vault {path}: damaged (it names no round)") from None
+        state = stored.state(self.cipher)
+        round_index = stored.round_index
         load_private_state_dict(model, state)
         return round_index
 
     def _write(self, path: Path, model: nn.Module, round_index: int) -> None:
-        meta = {
-            "schema": SCHEMA,
-            "silo": str(self.silo),
-            "layout": self.layout,
-            "round": str(round_index),
-        }
         state = private_state_dict(model)
-        content = save(state, metadata={**meta, "sha256": _digest(state)})
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            path.parent.mkdir(exist_ok=True, mode=0o700)
-            # mkstemp opens with mode 0600
-            descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(name, path)
-            except BaseException:
-                os.unlink(name)
-                raise
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        except OSError as error:
-            raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+        self.claim()
+        make_folder(path.parent)
+        write_state(
+            path,
+            state,
+            self.cipher,
+            silo=self.silo,
+            layout=self.layout,
+            round_index=round_index,
+        )
 
 
-def _digest(state: Mapping[str, Tensor]) -> str:
-    """Checksum of names, shapes and numbers: against accidents, not against an attacker."""
-    digest = sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {tuple(state[name].shape)}\n".encode())
-        digest.update(state[name].flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def claim_silo(folder: Path, silo: int) -> None:
+    """Be the only process that writes a silo's files; remove what a killed one left half written.
+
+    Raises:
+        VaultError: another process writes them, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> claim_silo(folder, 2)
+        >>> [path.name for path in folder.iterdir()]
+        ['.silo-2.lock']
+
+    """
+    make_folder(folder)
+    if claim(folder / f".silo-{silo}.lock", what=f"vault {folder}: silo {silo}"):
+        remove_leftovers(folder, f"silo-{silo}.*")
+        remove_leftovers(folder / f"silo-{silo}", "*")
+
+
+def silos_in(folder: Path) -> list[int]:
+    """The silos that have files in a folder.
+
+    Raises:
+        VaultError: it is not a folder, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> silos_in(Path(tempfile.mkdtemp()))
+        []
+
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise VaultError(f"vault {folder}: {error.strerror}") from None
+    found = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def history_of(folder: Path, silo: int) -> list[Path]:
+    """The files with the private state that rounds of a silo began with, oldest first.
+
+    Example:
+        >>> history_of(Path("nowhere"), 0)
+        []
+
+    """
+    return sorted((folder / f"silo-{silo}").glob("round-*.safetensors"))
+
+
+def files_of(folder: Path, silo: int) -> list[Path]:
+    """Every file with a silo's private state: of the past, set aside, and at last the current one.
+
+    Example:
+        >>> files_of(Path("nowhere"), 0)
+        []
+
+    """
+    current = folder / f"silo-{silo}.safetensors"
+    aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
+    there = [current] if current.exists() or current.is_symlink() else []
+    return [*history_of(folder, silo), *aside, *there]

@@ -288,7 +288,13 @@ def test_a_round_trip_is_equal(silo, agreement):
 def test_the_same_job_has_the_same_mark(agreement):
     check_mark(DEFENSE.describe(made()).mark, agreement, who=WHO)
     silos_own = KeyLockDefense(
-        {"key_length": 16, "module": "mixing", "vault": "/elsewhere", "keep_history": True}
+        {
+            "key_length": 16,
+            "module": "mixing",
+            "vault": "/elsewhere",
+            "keep_history": True,
+            "encrypt_vault": True,
+        }
     )
     # where a silo keeps its private state is its own affair
     check_mark(silos_own.describe(made()).mark, agreement, who=WHO)

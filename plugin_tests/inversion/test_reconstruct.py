@@ -37,9 +37,9 @@ def test_dlg_reads_photos_off_an_undefended_lenet(updates, photos, lenet):
 
 @pytest.mark.long
 def test_dlg_reaches_the_published_quality(updates, photos, lenet):
-    found = run(dlg(steps=150), updates, lenet())
+    found = run(dlg(steps=150, restarts=4), updates, lenet())
     scores = psnr(found.images[:, 0], photos)
-    # one start each, so one of six may be lost; with this seed one more is at 28 dB
+    # of single starts a third are lost; four leave few to chance, chosen by cost alone
     assert (scores > 25).sum() >= 5, scores
     assert (scores > 32).sum() >= 4, scores
 

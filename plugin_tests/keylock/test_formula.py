@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 from fedml_keylock.keylock import KeyLock, KeyLockConfig, effective_state, lock_model, surrogate
-from fedml_keylock.keylock.attach import locks
 from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.keylock.module import locks
 from fedml_keylock.keylock.reveal import RevealedLock
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -56,8 +56,10 @@ def layer_norm(x):
 def formula(lock, activation, normalised, dim=1):
     """``M (gamma * norm(h) + beta)`` with ``gamma = act(W k + b)``, channel by channel."""
     act = ACTIVATIONS[activation]
-    gamma = act((lock.weight_gamma * lock.key).sum(1) + lock.bias_gamma)
-    beta = act((lock.weight_beta * lock.key).sum(1) + lock.bias_beta)
+    weight_gamma = torch.outer(lock.weight_gamma, lock.direction)
+    weight_beta = torch.outer(lock.weight_beta, lock.direction)
+    gamma = act((weight_gamma * lock.key).sum(1) + lock.bias_gamma)
+    beta = act((weight_beta * lock.key).sum(1) + lock.bias_beta)
     y = over(gamma, normalised, dim) * normalised + over(beta, normalised, dim)
     if lock.mixing is None:
         return y
@@ -280,7 +282,7 @@ def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(module, channel_
     x = inputs(3, 4, 5, 6) if channel_dim == 1 else inputs(3, 5, 4)
     revealed = RevealedLock(lock).double()
     assert not torch.allclose(revealed(x), lock(x))  # it starts as no lock at all
-    gamma, beta = lock.scale_and_shift()
+    gamma, beta = lock.scale(), lock.shift()
     with torch.no_grad():
         revealed.gamma.copy_(gamma)
         revealed.beta.copy_(beta)

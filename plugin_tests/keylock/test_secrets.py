@@ -129,8 +129,9 @@ def saved(thing):
 def test_the_scanner_finds_every_private_tensor_in_a_raw_dump(silo):
     secrets = secrets_of(silo)
     floating = {n for n, t in secrets.items() if t.is_floating_point()}
-    # per lock: key, two weights, two biases, mixing, gamma, beta; two pairs of statistics
-    assert len(floating) == 2 * 8 + 2 * 2
+    # per lock: key and its direction, two weights, two biases, mixing, gamma, beta; two pairs of
+    # statistics
+    assert len(floating) == 2 * 9 + 2 * 2
     dump = b"head" + b"".join(t.numpy().tobytes() for t in secrets.values())
     assert floating <= set(leaked(silo, dump))
     for dumped in (pickle.dumps(secrets), saved(secrets)):
@@ -209,7 +210,7 @@ def test_two_processes_with_the_same_seed_have_different_secrets():
     ]
     first, second = (process.communicate(timeout=120)[0].splitlines() for process in started)
     assert first[0] == second[0]  # they were seeded alike
-    assert len(first) == 7
+    assert len(first) == 8
     assert not set(first[1:]) & set(second[1:])
 
 
@@ -224,7 +225,7 @@ def test_every_secret_number_comes_from_the_operating_system(monkeypatch):
     channels, length = 5, 16
     config = KeyLockConfig(key_length=length, module="mixing")
     first = KeyLock(channels, config)
-    key, both, mixing = length, 2 * (channels + channels * length), channels**2
+    key, both, mixing = length, 2 * 2 * channels, channels**2
     assert sum(asked) == 4 * (key + both + mixing)
     second = KeyLock(channels, config)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):

@@ -1,8 +1,11 @@
 """A silo's private state on disk: whole or not at all, for its owner and its silo only."""
 
 import errno
+import fcntl
+import json
 import os
 import pickle
+import shutil
 import stat
 import struct
 import tempfile
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.keylock import (
     KeyLockConfig,
@@ -21,6 +25,7 @@ from fedml_keylock.keylock import (
     lock_model,
     private_state_dict,
 )
+from fedml_keylock.keylock.vaultfile import write_state
 
 CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
 
@@ -33,6 +38,20 @@ def made(config=CONFIG):
     lock_model(model, config)
     model(torch.rand(4, 1, 8, 8))  # running statistics of its own
     return model
+
+
+def train(model):
+    """One step: other private state than before."""
+    before = private_state_dict(model)
+    model.zero_grad()
+    model(torch.rand(4, 1, 8, 8)).square().mean().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not same(private_state_dict(model), before)
+
+
+def names(folder):
+    """What is in a folder, without the lock file that stays there."""
+    return sorted(name for name in os.listdir(folder) if name != ".silo-2.lock")
 
 
 def same(one, other):
@@ -80,13 +99,12 @@ def test_what_is_saved_is_loaded(written, model):
 
 
 def test_saving_again_replaces(written, model):
-    with torch.no_grad():
-        model[0].keylock.bias_beta.add_(1)
+    train(model)
     written.save(model, round_index=8)
     other = made()
     assert written.load(other) == 8
     assert same(private_state_dict(other), private_state_dict(model))
-    assert os.listdir(written.folder) == ["silo-2.safetensors"]
+    assert names(written.folder) == ["silo-2.safetensors"]
 
 
 def test_existence(vault, model):
@@ -97,8 +115,7 @@ def test_existence(vault, model):
 
 
 def test_history_is_kept_beside_the_current_state(written, model):
-    with torch.no_grad():
-        model[0].keylock.bias_beta.add_(1)
+    train(model)
     written.keep(model, round_index=8)
     kept, current = made(), made()
     assert written.load(kept, written.history_path(8)) == 8
@@ -198,7 +215,7 @@ def test_a_missing_file_is_refused(vault):
 
 def test_a_folder_in_the_files_place_is_refused(vault):
     vault.path.mkdir(parents=True)
-    assert refused(vault, "Is a directory")
+    assert refused(vault, "not a regular file")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 7, 8, 9, 100, 0.5, -1])
@@ -218,7 +235,7 @@ def test_a_file_with_more_behind_it_is_refused(written):
     [
         None,
         {"schema": "somebody/else"},
-        {"schema": "fedml-keylock/vault/2", "silo": "2", "layout": "a1b2c3d4"},
+        {"schema": "fedml-keylock/vault/3", "silo": "2", "layout": "a1b2c3d4"},
         {"silo": "2", "layout": "a1b2c3d4", "round": "0"},
     ],
 )
@@ -226,7 +243,7 @@ def test_a_foreign_file_is_refused(vault, model, metadata):
     vault.folder.mkdir()
     save_file(private_state_dict(model), vault.path, metadata)
     vault.path.chmod(0o600)
-    assert refused(vault, "its schema is .* 'fedml-keylock/vault/1'")
+    assert refused(vault, "its schema is .*, not 'fedml-keylock/vault/2'")
 
 
 def header_of(content):
@@ -239,12 +256,10 @@ def test_a_flipped_bit_in_the_header_never_gives_another_state(written, model, f
     """The header is JSON: a flip is refused, or changes nothing of what is loaded."""
     vault, content = written, written.path.read_bytes()
     size = 8 + len(header_of(content))
-    at = content.index(b'"round"')
-    spared = range(at, at + len(b'"round":"7"'))  # the next test is about these
     other = made()
     before, saved = private_state_dict(other), private_state_dict(model)
     loaded = 0
-    for where in set(range(size)) - set(spared):
+    for where in range(size):
         flipped = bytearray(content)
         flipped[where] ^= 1 << (first_bit + where) % 8
         vault.path.write_bytes(flipped)
@@ -259,12 +274,22 @@ def test_a_flipped_bit_in_the_header_never_gives_another_state(written, model, f
     assert loaded < size / 10
 
 
-@pytest.mark.parametrize("damage", [(b'"round":"7"', b'"round":"w"'), (b'"round"', b'"rount"')])
-def test_a_damaged_round_is_refused(written, damage):
+@pytest.mark.parametrize(
+    "damage",
+    [(b'"round":"7"', b'"round":"8"'), (b'"round":"7"', b'"round":"w"'), (b'"round"', b'"rount"')],
+)
+def test_a_changed_round_is_refused(written, damage):
     content = written.path.read_bytes()
     assert damage[0] in content
     written.path.write_bytes(content.replace(*damage))
-    assert refused(written, "round")
+    assert refused(written, "damaged")
+
+
+@pytest.mark.parametrize("round_index", [-1, "", "7.5", "\u0667", "9" * 12])
+def test_a_file_that_names_no_round_is_refused(written, model, round_index):
+    state = private_state_dict(model)
+    write_state(written.path, state, None, silo=2, layout="a1b2c3d4", round_index=round_index)
+    assert refused(written, "it names no round")
 
 
 def test_a_flipped_bit_in_the_numbers_is_refused(written):
@@ -347,15 +372,14 @@ def no_space_for_files(descriptor, original=os.fsync):
 def test_a_full_disk_leaves_the_old_file_whole(written, model, monkeypatch, owner, name, fails):
     before, secrets = written.path.read_bytes(), private_state_dict(model)
     changed = deepcopy(model)
-    with torch.no_grad():
-        changed[0].keylock.bias_gamma.add_(1)
+    train(changed)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fails)
         with pytest.raises(VaultError, match="cannot be written: No space left") as caught:
             written.save(changed, round_index=8)
     assert str(written.path) in str(caught.value)
     assert written.path.read_bytes() == before
-    assert os.listdir(written.folder) == [written.path.name]  # and no part of the new one
+    assert names(written.folder) == [written.path.name]  # and no part of the new one
     other = made()
     assert written.load(other) == 7
     assert same(private_state_dict(other), secrets)
@@ -372,7 +396,7 @@ def test_an_interrupt_leaves_the_old_file_whole(written, model, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             written.save(model, round_index=8)
     assert written.path.read_bytes() == before
-    assert os.listdir(written.folder) == [written.path.name]
+    assert names(written.folder) == [written.path.name]
 
 
 def test_a_file_in_the_folders_place_is_an_error_and_stays(tmp_path, model):
@@ -382,3 +406,157 @@ def test_a_file_in_the_folders_place_is_an_error_and_stays(tmp_path, model):
         vault.save(model, round_index=0)
     assert (tmp_path / "vault").read_text() == "mine"
     assert os.listdir(tmp_path) == ["vault"]
+
+
+# --- what may stand in a file's place
+
+
+def test_a_link_in_the_files_place_is_refused(written):
+    elsewhere = written.path.rename(written.folder / "elsewhere")
+    written.path.symlink_to(elsewhere)
+    assert refused(written, "it is a symbolic link")
+
+
+def test_a_link_that_leads_nowhere_is_not_taken_for_a_new_silo(vault):
+    vault.folder.mkdir()
+    vault.path.symlink_to(vault.folder / "nowhere")
+    assert vault.exists()
+    assert refused(vault, "it is a symbolic link")
+
+
+def test_the_folder_may_be_a_link(tmp_path, model):
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "vault").symlink_to(tmp_path / "volume")
+    vault = Vault(tmp_path / "vault", silo=2, layout="a1")
+    vault.save(model, round_index=3)
+    assert vault.load(made()) == 3
+    assert (tmp_path / "volume" / "silo-2.safetensors").is_file()
+
+
+def test_a_pipe_in_the_files_place_is_refused_at_once(vault):
+    vault.folder.mkdir()
+    os.mkfifo(vault.path, 0o600)
+    assert refused(vault, "not a regular file")
+
+
+def test_someone_elses_file_is_refused(written, monkeypatch):
+    me = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: me + 1)
+    assert refused(written, f"belongs to user {me}, and this process is user {me + 1}'s")
+
+
+def test_the_header_of_a_huge_foreign_file_is_not_read(vault):
+    vault.folder.mkdir()
+    with vault.path.open("wb") as file:
+        file.write(struct.pack("<Q", 2**40))
+        file.truncate(2**40)  # a terabyte, of which nothing is on disk
+    vault.path.chmod(0o600)
+    assert refused(vault, "no header of a sensible length")
+
+
+def test_the_content_of_a_huge_foreign_file_is_not_read(vault):
+    header = json.dumps({"__metadata__": {"schema": "somebody/else"}}).encode()
+    vault.folder.mkdir()
+    with vault.path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(2**40)
+    vault.path.chmod(0o600)
+    assert refused(vault, "its schema is 'somebody/else'")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"[" * 100_000, b"[]", b'{"__metadata__": [1]}', b'{"__metadata__": {"a": 1}}', b"\xff"],
+)
+def test_a_header_that_is_none_is_refused(vault, header):
+    vault.folder.mkdir()
+    vault.path.write_bytes(struct.pack("<Q", len(header)) + header)
+    vault.path.chmod(0o600)
+    assert refused(vault, "its header cannot be read")
+
+
+# --- one writer
+
+
+def leftovers(vault):
+    """What a killed process leaves, beside what only looks like it."""
+    (vault.folder / "silo-2").mkdir(mode=0o700)
+    mine = [".silo-2.safetensors.abc.tmp", "silo-2/.round-00003.safetensors.abc.tmp"]
+    others = [".silo-20.safetensors.abc.tmp", ".silo-1.safetensors.abc.tmp", "silo-2.tmp"]
+    for name in [*mine, *others]:
+        (vault.folder / name).write_bytes(b"half")
+    return [vault.folder / name for name in mine], [vault.folder / name for name in others]
+
+
+@pytest.mark.parametrize("use", ["claim", "save", "keep"])
+def test_what_a_killed_process_left_is_removed_once(vault, model, use):
+    vault.folder.mkdir()
+    mine, others = leftovers(vault)
+    if use == "claim":
+        vault.claim()
+    else:
+        getattr(vault, use)(model, round_index=5)
+    assert not any(path.exists() for path in mine)
+    assert all(path.read_bytes() == b"half" for path in others)
+    # from now on what is half written is this process's own
+    mine[0].write_bytes(b"being written")
+    vault.claim()
+    assert mine[0].exists()
+
+
+def test_loading_alone_removes_and_claims_nothing(written):
+    """An audit may read the vault of a job that runs."""
+    fresh = Vault(written.folder.parent / "copy", silo=2, layout=written.layout)
+    shutil.copytree(written.folder, fresh.folder, ignore=shutil.ignore_patterns(".*"))
+    mine, _ = leftovers(fresh)
+    before = sorted(os.listdir(fresh.folder))
+    assert fresh.load(made()) == 7
+    assert sorted(os.listdir(fresh.folder)) == before
+    assert mine[0].exists()
+
+
+def test_a_folder_that_was_removed_is_claimed_anew(written, model):
+    shutil.rmtree(written.folder)
+    written.save(model, round_index=8)
+    assert (written.folder / ".silo-2.lock").exists()
+    assert written.load(made()) == 8
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_job_claims_its_vault_before_it_trains(tmp_path, monkeypatch, there):
+    """Also where it goes on from what is there, and would write after a whole round only."""
+
+    def busy(descriptor, _operation):
+        os.pwrite(descriptor, b"process 4711 on silo2", 0)
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
+    defense = KeyLockDefense({"vault": tmp_path / "vault"})
+    agreement = defense.describe(model)
+    if there:
+        before = KeyLockDefense({"vault": tmp_path / "before"})
+        before.protect(deepcopy(model), silo=2, agreement=agreement)
+        ignored = shutil.ignore_patterns(".*")  # its lock file: this process has claimed that one
+        shutil.copytree(tmp_path / "before", tmp_path / "vault", ignore=ignored)
+    monkeypatch.setattr(fcntl, "lockf", busy)
+    with pytest.raises(VaultError, match="silo 2 is in use by process 4711 on silo2; only one"):
+        defense.protect(model, silo=2, agreement=agreement)
+
+
+def test_a_link_in_the_lock_files_place_is_refused(vault, model, tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    vault.folder.mkdir()
+    (vault.folder / ".silo-2.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(VaultError, match=r"silo 2 cannot be claimed: .*symbolic links"):
+        vault.save(model, round_index=0)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_file_system_without_locks_is_an_error(vault, model, monkeypatch):
+    def none(*_arguments):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    with pytest.raises(VaultError, match=r"cannot be claimed: .*No locks available"):
+        vault.save(model, round_index=0)
+    assert not vault.exists()

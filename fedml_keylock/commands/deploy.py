@@ -1,0 +1,127 @@
+"""Put together what one silo has: FedML's global model, under the silo's own lock."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..builtin import KeyLockDefense
+from ..errors import ConfigError, VaultError
+from ..keylock import load_private_state_dict, lock_model, plan
+from ..keylock.cipher import Cipher
+from ..keylock.vaultfile import Stored
+
+__all__ = ["lock_as_silo", "read_checkpoint"]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """A model's state from a file: safetensors, or a state_dict that torch.save wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+
+    Example:
+        >>> torch.save(nn.Linear(3, 2).state_dict(), "global.pt")
+        >>> list(read_checkpoint(Path("global.pt")))
+        ['weight', 'bias']
+
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
+    except SafetensorError as error:
+        raise ConfigError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+    except Exception:  # what torch raises for a file that is not its own is not of one kind
+        raise ConfigError(
+            f"{path}: not a state_dict that torch.load takes with weights_only=True; save the "
+            "global model with torch.save(model.state_dict(), path)"
+        ) from None
+    if not isinstance(state, Mapping) or not state:
+        raise ConfigError(f"{path}: holds a {type(state).__name__}, not a model's state_dict")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ConfigError(f"{path}: not a model's state_dict: its {name!r} is not a tensor")
+    return dict(state)
+
+
+def lock_as_silo(
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    stored: Stored,
+    cipher: Cipher | None,
+    *,
+    silo: int,
+    state: Mapping[str, Tensor],
+    source: Path,
+) -> None:
+    """Make of a job's model what one silo has: the global model under its lock.
+
+    Args:
+        model: as the job makes it, not locked; changed in place.
+        settings: the job's `keylock` section.
+        stored: the silo's file in the vault.
+        cipher: of the vault, None when it is plain.
+        silo: index of the silo.
+        state: of the global model.
+        source: where the state is from, for messages.
+
+    Raises:
+        ConfigError: a setting is wrong, or the state is not that of this job's global model.
+        LockError: the model cannot be locked so.
+        VaultError: the vault is another silo's or another job's, or cannot be read.
+
+    """
+    defense = KeyLockDefense(settings)
+    constants = plan(model, defense.config).constants
+    _check_fit(model.state_dict(), state, constants, source)
+    layout = defense.describe(model).layout
+    if (stored.silo, stored.layout) != (silo, layout):
+        raise VaultError(
+            f"vault {stored.path}: it is silo {stored.silo}'s with layout {stored.layout}; silo "
+            f"{silo} with this model and these settings has layout {layout}: give the job's own "
+            "--model and --config"
+        )
+    lock_model(model, defense.config)
+    private = stored.state(cipher)
+    try:
+        load_private_state_dict(model, private)
+    except VaultError as error:
+        raise VaultError(
+            f"vault {stored.path}: {error}: give the job's own --model and --config"
+        ) from None
+    model.load_state_dict(state)
+    model.eval()
+
+
+def _check_fit(
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    constants: Mapping[str, float],
+    source: Path,
+) -> None:
+    for name in own.keys() | state.keys():
+        if name not in state:
+            raise ConfigError(f"{source}: not of this model: it has no {name}")
+        if name not in own:
+            raise ConfigError(f"{source}: not of this model: the model has no {name}")
+        if own[name].shape != state[name].shape:
+            raise ConfigError(
+                f"{source}: not of this model: its {name} is {tuple(state[name].shape)}, the "
+                f"model's is {tuple(own[name].shape)}"
+            )
+    for name, value in constants.items():
+        # the server's average of constants is off by its rounding
+        if not torch.allclose(state[name].double(), torch.tensor(value).double(), atol=1e-3):
+            raise ConfigError(
+                f"{source}: its {name} is not {value:g}: it is not the global model of a job that "
+                "locks this layer; --config must be that of the job"
+            )

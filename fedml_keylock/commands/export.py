@@ -1,0 +1,144 @@
+"""`fedml-keylock export`: a silo's own deployable model, from FedML's global one and its vault."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+import click
+
+__all__ = ["export"]
+
+
+def _sizes(
+    _context: click.Context, _option: click.Parameter, given: str | None
+) -> tuple[int, ...] | None:
+    """Sizes such as 3,32,32."""
+    if given is None:
+        return None
+    sizes = given.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise click.BadParameter(f"{given}: must be sizes such as 3,32,32")
+    return tuple(map(int, sizes))
+
+
+@click.command()
+@click.option(
+    "--model",
+    "builder",
+    metavar="MODULE:CALLABLE",
+    required=True,
+    help="Makes the job's model, without arguments; looked for in this folder first.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The global model's state_dict: a .safetensors file, or what torch.save wrote.",
+)
+@click.option(
+    "--vault",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
+)
+@click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="File to write; exported.pt, or exported.pt2 for the format exported.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "state_dict", "torchscript", "exported"]),
+    default="auto",
+    show_default=True,
+    help="state_dict needs the model's class to load, the others need torch only.",
+)
+@click.option(
+    "--example-shape",
+    "shape",
+    metavar="C,H,W",
+    callback=_sizes,
+    help="One input of the model, without the batch: to compare the outputs before writing.",
+)
+def export(
+    builder: str,
+    checkpoint: Path,
+    folder: Path | None,
+    silo: int,
+    config: Path | None,
+    output: Path | None,
+    form: str,
+    shape: tuple[int, ...] | None,
+) -> None:
+    """Make a plain model of the global one and a silo's lock.
+
+    The global model is trained to run under a silo's lock. This folds the lock of one silo into it,
+    so that the silo can deploy it where neither fedml-keylock nor FedML is installed.
+
+    \b
+    Example:
+      fedml-keylock export --model main:Net --config fedml_config.yaml \\
+          --checkpoint global.pt --silo 0 --example-shape 3,32,32
+
+    With the format auto it writes a state_dict for the job's own model class when the whole lock
+    folds into that, as it does for a LeNet or a ResNet. A mixing lock may need layers that the
+    class does not have: then it is torch.export's format when there is an --example-shape, and
+    TorchScript if not. The file is for evaluation, and not for training.
+
+    The file holds the silo's lock in the open, as a plain vault does: only its owner may read it,
+    and whoever gets it can read what the silo sent. The passphrase of an encrypted vault is in
+    FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that FEDML_KEYLOCK_PASSPHRASE_FILE names, or
+    asked for on a terminal.
+    """  # noqa: D301  # click wants the character that the escape stands for
+    from ..builtin import KeyLockDefense
+    from ..errors import ConfigError
+    from ..keylock import export_model
+    from ..keylock.vaultfile import Stored
+    from . import pack
+    from .deploy import lock_as_silo, read_checkpoint
+    from .rotate import build_model, keylock_settings
+    from .vault import current_cipher
+
+    settings = keylock_settings(config)
+    folder = folder or KeyLockDefense(settings).config.vault
+    stored = Stored.read(folder / f"silo-{silo}.safetensors")
+    state = read_checkpoint(checkpoint)
+    model = build_model(builder)
+    plain = deepcopy(model)
+    cipher = current_cipher() if stored.sealed else None
+    lock_as_silo(model, settings, stored, cipher, silo=silo, state=state, source=checkpoint)
+    example = None if shape is None else pack.random_input(model, shape)
+    package = pack.pack(export_model(model, example=example), plain, form, example)
+    if output is None:
+        output = Path(f"exported{pack.SUFFIX if package.form == 'exported' else '.pt'}")
+    elif package.form == "exported" and output.suffix != pack.SUFFIX:
+        raise ConfigError(f"-o {output}: torch.export loads only files that end in {pack.SUFFIX}")
+    for source in (checkpoint, stored.path):
+        if output.exists() and output.samefile(source):
+            raise ConfigError(f"-o {output}: it is an input of this command; name another file")
+    if package.missing:
+        click.echo(
+            f"the lock needs {package.missing}, which the class of {builder} does not have: the "
+            f"format is {package.form}"
+        )
+    compared = "not compared with the locked model, for want of --example-shape"
+    if example is not None:
+        most, largest = pack.difference(model, package.loaded, example)
+        compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
+    pack.write(output, package.content)
+    click.echo(
+        f"wrote {output}: {package.form}, silo {silo}'s lock before round {stored.round_index}, "
+        f"{len(package.content)} bytes; {compared}"
+    )
+    click.echo(
+        f"keep {output} as you keep the vault: it holds silo {silo}'s private lock (mode 0600)"
+    )

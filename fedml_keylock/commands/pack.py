@@ -1,0 +1,185 @@
+"""Pack an exported model into a file that loads without this package, and compare what loads."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import ConfigError, VaultError
+from ..keylock.disk import write_private
+
+__all__ = ["SUFFIX", "Package", "difference", "pack", "random_input", "write"]
+
+SUFFIX = ".pt2"
+"""What a file's name must end in for torch.export.load."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """A file's content, and the model that was loaded from it.
+
+    Attributes:
+        form: state_dict, torchscript or exported.
+        content: of the file.
+        loaded: computes what whoever loads the file will.
+        missing: a name that the job's model class does not have, "" when it has all.
+
+    """
+
+    form: str
+    content: bytes = field(repr=False)
+    loaded: Callable[[Tensor], Any] = field(repr=False)
+    missing: str = ""
+
+
+def pack(exported: nn.Module, plain: nn.Module, form: str, example: Tensor | None) -> Package:
+    """Put an exported model in a form that loads where this package is not.
+
+    Args:
+        exported: by `export_model`.
+        plain: the job's model as it was before it was locked; a state_dict is loaded into it.
+        form: state_dict, torchscript, exported, or auto for the one that fits.
+        example: an input of the model, if there is one.
+
+    Raises:
+        ConfigError: the model cannot be had in that form.
+
+    Example:
+        >>> pack(nn.Linear(3, 2), nn.Linear(3, 2), "auto", None).form
+        'state_dict'
+
+    """
+    state, names = exported.state_dict(), plain.state_dict().keys()
+    missing = next((name for name in state if name not in names), "")
+    if form == "auto":
+        form = "state_dict" if not missing else "torchscript" if example is None else "exported"
+    if form == "state_dict":
+        if missing:
+            raise ConfigError(
+                f"--format state_dict: the lock needs {missing}, which the model's class does not "
+                "have; use --format exported or torchscript"
+            )
+        content = _saved(torch.save, state)
+        plain.load_state_dict(torch.load(BytesIO(content), weights_only=True))
+        return Package(form, content, plain.eval())
+    make = _exported if form == "exported" else _scripted
+    return Package(form, *make(exported, example), missing)
+
+
+def _saved(save: Callable[[Any, Any], None], what: Any) -> bytes:
+    file = BytesIO()
+    save(what, file)
+    return file.getvalue()
+
+
+def _scripted(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable[[Tensor], Any]]:
+    jit: Any = torch.jit  # some of it has no types
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is old, and what it says of the user's code
+        try:
+            made = jit.script(model)
+        except Exception as error:  # the model is anyone's code
+            if example is None:
+                raise ConfigError(
+                    f"--format torchscript: the model cannot be scripted ({_first_line(error)}); "
+                    "with --example-shape it can be traced"
+                ) from None
+            with torch.no_grad():
+                made = jit.trace(model, example, check_trace=False)
+        content = _saved(jit.save, made)
+        return content, jit.load(BytesIO(content))
+
+
+def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable[[Tensor], Any]]:
+    if example is None:
+        raise ConfigError("--format exported: needs the shape of an input: give --example-shape")
+    any_batch = ({0: torch.export.Dim.AUTO},)
+    try:
+        program = torch.export.export(model, (example,), dynamic_shapes=any_batch)
+    except Exception as error:  # the model is anyone's code
+        raise ConfigError(
+            f"--format exported: torch.export cannot take the model ({_first_line(error)}); use "
+            "--format torchscript"
+        ) from None
+    content = _saved(torch.export.save, program)
+    return content, torch.export.load(BytesIO(content)).module()
+
+
+def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
+    """Two random inputs of a model.
+
+    Args:
+        model: has the type and the device that they get.
+        shape: of one, without the batch.
+
+    Example:
+        >>> random_input(nn.Linear(3, 2), (3,)).shape
+        torch.Size([2, 3])
+
+    """
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((2, *shape), generator=generator).to(like)
+
+
+def difference(
+    model: nn.Module, loaded: Callable[[Tensor], Any], example: Tensor
+) -> tuple[float, float]:
+    """The largest difference of two models' outputs on an input, and the largest output.
+
+    Raises:
+        ConfigError: the loaded one does not run, or they differ by more than rounding explains.
+
+    Example:
+        >>> difference(nn.Identity(), nn.Identity(), torch.ones(2))
+        (0.0, 1.0)
+
+    """
+    with torch.no_grad():
+        wanted = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
+        try:
+            found = [t for t in tree_leaves(loaded(example)) if isinstance(t, Tensor)]
+        except Exception as error:  # the model is anyone's code
+            raise ConfigError(f"the exported model does not run: {_first_line(error)}") from None
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        raise ConfigError("the exported model's outputs are of another shape: nothing was written")
+    largest = max(float(t.abs().max()) for t in wanted)
+    most = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+    rounding = torch.finfo(example.dtype).eps ** 0.5
+    if not most <= rounding * max(1.0, largest):
+        raise ConfigError(
+            f"the exported model's outputs differ by {most:.1e} from the locked model's: nothing "
+            "was written"
+        )
+    return most, largest
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write an owner-only file, whole or not at all.
+
+    Raises:
+        ConfigError: it cannot be written; what was there before is untouched.
+
+    Example:
+        >>> write(Path("exported.pt"), b"whole")
+        >>> oct(Path("exported.pt").stat().st_mode)
+        '0o100600'
+
+    """
+    try:
+        write_private(path, content)
+    except VaultError as error:
+        raise ConfigError(str(error).removeprefix("vault ")) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

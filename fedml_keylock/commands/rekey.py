@@ -1,0 +1,78 @@
+"""Put the files of a vault under another passphrase, or under one, or under none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import VaultError
+from ..keylock.cipher import Cipher
+from ..keylock.vault import claim_silo, files_of
+from ..keylock.vaultfile import Stored, write_state
+
+__all__ = ["rekey_files"]
+
+
+def rekey_files(
+    folder: Path, silos: Iterable[int], old: Cipher | None, new: Cipher | None
+) -> tuple[int, int]:
+    """Rewrite every file of some silos, each whole or not at all.
+
+    All are read before one is changed, so that a wrong passphrase changes nothing. A file that
+    opens with the new cipher already is left as it is: an interrupted run is finished by another.
+
+    Args:
+        folder: of the vault.
+        silos: their indices.
+        old: opens what is there; None for what is plain.
+        new: seals it; None to leave it plain.
+
+    Returns:
+        How many files were changed, and how many were so already.
+
+    Raises:
+        VaultError: a file opens with neither, cannot be written, or a job is using it.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> path = folder / "silo-0.safetensors"
+        >>> write_state(path, {"key": torch.ones(3)}, None, silo=0, layout="a1", round_index=7)
+        >>> rekey_files(folder, [0], None, Cipher(b"correct horse"))
+        (1, 0)
+        >>> Stored.read(path).sealed
+        True
+
+    """
+    files = []
+    for silo in silos:
+        claim_silo(folder, silo)
+        files += files_of(folder, silo)
+    waiting = [path for path in files if _opens_with_old(path, old, new)]
+    for path in waiting:
+        stored = Stored.read(path)
+        write_state(
+            path,
+            stored.state(old),
+            new,
+            silo=stored.silo,
+            layout=stored.layout,
+            round_index=stored.round_index,
+        )
+    return len(waiting), len(files) - len(waiting)
+
+
+def _opens_with_old(path: Path, old: Cipher | None, new: Cipher | None) -> bool:
+    """True for a file that waits, False for one that is done already."""
+    stored = Stored.read(path)
+    problem = VaultError(f"vault {path}: it is not encrypted; encrypt it with --encrypt")
+    for cipher, waits in ((new, False), (old, True)):
+        if stored.sealed == (cipher is not None):
+            try:
+                stored.state(cipher)
+            except VaultError as error:
+                problem = error
+            else:
+                return waits
+    raise problem

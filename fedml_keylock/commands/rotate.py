@@ -1,0 +1,182 @@
+"""Give a silo a fresh lock in the place of the one in its vault."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ..builtin import KeyLockDefense
+from ..errors import ConfigError, VaultError
+from ..keylock import load_private_state_dict, lock_model, private_state_dict
+from ..keylock.cipher import Cipher
+from ..keylock.disk import open_private, write_private
+from ..keylock.vault import claim_silo, history_of
+from ..keylock.vaultfile import Stored, write_state
+
+__all__ = ["build_model", "keylock_settings", "rotate_silo"]
+
+
+def keylock_settings(config: Path | None) -> Mapping[str, Any]:
+    """The `keylock` section of a job's YAML; empty without a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or its job is not defended by keylock.
+
+    Example:
+        >>> keylock_settings(None)
+        {}
+
+    """
+    if config is None:
+        return {}
+    try:
+        read = yaml.safe_load(config.read_text())
+    except OSError as error:
+        raise ConfigError(f"{config}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{config}{where}: this is not YAML") from None
+    # as FedML reads it: the sections are only for the eye
+    fields: dict[str, Any] = {}
+    for section in read.values() if isinstance(read, Mapping) else ():
+        fields |= section if isinstance(section, Mapping) else {}
+    if fields.get("defense_type") != "keylock":
+        raise ConfigError(
+            f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock"
+        )
+    settings = fields.get("keylock") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
+    return settings
+
+
+def build_model(spec: str) -> nn.Module:
+    """Import and call what makes a job's model, with the current folder first, as `python -m` does.
+
+    Args:
+        spec: ``module:callable``; it is called without arguments.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or gives something else.
+
+    Example:
+        >>> build_model("torch.nn:Identity")
+        Identity()
+
+    """
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise ConfigError(f"--model {spec}: must be MODULE:CALLABLE, such as main:Net")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made: Any = import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        made = made()
+    except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"--model {spec}: {type(error).__name__}: {said}") from None
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def rotate_silo(
+    folder: Path,
+    silo: int,
+    model: nn.Module,
+    settings: Mapping[str, Any],
+    cipher: Cipher | None,
+    *,
+    keep_old: bool = False,
+) -> Path | None:
+    """Replace a silo's lock by a fresh one. Its normalisation statistics and its round stay.
+
+    Args:
+        folder: of the vault.
+        silo: index of the silo.
+        model: as the job makes it, not locked; it is locked here.
+        settings: the job's `keylock` section.
+        cipher: of the vault, None when it is plain.
+        keep_old: keep the old lock's file under another name, and the history; otherwise both are
+            deleted, after the new lock is on disk.
+
+    Returns:
+        Where the old lock is kept, if it is.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        LockError: the model cannot be locked so.
+        VaultError: the vault cannot be read or written, belongs to another model or other locked
+            layers, or a job is using it.
+
+    Example:
+        >>> import tempfile
+        >>> folder, model = Path(tempfile.mkdtemp()), nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> job = KeyLockDefense({"vault": folder})
+        >>> done = job.protect(model, silo=2, agreement=job.describe(model))
+        >>> before = private_state_dict(model)
+        >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), {}, None)
+        >>> after = Stored.read(folder / "silo-2.safetensors").state(None)
+        >>> all(tensor.equal(before[name]) for name, tensor in after.items())
+        False
+
+    """
+    defense = KeyLockDefense(settings)
+    layout = defense.describe(model).layout
+    lock_model(model, defense.config)
+    claim_silo(folder, silo)
+    path = folder / f"silo-{silo}.safetensors"
+    stored = Stored.read(path)
+    if (stored.silo, stored.layout) != (silo, layout):
+        raise VaultError(
+            f"vault {path}: it is silo {stored.silo}'s with layout {stored.layout}; silo {silo} "
+            f"with this model and these settings has layout {layout}"
+        )
+    old = stored.state(cipher)
+    fresh = private_state_dict(model)
+    load_private_state_dict(model, old)  # refuses what another lock than the settings' has left
+    load_private_state_dict(model, fresh | {n: t for n, t in old.items() if _is_statistic(n)})
+    aside = folder / f"silo-{silo}.rotated-{stored.round_index}.safetensors" if keep_old else None
+    if aside is not None:
+        _set_aside(stored.content, aside)
+    write_state(
+        path,
+        private_state_dict(model),
+        cipher,
+        silo=silo,
+        layout=layout,
+        round_index=stored.round_index,
+    )
+    if not keep_old:
+        for past in history_of(folder, silo):
+            _delete(past)
+    return aside
+
+
+def _is_statistic(name: str) -> bool:
+    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
+    return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
+
+
+def _set_aside(content: bytes, aside: Path) -> None:
+    if aside.exists() or aside.is_symlink():
+        with open_private(aside) as file:
+            if file.read() != content:  # an interrupted run leaves the same, and is gone on with
+                raise VaultError(f"vault {aside}: it is there already; move it away")
+    else:
+        write_private(aside, content)
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise VaultError(f"vault {path}: cannot be deleted: {error.strerror}") from None

@@ -1,0 +1,293 @@
+"""`fedml-keylock vault`: look after the silos' private state on disk, and show none of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from ..errors import VaultError
+
+if TYPE_CHECKING:
+    from ..keylock.cipher import Cipher
+    from ..keylock.vaultfile import Stored
+
+__all__ = ["current_cipher", "vault"]
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+@click.group()
+def vault() -> None:
+    """Look after the silos' private state on disk.
+
+    Each silo's files are in a folder that never leaves the silo, keylock_vault if the YAML names no
+    other.
+
+    \b
+    What is there:          fedml-keylock vault list
+    Is all of it whole:     fedml-keylock vault verify
+    Encrypt it:             fedml-keylock vault rekey --encrypt
+    A new lock for silo 2:  fedml-keylock vault rotate --silo 2 --model main:Net --config c.yaml
+
+    None of these ever prints a private value. The passphrase of an encrypted vault is never an
+    argument: it is in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that
+    FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
+    """  # noqa: D301  # click wants the character that the escape stands for
+
+
+def _folder(command: Command) -> Command:
+    """The argument FOLDER of a command."""
+    return click.argument(
+        "folder", type=click.Path(path_type=Path), default=Path("keylock_vault"), required=False
+    )(command)
+
+
+def _silo(*, required: bool) -> Callable[[Command], Command]:
+    """The option --silo of a command."""
+    what = "Index of the silo, from 0." if required else "Only this silo, counted from 0."
+    return click.option("--silo", type=click.IntRange(min=0), required=required, help=what)
+
+
+@vault.command("list")
+@_folder
+def list_silos(folder: Path) -> None:
+    """List the silos that have files in FOLDER.
+
+    One line a silo: what its header says. Needs no passphrase. ROUND is the one that the silo
+    trains next, HISTORY how many files of past rounds are kept. What a header says is proven by
+    verify only.
+
+    Example: fedml-keylock vault list keylock_vault
+    """
+    from ..keylock.vault import history_of
+
+    silos = _silos(folder, None)
+    click.echo(
+        f"{'SILO':>4}  {'ROUND':>5}  {'LAYOUT':8}  {'FORM':9}  {'BYTES':>9}  HISTORY  MODIFIED"
+    )
+    failed = 0
+    for silo in silos:
+        try:
+            found = _read(folder, silo)
+            changed = datetime.fromtimestamp(found.path.stat().st_mtime)
+            click.echo(
+                f"{silo:4}  {found.round_index:5}  {found.layout:8}  {_form(found):9}  "
+                f"{len(found.content):9}  {len(history_of(folder, silo)):7}  "
+                f"{changed:%Y-%m-%d %H:%M:%S}"
+            )
+        except VaultError as error:
+            failed += 1
+            click.echo(f"{silo:4}  {error}")
+    if failed:
+        raise VaultError(f"vault {folder}: {failed} of {len(silos)} silos' files cannot be read")
+
+
+@vault.command()
+@_folder
+@_silo(required=True)
+def show(folder: Path, silo: int) -> None:
+    """Show what a silo's file holds, but no values.
+
+    That is its header, and the names, types and shapes of its private tensors. Needs the passphrase
+    when the vault is encrypted: the names are encrypted too.
+
+    Example: fedml-keylock vault show keylock_vault --silo 0
+    """
+    found = _read(folder, silo)
+    state = found.state(current_cipher() if found.sealed else None)
+    for name, value in sorted(found.header.items()):
+        if name not in ("sha256", "salt", "nonce"):
+            click.echo(f"{name:8} {value}")
+    click.echo()
+    width = max(map(len, state), default=0)
+    for name, tensor in sorted(state.items()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        click.echo(f"{name:{width}}  {kind:8}  {tuple(tensor.shape)}")
+
+
+@vault.command()
+@_folder
+def verify(folder: Path) -> None:
+    """Check that every file in FOLDER is whole.
+
+    Its mode and owner, its header, and its checksum or decryption; the history's files too. Exit
+    status 1 when a file fails, with a line that names it. Needs the passphrase when a file is
+    encrypted.
+
+    Example: fedml-keylock vault verify keylock_vault
+    """
+    from ..keylock.vault import files_of
+
+    cipher = cache(current_cipher)  # asked for once, and not at all when every file is plain
+    failed = whole = 0
+    for silo in _silos(folder, None):
+        for path in files_of(folder, silo):
+            try:
+                found = _verified(path, silo, cipher)
+            except VaultError as error:
+                failed += 1
+                click.echo(f"FAIL  {error}")
+            else:
+                whole += 1
+                click.echo(f"ok    vault {path}: round {found.round_index}, {_form(found)}")
+    if failed:
+        raise VaultError(f"vault {folder}: {failed} of {failed + whole} files failed")
+    click.echo(f"all {whole} files are whole")
+
+
+def _verified(path: Path, silo: int, cipher: Callable[[], Cipher]) -> Stored:
+    from ..keylock.vaultfile import Stored
+
+    found = Stored.read(path)
+    if found.silo != silo:
+        raise VaultError(f"vault {path}: its silo is {found.silo}: it is in another's place")
+    kept = path.stem.removeprefix("round-")
+    if kept != path.stem and kept != f"{found.round_index:05d}":
+        raise VaultError(f"vault {path}: its round is {found.round_index}: it is misnamed")
+    found.state(cipher() if found.sealed else None)
+    return found
+
+
+@vault.command()
+@_folder
+@_silo(required=False)
+@click.option("--encrypt", "way", flag_value="encrypt", help="Encrypt what is plain.")
+@click.option("--decrypt", "way", flag_value="decrypt", help="Decrypt what is encrypted.")
+def rekey(folder: Path, silo: int | None, way: str | None) -> None:
+    """Change the passphrase, encrypt or decrypt.
+
+    \b
+    To encrypt:  FEDML_KEYLOCK_PASSPHRASE_FILE=~/.vault fedml-keylock vault rekey --encrypt
+    To change:   fedml-keylock vault rekey
+    To decrypt:  fedml-keylock vault rekey --decrypt
+
+    The new passphrase is in FEDML_KEYLOCK_NEW_PASSPHRASE, or in the owner-only file that
+    FEDML_KEYLOCK_NEW_PASSPHRASE_FILE names, or asked for twice. With --encrypt it is the one that
+    the job will use, in FEDML_KEYLOCK_PASSPHRASE.
+
+    Every file is read before one is changed, each is replaced whole or not at all, and the history
+    is done with the rest. If it is interrupted, run it again: what is done already is left alone.
+    The disk or a backup may still hold the files as they were; when a passphrase got out, give the
+    silo a new lock with rotate.
+    """  # noqa: D301  # click wants the character that the escape stands for
+    from ..keylock.cipher import PASSPHRASE
+    from .rekey import rekey_files
+
+    silos = _silos(folder, silo)
+    old = None if way == "encrypt" else current_cipher()
+    if way == "encrypt":
+        new = _cipher(PASSPHRASE, "Passphrase", confirm=True)
+    elif way == "decrypt":
+        new = None
+    else:
+        new = _cipher(NEW_PASSPHRASE, "New passphrase", confirm=True)
+    changed, left = rekey_files(folder, silos, old, new)
+    done = {"encrypt": "encrypted", "decrypt": "decrypted", None: "encrypted anew"}[way]
+    click.echo(f"{changed} files {done}" + (f", {left} were already" if left else ""))
+    if way:
+        wanted = str(way == "encrypt").lower()
+        click.echo(f"set keylock.encrypt_vault to {wanted} in the YAML of this silo")
+
+
+@vault.command()
+@_folder
+@_silo(required=True)
+@click.option(
+    "--model",
+    "builder",
+    metavar="MODULE:CALLABLE",
+    required=True,
+    help="Makes the job's model, without arguments; looked for in this folder first.",
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
+)
+@click.option("--keep-old", is_flag=True, help="Keep the old lock's file and history.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rotate(
+    folder: Path, silo: int, builder: str, config: Path | None, keep_old: bool, yes: bool
+) -> None:
+    """Give a silo a fresh lock.
+
+    Its key, weights and mixing are drawn from the operating system's entropy. Do it when a silo's
+    private state may have been seen. The silo's accuracy under its own lock
+    drops until it has trained again; its normalisation statistics are kept. The old lock is
+    deleted, and with it the history of past rounds: whoever has it can still read what was sent
+    under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
+
+    Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
+    """
+    from .rotate import build_model, keylock_settings, rotate_silo
+
+    settings = keylock_settings(config)
+    found = _read(folder, silo)
+    cipher = current_cipher() if found.sealed else None
+    model = build_model(builder)
+    click.echo(
+        f"silo {silo}: its accuracy drops until it has trained again under a fresh lock; the old "
+        + ("one is kept" if keep_old else "one and its history are deleted for good")
+    )
+    if not yes:
+        click.confirm("Rotate?", abort=True)
+    aside = rotate_silo(folder, silo, model, settings, cipher, keep_old=keep_old)
+    click.echo(f"silo {silo}: fresh lock, round {found.round_index}, in {found.path}")
+    if aside is not None:
+        click.echo(f"silo {silo}: the old lock is in {aside}, its history where it was")
+
+
+NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a variable
+
+
+def _read(folder: Path, silo: int) -> Stored:
+    from ..keylock.vaultfile import Stored
+
+    return Stored.read(folder / f"silo-{silo}.safetensors")
+
+
+def _form(found: Stored) -> str:
+    return "encrypted" if found.sealed else "plain"
+
+
+def _silos(folder: Path, silo: int | None) -> list[int]:
+    """The silos that a command is about; there must be some."""
+    from ..keylock.vault import silos_in
+
+    there = silos_in(folder)
+    if not there or (silo is not None and silo not in there):
+        who = "no silo has a file" if silo is None else f"silo {silo} has no file"
+        raise VaultError(f"vault {folder}: {who} here")
+    return there if silo is None else [silo]
+
+
+def current_cipher() -> Cipher:
+    """The cipher of the passphrase that a vault is under: from the environment, or a terminal.
+
+    Raises:
+        ConfigError: there is no passphrase, and no terminal to ask at.
+        MissingExtra: the package cryptography is not installed.
+        VaultError: the file that holds the passphrase cannot be read, or others may read it.
+
+    """
+    from ..keylock.cipher import PASSPHRASE
+
+    return _cipher(PASSPHRASE, "Passphrase")
+
+
+def _cipher(variable: str, prompt: str, *, confirm: bool = False) -> Cipher:
+    """From the environment, or from a terminal; without either the error names the variables."""
+    from ..keylock.cipher import Cipher
+
+    given = os.environ.get(variable) or os.environ.get(f"{variable}_FILE")
+    if given or not sys.stdin.isatty():
+        return Cipher.from_environment(variable)
+    typed = click.prompt(prompt, hide_input=True, confirmation_prompt=confirm)
+    return Cipher(str(typed).encode())

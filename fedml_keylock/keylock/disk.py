@@ -1,0 +1,232 @@
+"""Owner-only files: read with suspicion, written whole or not at all, by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import VaultError
+
+__all__ = ["claim", "make_folder", "open_private", "remove_leftovers", "write_private"]
+
+TEMPORARY = ".tmp"
+"""How the name of a file ends that is not written to its end yet."""
+
+_claims: dict[Path, tuple[int, int]] = {}
+"""What this process claimed: a lock file, and with it the process's id and the open descriptor."""
+
+
+def open_private(path: Path, *, what: str = "vault", follow: bool = False) -> BinaryIO:
+    """Open a file that only its owner may read, and whose owner runs this process.
+
+    Args:
+        path: of the file.
+        what: how messages call it.
+        follow: whether it may be a symbolic link. A vault may not: saving would replace the link
+            and leave what it points to behind, old and forgotten. Its folder may be one.
+
+    Raises:
+        VaultError: missing, not a regular file, someone else's, or readable by others.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "secret"
+        >>> write_private(path, b"whole")
+        >>> with open_private(path) as file:
+        ...     file.read()
+        b'whole'
+
+    """
+    # without O_NONBLOCK a pipe in the file's place would make this wait for ever
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno == errno.ELOOP and not follow:
+            raise VaultError(
+                f"{what} {path}: it is a symbolic link; put the file itself there"
+            ) from None
+        raise VaultError(f"{what} {path}: {error.strerror}") from None
+    try:
+        _check_private(os.fstat(descriptor), f"{what} {path}", path)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_private(found: os.stat_result, who: str, path: Path) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise VaultError(f"{who}: it is not a regular file")
+    if found.st_uid != os.geteuid():
+        raise VaultError(
+            f"{who}: it belongs to user {found.st_uid}, and this process is user {os.geteuid()}'s"
+        )
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & 0o077:
+        raise VaultError(
+            f"{who}: its mode is {mode:04o}, so that others may read it; "
+            f"it must be 0600 (chmod 600 {path})"
+        )
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner only, unless it is there.
+
+    Raises:
+        VaultError: it cannot be made.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "vault"
+        >>> make_folder(path)
+        >>> oct(path.stat().st_mode)[-3:]
+        '700'
+
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Write an owner-only file: after a crash at any instant it is the old one or the new one.
+
+    Raises:
+        VaultError: it cannot be written; what was there before is untouched.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "secret"
+        >>> write_private(path, b"whole")
+        >>> oct(path.stat().st_mode)[-3:]
+        '600'
+
+    """
+    try:
+        # mkstemp opens with mode 0600
+        descriptor, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
+        )
+        try:
+            with _to_write(descriptor) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(name)
+            raise
+        # the new name itself is on disk only when its folder is
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+
+
+def _to_write(descriptor: int) -> BinaryIO:
+    try:
+        return os.fdopen(descriptor, "wb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def claim(path: Path, *, what: str) -> bool:
+    """Be the only process that holds a lock file, from now until this process ends.
+
+    A POSIX record lock, and not `flock`: what is forked from this process, such as a data loader's
+    worker, does not inherit it. So it ends with this process even when a worker lives on, and a
+    worker cannot write in its parent's place.
+
+    Args:
+        path: of the lock file, which is made and stays: to remove it would let two in.
+        what: how messages call what it stands for.
+
+    Returns:
+        Whether it was claimed now; False when this process held it already.
+
+    Raises:
+        VaultError: another process holds it, or it cannot be locked at all.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> claim(path, what="this example"), claim(path, what="this example")
+        (True, False)
+
+    """
+    path = Path(os.path.abspath(path))
+    owner, descriptor = _claims.get(path, (0, -1))
+    if owner == os.getpid():
+        if _is_at(descriptor, path):
+            return False
+        os.close(descriptor)  # the folder was removed since
+        del _claims[path]
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o600)
+        try:
+            _lock(descriptor, what)
+        except BaseException:
+            os.close(descriptor)
+            raise
+    except OSError as error:
+        raise VaultError(f"{what} cannot be claimed: {path}: {error.strerror}") from None
+    _claims[path] = (os.getpid(), descriptor)
+    return True
+
+
+def _lock(descriptor: int, what: str) -> None:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+        raise VaultError(
+            f"{what} is in use by {holder}; only one process at a time may write it: end that one "
+            "first, or name another folder in keylock.vault"
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
+def remove_leftovers(folder: Path, pattern: str) -> None:
+    """Remove what killed processes did not write to its end. Only for whoever holds the claim.
+
+    Args:
+        folder: where it is; it need not exist.
+        pattern: of the names that were to be written, such as ``silo-2.*``.
+
+    Raises:
+        VaultError: one cannot be removed.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / ".silo-2.safetensors.x1y2z3.tmp").touch()
+        >>> remove_leftovers(folder, "silo-2.*")
+        >>> list(folder.iterdir())
+        []
+
+    """
+    for path in folder.glob(f".{pattern}{TEMPORARY}"):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise VaultError(f"vault {path}: cannot be removed: {error.strerror}") from None

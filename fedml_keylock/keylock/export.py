@@ -1,0 +1,288 @@
+"""Fold the lock into a plain model, for whoever may have what the silo has: its own deployment.
+
+An exported model holds the lock, in another form: it is as private as the silo's vault.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_leaves
+
+from ..errors import LockError
+from .attach import DDP_IGNORES, is_locked, unlock_model
+from .chain import lock_values
+from .feeds import Feeds, feeds_of, is_plain
+from .fold import (
+    ChannelMap,
+    batch_map,
+    fold_into,
+    is_grouped,
+    pass_through,
+    pointwise,
+    put_behind,
+    set_affine,
+)
+from .module import KeyLock, locks
+from .validate import PINNED
+
+__all__ = ["export_model"]
+
+EPS = 1e-5
+"""Of the norm that a lock brings."""
+OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+AFFINE = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+"""Norms of torch's that may have a weight and a bias."""
+
+
+def export_model(
+    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
+) -> nn.Module:
+    """A plain copy of a locked model with every lock folded in. The model itself is not touched.
+
+    In evaluation it gives the same outputs. It has no class, hook or attribute of this package
+    left: it can be pickled, scripted and exported where the unlocked model can, and loads where
+    this package is not installed. It is for evaluation only, and is returned in that mode: what a
+    convolution has taken in of a batch norm are the silo's running statistics.
+
+    Gamma and beta become a normalisation layer's own weight and bias, and a batch norm's mixing
+    goes into the convolution in front of it. Its state has the plain model's names then. What
+    cannot be folded becomes a module of its own, with the locked layer in a `nn.Sequential`:
+
+    - a mixing behind any other norm, a grouped convolution, or a batch norm that is not fed by one
+      layer alone: a 1x1 convolution or a linear layer behind it;
+    - the norm that a lock brought on a linear layer: a `nn.LayerNorm`;
+    - the beta behind a `nn.RMSNorm`, which has no bias: a linear layer.
+
+    A convolution without a bias may get one, and a norm without weight and bias both.
+
+    Args:
+        model: locked; with the private state that it is to have.
+        example: an input, or several, that the model runs on. Only needed where it cannot be known
+            otherwise how many dimensions a locked layer's output has; the error says so.
+
+    Raises:
+        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
+            run on the example, or needs one.
+
+    Example:
+        >>> from fedml_keylock.keylock import lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)).eval()
+        >>> info = lock_model(model)
+        >>> plain, x = export_model(model), torch.rand(2, 1, 5, 5)
+        >>> torch.allclose(plain(x), model(x), atol=1e-5)
+        True
+        >>> is_locked(plain)
+        False
+
+    """
+    if not is_locked(model):
+        raise LockError("the model is not locked")
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise LockError("the model has no values to export: it is on meta")
+    copy = _copy(model).eval()
+    measured = None if example is None else _measured(model, copy, example)
+    taken = _take_out(copy)
+    feeds = feeds_of(copy, measured)
+    for lock in taken:
+        _fold(lock, feeds)
+    for module in copy.modules():
+        # its quick way reads the weights of layers and calls none, and one is a sequence now
+        if isinstance(module, nn.TransformerEncoderLayer) and nn.Sequential in _kinds_in(module):
+            module.activation_relu_or_gelu = 0
+    return copy
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; of a model that keeps something of its last forward pass too."""
+    kept = [t for module in model.modules() for t in tree_leaves(vars(module))]
+    # torch refuses to copy what has a gradient function
+    made = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    return deepcopy(model, {id(t): t.detach().clone() for t in made})
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a lock did to its holder's output; gamma, beta and the rest in float64 on the CPU."""
+
+    name: str
+    holder: nn.Module
+    lock: KeyLock
+    gamma: Tensor
+    beta: Tensor
+    mixing: Tensor | None
+
+    @property
+    def like(self) -> Tensor:
+        """Device and type of the layer."""
+        return self.lock.bias_beta
+
+
+def _kinds_in(module: nn.Module) -> set[type]:
+    return {type(child) for child in module.children()}
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
+
+
+def _take_out(copy: nn.Module) -> list[_Taken]:
+    """Unlock a copy; what its locks did."""
+    taken = []
+    # the model that was locked may stand in a wrapping of the user's
+    for prefix, root in reversed(list(copy.named_modules())):
+        if not hasattr(root, DDP_IGNORES) or not is_locked(root):
+            continue
+        values = lock_values(root)
+        for name, holder, lock in locks(root):
+            gamma, beta = map(_exact, values[name])
+            mixing = None if lock.mixing is None else _exact(lock.mixing)
+            name = f"{prefix}.{name}" if prefix else name
+            taken.append(_Taken(name, holder, lock, gamma, beta, mixing))
+        unlock_model(root)
+    if is_locked(copy):
+        raise LockError("this is a part of a model that was locked as a whole: export the whole")
+    return taken
+
+
+def _measured(
+    model: nn.Module, copy: nn.Module, example: Tensor | tuple[Tensor, ...]
+) -> dict[nn.Module, set[int]]:
+    """How many dimensions each holder's output has when the model runs on an example."""
+    ranks: dict[nn.Module, set[int]] = {}
+    runs = _copy(model).eval()
+
+    def note(own: nn.Module, output: Tensor) -> None:
+        ranks.setdefault(own, set()).add(output.dim())
+
+    for name, holder, _ in locks(runs):
+        own = copy.get_submodule(name)
+        holder.register_forward_hook(lambda _m, _i, output, own=own: note(own, output))
+    try:
+        with torch.no_grad():
+            runs(*(example if isinstance(example, tuple) else (example,)))
+    except Exception as error:  # the model is anyone's code
+        said = str(error).splitlines()
+        raise LockError(
+            f"the model does not run on the example: {said[0] if said else type(error).__name__}"
+        ) from error
+    return ranks
+
+
+def _fold(taken: _Taken, feeds: Feeds) -> None:
+    if taken.lock.normalise == "batch":
+        _fold_batch(taken, feeds)
+    elif taken.lock.normalise == "layer":
+        norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
+        set_affine(norm, taken.gamma, taken.beta, taken.like)
+        _put_behind(taken, feeds, norm, *_mixing(taken, feeds))
+    elif not _fold_in_front(taken, feeds):
+        _fold_norm(taken, feeds)
+
+
+def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
+    """The lock on a convolution, with its own batch norm."""
+    layer, lock = taken.holder, taken.lock
+    assert lock.running_mean is not None
+    assert lock.running_var is not None
+    mean, variance = _exact(lock.running_mean), _exact(lock.running_var)
+    change = batch_map(mean, variance, EPS, taken.gamma, taken.beta).mixed(taken.mixing)
+    if _takes(layer, change, feeds):
+        fold_into(layer, change)
+        return
+    rank = feeds.rank(layer)
+    assert rank is not None
+    norm = OWN_NORM[rank](lock.channels, EPS).to(taken.like)
+    norm.running_mean, norm.running_var = mean.to(taken.like), variance.to(taken.like)
+    set_affine(norm, taken.gamma, taken.beta, taken.like)
+    _put_behind(taken, feeds, norm, *_mixing(taken, feeds))
+
+
+def _fold_in_front(taken: _Taken, feeds: Feeds) -> bool:
+    """Fold a batch norm with its lock into the layer in front of it, where that is sure.
+
+    What only scales and shifts stays in a norm that has a weight and a bias for it.
+    """
+    norm = taken.holder
+    if (taken.mixing is None and taken.lock.fused) or feeds.shares(norm):
+        return False
+    if not (isinstance(norm, _BatchNorm) and is_plain(norm) and norm.running_var is not None):
+        return False
+    layer = feeds.only_into(norm)
+    assert norm.running_mean is not None
+    gamma, beta = taken.gamma, taken.beta
+    change = batch_map(
+        _exact(norm.running_mean), _exact(norm.running_var), norm.eps, gamma, beta
+    ).mixed(taken.mixing)
+    if layer is None or layer._forward_hooks or not _takes(layer, change, feeds):
+        return False
+    # of (n, l, c) a batch norm scales l, and the mixing mixes c
+    if isinstance(layer, nn.Linear) and feeds.rank(norm) != 2:
+        return False
+    assert change.bias is not None
+    fold_into(layer, ChannelMap(change.weight, None))
+    pass_through(norm, change.bias)
+    return True
+
+
+def _fold_norm(taken: _Taken, feeds: Feeds) -> None:
+    """The lock on a normalisation layer, gamma and beta in it and the mixing behind it."""
+    norm, lock = taken.holder, taken.lock
+    fits = (lock.fused or is_plain(norm)) and not feeds.shares(norm)
+    if fits and isinstance(norm, AFFINE):
+        set_affine(norm, taken.gamma, taken.beta, taken.like)
+        behind = _mixing(taken, feeds)
+    elif fits and isinstance(norm, nn.RMSNorm):
+        set_affine(norm, taken.gamma, None, taken.like)
+        shift = ChannelMap(torch.ones_like(taken.beta), taken.beta).mixed(taken.mixing)
+        behind = [_pointwise(taken, shift, feeds)]
+    else:  # its weight is also another's, or it is a class of the user's that may use none
+        for name in lock.before:
+            own = norm.get_parameter(name)
+            own.requires_grad_(False).fill_(PINNED[name])
+        behind = [_pointwise(taken, ChannelMap(taken.gamma, taken.beta).mixed(taken.mixing), feeds)]
+    if behind:
+        _put_behind(taken, feeds, *behind)
+
+
+def _mixing(taken: _Taken, feeds: Feeds) -> list[nn.Module]:
+    """What is to run behind a norm that has gamma and beta."""
+    if taken.mixing is None:
+        return []
+    return [_pointwise(taken, ChannelMap(taken.mixing, None), feeds)]
+
+
+def _pointwise(taken: _Taken, change: ChannelMap, feeds: Feeds) -> nn.Module:
+    if taken.lock.channel_dim == -1:
+        return pointwise(change, None, taken.like)
+    rank = feeds.rank(taken.holder)
+    if rank is None or not 2 <= rank <= 5:
+        raise LockError(
+            f"{taken.name}: how many dimensions its output has is not known; give an example of "
+            "the model's input (export_model's example, or --example-shape)"
+        )
+    return pointwise(change, rank, taken.like)
+
+
+def _put_behind(taken: _Taken, feeds: Feeds, *behind: nn.Module) -> None:
+    if feeds.reads(taken.holder, values=False):
+        raise LockError(
+            f"{taken.name}: the model reads this layer's weight itself, so that nothing can be put "
+            "behind the layer; lock others, or leave it to the silo to run the locked model"
+        )
+    put_behind(taken.holder, *behind)
+
+
+def _takes(layer: nn.Module, change: ChannelMap, feeds: Feeds) -> bool:
+    """Whether a map of its output can be folded into a convolution or linear layer."""
+    own = is_plain(layer) and not feeds.shares(layer) and not feeds.reads(layer, values=True)
+    return own and not (change.dense and is_grouped(layer))

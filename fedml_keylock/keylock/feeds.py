@@ -1,0 +1,217 @@
+"""What an export may fold into what: only what the model's own trace shows."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from .trace import CONVOLUTIONS, NORMS, SHAPES, _Tracer, _untouched
+
+__all__ = ["Feeds", "feeds_of", "is_plain"]
+
+OWN = ("forward", "__call__", "_conv_forward", "weight", "bias")
+"""What makes a class of the user's compute something else than the class of torch's under it."""
+KEEP_RANK = {
+    *(F.relu, F.relu6, F.gelu, F.silu, F.elu, F.leaky_relu, F.softplus, F.hardswish, F.dropout),
+    *(torch.relu, torch.sigmoid, torch.tanh, "relu", "sigmoid", "tanh", "contiguous"),
+    *(torch.permute, torch.transpose, "permute", "transpose"),
+}
+"""Operations after which a tensor has as many dimensions as before."""
+FIXED_RANK: Mapping[type[nn.Module], int] = {
+    nn.BatchNorm2d: 4,
+    nn.BatchNorm3d: 5,
+    nn.InstanceNorm1d: 3,
+    nn.InstanceNorm2d: 4,
+    nn.InstanceNorm3d: 5,
+}
+"""Normalisations that take a batch with so many dimensions and no other."""
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer computes what torch's class does, from parameters of its own.
+
+    Not so with a forward of the user's, with a hook in front of it, or with a weight that is made
+    of other parameters. Hooks behind it get what it computes.
+
+    Example:
+        >>> is_plain(nn.Conv2d(1, 2, 3))
+        True
+        >>> is_plain(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)))
+        False
+
+    """
+    kind = type(layer)
+    base = next(k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules."))
+    as_torch = all(
+        getattr(kind, n, None) is getattr(base, n, None) and n not in vars(layer) for n in OWN
+    )
+    return as_torch and not layer._forward_pre_hooks
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """How a model runs, in training and in evaluation.
+
+    Attributes:
+        graphs: traces of the whole model with nothing but what it must be given; none when it
+            cannot be traced.
+        certain: whether it always runs so. One whose forward may be given more could run otherwise.
+        modules: by every name that they have.
+        measured: how many dimensions the output of a module had on an example, where one was given.
+        shared: parameters that belong to several modules.
+        read: parameters whose values the model reads itself.
+        looked_at: parameters whose type, device or shape it reads.
+
+    """
+
+    graphs: tuple[fx.Graph, ...]
+    certain: bool
+    modules: Mapping[str, nn.Module]
+    measured: Mapping[nn.Module, set[int]]
+    shared: tuple[Tensor, ...]
+    read: tuple[Tensor, ...]
+    looked_at: tuple[Tensor, ...]
+
+    def only_into(self, norm: nn.Module) -> nn.Module | None:
+        """The convolution or linear layer whose output goes into this norm, directly.
+
+        None when it also goes elsewhere, the norm gets anything else, either runs twice, or that is
+        not certain.
+        """
+        if not self.certain:
+            return None
+        found = set()
+        for graph in self.graphs:
+            calls = self._calls(graph, norm)
+            if not calls:
+                continue
+            node = calls[0].args[0] if calls[0].args else None
+            layer = self._module(node) if isinstance(node, fx.Node) else None
+            if len(calls) > 1 or not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+                return None
+            assert isinstance(node, fx.Node)
+            if list(node.users) != [calls[0]]:
+                return None
+            found.add(layer)
+        if len(found) != 1:
+            return None
+        (layer,) = found
+        together = all(
+            len(self._calls(graph, layer)) == len(self._calls(graph, norm)) for graph in self.graphs
+        )
+        return layer if together else None
+
+    def shares(self, layer: nn.Module) -> bool:
+        """Whether this layer's weight or bias is also another's."""
+        return _has(layer, self.shared)
+
+    def reads(self, layer: nn.Module, *, values: bool) -> bool:
+        """Whether the model reads this layer's weight or bias itself, beside running the layer.
+
+        Args:
+            layer: any.
+            values: whether it does not matter when only a type, device or shape is read.
+
+        """
+        return _has(layer, self.read) or (not values and _has(layer, self.looked_at))
+
+    def rank(self, layer: nn.Module) -> int | None:
+        """How many dimensions a layer's output has, in a batch; None when that is not known."""
+        if isinstance(layer, CONVOLUTIONS):
+            return len(layer.kernel_size) + 2
+        for kind, rank in FIXED_RANK.items():
+            if isinstance(layer, kind):
+                return rank
+        found: set[int | None] = set(self.measured.get(layer, ()))
+        if not found:
+            found = {
+                self._rank_of(node) for graph in self.graphs for node in self._calls(graph, layer)
+            }
+        return found.pop() if len(found) == 1 else None
+
+    def _calls(self, graph: fx.Graph, module: nn.Module) -> list[fx.Node]:
+        return [node for node in graph.nodes if self._module(node) is module]
+
+    def _module(self, node: fx.Node) -> nn.Module | None:
+        return self.modules.get(str(node.target)) if node.op == "call_module" else None
+
+    def _rank_of(self, node: Any) -> int | None:
+        """By the operations that lead there, as far as they are known."""
+        while isinstance(node, fx.Node):
+            module = self._module(node)
+            what = type(module) if module is not None else node.target
+            if isinstance(module, CONVOLUTIONS):
+                return len(module.kernel_size) + 2
+            if isinstance(module, nn.Flatten) or what in (torch.flatten, "flatten"):
+                return _flat(node, module)
+            if what in ("view", "reshape") and len(node.args) > 2:
+                return len(node.args) - 1
+            keeps = isinstance(
+                module, (nn.Linear, *NORMS, nn.Identity, nn.modules.dropout._DropoutNd)
+            )
+            keeps = keeps or getattr(what, "__module__", "") == "torch.nn.modules.activation"
+            if not keeps and what not in KEEP_RANK:
+                return None
+            node = node.args[0] if node.args else None
+        return None
+
+
+def _has(layer: nn.Module, tensors: tuple[Tensor, ...]) -> bool:
+    return any(p is tensor for p in layer.parameters(recurse=False) for tensor in tensors)
+
+
+def _flat(node: fx.Node, module: nn.Module | None) -> int | None:
+    """Two dimensions, behind what flattens everything but the batch."""
+    if isinstance(module, nn.Flatten):
+        start, end = module.start_dim, module.end_dim
+    else:
+        given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
+        start, end = given.get("start_dim", 0), given.get("end_dim", -1)  # type: ignore[assignment]
+    return 2 if (start, end) == (1, -1) else None
+
+
+def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = None) -> Feeds:
+    """Trace a model in training and in evaluation, without changing it.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+        >>> feeds_of(model).only_into(model[1]) is model[0]
+        True
+
+    """
+    parameters = inspect.signature(model.forward).parameters
+    optional = {
+        name: p.default
+        for name, p in parameters.items()
+        if p.default is not inspect.Parameter.empty
+    }
+    graphs = []
+    for training in (True, False):
+        with _untouched(model):
+            model.train(training)
+            try:
+                graphs.append(_Tracer().trace(model, optional))
+            except Exception:  # anything may go wrong in a foreign forward; then nothing is known
+                graphs = []
+                break
+    owned = [p for module in model.modules() for p in module.parameters(recurse=False)]
+    count = Counter(map(id, owned))
+    own = dict(model.named_parameters(remove_duplicate=False))
+    nodes = [n for g in graphs for n in g.nodes if n.op == "get_attr" and n.target in own]
+    only_looked = [all(user.target in SHAPES for user in node.users) for node in nodes]
+    return Feeds(
+        tuple(graphs),
+        certain=not optional,
+        modules=dict(model.named_modules(remove_duplicate=False)),
+        measured=measured or {},
+        shared=tuple(p for p in owned if count[id(p)] > 1),
+        read=tuple(own[n.target] for n, only in zip(nodes, only_looked, strict=True) if not only),
+        looked_at=tuple(own[n.target] for n, only in zip(nodes, only_looked, strict=True) if only),
+    )

@@ -1,0 +1,370 @@
+"""`fedml-keylock export`: from what a job leaves on disk to a file that a silo can deploy."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import stat
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import save_file
+from torch.nn.functional import cross_entropy
+
+from fedml_keylock import cli
+from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.commands import pack
+from fedml_keylock.keylock.cipher import PASSPHRASE
+
+MAIN = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(),
+            nn.Linear(80, 3),
+        )
+
+class Grouped(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.GroupNorm(1, 5), nn.Flatten(),
+            nn.Linear(80, 3),
+        )
+
+class Unscriptable(Grouped):
+    def forward(self, x, *others):
+        return super().forward(x)
+
+class Reads(Grouped):
+    def forward(self, x):
+        return super().forward(x) + self[0].weight.sum()
+
+def needs_classes(classes): ...
+"""
+CONFIG = """
+common_args: {{training_type: cross_silo}}
+defense_args:
+  enable_defense: true
+  defense_type: keylock
+  keylock: {{key_length: 16, module: {module}, targets: all{more}}}
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Run what is left of a job in a folder of its own: main.py, YAML, vaults, global.pt."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "export_main", raising=False)
+    (tmp_path / "export_main.py").write_text(MAIN)
+
+    def leave(name="Net", module="affine", more="", settings=None):
+        settings = {"key_length": 16, "module": module, "targets": "all", **(settings or {})}
+        (tmp_path / "config.yaml").write_text(CONFIG.format(module=module, more=more))
+        sys.path.insert(0, str(tmp_path))
+        made = getattr(importlib.import_module("export_main"), name)
+        silos = []
+        for silo in (0, 1):
+            torch.manual_seed(0)
+            model, defense = made(), KeyLockDefense(settings)
+            agreement = defense.describe(model)
+            defense.protect(model, silo=silo, agreement=agreement)
+            defense.begin_round(model, round_index=0)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            for _ in range(3):
+                optimizer.zero_grad()
+                x = 2 * torch.rand(6, 1, 8, 8) + silo
+                cross_entropy(model(x), torch.arange(6) % 3).backward()
+                optimizer.step()
+            defense.end_round(model, round_index=0)
+            silos.append(model)
+        states = [model.state_dict() for model in silos]
+        mean = {n: (states[0][n] + states[1][n]) / 2 for n in states[0]}
+        torch.save(mean, "global.pt")
+        for model in silos:
+            model.load_state_dict(mean)
+            model.eval()
+        sys.path.remove(str(tmp_path))
+        return made, silos
+
+    return leave
+
+
+def invoke(*arguments, model="Net", silo=0, checkpoint="global.pt", **options):
+    given = ["--model", f"export_main:{model}", "--config", "config.yaml", "--silo", str(silo)]
+    given += ["--checkpoint", str(checkpoint), *map(str, arguments)]
+    result = CliRunner().invoke(cli.main, ["export", *given], **options)
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def ok(*arguments, **options):
+    result = invoke(*arguments, **options)
+    assert result.exit_code == 0, result.output
+    return result.output.splitlines()
+
+
+def fails(*arguments, **options):
+    """The one line that it fails with; and nothing was written."""
+    result = invoke(*arguments, **options)
+    assert result.exit_code == 1, result.output
+    (line,) = result.output.splitlines()
+    assert line.startswith("fedml-keylock: ")
+    return line
+
+
+def rest(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def same(model, loaded):
+    with torch.no_grad():
+        wanted, got = model(X), loaded(X)
+    assert wanted.std(0).max() > 1e-3
+    return torch.allclose(wanted, got, atol=1e-5)
+
+
+@pytest.mark.parametrize("module", ["affine", "mixing"])
+@pytest.mark.parametrize("silo", [0, 1])
+def test_a_state_dict_for_the_jobs_own_class(job, module, silo, tmp_path):
+    made, silos = job(module=module)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    wrote, warned = ok("--example-shape", "1,8,8", silo=silo)
+    assert re.fullmatch(
+        rf"wrote exported.pt: state_dict, silo {silo}'s lock before round 1, \d+ bytes; outputs up "
+        r"to \S+ differ by at most \S+ from the locked ones",
+        wrote,
+    )
+    assert float(re.search(r"most (\S+)", wrote)[1]) < 1e-5
+    assert warned.startswith("keep exported.pt as you keep the vault")
+    assert stat.S_IMODE((tmp_path / "exported.pt").stat().st_mode) == 0o600
+    plain = made()
+    plain.load_state_dict(torch.load("exported.pt", weights_only=True))
+    assert same(silos[silo], plain.eval())
+    assert not same(silos[1 - silo], plain)  # the control: silos differ by their locks
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+
+
+def test_without_an_example_nothing_is_compared(job):
+    made, silos = job()
+    wrote, _ = ok("-o", "plain.pt", "--format", "state_dict")
+    assert "not compared with the locked model" in wrote
+    plain = made()
+    plain.load_state_dict(torch.load("plain.pt", weights_only=True))
+    assert same(silos[0], plain.eval())
+
+
+def test_layers_that_the_class_does_not_have(job):
+    _, silos = job("Grouped", "mixing")
+    need, wrote, _ = ok(model="Grouped")
+    assert need == (
+        "the lock needs 3.0.weight, which the class of export_main:Grouped does not have: the "
+        "format is torchscript"
+    )
+    assert wrote.startswith("wrote exported.pt: torchscript")
+    with pytest.warns(FutureWarning):
+        assert same(silos[0], torch.jit.load("exported.pt"))
+    assert "3.0.weight" in fails("--format", "state_dict", model="Grouped")
+    need, wrote, _ = ok("--example-shape", "1,8,8", model="Grouped")
+    assert need.endswith("the format is exported")
+    assert wrote.startswith("wrote exported.pt2: exported")
+    assert same(silos[0], torch.export.load("exported.pt2").module())
+    assert "end in .pt2" in fails("--example-shape", "1,8,8", "-o", "model.pt", model="Grouped")
+
+
+def test_what_cannot_be_scripted_is_traced_on_an_example(job):
+    _, silos = job("Unscriptable", "mixing")
+    line = fails("--format", "torchscript", model="Unscriptable")
+    assert "cannot be scripted" in line
+    assert "--example-shape" in line
+    wrote = ok("--format", "torchscript", "--example-shape", "1,8,8", model="Unscriptable")[1]
+    assert "torchscript" in wrote
+    with pytest.warns(FutureWarning):
+        assert same(silos[0], torch.jit.load("exported.pt"))
+
+
+def test_it_loads_where_neither_this_package_nor_the_jobs_code_is(job, tmp_path):
+    _, silos = job("Grouped", "mixing")
+    ok("--example-shape", "1,8,8", "-o", "model.pt2", model="Grouped")
+    ok("--format", "torchscript", "-o", "model.pt", model="Grouped")
+    script = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        "sys.modules['fedml_keylock'] = sys.modules['export_main'] = None\n"
+        "import torch\n"
+        "x, wanted = torch.load('x.pt')\n"
+        "for model in (torch.export.load('model.pt2').module(), torch.jit.load('model.pt')):\n"
+        "    print(torch.allclose(model(x), wanted, atol=1e-5))\n"
+    )
+    torch.save((X, silos[0](X).detach()), "x.pt")
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert run.stdout.split() == ["True", "True"], run.stderr
+    for name in ("model.pt", "model.pt2"):
+        assert b"fedml_keylock" not in (tmp_path / name).read_bytes()
+
+
+def test_a_safetensors_checkpoint(job):
+    made, silos = job()
+    save_file(torch.load("global.pt"), "global.safetensors")
+    ok(checkpoint="global.safetensors")
+    plain = made()
+    plain.load_state_dict(torch.load("exported.pt"))
+    assert same(silos[0], plain.eval())
+
+
+def test_an_encrypted_vault(job, monkeypatch):
+    monkeypatch.setenv(PASSPHRASE, "correct horse")
+    made, silos = job(more=", encrypt_vault: true", settings={"encrypt_vault": True})
+    ok()
+    plain = made()
+    plain.load_state_dict(torch.load("exported.pt"))
+    assert same(silos[0], plain.eval())
+    monkeypatch.setenv(PASSPHRASE, "battery staple")
+    line = fails()
+    assert "silo-0.safetensors" in line
+    assert "passphrase" in line
+    assert "staple" not in line
+    monkeypatch.delenv(PASSPHRASE)
+    assert PASSPHRASE in fails()
+
+
+def test_the_vault_is_the_yamls_or_the_one_that_is_named(job, tmp_path):
+    job(more=", vault: kept", settings={"vault": tmp_path / "kept"})
+    ok()
+    (tmp_path / "kept").rename(tmp_path / "elsewhere")
+    assert "kept/silo-0.safetensors: No such file" in fails()
+    ok("--vault", "elsewhere")
+
+
+class TestErrors:
+    """Each in one line; no file is written, and what was there stays."""
+
+    @pytest.fixture(autouse=True)
+    def job_done(self, job, tmp_path):
+        self.made, self.silos = job()
+        (tmp_path / "exported.pt").write_bytes(b"old")
+        before = rest(tmp_path)
+        yield
+        assert rest(tmp_path) == before
+        assert (tmp_path / "exported.pt").read_bytes() == b"old"
+
+    def test_no_checkpoint(self):
+        assert "nowhere.pt: No such file" in fails(checkpoint="nowhere.pt")
+
+    @pytest.mark.parametrize("name", ["config.yaml", "keylock_vault/silo-0.safetensors"])
+    def test_a_checkpoint_that_is_something_else(self, name):
+        line = fails(checkpoint=name)
+        assert name in line
+        assert "not a state_dict" in line or "not of this model" in line
+
+    def test_a_whole_model_in_the_place_of_its_state(self, tmp_path):
+        path = tmp_path / "keylock_vault" / "model.pt"
+        torch.save(self.made(), path)
+        assert "torch.save(model.state_dict(), path)" in fails(checkpoint=path)
+
+    def test_a_state_that_is_nested(self, tmp_path):
+        path = tmp_path / "keylock_vault" / "nested.pt"
+        torch.save({"model": torch.load("global.pt"), "round": 3}, path)
+        assert "its 'model' is not a tensor" in fails(checkpoint=path)
+        torch.save([1, 2], path)
+        assert "holds a list" in fails(checkpoint=path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda s: s.pop("5.bias"), "it has no 5.bias"),
+            (lambda s: s.update(extra=torch.ones(1)), "the model has no extra"),
+            (
+                lambda s: s.update({"5.bias": torch.ones(4)}),
+                "is (4,), the model's is (3,)",
+            ),
+            (lambda s: s.update({"1.weight": 2 * torch.ones(4)}), "its 1.weight is not 1"),
+        ],
+        ids=["missing", "unexpected", "shape", "constant"],
+    )
+    def test_a_checkpoint_of_another_model(self, change, message, tmp_path):
+        state = dict(torch.load("global.pt"))
+        change(state)
+        path = tmp_path / "keylock_vault" / "other.pt"
+        torch.save(state, path)
+        line = fails(checkpoint=path)
+        assert str(path) in line
+        assert message in line
+
+    def test_no_such_silo(self):
+        assert "silo-7.safetensors: No such file" in fails(silo=7)
+
+    def test_another_silos_file(self, tmp_path):
+        file = tmp_path / "keylock_vault" / "silo-0.safetensors"
+        content = file.read_bytes()
+        other = tmp_path / "keylock_vault" / "silo-1.safetensors"
+        file.write_bytes(other.read_bytes())
+        assert "it is silo 1's" in fails()
+        file.write_bytes(content)
+
+    def test_another_jobs_settings(self, tmp_path):
+        config = tmp_path / "config.yaml"
+        kept = config.read_text()
+        config.write_text(kept.replace("affine", "mixing"))
+        assert "another lock: 1.keylock.mixing differs: give the job's own" in fails()
+        config.write_text(kept.replace("all", "first"))
+        assert "with layout" in (line := fails())
+        assert "give the job's own --model and --config" in line
+        config.write_text(kept.replace("affine", "afine"))
+        assert "keylock.module: 'afine' is not allowed" in fails()
+        config.write_text(kept.replace("key_length", "keylength"))
+        assert "keylock.keylength: no such field" in fails()
+        config.write_text(kept.replace("type: keylock", "type: krum"))
+        assert "its defense_type is 'krum'" in fails()
+        config.write_text(kept)
+
+    @pytest.mark.parametrize(
+        ("model", "message"),
+        [
+            ("Nothing", "has no attribute 'Nothing'"),
+            ("needs_classes", "missing 1 required positional argument"),
+            ("torch.rand", "TypeError"),
+        ],
+    )
+    def test_a_model_that_cannot_be_made(self, model, message):
+        assert message in fails(model=model)
+
+    def test_a_model_that_is_not_the_jobs(self):
+        assert "global.pt: not of this model" in fails(model="Grouped")
+
+    def test_an_example_that_does_not_fit(self):
+        assert "does not run on the example" in fails("--example-shape", "3,8,8")
+        result = invoke("--example-shape", "3,x")
+        assert result.exit_code == 2
+        assert "must be sizes such as 3,32,32" in result.output
+
+    def test_the_format_exported_needs_an_example(self):
+        assert "give --example-shape" in fails("--format", "exported")
+
+    def test_a_place_where_nothing_can_be_written(self):
+        assert "nowhere/model.pt: cannot be written: No such" in fails("-o", "nowhere/model.pt")
+
+    @pytest.mark.parametrize("name", ["global.pt", "keylock_vault/silo-0.safetensors"])
+    def test_an_input_is_not_overwritten(self, name):
+        assert "it is an input of this command" in fails("-o", name)
+
+    def test_outputs_that_differ(self, monkeypatch):
+        monkeypatch.setattr(pack, "random_input", lambda *_: torch.full((2, 1, 8, 8), torch.nan))
+        assert "nothing was written" in fails("--example-shape", "1,8,8")
+
+
+def test_a_layer_that_cannot_be_exported_is_named(job):
+    job("Reads", "mixing")
+    assert "0: the model reads this layer's weight" in fails(model="Reads")
