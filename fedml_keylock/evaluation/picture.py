@@ -18,7 +18,7 @@ from ..errors import ConfigError
 
 __all__ = ["check_images", "data_uris", "overview_png"]
 
-_WIDTH, _MARGIN, _GAP, _LABEL, _DPI = 1200, 24, 6, 34, 100  # pixels, and pixels per inch
+_NARROW, _WIDE, _MARGIN, _GAP, _LABEL, _DPI = 640, 1200, 24, 6, 34, 100  # pixels, and per inch
 _LARGEST, _MOST_IN_A_LINE = 112, 16
 
 
@@ -58,7 +58,7 @@ def data_uris(images: Tensor) -> list[str]:
 
 
 def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes:
-    """The originals, and below them one labelled row for each gallery, 1200 pixels wide.
+    """The originals, and below them one labelled row for each gallery.
 
     Args:
         originals: ``(n, c, h, w)`` on [0, 1]; n may be 0, and then the picture says so.
@@ -77,16 +77,17 @@ def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes
     strips = [(title, _strip(images, shown)) for title, images in lines] if shown else []
     blank = [("Nothing was attacked: there are no pictures.", torch.ones(1, 1, 3))]
     strips = strips or blank
+    width = max(_NARROW, 2 * _MARGIN + strips[0][1].shape[1]) if shown else _NARROW
     height = 2 * _MARGIN + sum(_LABEL + len(strip) + 2 * _GAP for _, strip in strips)
-    figure = Figure(figsize=(_WIDTH / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)  # becomes the figure's canvas; no display, no global state
     top = height - _MARGIN
     for title, strip in strips:
         top -= _LABEL
         figure.text(
-            _MARGIN / _WIDTH,
+            _MARGIN / width,
             (top + _GAP + 3) / height,
-            title if len(title) < 120 else f"{title[:117]}...",
+            title if len(title) < width / 10 else f"{title[: width // 10 - 3]}...",
             fontsize=13,
             color="#1b1b1b",
             parse_math=False,
@@ -103,7 +104,7 @@ def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes
 def _strip(images: Tensor, columns: int) -> Tensor:
     """``(height, width, 3)`` on [0, 1]: the images beside each other, enlarged without blurring."""
     height, width = images.shape[-2:]
-    most = (_WIDTH - 2 * _MARGIN - (columns - 1) * _GAP) / columns
+    most = (_WIDE - 2 * _MARGIN - (columns - 1) * _GAP) / columns
     scale = min(most, _LARGEST) / max(height, width)
     size = (max(round(height * scale), 1), max(int(width * scale), 1))
     large = interpolate(_bytes(images).float() / 255, size=size, mode="nearest-exact")

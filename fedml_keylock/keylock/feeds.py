@@ -168,13 +168,14 @@ def _has(layer: nn.Module, tensors: tuple[Tensor, ...]) -> bool:
 
 
 def _flat(node: fx.Node, module: nn.Module | None) -> int | None:
-    """Two dimensions, behind what flattens everything but the batch."""
+    """How many dimensions are left when all from one on are made one."""
+    given: dict[str, Any]
     if isinstance(module, nn.Flatten):
-        start, end = module.start_dim, module.end_dim
+        given = {"start_dim": module.start_dim, "end_dim": module.end_dim}
     else:
         given = dict(zip(("start_dim", "end_dim"), node.args[1:], strict=False)) | node.kwargs
-        start, end = given.get("start_dim", 0), given.get("end_dim", -1)  # type: ignore[assignment]
-    return 2 if (start, end) == (1, -1) else None
+    start, end = given.get("start_dim", 0), given.get("end_dim", -1)
+    return start + 1 if isinstance(start, int) and start > 0 and end == -1 else None
 
 
 def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = None) -> Feeds:

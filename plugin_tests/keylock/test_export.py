@@ -347,6 +347,7 @@ class TestLockedNorms:
                 "body.1.weight",
                 "body.1.bias",
             ]
+            assert exported.body[1].affine
 
     @pytest.mark.parametrize(
         ("norm", "plain"),
@@ -375,6 +376,65 @@ class TestLockedNorms:
             return Shared(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
 
         check(make, config(module, targets=["body.0"]), (2, 6, 6), added=None)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            lambda conv, norm, x, z: norm(z) + z,
+            lambda conv, norm, x, z: norm(z) + conv(-x).abs(),
+            lambda conv, norm, x, z: norm(norm(z)),
+        ],
+        ids=["its output is used", "it runs again", "the norm runs again"],
+    )
+    def test_a_convolution_that_does_something_else_in_evaluation(self, module, other):
+        class Else(Net):
+            def forward(self, x):
+                conv, norm = self.body
+                z = conv(x)
+                z = norm(z) if self.training else other(conv, norm, x, z)
+                return self.head(z.tanh().mean((2, 3)))
+
+        def make():
+            return Else(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
+
+        check(make, config(module), (2, 6, 6), added=() if module == "affine" else None)
+
+    def test_a_hook_in_front_of_the_norm(self, module):
+        model = locked(
+            lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config(module), (2, 6, 6)
+        )
+        model.body[1].register_forward_pre_hook(lambda _module, inputs: (inputs[0].tanh(),))
+        assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
+
+    @pytest.mark.parametrize("base", ["batch", "group", "layer"])
+    def test_a_norm_of_the_users(self, module, base):
+        """It need not do with a weight and a bias what torch's does."""
+
+        class Batch(nn.BatchNorm2d):
+            def forward(self, x):
+                return super().forward(x).tanh()
+
+        class Group(nn.GroupNorm):
+            def forward(self, x):
+                return nn.functional.group_norm(x, self.num_groups)
+
+        class Layer(nn.LayerNorm):
+            def forward(self, x):
+                x = nn.functional.layer_norm(x, self.normalized_shape)
+                return x * self.weight.sin()
+
+        def make():
+            if base == "batch":
+                return Net(nn.Conv2d(2, 6, 3), Batch(6))
+            if base == "group":
+                return Net(nn.Conv2d(2, 6, 3), Group(2, 6, affine=False))
+            model = Patches(Layer(6, bias=False))
+            nn.init.uniform_(model.norm.weight, 1, 2)
+            return model
+
+        shape = (1, 5, 5) if base == "layer" else (2, 6, 6)
+        model = locked(make, config(module), shape)
+        assert error(model, export_model(model), drawn(6, *shape)) < 1e-10
 
     def test_a_forward_that_may_run_otherwise(self, module):
         class Optional(Net):
@@ -457,7 +517,7 @@ class TestLinearLayers:
         check(make, how, (2, 6), example=True)
 
     def test_a_batch_norm_over_positions(self):
-        """There are as many as channels: the norm scales the one, and the mixing mixes the other."""
+        """There are as many as channels: the norm scales these, and the mixing mixes those."""
 
         class Positions(Net):
             def forward(self, x):
@@ -509,6 +569,22 @@ class TestHowManyDimensions:
 
     def test_it_is_read_from_the_model(self):
         exported = check(self.Flat, config("mixing"), (2, 5, 5), added=None)
+        assert type(exported.body[1][1]) is nn.Conv1d
+
+    @pytest.mark.parametrize("flatten", [lambda x: x.flatten(2), nn.Flatten(2)])
+    def test_a_flat_map(self, flatten):
+        class Flat(Net):
+            def __init__(self):
+                super().__init__(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6))
+                self.flatten = flatten
+
+            def forward(self, x):
+                conv, norm = self.body
+                return self.head(norm(self.flatten(conv(x))).tanh().mean(2))
+
+        model = locked(Flat, config("mixing"), (2, 5, 5))
+        exported = export_model(model)
+        assert error(model, exported, drawn(6, 2, 5, 5)) < 1e-10
         assert type(exported.body[1][1]) is nn.Conv1d
 
     def test_a_fully_connected_layer_for_two(self):
