@@ -18,7 +18,7 @@ from .module import KeyLock, locks
 from .state import keep_private, show_public
 from .validate import PINNED, plan
 
-__all__ = ["LockInfo", "is_locked", "lock_model", "remove_hooks", "unlock_model"]
+__all__ = ["LockInfo", "is_locked", "lock_info", "lock_model", "remove_hooks", "unlock_model"]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 """The attribute by which a model tells DistributedDataParallel what not to send."""
@@ -26,7 +26,7 @@ DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 
 @dataclass(frozen=True)
 class LockInfo:
-    """What `lock_model` did.
+    """What `lock_model` did, and what `lock_info` finds.
 
     Attributes:
         layers: names of the locked layers.
@@ -96,7 +96,6 @@ def lock_model(
     if key is not None:
         _check_key(key, config)
     sites = plan(model, config).sites
-    public = sum(p.numel() for p in model.parameters())
     # everything that can fail is made before the model is touched
     like = [_weight(model, site.layers[0]) for site in sites]
     if config.chained and any(weight.is_meta for weight in like):
@@ -113,6 +112,7 @@ def lock_model(
             keys=values,
             uniform=_shapes if weight.is_meta else uniform,
         )
+        lock.layers = site.layers
         made.append(lock)
         if config.chained:
             values = next_values(lock, values)
@@ -121,12 +121,33 @@ def lock_model(
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
     _hide_from_ddp(model)
+    return lock_info(model)
+
+
+def lock_info(model: nn.Module) -> LockInfo:
+    """What a locked model's locks are, and what has become of gamma.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> lock_info(model)
+        Traceback (most recent call last):
+            ...
+        fedml_keylock.errors.LockError: the model is not locked
+
+    """
+    found = list(locks(model))
+    if not found:
+        raise LockError("the model is not locked")
     gamma = _gammas(model)
+    private = sum(p.numel() for _, _, lock in found for p in lock.parameters())
     return LockInfo(
-        layers=tuple(dict.fromkeys(layer for site in sites for layer in site.layers)),
-        holders=tuple(site.holder for site in sites),
-        private_parameters=sum(p.numel() for lock in made for p in lock.parameters()),
-        public_parameters=public,
+        layers=tuple(dict.fromkeys(layer for _, _, lock in found for layer in lock.layers)),
+        holders=tuple(name for name, _, _ in found),
+        private_parameters=private,
+        public_parameters=sum(p.numel() for p in model.parameters()) - private,
         gamma_mean=float(gamma.mean()),
         gamma_std=float(gamma.std(correction=0)),
         dead_channels=int((gamma == 0).sum()),

@@ -136,6 +136,7 @@ class KeyLock(Private, nn.Module):
         # what the holder's own weight and bias were, for unlock_model
         self.before: dict[str, tuple[Tensor, bool]] = {}
         self.fused = False
+        self.layers: tuple[str, ...] = ()  # names of the layers that it locks
         self.share_statistics = config.share_norm_statistics
         if keys is None:
             key = draw_key(config.key_length, uniform) if key is None else key.detach().clone()

@@ -91,6 +91,16 @@ def test_any_private_name_is_refused(silo, agreement):
         refused({**state, name: secrets[name]}, agreement, f"{name} is not a public name")
 
 
+def test_buffers_and_parameters_by_name_are_refused(silo, agreement):
+    """What a trainer of the user's own might send: they hold the lock, and its norms' statistics."""
+    state = silo.state_dict()
+    for named in (dict(silo.named_buffers()), dict(silo.named_parameters())):
+        refused({**state, **named}, agreement, "is not a public name|is not the constant")
+    public = {n: b for n, b in silo.named_buffers() if "keylock" not in n}
+    assert public
+    refused({**state, **public}, agreement, "is not the constant")
+
+
 def test_a_missing_name_is_refused(silo, agreement):
     for name in agreement.shapes:
         state = {n: t for n, t in silo.state_dict().items() if n != name}

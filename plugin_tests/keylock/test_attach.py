@@ -17,6 +17,7 @@ from fedml_keylock.keylock import (
     check_model,
     effective_state,
     is_locked,
+    lock_info,
     lock_model,
     plan,
     private_state_dict,
@@ -576,3 +577,33 @@ def test_the_locks_step_size_does_not_grow_with_the_key():
     ways = [gamma_after_training(k) for k in (16, 64, 256, 1024, 4096)]
     assert max(ways) / min(ways) < 1.01
     assert min(ways) > 1e-3
+
+
+def test_checking_says_of_every_layer_what_would_become_of_it():
+    model = made()
+    checked = check_model(model, KeyLockConfig(targets=["body.0", "stem"]))
+    found = {layer.layer: (layer.locked, layer.how) for layer in checked.layers}
+    assert found == {
+        "stem": (True, "by a lock on it, with a batch norm of its own"),
+        "body.0": (True, "by a lock on body.1"),
+        "body.3": (False, "not among the targets"),
+        "head": (False, "not among the targets"),
+    }
+    state = model.state_dict()
+    assert set(checked.shared) | set(checked.constants) == set(state)
+    assert set(checked.constants) == {n for n in state if n.startswith("body.1.")}
+    shown = str(checked)
+    assert all(name in shown for name in found)
+    assert "constant: 5; shared: 9" in shown
+
+
+def test_the_info_tells_of_gamma_and_of_dead_channels():
+    model = made()
+    info = lock_model(model, KeyLockConfig(targets="all"))
+    gammas = torch.cat([lock.scale() for _, _, lock in locks(model)]).detach()
+    assert info.gamma_mean == pytest.approx(float(gammas.mean()))
+    assert info.gamma_std == pytest.approx(float(gammas.std(correction=0)))
+    assert info.dead_channels == 0
+    with torch.no_grad():
+        model.stem.keylock.bias_gamma[:2] = -9.0
+    assert lock_info(model).dead_channels == 2
