@@ -26,14 +26,14 @@ from torch import nn
 class Net(nn.Sequential):
     def __init__(self):
         super().__init__(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(),
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.Flatten(),
             nn.Linear(80, 3),
         )
 
 class Grouped(nn.Sequential):
     def __init__(self):
         super().__init__(
-            nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.GroupNorm(1, 5), nn.Flatten(),
+            nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.GroupNorm(1, 5), nn.Flatten(),
             nn.Linear(80, 3),
         )
 
@@ -124,7 +124,7 @@ def rest(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+X = 2 * torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(3)) + 0.5
 
 
 def same(model, loaded):

@@ -92,7 +92,7 @@ def test_any_private_name_is_refused(silo, agreement):
 
 
 def test_buffers_and_parameters_by_name_are_refused(silo, agreement):
-    """What a trainer of the user's own might send: they hold the lock, and its norms' statistics."""
+    """What a user's own trainer might send: they hold the lock, and its norms' statistics."""
     state = silo.state_dict()
     for named in (dict(silo.named_buffers()), dict(silo.named_parameters())):
         refused({**state, **named}, agreement, "is not a public name|is not the constant")
