@@ -1,4 +1,4 @@
-"""The command line: `fedml-keylock demo | run | plugins | doctor | export | vault`."""
+"""The command line: `fedml-keylock demo | run | check | export | vault | plugins | doctor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
+from .commands.check import check
 from .commands.export import export
 from .commands.vault import vault
 from .errors import KeyLockError
@@ -103,16 +104,17 @@ def doctor() -> None:
     from .doctor import examine
 
     failed = 0
-    for check in examine():
-        click.secho("ok  " if check.well else "FAIL", fg="green" if check.well else "red", nl=False)
-        click.echo(f"  {check.name}: {check.found}")
-        if not check.well:
+    for found in examine():
+        click.secho("ok  " if found.well else "FAIL", fg="green" if found.well else "red", nl=False)
+        click.echo(f"  {found.name}: {found.found}")
+        if not found.well:
             failed += 1
-            click.echo(f"      -> {check.remedy}")
+            click.echo(f"      -> {found.remedy}")
     if failed:
         raise KeyLockError(f"{failed} of the checks failed")
     click.echo("everything fits")
 
 
+main.add_command(check)
 main.add_command(export)
 main.add_command(vault)

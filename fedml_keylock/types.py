@@ -89,8 +89,8 @@ class Agreement:
 
     @property
     def layout(self) -> str:
-        """Digest of the model and the protected layers: what private state on disk is bound to."""
-        return self.mark[:8]
+        """What private state on disk is bound to: the model, the protected layers, the settings."""
+        return self.mark
 
     @property
     def mark(self) -> str:

@@ -19,12 +19,31 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-@pytest.mark.parametrize("command", ["demo", "run", "plugins", "doctor"])
+COMMANDS = ("demo", "run", "check", "export", "vault", "plugins", "doctor")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_is_listed(command):
     assert command in invoke("--help").output
     result = invoke(command, "--help")
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 4
+
+
+def test_check_says_what_would_be_locked_and_what_would_not():
+    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", "--targets", "all")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    assert lines[0].split()[:2] == ["features.0", "locked"]
+    assert "classifier.1" in lines[-2]
+    assert "the head" in lines[-2]
+    assert lines[-1].startswith("constant: 0; shared: ")
+    result = invoke("check", "--model", "torch.nn:Identity")
+    assert result.exit_code == 1
+    assert "cannot lock the model: Identity has no convolution" in result.output
+    result = invoke("check", "--model", "torchvision.models:alexnet", "--targets", "features.*,x")
+    assert result.exit_code == 1
+    assert "'x' matches no convolution" in result.output
 
 
 def test_plugins_lists_what_is_registered():

@@ -318,7 +318,7 @@ class TestErrors:
         config = tmp_path / "config.yaml"
         kept = config.read_text()
         config.write_text(kept.replace("affine", "mixing"))
-        assert "another lock: 1.keylock.mixing differs: give the job's own" in fails()
+        assert "these settings has layout" in fails()
         config.write_text(kept.replace("all", "first"))
         assert "with layout" in (line := fails())
         assert "give the job's own --model and --config" in line

@@ -589,8 +589,8 @@ def test_a_model_that_does_not_do_is_one_line(plain, spec, said):
             "keylock.keys: no such field",
         ),
         # the model fits these settings as well, and the vault's lock does not
-        (CONFIG.replace("key_length: 16", "key_length: 17"), "that of another lock"),
-        (CONFIG.replace("mixing", "affine"), "that of another lock"),
+        (CONFIG.replace("key_length: 16", "key_length: 17"), "these settings has layout"),
+        (CONFIG.replace("mixing", "affine"), "these settings has layout"),
     ],
 )
 def test_a_config_that_does_not_do_is_one_line(plain, here, text, said):

@@ -102,10 +102,11 @@ def export(
     from ..builtin import KeyLockDefense
     from ..errors import ConfigError
     from ..keylock import export_model
+    from ..keylock.disk import write_private
     from ..keylock.vaultfile import Stored
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
-    from .rotate import build_model, keylock_settings
+    from .job import build_model, keylock_settings
     from .vault import current_cipher
 
     settings = keylock_settings(config)
@@ -134,7 +135,7 @@ def export(
     if example is not None:
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
-    pack.write(output, package.content)
+    write_private(output, package.content, what="-o")
     click.echo(
         f"wrote {output}: {package.form}, silo {silo}'s lock before round {stored.round_index}, "
         f"{len(package.content)} bytes; {compared}"

@@ -6,17 +6,15 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ConfigError, VaultError
-from ..keylock.disk import write_private
+from ..errors import ConfigError
 
-__all__ = ["SUFFIX", "Package", "difference", "pack", "random_input", "write"]
+__all__ = ["SUFFIX", "Package", "difference", "pack", "random_input"]
 
 SUFFIX = ".pt2"
 """What a file's name must end in for torch.export.load."""
@@ -160,24 +158,6 @@ def difference(
             "was written"
         )
     return most, largest
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write an owner-only file, whole or not at all.
-
-    Raises:
-        ConfigError: it cannot be written; what was there before is untouched.
-
-    Example:
-        >>> write(Path("exported.pt"), b"whole")
-        >>> oct(Path("exported.pt").stat().st_mode)
-        '0o100600'
-
-    """
-    try:
-        write_private(path, content)
-    except VaultError as error:
-        raise ConfigError(str(error).removeprefix("vault ")) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -226,7 +226,8 @@ def rotate(
 
     Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
     """
-    from .rotate import build_model, keylock_settings, rotate_silo
+    from .job import build_model, keylock_settings
+    from .rotate import rotate_silo
 
     settings = keylock_settings(config)
     found = _read(folder, silo)

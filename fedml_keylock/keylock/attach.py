@@ -173,6 +173,8 @@ def unlock_model(model: nn.Module) -> None:
     found = list(locks(model))
     if not found:
         raise LockError("the model is not locked")
+    if not hasattr(model, DDP_IGNORES):
+        raise LockError("this is part of a locked model, or holds one: unlock the model itself")
     detach_chain(model)
     _show_to_ddp(model)
     for _, holder, lock in found:
@@ -240,9 +242,8 @@ def _shapes(shape: tuple[int, ...]) -> Tensor:
 
 
 def _weight(model: nn.Module, layer: str) -> Tensor:
-    weight = model.get_submodule(layer).weight
-    assert isinstance(weight, Tensor)
-    return weight
+    # not its attribute `weight`: a reparametrised layer may hold a stale one
+    return next(model.get_submodule(layer).parameters())
 
 
 def _private_names(model: nn.Module) -> set[str]:

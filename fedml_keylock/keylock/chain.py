@@ -66,7 +66,7 @@ def detach_chain(model: nn.Module) -> None:
         for handle, hook in list(hooks.items()):
             if hook in (hand_out, take_back):
                 del hooks[handle]
-    model._forward_hooks_always_called.clear()
+                model._forward_hooks_always_called.pop(handle, None)
 
 
 def hand_out(model: nn.Module, _inputs: Any) -> None:

@@ -95,7 +95,7 @@ def make_folder(path: Path) -> None:
         raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
 
 
-def write_private(path: Path, content: bytes) -> None:
+def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
     """Write an owner-only file: after a crash at any instant it is the old one or the new one.
 
     Raises:
@@ -130,7 +130,7 @@ def write_private(path: Path, content: bytes) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+        raise VaultError(f"{what} {path}: cannot be written: {error.strerror}") from None
 
 
 def _to_write(descriptor: int) -> BinaryIO:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .trace import CONVOLUTIONS, NORMS, SHAPES, _Tracer, _untouched
+from .trace import CONVOLUTIONS, NORMS, SHAPES, Tracer, untouched
 
 __all__ = ["Feeds", "feeds_of", "is_plain"]
 
@@ -195,10 +195,10 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
     }
     graphs = []
     for training in (True, False):
-        with _untouched(model):
+        with untouched(model):
             model.train(training)
             try:
-                graphs.append(_Tracer().trace(model, optional))
+                graphs.append(Tracer().trace(model, optional))
             except Exception:  # anything may go wrong in a foreign forward; then nothing is known
                 graphs = []
                 break

@@ -38,6 +38,5 @@ class Private:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise PrivateStateError(
             "a locked model cannot be pickled: its lock is private to the silo. Save "
-            "model.state_dict() for the public part, and let the vault keep the private one; "
-            "export_model makes a plain copy that anyone may have"
+            "model.state_dict() for the public part, and let the vault keep the private one"
         )

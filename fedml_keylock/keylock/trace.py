@@ -21,7 +21,16 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = ["CONVOLUTIONS", "NORMS", "Flow", "Norm", "flow_of", "norm_channels"]
+__all__ = [
+    "CONVOLUTIONS",
+    "NORMS",
+    "Flow",
+    "Norm",
+    "Tracer",
+    "flow_of",
+    "norm_channels",
+    "untouched",
+]
 
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -129,10 +138,18 @@ def norm_channels(norm: nn.Module) -> int:
     return norm.num_features
 
 
-class _Tracer(fx.Tracer):
-    """Goes into every module but torch's own and those that a lock may stand on."""
+class Tracer(fx.Tracer):
+    """Goes into every module but torch's own and those that a lock may stand on.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
+        >>> [node.op for node in Tracer().trace(model).nodes]
+        ['placeholder', 'call_module', 'call_module', 'output']
+
+    """
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        """Whether a module is one node, whatever it computes with."""
         if isinstance(module, PARAMETRIC):
             return True
         return super().is_leaf_module(module, qualified_name)
@@ -156,10 +173,10 @@ def _traced(model: nn.Module) -> fx.Graph | None:
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
             concrete[name] = parameter.default
-    with _untouched(model):
+    with untouched(model):
         model.train()  # an auxiliary head runs in training only
         try:
-            return _Tracer().trace(model, concrete)
+            return Tracer().trace(model, concrete)
         except (
             Exception
         ):  # anything may go wrong in a foreign forward; the order of registration stays
@@ -167,8 +184,17 @@ def _traced(model: nn.Module) -> fx.Graph | None:
 
 
 @contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Put back whatever a forward pass keeps in the model's attributes, training flags included."""
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Put back whatever a forward pass keeps in the model's attributes, training flags included.
+
+    Example:
+        >>> model = nn.ReLU()
+        >>> with untouched(model):
+        ...     model.seen = 1
+        >>> hasattr(model, "seen")
+        False
+
+    """
     tables = ("_parameters", "_buffers", "_modules")
     modules = list(model.modules())
     kept = [(vars(m).copy(), {t: vars(m)[t].copy() for t in tables}) for m in modules]
@@ -260,7 +286,10 @@ class _Reader:
                 found[norm] = Norm(norm, -1 if last else 1)
                 straight = straight and direct and norm_channels(module) == _out(layer)
         # a batch norm takes a channel's scale and shift out; the others mix channels
-        if straight or all(isinstance(self.modules[n], _BatchNorm) for n in found):
+        batch = isinstance(layer, CONVOLUTIONS) and all(
+            isinstance(self.modules[n], _BatchNorm) for n in found
+        )
+        if straight or batch:
             return tuple(found.values()), straight
         return (), True
 

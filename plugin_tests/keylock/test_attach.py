@@ -607,3 +607,31 @@ def test_the_info_tells_of_gamma_and_of_dead_channels():
     with torch.no_grad():
         model.stem.keylock.bias_gamma[:2] = -9.0
     assert lock_info(model).dead_channels == 2
+
+
+def test_unlocking_a_part_of_a_locked_model_is_refused():
+    model = made()
+    lock_model(model, KeyLockConfig(targets="all"))
+    with pytest.raises(LockError, match="part of a locked model"):
+        unlock_model(model.body)
+    assert is_locked(model.body)
+
+
+def test_unlocking_a_chain_leaves_the_users_hooks():
+    model = made()
+    called = []
+    model.register_forward_hook(lambda *_: called.append(1), always_call=True)
+    lock_model(model, KeyLockConfig(targets="all", chained=True))
+    unlock_model(model)
+    with pytest.raises(RuntimeError):
+        model(torch.rand(1, 2, 8, 8))
+    assert called == [1]
+
+
+def test_a_norm_over_positions_is_not_taken_for_one_over_features():
+    model = nn.Sequential(
+        nn.Conv1d(1, 5, 3), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(5), nn.Flatten()
+    )
+    lock_model(model, KeyLockConfig(module="mixing", targets=["2"]))
+    assert [name for name, _, _ in locks(model)] == ["2"]
+    assert model(torch.rand(4, 1, 10)).shape == (4, 30)

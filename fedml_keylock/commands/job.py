@@ -1,0 +1,82 @@
+"""What a command needs of a job: its keylock settings and its model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from ..errors import ConfigError
+
+__all__ = ["build_model", "keylock_settings"]
+
+
+def keylock_settings(config: Path | None) -> Mapping[str, Any]:
+    """The `keylock` section of a job's YAML; empty without a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or its job is not defended by keylock.
+
+    Example:
+        >>> keylock_settings(None)
+        {}
+
+    """
+    if config is None:
+        return {}
+    try:
+        read = yaml.safe_load(config.read_text())
+    except OSError as error:
+        raise ConfigError(f"{config}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{config}{where}: this is not YAML") from None
+    # as FedML reads it: the sections are only for the eye
+    fields: dict[str, Any] = {}
+    for section in read.values() if isinstance(read, Mapping) else ():
+        fields |= section if isinstance(section, Mapping) else {}
+    if fields.get("defense_type") != "keylock":
+        raise ConfigError(
+            f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock"
+        )
+    settings = fields.get("keylock") or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
+    return settings
+
+
+def build_model(spec: str) -> nn.Module:
+    """Import and call what makes a job's model, with the current folder first, as `python -m` does.
+
+    Args:
+        spec: ``module:callable``; it is called without arguments.
+
+    Raises:
+        ConfigError: it cannot be imported or called, or gives something else.
+
+    Example:
+        >>> build_model("torch.nn:Identity")
+        Identity()
+
+    """
+    module, _, name = spec.partition(":")
+    if not module or not name:
+        raise ConfigError(f"--model {spec}: must be MODULE:CALLABLE, such as main:Net")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made: Any = import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        made = made()
+    except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"--model {spec}: {type(error).__name__}: {said}") from None
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
+    return made
