@@ -18,8 +18,8 @@ from .keylock import (
     plan,
     surrogate,
 )
-from .keylock.cipher import Cipher
 from .keylock.module import locks
+from .keylock.vault import Cipher
 from .types import Agreement, DefenseFactory, Surrogate
 
 __all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]

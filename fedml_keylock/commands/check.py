@@ -6,22 +6,14 @@ from pathlib import Path
 
 import click
 
+from .options import config_option, model_option
+
 __all__ = ["check"]
 
 
 @click.command()
-@click.option(
-    "--model",
-    "builder",
-    metavar="MODULE:CALLABLE",
-    required=True,
-    help="Makes the job's model, without arguments; looked for in this folder first.",
-)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The job's fedml_config.yaml.",
-)
+@model_option
+@config_option
 @click.option("--module", help="Without --config: affine or mixing.")
 @click.option("--targets", help="Without --config: first, all, or globs with commas between them.")
 def check(builder: str, config: Path | None, module: str | None, targets: str | None) -> None:

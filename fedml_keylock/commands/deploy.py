@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..builtin import KeyLockDefense
 from ..errors import ConfigError, VaultError
 from ..keylock import load_private_state_dict, lock_model, plan
-from ..keylock.cipher import Cipher
-from ..keylock.vaultfile import Stored
+from ..keylock.vault.cipher import Cipher
+from ..keylock.vault.file import Stored
 
 __all__ = ["lock_as_silo", "read_checkpoint"]
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from .options import config_option, model_option
+
 __all__ = ["export"]
 
 
@@ -23,13 +25,7 @@ def _sizes(
 
 
 @click.command()
-@click.option(
-    "--model",
-    "builder",
-    metavar="MODULE:CALLABLE",
-    required=True,
-    help="Makes the job's model, without arguments; looked for in this folder first.",
-)
+@model_option
 @click.option(
     "--checkpoint",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -43,11 +39,7 @@ def _sizes(
     help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
 )
 @click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
-)
+@config_option
 @click.option(
     "-o",
     "--output",
@@ -102,8 +94,8 @@ def export(
     from ..builtin import KeyLockDefense
     from ..errors import ConfigError
     from ..keylock import export_model
-    from ..keylock.disk import write_private
-    from ..keylock.vaultfile import Stored
+    from ..keylock.vault.disk import write_private
+    from ..keylock.vault.file import Stored
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
     from .job import build_model, keylock_settings

@@ -11,10 +11,10 @@ from torch import nn
 from ..builtin import KeyLockDefense
 from ..errors import VaultError
 from ..keylock import load_private_state_dict, lock_model, private_state_dict
-from ..keylock.cipher import Cipher
-from ..keylock.disk import open_private, write_private
-from ..keylock.vault import claim_silo, history_of
-from ..keylock.vaultfile import Stored, write_state
+from ..keylock.vault.cipher import Cipher
+from ..keylock.vault.disk import open_private, write_private
+from ..keylock.vault.file import Stored, write_state
+from ..keylock.vault.silo import claim_silo, history_of
 
 __all__ = ["rotate_silo"]
 

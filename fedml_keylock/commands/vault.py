@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from ..errors import VaultError
+from .options import config_option, model_option
 
 if TYPE_CHECKING:
-    from ..keylock.cipher import Cipher
-    from ..keylock.vaultfile import Stored
+    from ..keylock.vault.cipher import Cipher
+    from ..keylock.vault.file import Stored
 
 __all__ = ["current_cipher", "vault"]
 
@@ -66,7 +67,7 @@ def list_silos(folder: Path) -> None:
 
     Example: fedml-keylock vault list keylock_vault
     """
-    from ..keylock.vault import history_of
+    from ..keylock.vault.silo import history_of
 
     silos = _silos(folder, None)
     click.echo(
@@ -123,7 +124,7 @@ def verify(folder: Path) -> None:
 
     Example: fedml-keylock vault verify keylock_vault
     """
-    from ..keylock.vault import files_of
+    from ..keylock.vault.silo import files_of
 
     cipher = cache(current_cipher)  # asked for once, and not at all when every file is plain
     failed = whole = 0
@@ -143,7 +144,7 @@ def verify(folder: Path) -> None:
 
 
 def _verified(path: Path, silo: int, cipher: Callable[[], Cipher]) -> Stored:
-    from ..keylock.vaultfile import Stored
+    from ..keylock.vault.file import Stored
 
     found = Stored.read(path)
     if found.silo != silo:
@@ -177,7 +178,7 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     The disk or a backup may still hold the files as they were; when a passphrase got out, give the
     silo a new lock with rotate.
     """  # noqa: D301  # click wants the character that the escape stands for
-    from ..keylock.cipher import PASSPHRASE
+    from ..keylock.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
 
     silos = _silos(folder, silo)
@@ -199,18 +200,8 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 @vault.command()
 @_folder
 @_silo(required=True)
-@click.option(
-    "--model",
-    "builder",
-    metavar="MODULE:CALLABLE",
-    required=True,
-    help="Makes the job's model, without arguments; looked for in this folder first.",
-)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
-)
+@model_option
+@config_option
 @click.option("--keep-old", is_flag=True, help="Keep the old lock's file and history.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rotate(
@@ -249,7 +240,7 @@ NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a v
 
 
 def _read(folder: Path, silo: int) -> Stored:
-    from ..keylock.vaultfile import Stored
+    from ..keylock.vault.file import Stored
 
     return Stored.read(folder / f"silo-{silo}.safetensors")
 
@@ -260,7 +251,7 @@ def _form(found: Stored) -> str:
 
 def _silos(folder: Path, silo: int | None) -> list[int]:
     """The silos that a command is about; there must be some."""
-    from ..keylock.vault import silos_in
+    from ..keylock.vault.silo import silos_in
 
     there = silos_in(folder)
     if not there or (silo is not None and silo not in there):
@@ -278,14 +269,14 @@ def current_cipher() -> Cipher:
         VaultError: the file that holds the passphrase cannot be read, or others may read it.
 
     """
-    from ..keylock.cipher import PASSPHRASE
+    from ..keylock.vault.cipher import PASSPHRASE
 
     return _cipher(PASSPHRASE, "Passphrase")
 
 
 def _cipher(variable: str, prompt: str, *, confirm: bool = False) -> Cipher:
     """From the environment, or from a terminal; without either the error names the variables."""
-    from ..keylock.cipher import Cipher
+    from ..keylock.vault.cipher import Cipher
 
     given = os.environ.get(variable) or os.environ.get(f"{variable}_FILE")
     if given or not sys.stdin.isatty():

@@ -11,65 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import LockError
 from .config import KeyLockConfig
+from .formula import ACTIVATIONS, apply_lock, mix
 from .key import Uniform, draw_key, normal, orthogonal, secret_uniform
 from .private import Private
 
-__all__ = ["ACTIVATIONS", "KeyLock", "apply_lock", "locks", "mix"]
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "softplus": F.softplus,
-    "identity": lambda x: x,
-}
+__all__ = ["KeyLock", "locks"]
 
 GAMMA_RANGE = (0.3, 1.7)
 """Where a new gamma lies. Away from 1, so that another lock does not do; away from 0, where relu
 would leave a channel dead, and its vanishing gradient would show that to the server."""
 BETA_SPREAD = 0.3
 """Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
-
-
-def mix(x: Tensor, mixing: Tensor, *, channel_dim: int) -> Tensor:
-    """``mixing x`` along the channels of x.
-
-    Args:
-        x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1.
-        mixing: ``(c, c)``.
-        channel_dim: 1 or -1.
-
-    Example:
-        >>> mix(torch.ones(1, 2, 3), torch.ones(2, 2), channel_dim=1).sum()
-        tensor(12.)
-
-    """
-    if channel_dim == -1:
-        return F.linear(x, mixing)
-    return (mixing @ x.flatten(2)).view_as(x) if x.dim() > 2 else F.linear(x, mixing)
-
-
-def apply_lock(
-    x: Tensor, gamma: Tensor, beta: Tensor, mixing: Tensor | None, *, channel_dim: int
-) -> Tensor:
-    """``mixing (gamma * x + beta)`` along one dimension of x (arXiv 2305.04095, equation 7).
-
-    Args:
-        x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1; normalised.
-        gamma: ``(c,)`` scale.
-        beta: ``(c,)`` shift.
-        mixing: ``(c, c)``, or None for the published lock.
-        channel_dim: 1 or -1.
-
-    Example:
-        >>> apply_lock(torch.ones(1, 2, 3), torch.ones(2), torch.ones(2), None, channel_dim=1).sum()
-        tensor(12.)
-
-    """
-    if channel_dim == 1:
-        shape = (-1, *[1] * (x.dim() - 2))
-        gamma, beta = gamma.view(shape), beta.view(shape)
-    y = torch.addcmul(beta, gamma, x)
-    return y if mixing is None else mix(y, mixing, channel_dim=channel_dim)
 
 
 class KeyLock(Private, nn.Module):

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .attach import lock_model, remove_hooks
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
+from .formula import apply_lock, mix
 from .key import seeded_uniform
-from .module import KeyLock, apply_lock, locks, mix
+from .module import KeyLock, locks
 from .state import keep_private, show_public
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]

@@ -1,141 +1,17 @@
-"""What runs behind what in a model: which normalisation a layer's output goes into.
-
-The model is traced symbolically (torch.fx): no data, no arithmetic, no change to the model. A model
-whose control flow depends on its data cannot be traced; then the order of registration, in which
-nearly every model lists its layers, has to do.
-"""
+"""Trace a model symbolically (torch.fx): no data, no arithmetic, no change to the model."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
-import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-__all__ = [
-    "CONVOLUTIONS",
-    "NORMS",
-    "Flow",
-    "Norm",
-    "Tracer",
-    "flow_of",
-    "norm_channels",
-    "untouched",
-]
+from .kinds import PARAMETRIC
 
-CONVOLUTIONS = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-LOCKABLE = (*CONVOLUTIONS, nn.Linear)
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-LEARNED = (*LOCKABLE, *NORMS, nn.MultiheadAttention, nn.RNNBase)
-PARAMETRIC = (*LEARNED, *EMBEDDINGS)
-"""Modules that are nodes of their own in a trace, whatever class of the user's extends them."""
-
-KEEPS = {
-    *("to", "float", "half", "contiguous", "clone"),
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
-    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-}
-"""Operations that leave values and dimensions where they are."""
-LAYOUT = KEEPS | {
-    *(torch.permute, torch.transpose, torch.reshape, torch.flatten, torch.squeeze),
-    *(torch.unsqueeze, torch.movedim, torch.swapaxes),
-    *("permute", "transpose", "reshape", "view", "flatten", "squeeze", "unsqueeze"),
-    *("movedim", "swapaxes", nn.Flatten, nn.Unflatten),
-}
-"""Operations that leave a channel's scale and shift as they are."""
-JOINS = {
-    *(operator.add, operator.iadd, torch.add, "add", "add_"),
-    *(torch.cat, torch.concat, torch.concatenate, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
-    *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
-}
-"""Operations behind which a batch norm still takes out a channel's scale and shift."""
-MEANS = {torch.mean, "mean"}
-ADAPTIVE_POOLS = {
-    *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-    *(F.adaptive_max_pool1d, F.adaptive_max_pool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-}
-"""Operations that, with an output size of 1, leave no map, only a value a channel."""
-SHAPES = {"size", "dim", "numel", getattr, "shape"}
-"""What asks for a tensor's shape and does not pass its values on."""
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A normalisation behind a layer: its module's name, and where its channels are (1 or -1)."""
-
-    name: str
-    channel_dim: int
-
-
-@dataclass(frozen=True)
-class Flow:
-    """How a model runs.
-
-    Attributes:
-        order: every convolution, linear layer and embedding, as first run.
-        behind: layer to the normalisations that its output goes into, all of them; a layer whose
-            output also goes elsewhere is not in it.
-        undone: layers of `behind` that reach their norms through a sum, a concatenation or a pool:
-            a shift on their own output would be taken out again, and often a scale.
-        pooled: layers that get one value a channel and no map: squeeze-and-excitation gates.
-        last: layers behind which nothing is learned: heads.
-
-    """
-
-    order: tuple[str, ...]
-    behind: dict[str, tuple[Norm, ...]]
-    undone: frozenset[str]
-    pooled: frozenset[str]
-    last: frozenset[str]
-
-
-def flow_of(model: nn.Module) -> Flow:
-    """Trace a model; where that fails, read its order of registration.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-        >>> flow_of(model).behind["0"][0].name
-        '1'
-
-    """
-    graph = _traced(model)
-    return _registered(model) if graph is None else _Reader(model, graph).read()
-
-
-def norm_channels(norm: nn.Module) -> int:
-    """How many channels a normalisation scales; 0 when it scales more than channels.
-
-    Example:
-        >>> norm_channels(nn.GroupNorm(2, 8))
-        8
-
-    """
-    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
-        return norm.normalized_shape[0] if len(norm.normalized_shape) == 1 else 0
-    if isinstance(norm, nn.GroupNorm):
-        return norm.num_channels
-    assert isinstance(norm, (_BatchNorm, _InstanceNorm))
-    return norm.num_features
+__all__ = ["Tracer", "traced", "untouched"]
 
 
 class Tracer(fx.Tracer):
@@ -168,7 +44,14 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
-def _traced(model: nn.Module) -> fx.Graph | None:
+def traced(model: nn.Module) -> fx.Graph | None:
+    """The graph of a model in training; None where it cannot be traced.
+
+    Example:
+        >>> len(traced(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())).nodes)
+        4
+
+    """
     concrete = {}
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.default is not inspect.Parameter.empty:
@@ -207,138 +90,3 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for table, content in contents.items():
                 vars(module)[table].clear()
                 vars(module)[table].update(content)
-
-
-class _Reader:
-    """Reads a traced graph."""
-
-    def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        self.modules = dict(model.named_modules())
-        self.nodes = list(graph.nodes)
-        self.calls: dict[str, list[fx.Node]] = {}
-        for node in self.nodes:
-            if isinstance(self.module(node), (*LOCKABLE, *EMBEDDINGS)):
-                self.calls.setdefault(str(node.target), []).append(node)
-
-    def module(self, node: fx.Node) -> nn.Module | None:
-        return self.modules.get(str(node.target)) if node.op == "call_module" else None
-
-    def what(self, node: fx.Node) -> Any:
-        """What a node does: a module's class, a function, or a method's name."""
-        module = self.module(node)
-        return node.target if module is None else type(module)
-
-    def read(self) -> Flow:
-        behind, undone = {}, set()
-        for name in self.calls:
-            norms, straight = self.norms_behind(name)
-            if norms:
-                behind[name] = norms
-                if not straight:
-                    undone.add(name)
-        pooled, leads_on = self.pooled(), self.leads_on()
-        return Flow(
-            order=tuple(self.calls),
-            behind=behind,
-            undone=frozenset(undone),
-            pooled=frozenset(n for n, nodes in self.calls.items() if pooled.issuperset(nodes)),
-            last=frozenset(n for n, nodes in self.calls.items() if leads_on.isdisjoint(nodes)),
-        )
-
-    def pooled(self) -> set[fx.Node]:
-        """Nodes that are one value a channel."""
-        found: set[fx.Node] = set()
-        for node in self.nodes:
-            inputs = node.all_input_nodes
-            if (inputs and found.issuperset(inputs)) or self.what(node) in MEANS:
-                found.add(node)
-            elif self.what(node) in ADAPTIVE_POOLS:
-                size = getattr(self.module(node), "output_size", node.args[-1])
-                if node.kwargs.get("output_size", size) in (1, (1,), (1, 1), (1, 1, 1)):
-                    found.add(node)
-        return found
-
-    def leads_on(self) -> set[fx.Node]:
-        """Nodes behind which something is learned."""
-        found: set[fx.Node] = set()
-        for node in reversed(self.nodes):
-            if any(n in found or isinstance(self.module(n), LEARNED) for n in node.users):
-                found.add(node)
-        return found
-
-    def norms_behind(self, name: str) -> tuple[tuple[Norm, ...], bool]:
-        """The norms that a layer's output goes into, straight or not; none if it goes elsewhere."""
-        found: dict[str, Norm] = {}
-        straight = True
-        layer = self.modules[name]
-        if isinstance(layer, EMBEDDINGS):
-            return (), True
-        for node in self.calls[name]:
-            ends = self.ends(node)
-            if ends is None:
-                return (), True
-            for norm, direct, moved in ends:
-                module = self.modules[norm]
-                # a norm over the last dimension has its channels there, unless its class is made
-                # for maps and gets the layer's output as it is
-                last = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and (moved or _plain(module))
-                last = last or (isinstance(layer, nn.Linear) and not moved)
-                found[norm] = Norm(norm, -1 if last else 1)
-                straight = straight and direct and norm_channels(module) == _out(layer)
-        # a batch norm takes a channel's scale and shift out; the others mix channels
-        batch = isinstance(layer, CONVOLUTIONS) and all(
-            isinstance(self.modules[n], _BatchNorm) for n in found
-        )
-        if straight or batch:
-            return tuple(found.values()), straight
-        return (), True
-
-    def ends(self, node: fx.Node) -> list[tuple[str, bool, bool]] | None:
-        """The norms that a node's output goes into: (name, directly?, with its layout changed?).
-
-        None when the output goes anywhere else too, or nowhere.
-        """
-        ends, seen, todo = [], {node}, [(node, True, False)]
-        while todo:
-            here, direct, moved = todo.pop()
-            for user in here.users:
-                kind = self.what(user)
-                if isinstance(self.module(user), NORMS):
-                    ends.append((str(user.target), direct, moved))
-                elif kind in SHAPES:
-                    continue
-                elif kind in LAYOUT or kind in JOINS:
-                    if user not in seen:
-                        seen.add(user)
-                        todo.append((user, direct and kind in LAYOUT, moved or kind not in KEEPS))
-                else:
-                    return None
-        return ends or None
-
-
-def _plain(norm: nn.Module) -> bool:
-    return type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
-
-
-def _out(layer: nn.Module) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]  # a convolution
-
-
-def _registered(model: nn.Module) -> Flow:
-    """The flow of a model whose modules without children run in the order of registration."""
-    leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children())]
-    # attention calls the weights of this one and not the module
-    unused = nn.modules.linear.NonDynamicallyQuantizableLinear
-    kinds = (*LOCKABLE, *EMBEDDINGS)
-    order = [n for n, m in leaves if isinstance(m, kinds) and not isinstance(m, unused)]
-    behind: dict[str, tuple[Norm, ...]] = {}
-    for (name, layer), (norm_name, norm) in itertools.pairwise(leaves):
-        if name not in order or not isinstance(norm, NORMS) or isinstance(layer, EMBEDDINGS):
-            continue
-        if norm_channels(norm) == _out(layer):
-            over_last = isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and _plain(norm)
-            last = over_last or isinstance(layer, nn.Linear)
-            behind[name] = (Norm(norm_name, -1 if last else 1),)
-    convolutions = all(isinstance(m, CONVOLUTIONS) for n, m in leaves if n in order)
-    heads = frozenset(order[-1:] if convolutions else [])
-    return Flow(tuple(order), behind, frozenset(), frozenset(), heads)

@@ -11,8 +11,9 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import LockError
 from .config import KeyLockConfig
+from .flow import Flow, flow_of, norm_channels
+from .kinds import CONVOLUTIONS
 from .module import KeyLock
-from .trace import CONVOLUTIONS, Flow, flow_of, norm_channels
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
 

@@ -25,7 +25,7 @@ from fedml_keylock.keylock import (
     lock_model,
     private_state_dict,
 )
-from fedml_keylock.keylock.vaultfile import write_state
+from fedml_keylock.keylock.vault.file import write_state
 
 CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
 

@@ -30,9 +30,9 @@ from fedml_keylock.keylock import (
     lock_model,
     private_state_dict,
 )
-from fedml_keylock.keylock import cipher as cipher_module
-from fedml_keylock.keylock.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
-from fedml_keylock.keylock.vaultfile import Stored, write_state
+from fedml_keylock.keylock.vault import cipher as cipher_module
+from fedml_keylock.keylock.vault.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
+from fedml_keylock.keylock.vault.file import Stored, write_state
 
 CONFIG = KeyLockConfig(key_length=16, module="mixing")
 WORDS = b"correct horse battery staple"

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .trace import CONVOLUTIONS, NORMS, SHAPES, Tracer, untouched
+from ..flow import SHAPES
+from ..kinds import CONVOLUTIONS, NORMS
+from ..trace import Tracer, untouched
 
 __all__ = ["Feeds", "feeds_of", "is_plain"]
 

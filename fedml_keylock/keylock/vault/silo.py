@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import VaultError
+from ...errors import VaultError
+from ..state import load_private_state_dict, private_state_dict
 from .cipher import Cipher
 from .disk import claim, make_folder, remove_leftovers
-from .state import load_private_state_dict, private_state_dict
-from .vaultfile import Stored, write_state
+from .file import Stored, write_state
 
 __all__ = ["Vault", "claim_silo", "files_of", "history_of", "silos_in"]
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..errors import VaultError
+from ...errors import VaultError
 
 __all__ = ["claim", "make_folder", "open_private", "remove_leftovers", "write_private"]
 

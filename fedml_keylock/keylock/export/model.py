@@ -14,9 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ..errors import LockError
-from .attach import DDP_IGNORES, is_locked, unlock_model
-from .chain import lock_values
+from ...errors import LockError
+from ..attach import DDP_IGNORES, is_locked, unlock_model
+from ..chain import lock_values
+from ..module import KeyLock, locks
+from ..validate import PINNED
 from .feeds import Feeds, feeds_of, is_plain
 from .fold import (
     ChannelMap,
@@ -28,8 +30,6 @@ from .fold import (
     put_behind,
     set_affine,
 )
-from .module import KeyLock, locks
-from .validate import PINNED
 
 __all__ = ["export_model"]
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..errors import VaultError
+from ...errors import VaultError
 from .cipher import Cipher
 from .disk import open_private, write_private
 

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import ConfigError, MissingExtra, PrivateStateError, VaultError
+from ...errors import ConfigError, MissingExtra, PrivateStateError, VaultError
 from .disk import open_private
 
 __all__ = ["PASSPHRASE", "Cipher", "Kdf"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .trace import CONVOLUTIONS
+from ..kinds import CONVOLUTIONS
 
 __all__ = [
     "ChannelMap",

@@ -1,0 +1,10 @@
+"""Private state on disk, one owner-only file a silo: the only way that it leaves the process.
+
+``silo.py`` is what a job uses, ``file.py`` the file's form, ``cipher.py`` its encryption, and
+``disk.py`` writing whole or not at all, by one process at a time.
+"""
+
+from .cipher import Cipher
+from .silo import Vault
+
+__all__ = ["Cipher", "Vault"]
