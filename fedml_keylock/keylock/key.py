@@ -59,11 +59,18 @@ def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
     return standard
 
 
-def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
-    """A random orthogonal matrix ``(size, size)``, uniform over the orthogonal group.
+BLOCK = 256
+"""Up to twice this size a mixing matrix is uniform over the orthogonal group."""
 
-    QR of a normal matrix, with the signs of R's diagonal divided out (Mezzadri, "How to generate
-    random matrices from the classical compact groups", 2007).
+
+def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
+    """A random orthogonal matrix ``(size, size)``.
+
+    Up to 512 it is uniform over the orthogonal group: QR of a normal matrix, with the signs of R's
+    diagonal divided out (Mezzadri, "How to generate random matrices from the classical compact
+    groups", 2007). QR of the widest layers in use takes minutes; there it is a product of two
+    matrices of such blocks with random permutations between them, in which every output depends on
+    every input too.
 
     Example:
         >>> m = orthogonal(5)
@@ -71,9 +78,22 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
         True
 
     """
-    q, r = torch.linalg.qr(normal((size, size), uniform))
-    rotation: Tensor = (q * r.diagonal().sign()).contiguous()
-    return rotation
+    if size <= 2 * BLOCK:
+        q, r = torch.linalg.qr(normal((size, size), uniform))
+        rotation: Tensor = (q * r.diagonal().sign()).contiguous()
+        return rotation
+    count = -(-size // BLOCK)
+    sizes = [size // count + (index < size % count) for index in range(count)]
+    first, second = (torch.block_diag(*(orthogonal(n, uniform) for n in sizes)) for _ in range(2))
+    order = uniform((size,)).argsort()
+    return _times_blocks(first[:, order], second, sizes)[:, uniform((size,)).argsort()]
+
+
+def _times_blocks(left: Tensor, blocks: Tensor, sizes: list[int]) -> Tensor:
+    """``left @ blocks``, where blocks is block-diagonal: only the blocks are multiplied."""
+    edges = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    parts = [left[:, a:b] @ blocks[a:b, a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return torch.cat(parts, 1)
 
 
 def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:

@@ -264,6 +264,16 @@ def test_a_mixing_is_orthogonal_and_not_trivial(size):
         assert (matrix.abs() < 0.999).all()  # neither the identity nor a permutation
 
 
+@pytest.mark.parametrize("size", [513, 800])
+def test_a_wide_mixing_hides_every_channel_behind_every_other(size):
+    matrix = orthogonal(size)
+    assert torch.allclose(matrix @ matrix.T, torch.eye(size), atol=1e-5)
+    # a sparse one would leave channels alone, or among a few: here all weigh alike
+    assert (matrix.abs() > 1e-6).float().mean() > 0.999
+    assert matrix.square().amax() < 30 / size
+    assert 0.9 < float(matrix.std() * size**0.5) < 1.1
+
+
 def test_orthogonal_matrices_favour_no_sign():
     """Without the signs of R's diagonal divided out, the trace is not centred at 0."""
     draws = seeded_uniform(torch.Generator().manual_seed(0))
