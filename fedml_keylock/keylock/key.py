@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
 def _times_blocks(left: Tensor, blocks: Tensor, sizes: list[int]) -> Tensor:
     """``left @ blocks``, where blocks is block-diagonal: only the blocks are multiplied."""
     edges = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    parts = [left[:, a:b] @ blocks[a:b, a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [left[:, a:b] @ blocks[a:b, a:b] for a, b in pairwise(edges)]
     return torch.cat(parts, 1)
 
 
