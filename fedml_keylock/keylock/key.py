@@ -85,7 +85,10 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
         return rotation
     count = -(-size // BLOCK)
     sizes = [size // count + (index < size % count) for index in range(count)]
-    first, second = (torch.block_diag(*(orthogonal(n, uniform) for n in sizes)) for _ in range(2))
+    first, second = (
+        torch.block_diag(*(orthogonal(n, uniform) for n in sizes))  # type: ignore[no-untyped-call]  # torch has none
+        for _ in range(2)
+    )
     order = uniform((size,)).argsort()
     return _times_blocks(first[:, order], second, sizes)[:, uniform((size,)).argsort()]
 

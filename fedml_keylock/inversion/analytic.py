@@ -1,0 +1,256 @@
+"""Inputs read off a gradient exactly, without any search: linear layers and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError
+from ..types import ClientUpdate, Reconstruction
+from .knowledge import Knowledge
+from .labels import find_head, label_of_one
+from .observe import Observation, observe
+
+__all__ = ["AnalyticAttack", "embedding_tokens", "linear_input"]
+
+
+def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
+    """The input of a linear layer that saw one vector, from its gradients.
+
+    With ``y = W x + b`` the gradient of row i is ``(dL/dy_i) x`` and that of its bias ``dL/dy_i``:
+    each row's ratio is the input, whatever stands behind the layer (Phong et al., IEEE TIFS
+    13(5), 2018; Geiping et al., NeurIPS 2020, proposition 3.1). This is the least squares over all
+    rows, ``sum(bias * weight) / sum(bias ** 2)``, in which a row with a small gradient, where
+    rounding is worst, has little say. Of more than one vector it is a mixture, none of them.
+
+    Args:
+        weight_gradient: ``(u, out, in)``.
+        bias_gradient: ``(u, out)``.
+
+    Returns:
+        ``(u, in)`` inputs.
+
+    Raises:
+        AttackError: shapes do not fit, a value is not finite, or a bias gradient is all zero.
+
+    Example:
+        >>> import torch
+        >>> bias = torch.tensor([[0.5, -2.0]])
+        >>> linear_input(bias[..., None] * torch.tensor([0.1, 0.2, 0.3]), bias)
+        tensor([[0.1000, 0.2000, 0.3000]])
+
+    """
+    if weight_gradient.ndim != 3 or weight_gradient.shape[:2] != bias_gradient.shape:
+        raise AttackError(
+            f"gradients of a linear layer are (u, out, in) and (u, out), not "
+            f"{tuple(weight_gradient.shape)} and {tuple(bias_gradient.shape)}"
+        )
+    for name, gradient in (("weight", weight_gradient), ("bias", bias_gradient)):
+        if not gradient.isfinite().all():
+            raise AttackError(f"the linear layer's {name} gradient has NaN or infinite values")
+    greatest = bias_gradient.abs().amax(1, keepdim=True)
+    if not greatest.all():
+        raise AttackError(
+            "the linear layer's bias gradient is all zero: its input cannot be read off"
+        )
+    # scaled, or the squares of small gradients would be rounded to 0
+    bias = bias_gradient.double() / greatest
+    weight = weight_gradient.double() / greatest[..., None]
+    found = (bias[..., None] * weight).sum(1) / bias.square().sum(1, keepdim=True)
+    return found.to(weight_gradient.dtype)
+
+
+def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor]:
+    """Which tokens an embedding was asked for: the rows of its gradient that are not zero.
+
+    The gradient reaches only the rows that were looked up, so it names the set of tokens of a
+    batch of any size, without their order and how often each occurs; but not ``padding_idx``, and
+    nothing where the output layer has the same weight. Source: Fowl et al., "Decepticons", ICLR
+    2023 (arXiv 2201.12675), on token leakage.
+
+    Args:
+        gradient: ``(u, vocabulary, width)`` gradient of the embedding's weight.
+        tolerance: a row counts if its greatest entry is above this fraction of the update's
+            greatest; 0 for an exact gradient, more for one with noise.
+
+    Returns:
+        u tensors of sorted token indices, one an update, each as long as it has tokens.
+
+    Raises:
+        AttackError: the shape does not fit, a value is not finite, or the tolerance is not in
+            [0, 1).
+
+    Example:
+        >>> import torch
+        >>> gradient = torch.zeros(1, 6, 2)
+        >>> gradient[0, [4, 1]] = torch.tensor([0.5, -0.5])
+        >>> embedding_tokens(gradient)
+        [tensor([1, 4])]
+
+    """
+    if gradient.ndim != 3:
+        raise AttackError(
+            f"an embedding's gradients are (u, vocabulary, width), not {tuple(gradient.shape)}"
+        )
+    if not 0 <= tolerance < 1:
+        raise AttackError(f"tolerance must be at least 0 and below 1, not {tolerance}")
+    if not gradient.isfinite().all():
+        raise AttackError("the embedding's gradient has NaN or infinite values")
+    rows = gradient.abs().amax(2)
+    found = rows > tolerance * rows.amax(1, keepdim=True)
+    return [update.nonzero().flatten() for update in found]
+
+
+@dataclass(frozen=True)
+class AnalyticAttack:
+    """The image of a model whose first layer is linear, exactly, from that layer's gradient.
+
+    A lock behind the first layer does not matter to it: it scales and shifts, and so changes the
+    gradients of the layer's weight and of its bias alike; their ratio stays the input.
+
+    Attributes:
+        name: what a report calls it.
+
+    Example:
+        >>> AnalyticAttack().name
+        'analytic'
+
+    """
+
+    name: str = "analytic"
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstruction:
+        """Divide the gradients of the first layer.
+
+        The cost is how far the weight's gradient is from the bias's times the image, squared and
+        relative: about 0, or the update was not one plain SGD step on one image. It is the only
+        entry of the history, and nothing can diverge.
+
+        Args:
+            updates: u updates, each of one plain SGD step on one image.
+            model: as far as the attacker knows it. Its own public values do not matter.
+            knowledge: what else the attacker knows; level ``oblivious``, a batch of one.
+            generator: not used: there is nothing to draw.
+            progress: called once with evaluations done and in all, 1 and 1.
+
+        Raises:
+            AttackError: the level, the batch or the model's first layer is not of that kind, or
+                updates, model and knowledge do not fit together, before any work is done.
+
+        """
+        if knowledge.level != "oblivious":
+            raise AttackError(
+                f"{self.name} knows nothing of a defense: it runs at level oblivious, not "
+                f"{knowledge.level}"
+            )
+        if knowledge.batch > 1:
+            raise AttackError(
+                f"{self.name} needs a batch of 1, not {knowledge.batch}: of more images the ratio "
+                "of the gradients is a mixture; use an attack that searches"
+            )
+        observation = observe(updates, model, knowledge)
+        name = _first_linear(observation.model, knowledge)
+        weight, bias = (observation.targets[f"{name}{part}"] for part in ("weight", "bias"))
+        labels = self._labels(observation, knowledge).to(weight.device)
+        found = linear_input(weight, bias)
+        rest = weight - bias[..., None] * found[:, None]
+        cost = rest.square().sum((1, 2)) / weight.square().sum((1, 2)).clamp(
+            min=torch.finfo(weight.dtype).tiny
+        )
+        if progress is not None:
+            progress(1, 1)
+        return Reconstruction(
+            images=found.view(-1, 1, *knowledge.input_shape).clamp(*knowledge.bounds),
+            labels=labels,
+            cost=cost,
+            history=cost[None],
+            diverged=torch.zeros(len(found), dtype=torch.long, device=found.device),
+            attack=self.name,
+            knowledge=knowledge.level,
+        )
+
+    def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor:
+        if knowledge.labels is not None:
+            return knowledge.labels
+        targets = observation.targets
+        weight, bias = find_head(observation.model, knowledge.classes)
+        for name in filter(None, (weight, bias)):
+            if name not in targets:
+                raise AttackError(f"labels cannot be recovered: {name} is not in the update")
+        return label_of_one(targets[weight], None if bias is None else targets[bias])[:, None]
+
+
+def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
+    """Prefix of the parameters of the layer that the image itself goes into.
+
+    The first layer is the first module with parameters of its own that runs. What it gets must be
+    the image, as it was or flattened.
+    """
+    seen: list[tuple[str, nn.Module, Tensor | None]] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
+            first = inputs[0] if inputs else None
+            seen.append((name, module, first.clone() if isinstance(first, Tensor) else None))
+
+        return hook
+
+    hooks = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    like = next(model.parameters())
+    low, high = knowledge.bounds
+    pixels = torch.linspace(low, high, prod(knowledge.input_shape)).to(like)
+    image = pixels.view(1, *knowledge.input_shape)
+    error: Exception | None = None
+    try:
+        with torch.no_grad():
+            model(image)
+    except (
+        RuntimeError,
+        ValueError,
+    ) as raised:  # perhaps behind the first layer, where it does not matter
+        error = raised
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if not seen:
+        raise AttackError("the model has no layer that runs on an image") from error
+    name, module, got = seen[0]
+    label = f"{name or 'the model'} ({type(module).__name__})"
+    if not isinstance(module, nn.Linear):
+        raise AttackError(f"the model's first layer, {label}, is not linear: use another attack")
+    if module.bias is None:
+        raise AttackError(f"the model's first layer, {label}, has no bias to divide by")
+    if sum(other is module for _, other, _ in seen) > 1:
+        raise AttackError(
+            f"the model's first layer, {label}, runs more than once: the ratio of its gradients is "
+            "a mixture of its inputs"
+        )
+    if got is None or got.shape != (1, pixels.numel()) or not torch.equal(got[0], pixels):
+        raise AttackError(
+            f"the model's first layer, {label}, does not get an image of shape "
+            f"{knowledge.input_shape}, flattened, as it is"
+        )
+    if module.in_features != pixels.numel():
+        raise AttackError(
+            f"the model's first layer, {label}, takes {module.in_features} values: not an image "
+            f"of shape {knowledge.input_shape}"
+        )
+    if not (module.weight.requires_grad and module.bias.requires_grad):
+        raise AttackError(f"the model's first layer, {label}, is frozen: it has no gradient")
+    return f"{name}." if name else ""
