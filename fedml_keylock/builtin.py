@@ -166,10 +166,12 @@ def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
 
 @hookimpl
 def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """dlg, inverting_gradients."""
-    from .inversion import dlg, inverting_gradients
+    """dlg, idlg, inverting_gradients, gradinversion."""
+    from .inversion import dlg, gradinversion, idlg, inverting_gradients
 
     register("dlg", dlg)
+    register("idlg", idlg)
+    register("gradinversion", gradinversion)
     register("inverting_gradients", inverting_gradients)
 
 

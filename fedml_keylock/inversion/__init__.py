@@ -7,16 +7,23 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 """
 
 from .attack import GradientInversion
+from .cost import weigh_layers
 from .knowledge import LEVELS, Knowledge, Secrets
-from .presets import dlg, inverting_gradients
-from .prior import total_variation
+from .presets import dlg, gradinversion, idlg, inverting_gradients
+from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
 
 __all__ = [
     "LEVELS",
     "GradientInversion",
     "Knowledge",
     "Secrets",
+    "batch_norm_statistics",
     "dlg",
+    "gradinversion",
+    "group_consistency",
+    "idlg",
     "inverting_gradients",
+    "squared_norm",
     "total_variation",
+    "weigh_layers",
 ]

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError
 from ..types import ClientUpdate, Reconstruction
+from .assemble import assemble, draw_starts
 from .cost import COSTS
 from .knowledge import Knowledge
 from .labels import find_head, label_of_one
-from .objective import Layout, Objective, probe
+from .objective import Objective, probe
 from .observe import Observation, observe
 from .search import search
 
 __all__ = ["GradientInversion"]
 
+_PRIORS = ("total_variation", "squared_norm", "group_consistency", "batch_norm")
 _FLOATS = 2**26  # 256 MiB: what one chunk of candidates may take, roughly
 
 
@@ -31,7 +33,7 @@ class GradientInversion:
         name: what a report calls it.
         optimizer: ``adam`` (box constraint, learning rate times 0.1 after 3/8, 5/8 and 7/8 of the
             steps) or ``lbfgs`` (no line search, no constraint until the end).
-        cost: ``cosine`` or ``squared_l2``.
+        cost: one of ``cost.COSTS``. ``l1`` and ``wasserstein`` are not smooth: for ``adam``.
         steps: of the optimiser.
         inner: iterations, each one evaluation of the model's gradient, in a step of L-BFGS; as
             ``max_iter`` of ``torch.optim.LBFGS``. Adam has one.
@@ -41,13 +43,17 @@ class GradientInversion:
         secret_learning_rate: of the secrets, for Adam, in their own unit.
         signed: Adam sees the sign of the images' gradient only.
         total_variation: weight of the prior, for pixels in units of the bounds' width.
+        squared_norm: likewise, for pixels counted from the middle of the bounds.
+        group_consistency: likewise; nothing with one restart.
+        batch_norm: weight of the prior on ``Knowledge.statistics``; nothing where there are none.
         enough: a candidate whose cost is not above this is done; 0 uses every step.
         start: the images start from a ``normal`` (mean 0 and deviation 1 for L-BFGS; the middle of
             the bounds and a quarter of their width for Adam) or ``uniform`` draw.
         labels: unknown labels are ``recover``-ed from the gradient first, or ``optimise``-d.
         layer_weights: weight of a parameter's gradient in the cost by name, 1 where not given; 0
             leaves it out.
-        chunk: candidates that run as one batch; None: as many as take about 256 MiB.
+        chunk: candidates that run as one batch; None: as many as take about 256 MiB. With group
+            consistency rounded up to whole updates.
 
     Raises:
         ConfigError: a field has a value that is not allowed.
@@ -56,7 +62,7 @@ class GradientInversion:
 
     name: str
     optimizer: Literal["adam", "lbfgs"]
-    cost: Literal["cosine", "squared_l2"]
+    cost: Literal["cosine", "squared_l2", "l1", "wasserstein"]
     steps: int
     inner: int = 1
     restarts: int = 1
@@ -64,6 +70,9 @@ class GradientInversion:
     secret_learning_rate: float = 0.01
     signed: bool = False
     total_variation: float = 0.0
+    squared_norm: float = 0.0
+    group_consistency: float = 0.0
+    batch_norm: float = 0.0
     enough: float = 0.0
     start: Literal["normal", "uniform"] = "normal"
     labels: Literal["recover", "optimise"] = "recover"
@@ -83,9 +92,9 @@ class GradientInversion:
         for name in ("steps", "inner", "restarts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("total_variation", "enough"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} must not be below 0, not {getattr(self, name)}")
+        for name in (*_PRIORS, "enough"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
         for name in ("learning_rate", "secret_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
@@ -125,11 +134,13 @@ class GradientInversion:
         """
         observation = observe(updates, model, knowledge)
         labels = self._labels(observation, knowledge)
-        objective = self._objective(observation, knowledge, labels)
+        objective = assemble(self, observation, knowledge, labels)
         probe(objective, knowledge)
-        rows = self._start(objective, knowledge, generator)
+        rows = draw_starts(self, objective, knowledge, generator)
 
         chunk = self.chunk or self._chunk(objective)
+        if self.group_consistency:
+            chunk = -(-chunk // self.restarts) * self.restarts
         runs = -(-len(rows) // chunk)
         evaluations = self.steps * self.inner
         found = []
@@ -167,80 +178,6 @@ class GradientInversion:
         targets = observation.targets
         return label_of_one(targets[weight], None if bias is None else targets[bias])[:, None]
 
-    def _objective(
-        self, observation: Observation, knowledge: Knowledge, labels: Tensor | None
-    ) -> Objective:
-        """The objective of all candidates: ``restarts`` rows for each update, side by side."""
-        unknown = set(self.layer_weights) - set(observation.targets)
-        if unknown:
-            raise AttackError(f"layer_weights names no target: {', '.join(sorted(unknown))}")
-        like = next(iter(observation.public.values()))
-        weights = [self.layer_weights.get(name, 1.0) for name in observation.targets]
-        weighted = observation.moved * torch.tensor(weights).to(like)
-        if not weighted.any(1).all():
-            raise AttackError("layer_weights leave an update without any layer to compare")
-
-        updates, secrets = len(observation.state), knowledge.secrets
-        parameters = dict(observation.model.named_parameters())
-        shapes: dict[str, tuple[int, ...]] = {"images": (knowledge.batch, *knowledge.input_shape)}
-        if labels is None:
-            shapes["labels"] = (knowledge.batch, knowledge.classes)
-        given = {}
-        if secrets is not None and secrets.draw is not None:
-            shapes |= {name: tuple(parameters[name].shape) for name in secrets.names}
-        elif secrets is not None and secrets.given is not None:
-            given = {
-                name: _checked(secrets.given[name], name, updates, parameters[name])
-                for name in secrets.names
-            }
-        objective = Objective(
-            model=observation.model,
-            layout=Layout(shapes),
-            state=observation.state,
-            public=observation.public,
-            fixed=observation.fixed,
-            given=given,
-            labels=None if labels is None else labels.to(like.device),
-            targets=observation.targets,
-            weights=weighted,
-            cost=COSTS[self.cost],
-            total_variation=self.total_variation / (knowledge.bounds[1] - knowledge.bounds[0]),
-        )
-        return objective.select(torch.arange(updates).repeat_interleave(self.restarts))
-
-    def _start(
-        self, objective: Objective, knowledge: Knowledge, generator: torch.Generator
-    ) -> Tensor:
-        """``(b, d)`` starts, drawn all at once so that ``chunk`` does not change them."""
-        count, layout = len(objective.state), objective.layout
-        like = next(iter(objective.public.values()))
-        device = generator.device
-        low, high = knowledge.bounds
-        shape = (count, *layout.shapes["images"])
-        parts = {}
-        if self.start == "uniform":
-            parts["images"] = low + (high - low) * torch.rand(
-                shape, generator=generator, device=device
-            )
-        elif self.optimizer == "lbfgs":
-            parts["images"] = torch.randn(shape, generator=generator, device=device)
-        else:
-            noise = torch.randn(shape, generator=generator, device=device)
-            parts["images"] = (low + high) / 2 + (high - low) / 4 * noise
-        if "labels" in layout.shapes:
-            shape = (count, *layout.shapes["labels"])
-            parts["labels"] = torch.randn(shape, generator=generator, device=device)
-        secrets = knowledge.secrets
-        if secrets is not None and secrets.draw is not None:
-            drawn = secrets.draw(count, generator)
-            if set(drawn) != set(secrets.names):
-                odd = ", ".join(sorted(set(drawn) ^ set(secrets.names)))
-                raise AttackError(f"Secrets.draw and Secrets.names differ in: {odd}")
-            parameters = dict(objective.model.named_parameters())
-            for name in secrets.names:
-                parts[name] = _checked(drawn[name], name, count, parameters[name])
-        return layout.join({name: part.to(like) for name, part in parts.items()})
-
     def _chunk(self, objective: Objective) -> int:
         # a gradient, its cost and their graph; and L-BFGS's hundred pairs
         floats = 12 * sum(target[0].numel() for target in objective.targets.values())
@@ -272,13 +209,3 @@ class GradientInversion:
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-
-def _checked(value: Tensor, name: str, count: int, like: Tensor) -> Tensor:
-    if value.shape != (count, *like.shape):
-        raise AttackError(
-            f"secret {name} is {tuple(value.shape)} where {(count, *like.shape)} is needed"
-        )
-    if not value.isfinite().all():
-        raise AttackError(f"secret {name} has NaN or infinite values")
-    return value.detach().to(like)

@@ -8,10 +8,13 @@ the targets in the same shapes, and ``weights`` ``(b, layers)`` (0 leaves a laye
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
-__all__ = ["COSTS", "cosine", "squared_l2"]
+from ..errors import ConfigError
+
+__all__ = ["COSTS", "cosine", "l1", "squared_l2", "wasserstein", "weigh_layers"]
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
@@ -61,4 +64,73 @@ def cosine(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tens
     return 1 - dot / (gradient_size * target_size).sqrt()
 
 
-COSTS = {"cosine": cosine, "squared_l2": squared_l2}
+def l1(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """``sum |g - t| / sum |t|`` over all layers together, by entry (TAG, Deng et al. 2021).
+
+    TAG adds its L1 term to an L2 one; this is the L1 term alone, relative to the target.
+
+    Example:
+        >>> import torch
+        >>> t = [torch.tensor([[3.0, -1.0]])]
+        >>> l1([torch.tensor([[2.0, -2.0]])], t, torch.ones(1, 1))
+        tensor([0.5000])
+
+    """
+    error = weights.new_zeros(weights.shape[0])
+    size = weights.new_zeros(weights.shape[0])
+    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
+        error = error + weights[:, layer] * (gradient - target).abs().flatten(1).sum(1)
+        size = size + weights[:, layer] * target.abs().flatten(1).sum(1)
+    return error / size
+
+
+def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The 1-Wasserstein distance of each layer's entries, summed over layers (GRNN, Ren 2022).
+
+    A layer's distance is between the distributions of its entries, the mean of
+    ``|sort(g) - sort(t)|``. The sum is divided by what all-zero gradients would cost. A gradient
+    whose entries stand in another order costs nothing here: GRNN uses it beside an L2 cost.
+
+    Example:
+        >>> import torch
+        >>> t = [torch.tensor([[3.0, -1.0]])]
+        >>> wasserstein([torch.tensor([[-1.0, 2.0]])], t, torch.ones(1, 1))
+        tensor([0.2500])
+
+    """
+    error = weights.new_zeros(weights.shape[0])
+    size = weights.new_zeros(weights.shape[0])
+    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
+        apart = gradient.flatten(1).sort(1).values - target.flatten(1).sort(1).values
+        error = error + weights[:, layer] * apart.abs().mean(1)
+        size = size + weights[:, layer] * target.flatten(1).abs().mean(1)
+    return error / size
+
+
+def weigh_layers(names: Sequence[str], how: Literal["uniform", "linear"]) -> dict[str, float]:
+    """Weights for ``GradientInversion.layer_weights``, by each parameter's depth.
+
+    Args:
+        names: of L parameters, from the model's input to its output.
+        how: ``uniform`` for 1 everywhere; ``linear`` to fall with depth, from 1 in steps of 1 / L,
+            as the ``weights="linear"`` of the code that Geiping et al. 2020 published.
+
+    Returns:
+        Name to weight.
+
+    Raises:
+        ConfigError: there is no such way.
+
+    Example:
+        >>> weigh_layers(["conv.weight", "head.weight"], "linear")
+        {'conv.weight': 1.0, 'head.weight': 0.5}
+
+    """
+    if how == "uniform":
+        return dict.fromkeys(names, 1.0)
+    if how == "linear":
+        return {name: 1.0 - depth / len(names) for depth, name in enumerate(names)}
+    raise ConfigError(f"layers are weighed 'uniform' or 'linear', not {how!r}")
+
+
+COSTS = {"cosine": cosine, "squared_l2": squared_l2, "l1": l1, "wasserstein": wasserstein}

@@ -12,7 +12,7 @@ from ..errors import AttackError, ConfigError
 
 __all__ = ["LEVELS", "Knowledge", "Secrets"]
 
-LEVELS = ("oblivious", "adaptive", "oracle")
+LEVELS = ("oblivious", "adaptive", "statistics", "oracle")
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Secrets:
 
     Attributes:
         names: their names in the attacker's ``model.named_parameters()``.
-        draw: for ``adaptive``: ``draw(count, generator)`` returns name to starts, each
-            ``(count, *shape)``, one a candidate. They are optimised together with the image.
+        draw: for ``adaptive`` and ``statistics``: ``draw(count, generator)`` returns name to
+            starts, each ``(count, *shape)``, one a candidate, to be optimised with the image.
         given: for ``oracle``: name to values, each ``(u, *shape)``, one an update. Held fixed.
 
     With neither, the values in the attacker's model stand and are held fixed: an ``oblivious``
@@ -60,16 +60,20 @@ class Knowledge:
 
     Attributes:
         level: one of ``LEVELS``. ``oblivious`` ignores the defense, ``adaptive`` knows its kind and
-            optimises what is private together with the image, ``oracle`` is given what is private.
+            optimises what is private together with the image, ``statistics`` does so and sees the
+            statistics of normalisation layers, ``oracle`` is given what is private.
         input_shape: ``(c, h, w)`` of one image.
         classes: how many classes the model tells apart.
         batch: images in each update, n.
         labels: ``(u, n)`` integer labels if they are known; otherwise the attack finds them.
         bounds: least and greatest pixel value, in the units that the model is fed.
         secrets: what the update does not hold; None if the attacker's model has nothing private.
+        statistics: for ``statistics``, and for ``oracle`` if it wants them: name of a BatchNorm
+            module of the attacker's model to mean and variance of its input, each ``(u, c)``, one
+            an update: the running statistics, where they are public.
 
     Raises:
-        AttackError: the level does not fit the secrets.
+        AttackError: the level does not fit the secrets or the statistics.
         ConfigError: a field has a value that is not allowed.
 
     Example:
@@ -85,6 +89,7 @@ class Knowledge:
     labels: Tensor | None = field(default=None, repr=False)
     bounds: tuple[float, float] = (0.0, 1.0)
     secrets: Secrets | None = None
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -99,6 +104,7 @@ class Knowledge:
             raise ConfigError(f"bounds must be (low, high) with low < high, not {self.bounds}")
         self._check_labels()
         self._check_secrets()
+        self._check_statistics()
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -121,11 +127,24 @@ class Knowledge:
         secrets = self.secrets
         if secrets is None:
             return
-        if self.level == "adaptive" and secrets.draw is None:
-            raise AttackError("an adaptive attacker optimises the secrets: Secrets needs draw")
+        if self.level in ("adaptive", "statistics") and secrets.draw is None:
+            raise AttackError(
+                f"an attacker who is {self.level!r} optimises the secrets: Secrets needs draw"
+            )
         if self.level == "oracle" and secrets.given is None:
             raise AttackError("an oracle attacker is told the secrets: Secrets needs given")
         if self.level == "oblivious" and (secrets.draw or secrets.given) is not None:
             raise AttackError(
                 "an oblivious attacker knows no secrets: leave out Secrets.draw and Secrets.given"
+            )
+
+    def _check_statistics(self) -> None:
+        if self.level == "statistics" and not self.statistics:
+            raise AttackError(
+                "an attacker who is 'statistics' sees those of normalisation layers: "
+                "Knowledge needs statistics"
+            )
+        if self.statistics is not None and self.level not in ("statistics", "oracle"):
+            raise AttackError(
+                f"an {self.level} attacker sees no statistics: the level for it is 'statistics'"
             )

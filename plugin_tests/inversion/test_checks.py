@@ -10,6 +10,7 @@ from fedml_keylock.types import ClientUpdate
 
 KNOWN = Knowledge("oblivious", input_shape=(1, 16, 16), classes=10)
 ATTACK = inverting_gradients(steps=1)
+SEEN = {"norm": (torch.zeros(1, 4), torch.ones(1, 4))}
 
 
 def draw(count, generator):
@@ -19,7 +20,11 @@ def draw(count, generator):
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"level": "psychic"}, ConfigError, "'psychic' is none of oblivious, adaptive, oracle"),
+        (
+            {"level": "psychic"},
+            ConfigError,
+            "'psychic' is none of oblivious, adaptive, stat",
+        ),
         ({"input_shape": (16, 16)}, ConfigError, "input_shape"),
         ({"classes": 1}, ConfigError, "classes"),
         ({"batch": 0}, ConfigError, "batch"),
@@ -31,6 +36,15 @@ def draw(count, generator):
         ({"level": "adaptive", "secrets": Secrets(("a",))}, AttackError, "needs draw"),
         ({"level": "oracle", "secrets": Secrets(("a",))}, AttackError, "needs given"),
         ({"secrets": Secrets(("a",), draw=draw)}, AttackError, "oblivious"),
+        ({"level": "statistics"}, AttackError, "needs statistics"),
+        ({"level": "statistics", "statistics": {}}, AttackError, "needs statistics"),
+        ({"statistics": SEEN}, AttackError, "oblivious attacker sees no statistics"),
+        ({"level": "adaptive", "statistics": SEEN}, AttackError, "adaptive attacker sees no"),
+        (
+            {"level": "statistics", "statistics": SEEN, "secrets": Secrets(("a",))},
+            AttackError,
+            "'statistics' optimises the secrets: Secrets needs draw",
+        ),
     ],
 )
 def test_knowledge_that_makes_no_sense_is_refused(fields, error, message):
@@ -57,12 +71,15 @@ def test_secrets_that_make_no_sense_are_refused(fields):
     "fields",
     [
         {"optimizer": "sgd"},
-        {"cost": "l1"},
+        {"cost": "l3"},
         {"steps": 0},
         {"restarts": 0},
         {"learning_rate": 0},
         {"total_variation": -1},
         {"total_variation": float("nan")},
+        {"squared_norm": -1},
+        {"group_consistency": float("inf")},
+        {"batch_norm": float("nan")},
         {"chunk": 0},
         {"inner": 5},
         {"layer_weights": {"a": -1.0}},

@@ -14,7 +14,7 @@ from fedml_keylock.inversion.cost import cosine, squared_l2
 from fedml_keylock.inversion.labels import find_head, label_of_one
 from fedml_keylock.inversion.lbfgs import BatchedLBFGS
 from fedml_keylock.inversion.objective import Layout, Objective
-from fedml_keylock.inversion.prior import total_variation
+from fedml_keylock.inversion.prior import Prior, total_variation
 
 MODULES = [m.name for m in pkgutil.iter_modules(fedml_keylock.inversion.__path__)]
 
@@ -168,7 +168,7 @@ def test_objective_is_what_a_loop_over_candidates_computes(lenet, states):
         targets=targets,
         weights=torch.ones(3, len(targets)),
         cost=cosine,
-        total_variation=0.1,
+        prior=Prior(total_variation=0.1),
     )
     rows = torch.rand(3, sum(layout.sizes), generator=generator)
     costs, gradients = objective(rows)

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from fedml_keylock.evaluation.metrics import psnr, ssim_aligned
-from fedml_keylock.inversion import Knowledge, Secrets, dlg, inverting_gradients
+from fedml_keylock.inversion import (
+    Knowledge,
+    Secrets,
+    dlg,
+    gradinversion,
+    idlg,
+    inverting_gradients,
+)
+from fedml_keylock.inversion.objective import Layout
+from fedml_keylock.inversion.search import search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(3, 32, 32), classes=10)
@@ -143,6 +152,80 @@ def test_candidates_that_diverge_are_counted_and_stay_finite(make_update, attack
     assert bad.diverged.tolist() == [2] * 4
     assert bad.cost.tolist() == [float("inf")] * 4
     assert bool(bad.images.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        idlg(steps=1, inner=8, restarts=8, start="uniform"),
+        inverting_gradients(steps=8, restarts=8),
+        gradinversion(steps=8, restarts=8),
+    ],
+)
+def test_some_restarts_diverge_and_the_best_of_the_others_is_kept(make_update, attack):
+    torch.manual_seed(0)
+    known = replace(KNOWN, input_shape=(3, 4, 4))
+    updates = [make_update(Blows(2.0), torch.rand(1, 3, 4, 4), torch.tensor([1])) for _ in range(4)]
+    # about half of the starts are brighter than this on average
+    found = run(attack, updates, Blows(0.52), known)
+    assert 0 < found.diverged.sum() < 32
+    survived = found.diverged < 8
+    assert bool(found.cost[survived].isfinite().all())
+    assert torch.equal(found.history[-1], found.cost)
+    assert bool(found.images.isfinite().all())
+
+
+class GoesWrong:
+    """Stands in for an objective: row 1 is the better one until it is NaN, at the third call."""
+
+    layout = Layout({"images": (1, 1, 1, 2)})
+
+    def __init__(self, names=(0, 1)):
+        self.names, self.calls = torch.as_tensor(names), 0
+
+    def select(self, rows):
+        chosen = GoesWrong(self.names[rows])
+        chosen.calls = self.calls
+        return chosen
+
+    def __call__(self, rows):
+        self.calls += 1
+        costs = torch.tensor([1.0, 0.1])[self.names] / self.calls
+        return torch.where((self.names == 1) & (self.calls > 2), torch.nan, costs), rows.clone()
+
+
+@pytest.mark.parametrize("steps", [3, 30])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_a_restart_that_was_good_before_it_diverged_is_dropped(steps, optimizer):
+    attack = inverting_gradients(steps=steps, optimizer=optimizer)
+    found = search(attack, GoesWrong(), torch.full((2, 2), 0.5), (0.0, 1.0), lambda done: None)
+    assert found.diverged.tolist() == [False, True]
+    assert 0 < found.costs[0] <= 0.5
+    assert found.costs[1] == float("inf")
+    assert found.history[-1, 1] == float("inf")
+    assert bool(found.rows.isfinite().all())
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+@pytest.mark.parametrize(
+    "attack",
+    [dlg(steps=1, inner=8), inverting_gradients(steps=8), gradinversion(steps=8)],
+)
+def test_an_update_that_was_not_explained_at_all_says_so(make_update, attack, chunk):
+    torch.manual_seed(0)
+    model, known = Blows(9.0), replace(KNOWN, input_shape=(3, 4, 4))
+    del model.limit
+    model.register_buffer("limit", torch.tensor(9.0))
+    updates = [make_update(model, torch.rand(1, 3, 4, 4), torch.tensor([1])) for _ in range(3)]
+    dark = {"limit": torch.tensor(-9.0)}
+    updates[1] = replace(
+        updates[1], before={**updates[1].before, **dark}, after={**updates[1].after, **dark}
+    )
+    found = run(replace(attack, restarts=3, chunk=chunk), updates, model, known)
+    assert found.diverged.tolist() == [0, 3, 0]
+    assert found.cost.isfinite().tolist() == [True, False, True]
+    assert found.cost[1] == float("inf")
+    assert bool(found.images.isfinite().all())
 
 
 def test_enough_is_enough(updates, lenet):
