@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from math import prod
 
@@ -12,6 +13,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from ..errors import AttackError
+from .exact import ScaleAfterNorm, scales_in_norm
 from .knowledge import Knowledge
 from .prior import Prior
 from .statistics import Statistics, batch_statistics
@@ -133,6 +135,8 @@ class Objective:
             public = {name: value[self.state] for name, value in public.items()}
             fixed = {name: value[self.state] for name, value in fixed.items()}
 
+        exact = ScaleAfterNorm() if scales_in_norm(self.model) else nullcontext()
+
         def loss(
             public: dict[str, Tensor],
             fixed: dict[str, Tensor],
@@ -140,7 +144,7 @@ class Objective:
             images: Tensor,
             labels: Tensor,
         ) -> tuple[Tensor, Statistics]:
-            with batch_statistics(self.model, self.statistics) as found:
+            with exact, batch_statistics(self.model, self.statistics) as found:
                 logits = functional_call(self.model, {**public, **fixed, **private}, (images,))
             return cross_entropy(logits, labels), found
 
