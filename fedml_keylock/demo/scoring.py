@@ -201,8 +201,12 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
         level = "none" if task.variant == "none" else task.level
         name = f"{task.variant}, {task.attack}" + ("" if level == "none" else f", {level}")
         for stage, wanted in stages.items():
-            chosen = wanted[: len(result.images)]
-            if not chosen.any():
+            attacked = wanted[: len(result.images)]
+            if stage == shown and attacked.any():
+                galleries.append(Gallery(name, result.images[attacked, 0]))
+            # an update of which every restart diverged was not reconstructed: no defense's merit
+            chosen = (attacked & result.cost.isfinite()).nonzero().flatten()
+            if not len(chosen):
                 continue
             rows.append(
                 LeakageRow(
@@ -211,18 +215,16 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
                     defense=task.variant,
                     round=0 if stage == "untrained" else scale.rounds - 1,
                     stage=stage,
-                    images=int(chosen.sum()),
+                    images=len(chosen),
                     metrics={
-                        **_scores(result.images[chosen, 0], truth[wanted]),
+                        **_scores(result.images[chosen, 0], truth[chosen]),
                         "label_accuracy": mean_interval(
-                            (result.labels[chosen, 0] == labels[wanted]).float()
+                            (result.labels[chosen, 0] == labels[chosen]).float()
                         ),
                     },
                     cost=mean_interval(result.cost[chosen]),
                 )
             )
-            if stage == shown:
-                galleries.append(Gallery(name, result.images[chosen, 0]))
     return Leakage(rows, galleries, truth[stages[shown]])
 
 
