@@ -63,7 +63,13 @@ def test_every_classifier_is_locked_on_meta(name):
             assert parameter.grad is not None, f"{holder}.{own} is in no gradient"
 
 
-@pytest.fixture(scope="module", params=SMALLEST)
+# MaxViT takes images of 224 only, and half a minute: the table and the longer checks have it
+TRIED = [
+    pytest.param(name, marks=pytest.mark.long) if name == "maxvit_t" else name for name in SMALLEST
+]
+
+
+@pytest.fixture(scope="module", params=TRIED)
 def family(request):
     torch.manual_seed(0)
     model = torchvision_model(request.param)

@@ -370,6 +370,7 @@ def whole_file(tmp_path_factory, cipher):
     return vault, vault.path.read_bytes(), private_state_dict(model)
 
 
+@pytest.mark.long
 def test_every_flipped_bit_of_the_header_is_refused_or_changes_nothing(whole_file, monkeypatch):
     """All of them, as the property draws few there; with a key that costs nothing to derive."""
     vault, content, state = whole_file
