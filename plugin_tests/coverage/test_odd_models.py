@@ -297,8 +297,16 @@ def test_a_lock_made_on_meta_is_drawn_when_it_gets_memory(config):
     assert not torch.equal(found[0].key, found[1].key)
 
 
-@pytest.mark.parametrize("config", [ALL, MIXING, CHAINED], ids=["affine", "mixing", "chained"])
-@pytest.mark.parametrize("kind", ["twice", "sequential", "encoder"])
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("twice", ALL),
+        ("twice", MIXING),
+        ("twice", CHAINED),
+        ("sequential", MIXING),
+        ("encoder", MIXING),
+    ],
+)
 def test_a_compiled_model_computes_and_trains_the_same(kind, config):
     torch.manual_seed(0)
     model = ODD[kind][0]()
