@@ -96,7 +96,8 @@ def test_random_models(described, module, targets, chained, activation, seed):
     model = deepcopy(start)
     lock_model(model, config)
     assert public_face(model) == public_face(start)
-    trains(model, x)
+    # a random model may have a norm whose scale and shift the next one takes out
+    trains(model, x, all_act=False)
     assert exports(model, x) <= 1e-5
     unlock_model(model)
     assert public_face(model) == public_face(start)
