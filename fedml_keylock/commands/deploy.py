@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..builtin import KeyLockDefense
 from ..errors import ConfigError, VaultError
-from ..keylock import load_private_state_dict, lock_model, plan
+from ..keylock import load_private_state_dict, lock_model
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.file import Stored
+from .job import check_owner
 
 __all__ = ["lock_as_silo", "read_checkpoint"]
 
@@ -81,15 +82,9 @@ def lock_as_silo(
 
     """
     defense = KeyLockDefense(settings)
-    constants = plan(model, defense.config).constants
-    _check_fit(model.state_dict(), state, constants, source)
-    layout = defense.describe(model).layout
-    if (stored.silo, stored.layout) != (silo, layout):
-        raise VaultError(
-            f"vault {stored.path}: it is silo {stored.silo}'s with layout {stored.layout}; silo "
-            f"{silo} with this model and these settings has layout {layout}: give the job's own "
-            "--model and --config"
-        )
+    agreed = defense.describe(model)
+    _check_fit(model.state_dict(), state, agreed.constants, source)
+    check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
     lock_model(model, defense.config)
     private = stored.state(cipher)
     try:

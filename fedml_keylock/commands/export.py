@@ -96,6 +96,7 @@ def export(
     from ..keylock import export_model
     from ..keylock.vault.disk import write_private
     from ..keylock.vault.file import Stored
+    from ..keylock.vault.silo import silo_path
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
     from .job import build_model, keylock_settings
@@ -103,7 +104,7 @@ def export(
 
     settings = keylock_settings(config)
     folder = folder or KeyLockDefense(settings).config.vault
-    stored = Stored.read(folder / f"silo-{silo}.safetensors")
+    stored = Stored.read(silo_path(folder, silo))
     state = read_checkpoint(checkpoint)
     model = build_model(builder)
     plain = deepcopy(model)

@@ -1,4 +1,4 @@
-"""What a command needs of a job: its keylock settings and its model."""
+"""What a command needs of a job: its keylock settings, its model, and a silo's file."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 import yaml
 from torch import nn
 
-from ..errors import ConfigError
+from ..errors import ConfigError, VaultError
+from ..keylock.vault.file import Stored
 
-__all__ = ["build_model", "keylock_settings"]
+__all__ = ["build_model", "check_owner", "keylock_settings"]
 
 
 def keylock_settings(config: Path | None) -> Mapping[str, Any]:
@@ -80,3 +81,17 @@ def build_model(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def check_owner(stored: Stored, silo: int, layout: str, *, hint: str = "") -> None:
+    """Check that a vault's file is this silo's, for this job's model and settings.
+
+    Raises:
+        VaultError: it is another's; the hint ends the message.
+
+    """
+    if (stored.silo, stored.layout) != (silo, layout):
+        raise VaultError(
+            f"vault {stored.path}: it is silo {stored.silo}'s with layout {stored.layout}; silo "
+            f"{silo} with this model and these settings has layout {layout}{hint}"
+        )

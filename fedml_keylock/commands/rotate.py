@@ -14,7 +14,8 @@ from ..keylock import load_private_state_dict, lock_model, private_state_dict
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.disk import open_private, write_private
 from ..keylock.vault.file import Stored, write_state
-from ..keylock.vault.silo import claim_silo, history_of
+from ..keylock.vault.silo import claim_silo, history_of, silo_path
+from .job import check_owner
 
 __all__ = ["rotate_silo"]
 
@@ -64,13 +65,9 @@ def rotate_silo(
     layout = defense.describe(model).layout
     lock_model(model, defense.config)
     claim_silo(folder, silo)
-    path = folder / f"silo-{silo}.safetensors"
+    path = silo_path(folder, silo)
     stored = Stored.read(path)
-    if (stored.silo, stored.layout) != (silo, layout):
-        raise VaultError(
-            f"vault {path}: it is silo {stored.silo}'s with layout {stored.layout}; silo {silo} "
-            f"with this model and these settings has layout {layout}"
-        )
+    check_owner(stored, silo, layout)
     old = stored.state(cipher)
     fresh = private_state_dict(model)
     load_private_state_dict(model, old)  # refuses what another lock than the settings' has left

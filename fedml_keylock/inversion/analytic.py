@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import AttackError
 from ..types import ClientUpdate, Reconstruction
 from .knowledge import Knowledge
-from .labels import find_head, label_of_one
+from .labels import head_gradients, label_of_one
 from .observe import Observation, observe
 
 __all__ = ["AnalyticAttack", "embedding_tokens", "linear_input"]
@@ -184,12 +184,8 @@ class AnalyticAttack:
     def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor:
         if knowledge.labels is not None:
             return knowledge.labels
-        targets = observation.targets
-        weight, bias = find_head(observation.model, knowledge.classes)
-        for name in filter(None, (weight, bias)):
-            if name not in targets:
-                raise AttackError(f"labels cannot be recovered: {name} is not in the update")
-        return label_of_one(targets[weight], None if bias is None else targets[bias])[:, None]
+        weight, bias = head_gradients(observation.model, observation.targets, knowledge.classes)
+        return label_of_one(weight, bias)[:, None]
 
 
 def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:

@@ -14,7 +14,7 @@ from ..types import ClientUpdate, Reconstruction
 from .assemble import assemble, draw_starts
 from .cost import COSTS
 from .knowledge import Knowledge
-from .labels import find_head, label_of_one
+from .labels import head_gradients, label_of_one
 from .objective import Objective, probe
 from .observe import Observation, observe
 from .search import search
@@ -171,12 +171,8 @@ class GradientInversion:
                 f"labels of a batch of {knowledge.batch} cannot be recovered from its gradient "
                 "yet: give Knowledge.labels, or use an attack that optimises them"
             )
-        weight, bias = find_head(observation.model, knowledge.classes)
-        for name in filter(None, (weight, bias)):
-            if name not in observation.targets:
-                raise AttackError(f"labels cannot be recovered: {name} is not in the update")
-        targets = observation.targets
-        return label_of_one(targets[weight], None if bias is None else targets[bias])[:, None]
+        weight, bias = head_gradients(observation.model, observation.targets, knowledge.classes)
+        return label_of_one(weight, bias)[:, None]
 
     def _chunk(self, objective: Objective) -> int:
         # a gradient, its cost and their graph; and L-BFGS's hundred pairs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ __all__ = [
     "RECOVERIES",
     "Recovery",
     "find_head",
+    "head_gradients",
     "label_of_one",
     "labels_by_bias",
     "labels_by_magnitude",
@@ -51,6 +52,35 @@ def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
     name, module = heads[-1]
     prefix = f"{name}." if name else ""
     return f"{prefix}weight", None if module.bias is None else f"{prefix}bias"
+
+
+def head_gradients(
+    model: nn.Module, gradients: Mapping[str, Tensor], classes: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the head, of all that an update gives.
+
+    Args:
+        model: whose head it is.
+        gradients: name to ``(u, *shape)``.
+        classes: how many outputs the head has.
+
+    Returns:
+        ``(u, classes, features)`` of the weight; ``(u, classes)`` of the bias or None.
+
+    Raises:
+        AttackError: the model has no such head, or the update does not hold it.
+
+    Example:
+        >>> model = nn.Linear(4, 3, bias=False)
+        >>> head_gradients(model, {"weight": torch.ones(1, 3, 4)}, 3)[0].shape
+        torch.Size([1, 3, 4])
+
+    """
+    weight, bias = find_head(model, classes)
+    for name in filter(None, (weight, bias)):
+        if name not in gradients:
+            raise AttackError(f"labels cannot be recovered: {name} is not in the update")
+    return gradients[weight], None if bias is None else gradients[bias]
 
 
 def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:

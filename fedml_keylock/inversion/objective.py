@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +123,11 @@ class Objective:
         (gradient,) = torch.autograd.grad(objective, rows)
         return cost.detach(), gradient
 
+    @cached_property
+    def _exact(self) -> Callable[[], AbstractContextManager[Any]]:
+        """Makes what the model must run under for its gradient to be differentiated again."""
+        return ScaleAfterNorm if scales_in_norm(self.model) else nullcontext
+
     def _gradients(
         self, images: Tensor, labels: Tensor, private: dict[str, Tensor]
     ) -> tuple[list[Tensor], Statistics]:
@@ -135,8 +142,6 @@ class Objective:
             public = {name: value[self.state] for name, value in public.items()}
             fixed = {name: value[self.state] for name, value in fixed.items()}
 
-        exact = ScaleAfterNorm() if scales_in_norm(self.model) else nullcontext()
-
         def loss(
             public: dict[str, Tensor],
             fixed: dict[str, Tensor],
@@ -144,7 +149,7 @@ class Objective:
             images: Tensor,
             labels: Tensor,
         ) -> tuple[Tensor, Statistics]:
-            with exact, batch_statistics(self.model, self.statistics) as found:
+            with self._exact(), batch_statistics(self.model, self.statistics) as found:
                 logits = functional_call(self.model, {**public, **fixed, **private}, (images,))
             return cross_entropy(logits, labels), found
 

@@ -59,18 +59,7 @@ def idlg(**overrides: Any) -> GradientInversion:
         'recover'
 
     """
-    return _preset(
-        {
-            "name": "idlg",
-            "optimizer": "lbfgs",
-            "cost": "squared_l2",
-            "steps": 300,
-            "inner": 20,
-            "learning_rate": 1.0,
-            "labels": "recover",
-        },
-        overrides,
-    )
+    return dlg(**{"name": "idlg", "labels": "recover", **overrides})
 
 
 def gradinversion(**overrides: Any) -> GradientInversion:

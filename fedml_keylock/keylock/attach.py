@@ -15,7 +15,7 @@ from .config import KeyLockConfig
 from .key import Uniform, secret_uniform
 from .locked import public_parameter, put_under_lock, release, seen
 from .module import KeyLock, locks
-from .state import keep_private, show_public
+from .state import keep_private, lock_tensors, show_public
 from .validate import PINNED, plan
 
 __all__ = ["LockInfo", "is_locked", "lock_info", "lock_model", "remove_hooks", "unlock_model"]
@@ -246,20 +246,12 @@ def _weight(model: nn.Module, layer: str) -> Tensor:
     return next(model.get_submodule(layer).parameters())
 
 
-def _private_names(model: nn.Module) -> set[str]:
-    return {
-        f"{name}.keylock.{own}" if name else f"keylock.{own}"
-        for name, _, lock in locks(model)
-        for own, _ in (*lock.named_parameters(), *lock.named_buffers())
-    }
-
-
 def _hide_from_ddp(model: nn.Module) -> None:
-    setattr(model, DDP_IGNORES, [*getattr(model, DDP_IGNORES, ()), *sorted(_private_names(model))])
+    setattr(model, DDP_IGNORES, [*getattr(model, DDP_IGNORES, ()), *sorted(lock_tensors(model))])
 
 
 def _show_to_ddp(model: nn.Module) -> None:
-    private = _private_names(model)
+    private = lock_tensors(model)
     left = [name for name in getattr(model, DDP_IGNORES) if name not in private]
     if left:
         setattr(model, DDP_IGNORES, left)

@@ -70,8 +70,6 @@ class Flow:
         order: every convolution, linear layer and embedding, as first run.
         behind: layer to the normalisations that its output goes into, all of them; a layer whose
             output also goes elsewhere is not in it.
-        undone: layers of `behind` that reach their norms through a sum, a concatenation or a pool:
-            a shift on their own output would be taken out again, and often a scale.
         pooled: layers that get one value a channel and no map: squeeze-and-excitation gates.
         last: layers behind which nothing is learned: heads.
 
@@ -79,7 +77,6 @@ class Flow:
 
     order: tuple[str, ...]
     behind: dict[str, tuple[Norm, ...]]
-    undone: frozenset[str]
     pooled: frozenset[str]
     last: frozenset[str]
 
@@ -133,18 +130,11 @@ class _Reader:
         return node.target if module is None else type(module)
 
     def read(self) -> Flow:
-        behind, undone = {}, set()
-        for name in self.calls:
-            norms, straight = self.norms_behind(name)
-            if norms:
-                behind[name] = norms
-                if not straight:
-                    undone.add(name)
+        behind = {name: norms for name in self.calls if (norms := self.norms_behind(name))}
         pooled, leads_on = self.pooled(), self.leads_on()
         return Flow(
             order=tuple(self.calls),
             behind=behind,
-            undone=frozenset(undone),
             pooled=frozenset(n for n, nodes in self.calls.items() if pooled.issuperset(nodes)),
             last=frozenset(n for n, nodes in self.calls.items() if leads_on.isdisjoint(nodes)),
         )
@@ -170,32 +160,30 @@ class _Reader:
                 found.add(node)
         return found
 
-    def norms_behind(self, name: str) -> tuple[tuple[Norm, ...], bool]:
-        """The norms that a layer's output goes into, straight or not; none if it goes elsewhere."""
+    def norms_behind(self, name: str) -> tuple[Norm, ...]:
+        """The norms that a layer's output goes into; none if it also goes elsewhere.
+
+        Straight into them, or for batch norms, through sums, concatenations and pools: a shift on
+        the layer's own output would be taken out again there, and often a scale.
+        """
         found: dict[str, Norm] = {}
         straight = True
         layer = self.modules[name]
         if isinstance(layer, EMBEDDINGS):
-            return (), True
+            return ()
         for node in self.calls[name]:
             ends = self.ends(node)
             if ends is None:
-                return (), True
+                return ()
             for norm, direct, moved in ends:
                 module = self.modules[norm]
-                # a norm over the last dimension has its channels there, unless its class is made
-                # for maps and gets the layer's output as it is
-                last = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and (moved or _plain(module))
-                last = last or (isinstance(layer, nn.Linear) and not moved)
-                found[norm] = Norm(norm, -1 if last else 1)
+                found[norm] = Norm(norm, _channel_dim(layer, module, moved=moved))
                 straight = straight and direct and norm_channels(module) == _out(layer)
         # a batch norm takes a channel's scale and shift out; the others mix channels
         batch = isinstance(layer, CONVOLUTIONS) and all(
             isinstance(self.modules[n], _BatchNorm) for n in found
         )
-        if straight or batch:
-            return tuple(found.values()), straight
-        return (), True
+        return tuple(found.values()) if straight or batch else ()
 
     def ends(self, node: fx.Node) -> list[tuple[str, bool, bool]] | None:
         """The norms that a node's output goes into: (name, directly?, with its layout changed?).
@@ -220,8 +208,21 @@ class _Reader:
         return ends or None
 
 
-def _plain(norm: nn.Module) -> bool:
-    return type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+def _channel_dim(layer: nn.Module, norm: nn.Module, *, moved: bool) -> int:
+    """Where a norm behind a layer has its channels, 1 or -1.
+
+    Args:
+        layer: whose output it gets.
+        norm: the normalisation.
+        moved: whether the output's layout is changed on the way.
+
+    """
+    if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
+        # over the last dimension, unless its class is made for maps and gets one as it is
+        plain = type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+        if moved or plain:
+            return -1
+    return -1 if isinstance(layer, nn.Linear) and not moved else 1
 
 
 def _out(layer: nn.Module) -> int:
@@ -240,9 +241,7 @@ def _registered(model: nn.Module) -> Flow:
         if name not in order or not isinstance(norm, NORMS) or isinstance(layer, EMBEDDINGS):
             continue
         if norm_channels(norm) == _out(layer):
-            over_last = isinstance(norm, (nn.LayerNorm, nn.RMSNorm)) and _plain(norm)
-            last = over_last or isinstance(layer, nn.Linear)
-            behind[name] = (Norm(norm_name, -1 if last else 1),)
+            behind[name] = (Norm(norm_name, _channel_dim(layer, norm, moved=False)),)
     convolutions = all(isinstance(m, CONVOLUTIONS) for n, m in leaves if n in order)
     heads = frozenset(order[-1:] if convolutions else [])
-    return Flow(tuple(order), behind, frozenset(), frozenset(), heads)
+    return Flow(tuple(order), behind, pooled=frozenset(), last=heads)

@@ -18,12 +18,12 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def mix(x: Tensor, mixing: Tensor, *, channel_dim: int) -> Tensor:
-    """``mixing x`` along the channels of x.
+def mix(x: Tensor, mixing: Tensor | None, *, channel_dim: int) -> Tensor:
+    """``mixing x`` along the channels of x; x itself without a mixing.
 
     Args:
         x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1.
-        mixing: ``(c, c)``.
+        mixing: ``(c, c)``, or None for the published lock.
         channel_dim: 1 or -1.
 
     Example:
@@ -31,6 +31,8 @@ def mix(x: Tensor, mixing: Tensor, *, channel_dim: int) -> Tensor:
         tensor(12.)
 
     """
+    if mixing is None:
+        return x
     if channel_dim == -1:
         return F.linear(x, mixing)
     return (mixing @ x.flatten(2)).view_as(x) if x.dim() > 2 else F.linear(x, mixing)
@@ -56,5 +58,4 @@ def apply_lock(
     if channel_dim == 1:
         shape = (-1, *[1] * (x.dim() - 2))
         gamma, beta = gamma.view(shape), beta.view(shape)
-    y = torch.addcmul(beta, gamma, x)
-    return y if mixing is None else mix(y, mixing, channel_dim=channel_dim)
+    return mix(torch.addcmul(beta, gamma, x), mixing, channel_dim=channel_dim)

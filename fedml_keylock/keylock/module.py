@@ -143,7 +143,7 @@ class KeyLock(Private, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Lock a layer's output; the shape stays."""
         if self.fused:  # the holder has applied gamma and beta as its own weight and bias
-            return x if self.mixing is None else mix(x, self.mixing, channel_dim=self.channel_dim)
+            return mix(x, self.mixing, channel_dim=self.channel_dim)
         if self.normalise == "batch":
             # one fused call, with gamma and beta in the place of an affine norm's own
             x = F.batch_norm(
@@ -154,10 +154,10 @@ class KeyLock(Private, nn.Module):
                 self.shift(),
                 training=self.training,
             )
-            return x if self.mixing is None else mix(x, self.mixing, channel_dim=1)
+            return mix(x, self.mixing, channel_dim=1)
         if self.normalise == "layer":
             x = F.layer_norm(x, (self.channels,), self.scale(), self.shift())
-            return x if self.mixing is None else mix(x, self.mixing, channel_dim=-1)
+            return mix(x, self.mixing, channel_dim=-1)
         return apply_lock(x, self.scale(), self.shift(), self.mixing, channel_dim=self.channel_dim)
 
     def set_published(self, weights: Mapping[str, Tensor], key: Tensor | None = None) -> None:

@@ -53,8 +53,6 @@ class RevealedLock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
         if self.fused:
-            if self.mixing is None:
-                return x
             return mix(x, self.mixing, channel_dim=self.channel_dim)
         if self.normalise == "batch":
             x = F.batch_norm(x, None, None, training=True)

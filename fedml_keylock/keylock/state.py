@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import LockError, VaultError
 from .locked import public_parameter
-from .module import KeyLock
+from .module import KeyLock, locks
 from .validate import STATISTICS
 
 __all__ = [
     "keep_private",
     "load_private_state_dict",
+    "lock_tensors",
     "private_state_dict",
     "show_public",
 ]
@@ -72,17 +73,31 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for name, holder in model.named_modules():
-        lock = holder._modules.get("keylock")
-        if isinstance(lock, KeyLock):
-            prefix = f"{name}." if name else ""
-            tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_parameters()}
-            tensors |= {f"{prefix}keylock.{n}": t for n, t in lock.named_buffers()}
-            tensors |= {f"{prefix}{n}": holder._buffers[n] for n in _hidden_statistics(holder)}
+    tensors: dict[str, Tensor] = lock_tensors(model)
     if not tensors:
         raise LockError("the model is not locked")
+    for name, holder, _ in locks(model):
+        prefix = f"{name}." if name else ""
+        for own in _hidden_statistics(holder):
+            tensor = holder._buffers[own]
+            assert tensor is not None
+            tensors[f"{prefix}{own}"] = tensor
     return tensors
+
+
+def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's locks themselves, by their names in the model; not copies.
+
+    Example:
+        >>> lock_tensors(nn.Conv2d(1, 6, 3))
+        {}
+
+    """
+    return {
+        f"{name}.keylock.{own}" if name else f"keylock.{own}": tensor
+        for name, _, lock in locks(model)
+        for own, tensor in (*lock.named_parameters(), *lock.named_buffers())
+    }
 
 
 def _hidden_statistics(holder: nn.Module) -> list[str]:

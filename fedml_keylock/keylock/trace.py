@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from .kinds import PARAMETRIC
 
-__all__ = ["Tracer", "traced", "untouched"]
+__all__ = ["Tracer", "optional_arguments", "traced", "untouched"]
 
 
 class Tracer(fx.Tracer):
@@ -44,25 +44,40 @@ class Tracer(fx.Tracer):
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
-def traced(model: nn.Module) -> fx.Graph | None:
-    """The graph of a model in training; None where it cannot be traced.
+def optional_arguments(model: nn.Module) -> dict[str, Any]:
+    """What a model's forward may be given, with the values that it takes otherwise.
+
+    Example:
+        >>> optional_arguments(nn.ConvTranspose2d(1, 1, 3))
+        {'output_size': None}
+
+    """
+    parameters = inspect.signature(model.forward).parameters
+    return {
+        name: parameter.default
+        for name, parameter in parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def traced(model: nn.Module, *, training: bool = True) -> fx.Graph | None:
+    """The graph of a model, given nothing that is optional; None where it cannot be traced.
+
+    Args:
+        model: it is not changed.
+        training: in which mode; an auxiliary head runs in training only.
 
     Example:
         >>> len(traced(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())).nodes)
         4
 
     """
-    concrete = {}
-    for name, parameter in inspect.signature(model.forward).parameters.items():
-        if parameter.default is not inspect.Parameter.empty:
-            concrete[name] = parameter.default
+    given = optional_arguments(model)
     with untouched(model):
-        model.train()  # an auxiliary head runs in training only
+        model.train(training)
         try:
-            return Tracer().trace(model, concrete)
-        except (
-            Exception
-        ):  # anything may go wrong in a foreign forward; the order of registration stays
+            return Tracer().trace(model, given)
+        except Exception:  # a foreign forward may fail in any way; then nothing is known
             return None
 
 

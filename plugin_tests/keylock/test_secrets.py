@@ -270,7 +270,8 @@ def test_a_wide_mixing_hides_every_channel_behind_every_other(size):
     assert torch.allclose(matrix @ matrix.T, torch.eye(size), atol=1e-5)
     # a sparse one would leave channels alone, or among a few: here all weigh alike
     assert (matrix.abs() > 1e-6).float().mean() > 0.999
-    assert matrix.square().amax() < 30 / size
+    # of so many normal entries the largest square is about 27 / size; above 45 once in 1e5 draws
+    assert matrix.square().amax() < 45 / size
     assert 0.9 < float(matrix.std() * size**0.5) < 1.1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from ..flow import SHAPES
 from ..kinds import CONVOLUTIONS, NORMS
-from ..trace import Tracer, untouched
+from ..trace import optional_arguments, traced
 
 __all__ = ["Feeds", "feeds_of", "is_plain"]
 
@@ -189,21 +188,10 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
         True
 
     """
-    parameters = inspect.signature(model.forward).parameters
-    optional = {
-        name: p.default
-        for name, p in parameters.items()
-        if p.default is not inspect.Parameter.empty
-    }
-    graphs = []
-    for training in (True, False):
-        with untouched(model):
-            model.train(training)
-            try:
-                graphs.append(Tracer().trace(model, optional))
-            except Exception:  # anything may go wrong in a foreign forward; then nothing is known
-                graphs = []
-                break
+    found = [traced(model, training=training) for training in (True, False)]
+    graphs = [graph for graph in found if graph is not None]
+    if len(graphs) < len(found):
+        graphs = []  # half of it proves nothing
     owned = [p for module in model.modules() for p in module.parameters(recurse=False)]
     count = Counter(map(id, owned))
     own = dict(model.named_parameters(remove_duplicate=False))
@@ -211,7 +199,7 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
     only_looked = [all(user.target in SHAPES for user in node.users) for node in nodes]
     return Feeds(
         tuple(graphs),
-        certain=not optional,
+        certain=not optional_arguments(model),
         modules=dict(model.named_modules(remove_duplicate=False)),
         measured=measured or {},
         shared=tuple(p for p in owned if count[id(p)] > 1),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..kinds import CONVOLUTIONS
+from ..locked import public_parameter
 
 __all__ = [
     "ChannelMap",
@@ -93,7 +94,7 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
         tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
 
     """
-    old = _parameter(layer, "weight")
+    old = public_parameter(layer, "weight")
     assert old is not None
     weight = old.detach().cpu().double()
     groups = getattr(layer, "groups", 1)
@@ -107,7 +108,7 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
         weight = change.weight.double().view(-1, *[1] * (weight.dim() - 1)) * weight
     if transposed:
         weight = _turned(weight, groups)
-    own = _parameter(layer, "bias")
+    own = public_parameter(layer, "bias")
     bias = change.bias
     if own is not None:
         moved = own.detach().cpu().double()
@@ -136,7 +137,7 @@ def set_affine(norm: nn.Module, gamma: Tensor, beta: Tensor | None, like: Tensor
     """
     for name, value in (("weight", gamma), ("bias", beta)):
         if value is not None:
-            old = _parameter(norm, name)
+            old = public_parameter(norm, name)
             setattr(norm, name, _like(value, like if old is None else old, trained=old is None))
     for flag in ("affine", "elementwise_affine"):
         if hasattr(norm, flag):
@@ -159,7 +160,7 @@ def pass_through(norm: _BatchNorm, shift: Tensor) -> None:
     assert mean is not None
     assert variance is not None
     with torch.no_grad():
-        weight, bias = _parameter(norm, "weight"), _parameter(norm, "bias")
+        weight, bias = public_parameter(norm, "weight"), public_parameter(norm, "bias")
         variance.fill_(1 - norm.eps if weight is None else 1)
         mean.copy_(-shift if bias is None else torch.zeros_like(shift))
         if weight is not None:
@@ -240,10 +241,6 @@ def _turned(weight: Tensor, groups: int) -> Tensor:
     """
     each = weight.view(groups, -1, *weight.shape[1:])
     return each.transpose(1, 2).flatten(0, 1)
-
-
-def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    return module._parameters.get(name)
 
 
 def _like(value: Tensor, old: Tensor, *, trained: bool = False) -> nn.Parameter:

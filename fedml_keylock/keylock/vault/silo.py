@@ -14,7 +14,7 @@ from .cipher import Cipher
 from .disk import claim, make_folder, remove_leftovers
 from .file import Stored, write_state
 
-__all__ = ["Vault", "claim_silo", "files_of", "history_of", "silos_in"]
+__all__ = ["Vault", "claim_silo", "files_of", "history_of", "silo_path", "silos_in"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Vault:
     @property
     def path(self) -> Path:
         """The silo's file."""
-        return self.folder / f"silo-{self.silo}.safetensors"
+        return silo_path(self.folder, self.silo)
 
     def history_path(self, round_index: int) -> Path:
         """Where the private state that a round began with is kept, when it is."""
@@ -151,6 +151,17 @@ def claim_silo(folder: Path, silo: int) -> None:
         remove_leftovers(folder / f"silo-{silo}", "*")
 
 
+def silo_path(folder: Path, silo: int) -> Path:
+    """The file with a silo's current private state.
+
+    Example:
+        >>> silo_path(Path("vault"), 2).name
+        'silo-2.safetensors'
+
+    """
+    return folder / f"silo-{silo}.safetensors"
+
+
 def silos_in(folder: Path) -> list[int]:
     """The silos that have files in a folder.
 
@@ -190,7 +201,7 @@ def files_of(folder: Path, silo: int) -> list[Path]:
         []
 
     """
-    current = folder / f"silo-{silo}.safetensors"
+    current = silo_path(folder, silo)
     aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
     there = [current] if current.exists() or current.is_symlink() else []
     return [*history_of(folder, silo), *aside, *there]
