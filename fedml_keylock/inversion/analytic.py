@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import AttackError
 from ..types import ClientUpdate, Reconstruction
+from .engine.observe import Observation, observe
 from .knowledge import Knowledge
 from .labels import head_gradients, label_of_one
-from .observe import Observation, observe
 
 __all__ = ["AnalyticAttack", "embedding_tokens", "linear_input"]
 

@@ -2,17 +2,104 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError
+from .transform import Transform
 
-__all__ = ["LEVELS", "Knowledge", "Secrets"]
+if TYPE_CHECKING:
+    from ..types import ClientUpdate, Reconstruction
 
-LEVELS = ("oblivious", "adaptive", "statistics", "oracle")
+__all__ = [
+    "GRANTS",
+    "LEVELS",
+    "Attack",
+    "Knowledge",
+    "LocalTraining",
+    "PublicData",
+    "Secrets",
+    "check_level",
+]
+
+GRANTS: Mapping[str, frozenset[str]] = {
+    "oblivious": frozenset(),
+    "adaptive": frozenset({"kind"}),
+    "statistics": frozenset({"kind", "statistics"}),
+    "insider": frozenset({"kind", "peer"}),
+    "temporal": frozenset({"kind", "rounds"}),
+    "simulating": frozenset({"kind", "public data"}),
+    "oracle": frozenset({"private state"}),
+}
+"""Level of knowledge to what it grants: the lock's ``kind``, ``statistics`` of normalisation
+layers, a colluding ``peer``'s private state, ``rounds`` to pool, ``public data`` of the same kind,
+or the silo's own ``private state``."""
+
+LEVELS = tuple(GRANTS)
+
+
+class Attack(Protocol):
+    """What every attack is, whoever wrote it.
+
+    Attributes:
+        name: what a report calls it.
+        needs: of what ``GRANTS`` grants, what it cannot do without.
+        uses: what it can make use of, ``needs`` among it. It refuses to run at a level that grants
+            more: the result would not be that level's.
+
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102  # said above
+
+    @property
+    def needs(self) -> frozenset[str]: ...  # noqa: D102
+
+    @property
+    def uses(self) -> frozenset[str]: ...  # noqa: D102
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstruction:
+        """Reconstruct what is behind each update."""
+
+
+def check_level(attack: Attack, level: str) -> None:
+    """Refuse a level of knowledge that an attack cannot run at, by name.
+
+    Raises:
+        AttackError: the level grants less than the attack needs, or more than it can use.
+
+    Example:
+        >>> from fedml_keylock.inversion import dlg
+        >>> check_level(dlg(), "temporal")
+        Traceback (most recent call last):
+        fedml_keylock.errors.AttackError: dlg has no use for the rounds of level 'temporal'...
+
+    """
+    missing = sorted(attack.needs - GRANTS[level])
+    fitting = [name for name, grant in GRANTS.items() if attack.needs <= grant <= attack.uses]
+    runs = f"it runs at: {', '.join(fitting)}"
+    if missing:
+        raise AttackError(
+            f"{attack.name} needs {' and '.join(missing)}, which level {level!r} does not grant; "
+            f"{runs}"
+        )
+    idle = sorted(GRANTS[level] - attack.uses)
+    if idle:
+        raise AttackError(
+            f"{attack.name} has no use for the {' and '.join(idle)} of level {level!r}; {runs}"
+        )
 
 
 @dataclass(frozen=True)
@@ -21,16 +108,19 @@ class Secrets:
 
     Attributes:
         names: their names in the attacker's ``model.named_parameters()``.
-        draw: for ``adaptive`` and ``statistics``: ``draw(count, generator)`` returns name to
-            starts, each ``(count, *shape)``, one a candidate, to be optimised with the image.
+        draw: for every level that optimises them: ``draw(count, generator)`` returns name to
+            starts, each ``(count, *shape)``, one a candidate, drawn as a new silo's are.
         given: for ``oracle``: name to values, each ``(u, *shape)``, one an update. Held fixed.
+        peers: for ``insider``: name to the private state of p colluding silos, each
+            ``(p, *shape)``: an update's first p restarts start there, the others a quarter of the
+            way from there to a draw.
 
-    With neither, the values in the attacker's model stand and are held fixed: an ``oblivious``
-    attacker who only knows that the lock exists.
+    With nothing but names, the values in the attacker's model stand and are held fixed: an
+    ``oblivious`` attacker who only knows that the lock exists.
 
     Raises:
-        ConfigError: no names, a name twice, both ``draw`` and ``given``, or names that ``given``
-            does not hold.
+        ConfigError: no names, a name twice, both ``draw`` and ``given``, or names that ``given`` or
+            ``peers`` do not hold.
 
     Example:
         >>> import torch
@@ -43,15 +133,99 @@ class Secrets:
     names: tuple[str, ...]
     draw: Callable[[int, torch.Generator], dict[str, Tensor]] | None = None
     given: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    peers: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) != len(self.names):
             raise ConfigError("Secrets.names must name at least one parameter, each once")
         if self.draw is not None and self.given is not None:
             raise ConfigError("Secrets takes draw (adaptive) or given (oracle), not both")
-        if self.given is not None and set(self.given) != set(self.names):
-            odd = ", ".join(sorted(set(self.given) ^ set(self.names)))
-            raise ConfigError(f"Secrets.given and Secrets.names differ in: {odd}")
+        for what in ("given", "peers"):
+            held = getattr(self, what)
+            if held is not None and set(held) != set(self.names):
+                odd = ", ".join(sorted(set(held) ^ set(self.names)))
+                raise ConfigError(f"Secrets.{what} and Secrets.names differ in: {odd}")
+
+
+@dataclass(frozen=True)
+class PublicData:
+    """Data of the same kind as the silos', which anybody may have.
+
+    Attributes:
+        images: ``(m, *input_shape)``, within the bounds.
+        labels: ``(m,)`` integers.
+
+    Raises:
+        ConfigError: shapes or types do not fit one another.
+
+    Example:
+        >>> PublicData(torch.zeros(5, 1, 8, 8), torch.arange(5)).labels.shape
+        torch.Size([5])
+
+    """
+
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0 or self.labels.shape != self.images.shape[:1]:
+            raise ConfigError(
+                f"public data are images and a label for each, not {tuple(self.images.shape)} and "
+                f"{tuple(self.labels.shape)}"
+            )
+        if self.labels.is_floating_point() or not self.images.is_floating_point():
+            raise ConfigError("public data are floating-point images with integer labels")
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a silo trained between what it got and what it sent: SGD with mean cross entropy.
+
+    The learning rate is the update's own. What is private is held fixed meanwhile.
+
+    Attributes:
+        batch_size: images a step; the last of an epoch may have fewer.
+        epochs: how often the silo went through its images.
+        momentum: of ``torch.optim.SGD``, from a buffer that is empty at the round's start.
+        nesterov: likewise.
+        weight_decay: likewise.
+        order: ``fixed``: the same batches in every epoch, as FedML's own loaders have them.
+            ``searched``: shuffled, and not known: every restart draws an order of its own, so that
+            the lowest cost chooses among them. Or ``(u, epochs, n)`` integers, the known places of
+            the images, by epoch.
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+
+    Example:
+        >>> LocalTraining(batch_size=4, epochs=2).steps(10)
+        6
+
+    """
+
+    batch_size: int
+    epochs: int = 1
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    order: Literal["fixed", "searched"] | Tensor = "fixed"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be at least 0 and below 1, not {self.momentum}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ConfigError(f"weight_decay must be a number from 0 on, not {self.weight_decay}")
+        if self.nesterov and not self.momentum:
+            raise ConfigError("nesterov needs a momentum above 0")
+        if isinstance(self.order, str) and self.order not in ("fixed", "searched"):
+            raise ConfigError(f"order is 'fixed', 'searched' or a tensor, not {self.order!r}")
+
+    def steps(self, images: int) -> int:
+        """Steps of a round on that many images."""
+        return self.epochs * -(-images // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -59,10 +233,13 @@ class Knowledge:
     """The attacker, declared. An attack uses nothing beyond this, the update and the model.
 
     Attributes:
-        level: one of ``LEVELS``. ``oblivious`` ignores the defense, ``adaptive`` knows its kind and
-            optimises what is private together with the image, ``statistics`` does so and sees the
-            statistics of normalisation layers, ``oracle`` is given what is private.
-        input_shape: ``(c, h, w)`` of one image.
+        level: one of ``LEVELS``. ``oblivious`` ignores the defense. ``adaptive`` knows its kind and
+            optimises what is private together with the image; ``statistics`` does so and sees the
+            statistics of normalisation layers; ``insider`` does so from the private state of a
+            colluding silo; ``temporal`` does so for all updates of a silo under one private state.
+            ``simulating`` trains on public data and simulated locks. ``oracle`` is given what is
+            private.
+        input_shape: of one image, ``(c, h, w)``, or of one row of a table, ``(features,)``.
         classes: how many classes the model tells apart.
         batch: images in each update, n.
         labels: ``(u, n)`` integer labels if they are known; otherwise the attack finds them.
@@ -71,9 +248,14 @@ class Knowledge:
         statistics: for ``statistics``, and for ``oracle`` if it wants them: name of a BatchNorm
             module of the attacker's model to mean and variance of its input, each ``(u, c)``, one
             an update: the running statistics, where they are public.
+        public: for ``simulating``.
+        training: how the silo trained; None for one plain SGD step on all n images.
+        norms: the silo's normalisation layers were in ``train`` mode, by batch statistics, or in
+            ``eval`` mode, by the running statistics that the server had sent.
+        transforms: what the silo did to its gradient before it sent it, in this order.
 
     Raises:
-        AttackError: the level does not fit the secrets or the statistics.
+        AttackError: the level does not fit the secrets, the statistics or the data.
         ConfigError: a field has a value that is not allowed.
 
     Example:
@@ -83,28 +265,37 @@ class Knowledge:
     """
 
     level: str
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     classes: int
     batch: int = 1
     labels: Tensor | None = field(default=None, repr=False)
     bounds: tuple[float, float] = (0.0, 1.0)
     secrets: Secrets | None = None
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
+    public: PublicData | None = field(default=None, repr=False)
+    training: LocalTraining | None = None
+    norms: Literal["train", "eval"] = "train"
+    transforms: tuple[Transform, ...] = ()
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ConfigError(f"knowledge level {self.level!r} is none of {', '.join(LEVELS)}")
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
-            raise ConfigError(f"input_shape must be (c, h, w), not {tuple(self.input_shape)}")
+        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
+            raise ConfigError(
+                f"input_shape must be (c, h, w) or (features,), not {tuple(self.input_shape)}"
+            )
         if self.classes < 2:
             raise ConfigError(f"classes must be at least 2, not {self.classes}")
         if self.batch < 1:
             raise ConfigError(f"batch must be at least 1, not {self.batch}")
         if not self.bounds[0] < self.bounds[1]:
             raise ConfigError(f"bounds must be (low, high) with low < high, not {self.bounds}")
+        if self.norms not in ("train", "eval"):
+            raise ConfigError(f"norms are in 'train' or 'eval' mode, not {self.norms!r}")
         self._check_labels()
         self._check_secrets()
         self._check_statistics()
+        self._check_public()
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -126,8 +317,11 @@ class Knowledge:
     def _check_secrets(self) -> None:
         secrets = self.secrets
         if secrets is None:
+            if self.level == "insider":
+                raise AttackError("an insider has a peer's private state: Knowledge needs secrets")
             return
-        if self.level in ("adaptive", "statistics") and secrets.draw is None:
+        grants = GRANTS[self.level]
+        if "kind" in grants and secrets.draw is None:
             raise AttackError(
                 f"an attacker who is {self.level!r} optimises the secrets: Secrets needs draw"
             )
@@ -137,6 +331,8 @@ class Knowledge:
             raise AttackError(
                 "an oblivious attacker knows no secrets: leave out Secrets.draw and Secrets.given"
             )
+        if ("peer" in grants) != (secrets.peers is not None):
+            raise AttackError("Secrets.peers is for level 'insider', which needs it")
 
     def _check_statistics(self) -> None:
         if self.level == "statistics" and not self.statistics:
@@ -148,3 +344,16 @@ class Knowledge:
             raise AttackError(
                 f"an {self.level} attacker sees no statistics: the level for it is 'statistics'"
             )
+        if self.statistics is not None and self.training is not None:
+            raise AttackError("statistics are of one batch: they do not go with Knowledge.training")
+
+    def _check_public(self) -> None:
+        if (self.level == "simulating") != (self.public is not None):
+            raise AttackError("Knowledge.public is for level 'simulating', which needs it")
+        if self.public is None:
+            return
+        shape = tuple(self.public.images.shape[1:])
+        if shape != tuple(self.input_shape):
+            raise AttackError(f"public images are {shape}, the silos' {tuple(self.input_shape)}")
+        if not 0 <= int(self.public.labels.min()) <= int(self.public.labels.max()) < self.classes:
+            raise AttackError(f"public labels must lie in 0 to {self.classes - 1}")

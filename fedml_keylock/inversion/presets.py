@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .attack import GradientInversion
+from .parametrisation import Pixels
 
 __all__ = ["dlg", "gradinversion", "idlg", "inverting_gradients"]
 
@@ -35,6 +36,7 @@ def dlg(**overrides: Any) -> GradientInversion:
             "steps": 300,
             "inner": 20,
             "learning_rate": 1.0,
+            "parametrisation": Pixels("standard"),
             "labels": "optimise",
         },
         overrides,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .statistics import Statistics
+from .engine.statistics import Statistics
 
 __all__ = [
     "Prior",

@@ -167,7 +167,6 @@ def test_knowledge_that_does_not_fit_the_model_is_refused(update, lenet):
         (replace(KNOWN, classes=7), "no linear layer with 7"),
         (replace(KNOWN, classes=7, labels=torch.tensor([[1]])), r"the model gives \(1, 10\)"),
         (replace(KNOWN, labels=torch.tensor([[1], [2]])), "1 updates but labels for 2"),
-        (replace(KNOWN, batch=2), "batch of 2 cannot be recovered"),
         (replace(KNOWN, secrets=Secrets(("lock1.gamma",))), "has no parameter lock1.gamma"),
         (replace(KNOWN, secrets=Secrets(("head.bias",))), "it is not secret"),
     ]:

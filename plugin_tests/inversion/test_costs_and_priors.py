@@ -19,7 +19,7 @@ from fedml_keylock.inversion import (
     weigh_layers,
 )
 from fedml_keylock.inversion.cost import COSTS, cosine, l1, squared_l2, wasserstein
-from fedml_keylock.inversion.objective import Layout, Objective
+from fedml_keylock.inversion.engine.objective import Layout, Objective
 from fedml_keylock.inversion.prior import Prior
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,7 +164,9 @@ def test_the_objective_with_every_prior_is_what_a_loop_computes(states, cost):
     prior = Prior(0.1, 0.2, 0.3, 0.4)
     layout = Layout({"images": (2, 1, 8, 8)})
     objective = Objective(
-        model=model, layout=layout, state=state, public=public, fixed={}, given={}, labels=labels,
+        model=model, layout=layout, state=state, public=public, fixed={}, labels=labels,
+        knowledge=Knowledge("oblivious", input_shape=(1, 8, 8), classes=5, batch=2),
+        rates=torch.ones(3),
         targets=targets, weights=torch.ones(3, len(targets)), cost=cost, prior=prior,
         update=update, statistics=given,
     )  # fmt: skip

@@ -7,14 +7,15 @@ from torch import nn
 from fedml_keylock.evaluation.metrics import psnr, ssim_aligned
 from fedml_keylock.inversion import (
     Knowledge,
+    Pixels,
     Secrets,
     dlg,
     gradinversion,
     idlg,
     inverting_gradients,
 )
-from fedml_keylock.inversion.objective import Layout
-from fedml_keylock.inversion.search import search
+from fedml_keylock.inversion.engine.objective import Layout
+from fedml_keylock.inversion.engine.search import search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(3, 32, 32), classes=10)
@@ -35,7 +36,7 @@ def updates(photos, lenet, make_update):
 
 
 def test_dlg_reads_photos_off_an_undefended_lenet(updates, photos, lenet):
-    attack = dlg(steps=60, restarts=3, start="uniform", enough=1e-6)
+    attack = dlg(steps=60, restarts=3, parametrisation=Pixels("uniform"), enough=1e-6)
     found = run(attack, updates[:3], lenet())
     scores = psnr(found.images[:, 0], photos[:3])
     assert (scores > 20).sum() >= 2, scores
@@ -157,7 +158,7 @@ def test_candidates_that_diverge_are_counted_and_stay_finite(make_update, attack
 @pytest.mark.parametrize(
     "attack",
     [
-        idlg(steps=1, inner=8, restarts=8, start="uniform"),
+        idlg(steps=1, inner=8, restarts=8, parametrisation=Pixels("uniform")),
         inverting_gradients(steps=8, restarts=8),
         gradinversion(steps=8, restarts=8),
     ],
@@ -179,6 +180,8 @@ class GoesWrong:
     """Stands in for an objective: row 1 is the better one until it is NaN, at the third call."""
 
     layout = Layout({"images": (1, 1, 1, 2)})
+    knowledge = Knowledge("oblivious", input_shape=(1, 1, 2), classes=2)
+    leader = None
 
     def __init__(self, names=(0, 1)):
         self.names, self.calls = torch.as_tensor(names), 0
@@ -198,7 +201,7 @@ class GoesWrong:
 @pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
 def test_a_restart_that_was_good_before_it_diverged_is_dropped(steps, optimizer):
     attack = inverting_gradients(steps=steps, optimizer=optimizer)
-    found = search(attack, GoesWrong(), torch.full((2, 2), 0.5), (0.0, 1.0), lambda done: None)
+    found = search(attack, GoesWrong(), torch.full((2, 2), 0.5), lambda done: None)
     assert found.diverged.tolist() == [False, True]
     assert 0 < found.costs[0] <= 0.5
     assert found.costs[1] == float("inf")

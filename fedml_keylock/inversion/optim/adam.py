@@ -69,3 +69,15 @@ class BatchedAdam:
         """Go on with these rows only."""
         self._mean, self._square = self._mean[rows], self._square[rows]
         self.stopped = self.stopped[rows]
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it remembers."""
+        count = torch.tensor(self._count)
+        moments = {"mean": self._mean, "square": self._square}
+        return {"count": count, "stopped": self.stopped, **moments}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self._count = int(state["count"])
+        self._mean, self._square = state["mean"], state["square"]
+        self.stopped = state["stopped"]

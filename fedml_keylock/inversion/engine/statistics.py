@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import AttackError
+from ...errors import AttackError
 
 __all__ = ["Statistics", "batch_statistics", "given_statistics"]
 

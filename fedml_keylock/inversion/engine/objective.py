@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from ..errors import AttackError
+from ...errors import AttackError
+from ..knowledge import Knowledge
+from ..parametrisation import Parametrisation, Pixels
+from ..prior import Prior
 from .exact import ScaleAfterNorm, scales_in_norm
-from .knowledge import Knowledge
-from .prior import Prior
+from .replay import replay
 from .statistics import Statistics, batch_statistics
 
 __all__ = ["Layout", "Objective", "probe"]
@@ -65,8 +67,10 @@ class Objective:
 
     Attributes:
         model: a functional module.
-        layout: what is optimised: ``images`` ``(n, c, h, w)``, perhaps ``labels`` ``(n, classes)``
-            as logits, and the secrets by name.
+        knowledge: the attacker's; the objective is what it says that the silo did.
+        parametrisation: how unknowns become images.
+        layout: what is optimised: the parametrisation's unknowns, perhaps ``labels``
+            ``(n, classes)`` as logits, and the secrets by name.
         state: ``(b,)`` row of each candidate in ``public`` and ``fixed``.
         public: what gradients are taken for, name to ``(g, *shape)``.
         fixed: other shared state, name to ``(g, *shape)``.
@@ -76,52 +80,100 @@ class Objective:
         weights: ``(b, layers)`` weights of the targets.
         cost: see ``cost.py``.
         prior: see ``prior.py``.
-        update: ``(b,)`` the update that each candidate explains, or None where no prior asks.
+        update: ``(b,)`` the update that each candidate explains.
+        rates: ``(b,)`` the silo's learning rate.
+        order: ``(b, epochs, n)`` places of the images in local training, or None.
         statistics: of BatchNorm inputs, as far as they are known: name to two ``(b, c)``.
+        leader: ``(b,)`` the candidate whose secrets this one has too, or None: its own.
 
     """
 
     model: nn.Module
+    knowledge: Knowledge
     layout: Layout
     state: Tensor
     public: dict[str, Tensor]
     fixed: dict[str, Tensor]
-    given: dict[str, Tensor]
-    labels: Tensor | None
     targets: dict[str, Tensor]
     weights: Tensor
     cost: Cost
+    update: Tensor
+    rates: Tensor
+    parametrisation: Parametrisation = field(default_factory=Pixels)
+    given: dict[str, Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
     prior: Prior = field(default_factory=Prior)
-    update: Tensor | None = None
+    order: Tensor | None = None
     statistics: Statistics = field(default_factory=dict)
+    leader: Tensor | None = None
 
     def select(self, rows: Tensor) -> Objective:
-        """The same for some of the candidates."""
+        """The same for some of the candidates; with whoever follows goes his leader."""
+
+        def some(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        leader = some(self.leader)
+        if leader is not None:
+            place = torch.full_like(self.state, -1)
+            place[rows] = torch.arange(len(rows), device=rows.device)
+            leader = place[leader]
         return replace(
             self,
             state=self.state[rows],
             given={name: value[rows] for name, value in self.given.items()},
-            labels=None if self.labels is None else self.labels[rows],
+            labels=some(self.labels),
             targets={name: value[rows] for name, value in self.targets.items()},
             weights=self.weights[rows],
-            update=None if self.update is None else self.update[rows],
+            update=self.update[rows],
+            rates=self.rates[rows],
+            order=some(self.order),
             statistics={n: (m[rows], v[rows]) for n, (m, v) in self.statistics.items()},
+            leader=leader,
         )
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(b, d)`` candidates -> ``(b,)`` costs and the ``(b, d)`` gradient of cost and prior."""
         rows = rows.detach().requires_grad_()
-        parts = self.layout.split(rows)
-        images = parts.pop("images")
-        labels = parts.pop("labels").softmax(-1) if self.labels is None else self.labels
-        gradients, found = self._gradients(images, labels, {**parts, **self.given})
-        cost = self.cost(gradients, list(self.targets.values()), self.weights)
-        update = torch.arange(len(rows), device=rows.device) if self.update is None else self.update
-        objective = (cost + self.prior(images, update, found, self.statistics)).sum()
+        cost, objective = self._evaluate(rows)
         # the outer derivative runs outside of vmap, on the batched tensors themselves: a quarter to
         # a third faster than vmap over both derivatives, and the rows are independent either way
-        (gradient,) = torch.autograd.grad(objective, rows)
+        (gradient,) = torch.autograd.grad(objective.sum(), rows)
         return cost.detach(), gradient
+
+    def value(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, d)`` candidates -> ``(b,)`` costs, and ``(b,)`` of cost and prior, both alone."""
+        with torch.no_grad():
+            return self._evaluate(rows)
+
+    def images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """``(b, d)`` candidates -> ``(b, n, *input_shape)`` images and ``(b, n)`` labels."""
+        with torch.no_grad():
+            images, labels, _ = self._decode(rows)
+        return images, labels if labels.dim() == 2 else labels.argmax(-1)
+
+    def _decode(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Images, labels ``(b, n)`` or as probabilities ``(b, n, classes)``, and secrets."""
+        parts = self.layout.split(rows)
+        images, logits = self.parametrisation.decode(parts, self.knowledge)
+        labels = self.labels
+        if labels is None:
+            labels = (parts["labels"] if logits is None else logits).softmax(-1)
+        secrets = self.knowledge.secrets
+        names = secrets.names if secrets is not None and secrets.draw is not None else ()
+        private = {name: parts[name] for name in names}
+        if self.leader is not None:
+            private = {name: value[self.leader] for name, value in private.items()}
+        return images, labels, private
+
+    def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels, private = self._decode(rows)
+        gradients, found = self._gradients(images, labels, {**private, **self.given})
+        targets = list(self.targets.values())
+        for transform in self.knowledge.transforms:
+            gradients = transform.replay(gradients, targets)
+        cost = self.cost(gradients, targets, self.weights)
+        return cost, cost + self.prior(images, self.update, found, self.statistics)
 
     @cached_property
     def _exact(self) -> Callable[[], AbstractContextManager[Any]]:
@@ -141,36 +193,70 @@ class Objective:
             shared = 0
             public = {name: value[self.state] for name, value in public.items()}
             fixed = {name: value[self.state] for name, value in fixed.items()}
-
-        def loss(
-            public: dict[str, Tensor],
-            fixed: dict[str, Tensor],
-            private: dict[str, Tensor],
-            images: Tensor,
-            labels: Tensor,
-        ) -> tuple[Tensor, Statistics]:
-            with self._exact(), batch_statistics(self.model, self.statistics) as found:
-                logits = functional_call(self.model, {**public, **fixed, **private}, (images,))
-            return cross_entropy(logits, labels), found
-
+        send, ordered = self._send, None if self.order is None else 0
         gradients: dict[str, Tensor]
-        gradients, found = vmap(grad(loss, has_aux=True), in_dims=(shared, shared, 0, 0, 0))(
-            public, fixed, private, images, labels
+        gradients, found = vmap(send, in_dims=(shared, shared, 0, 0, 0, ordered, 0))(
+            public, fixed, private, images, labels, self.order, self.rates
         )
         return [gradients[name] for name in self.targets], found
 
+    def _send(
+        self,
+        public: dict[str, Tensor],
+        fixed: dict[str, Tensor],
+        private: dict[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        order: Tensor | None,
+        learning_rate: Tensor,
+    ) -> tuple[dict[str, Tensor], Statistics]:
+        """One candidate's gradient and statistics; or what its local training comes to."""
 
-def probe(objective: Objective, knowledge: Knowledge) -> None:
+        def loss(
+            weights: dict[str, Tensor], images: Tensor, labels: Tensor
+        ) -> tuple[Tensor, Statistics]:
+            with self._exact(), batch_statistics(self.model, self.statistics) as found:
+                logits = functional_call(self.model, {**weights, **fixed, **private}, (images,))
+            return cross_entropy(logits, labels), found
+
+        if order is None or self.knowledge.training is None:
+            made, found = grad(loss, has_aux=True)(public, images, labels)
+            return made, found
+        made = replay(
+            lambda weights, images, labels: grad(loss, has_aux=True)(weights, images, labels)[0],
+            public,
+            images,
+            labels,
+            training=self.knowledge.training,
+            order=order,
+            learning_rate=learning_rate,
+        )
+        return made, {}
+
+
+def probe(objective: Objective) -> int:
     """Run the model once, so that what does not fit it is said in the attack's own words.
+
+    Returns:
+        How many numbers its layers hold for one candidate, about.
 
     Raises:
         AttackError: it takes no such images, gives no such logits, or does not run a layer whose
             statistics are known.
 
     """
+    knowledge = objective.knowledge
     like = next(iter(objective.public.values()))
     state = {name: value[0] for name, value in {**objective.public, **objective.fixed}.items()}
     images = like.new_zeros(knowledge.batch, *knowledge.input_shape)
+    held = 0
+
+    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal held
+        held += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in objective.model.modules() if not any(module.children())]
+    handles = [module.register_forward_hook(count) for module in leaves]
     try:
         with torch.no_grad(), batch_statistics(objective.model, objective.statistics) as found:
             logits = functional_call(objective.model, state, (images,))
@@ -179,6 +265,9 @@ def probe(objective: Objective, knowledge: Knowledge) -> None:
         raise AttackError(
             f"the model does not take images of shape {tuple(images.shape)}: {reason}"
         ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
     expected = (knowledge.batch, knowledge.classes)
     if not isinstance(logits, Tensor) or logits.shape != expected:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -186,3 +275,4 @@ def probe(objective: Objective, knowledge: Knowledge) -> None:
     idle = sorted(set(objective.statistics) - set(found))
     if idle:
         raise AttackError(f"the model does not run {', '.join(idle)}: it has no statistics")
+    return held

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttackError
-from ..types import ClientUpdate
-from .knowledge import Knowledge
+from ...errors import AttackError
+from ...types import ClientUpdate
+from ..knowledge import Knowledge
 
 __all__ = ["Observation", "observe"]
 
@@ -21,8 +21,8 @@ class Observation:
     """Checked and stacked. There are u updates, g distinct states that the server had sent.
 
     Attributes:
-        model: a copy of the attacker's model in train mode that normalises by batch statistics and
-            keeps none.
+        model: a copy of the attacker's model; in train mode it normalises by batch statistics and
+            keeps none, in eval mode by those that were sent.
         state: ``(u,)`` which of the g sent states each update started from.
         public: trainable, shared: name to ``(g, *shape)``.
         fixed: shared but not trainable: name to ``(g, *shape)``.
@@ -57,7 +57,15 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
     tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for update in updates:
         _check_update(update, tensors, names, first=updates[0])
-    copied = _prepare(model)
+    copied = _prepare(model, knowledge)
+    if knowledge.norms == "eval":
+        unseen = sorted(
+            name
+            for name in dict(copied.named_buffers())
+            if name.endswith(("running_mean", "running_var")) and name not in updates[0].before
+        )
+        if unseen:
+            raise AttackError(f"norms in eval mode need {', '.join(unseen)}, which was not sent")
     # statistics that the prepared copy no longer keeps have nowhere to go
     kept = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
     fixed = [name for name in updates[0].before if name in kept and name not in names]
@@ -137,8 +145,11 @@ def _check_update(
             raise AttackError(f"{where} has {name} as {before.dtype}: not a floating-point type")
 
 
-def _prepare(model: nn.Module) -> nn.Module:
-    model = copy.deepcopy(model).train()
+def _prepare(model: nn.Module, knowledge: Knowledge) -> nn.Module:
+    model = copy.deepcopy(model)
+    if knowledge.norms == "eval":
+        return model.eval()
+    model.train()
     # torch publishes no type for it
     torch.func.replace_all_batch_norm_modules_(model)
     for module in model.modules():

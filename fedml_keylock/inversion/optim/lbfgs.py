@@ -71,6 +71,22 @@ class BatchedLBFGS:
         if self._gradient is not None:
             self._gradient = self._gradient[rows]
 
+    def state(self) -> dict[str, Tensor]:
+        """All that it remembers."""
+        state = {"scale": self._scale, "moved": self._moved, "stopped": self.stopped}
+        if self._gradient is not None:
+            state["gradient"] = self._gradient
+        for name, parts in zip(("s", "y", "inverse"), zip(*self._pairs, strict=True), strict=False):
+            state[name] = torch.stack(parts)
+        return state
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Go on from there."""
+        self._scale, self._moved, self.stopped = state["scale"], state["moved"], state["stopped"]
+        self._gradient = state.get("gradient")
+        if "s" in state:
+            self._pairs = list(zip(state["s"], state["y"], state["inverse"], strict=True))
+
     def _remember(self, s: Tensor, y: Tensor) -> None:
         curvature = (y * s).sum(1, keepdim=True)
         good = curvature > 1e-10 * self.tolerance

@@ -1,0 +1,199 @@
+"""What an attack runs on: the objective of all candidates, and where each of them starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...errors import AttackError
+from ...types import ClientUpdate
+from ..cost import COSTS
+from ..knowledge import GRANTS, Knowledge, Secrets
+from ..prior import Prior
+from .objective import Layout, Objective
+from .observe import Observation
+from .replay import draw_orders
+from .statistics import given_statistics
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..attack import GradientInversion
+
+__all__ = ["assemble", "draw_starts", "leaders"]
+
+
+def assemble(
+    attack: GradientInversion,
+    updates: Sequence[ClientUpdate],
+    observation: Observation,
+    knowledge: Knowledge,
+    labels: Tensor | None,
+    generator: torch.Generator,
+) -> Objective:
+    """The objective of all candidates: ``restarts`` rows for each update, side by side.
+
+    Args:
+        attack: for its cost, its priors, its restarts, its unknowns and its layers' weights.
+        updates: u of them.
+        observation: of the same.
+        knowledge: what else the attacker knows.
+        labels: ``(u, n)`` integers, or None to optimise them.
+        generator: of the orders that are searched.
+
+    Raises:
+        AttackError: weights, secrets or statistics do not fit the updates and the model.
+
+    """
+    like = next(iter(observation.public.values()))
+    count, secrets = len(updates), knowledge.secrets
+    parameters = dict(observation.model.named_parameters())
+    shapes = attack.parametrisation.shapes(knowledge)
+    if labels is None and not attack.parametrisation.makes_labels:
+        shapes["labels"] = (knowledge.batch, knowledge.classes)
+    given = {}
+    if secrets is not None and secrets.draw is not None:
+        shapes |= {name: tuple(parameters[name].shape) for name in secrets.names}
+    elif secrets is not None and secrets.given is not None:
+        given = {
+            name: _checked(secrets.given[name], name, count, parameters[name])
+            for name in secrets.names
+        }
+    if knowledge.statistics is not None and not attack.batch_norm:
+        raise AttackError(
+            f"{attack.name} has no use for Knowledge.statistics: give it a batch_norm weight, or "
+            "leave them out"
+        )
+    objective = Objective(
+        model=observation.model,
+        knowledge=knowledge,
+        parametrisation=attack.parametrisation,
+        layout=Layout(shapes),
+        state=observation.state,
+        public=observation.public,
+        fixed=observation.fixed,
+        given=given,
+        labels=None if labels is None else labels.to(like.device),
+        targets=observation.targets,
+        weights=_weights(attack.layer_weights, observation).to(like),
+        cost=COSTS[attack.cost],
+        prior=Prior(
+            # a row of a table has no neighbours
+            total_variation=attack.total_variation if len(knowledge.input_shape) == 3 else 0.0,
+            squared_norm=attack.squared_norm,
+            group_consistency=attack.group_consistency,
+            batch_norm=attack.batch_norm,
+            bounds=knowledge.bounds,
+        ),
+        update=torch.arange(count, device=like.device),
+        rates=torch.tensor([update.learning_rate for update in updates]).to(like),
+        statistics=given_statistics(
+            observation.model, knowledge.statistics or {}, updates=count, like=like
+        ),
+    )
+    each = torch.arange(count, device=like.device).repeat_interleave(attack.restarts)
+    order = draw_orders(knowledge, updates=count, restarts=attack.restarts, generator=generator)
+    pooled = "rounds" in GRANTS[knowledge.level]
+    return replace(
+        objective.select(each),
+        order=None if order is None else order.to(like.device),
+        leader=leaders(updates, attack.restarts).to(like.device) if pooled else None,
+    )
+
+
+def _weights(patterns: Mapping[str, float], observation: Observation) -> Tensor:
+    """``(u, layers)``: the last pattern that names a parameter decides."""
+    weights = dict.fromkeys(observation.targets, 1.0)
+    for pattern, weight in patterns.items():
+        named = [name for name in weights if fnmatchcase(name, pattern)]
+        if not named:
+            raise AttackError(
+                f"layer_weights names no target: {pattern}; there are {', '.join(weights)}"
+            )
+        weights |= dict.fromkeys(named, weight)
+    weighted = observation.moved * torch.tensor(list(weights.values())).to(observation.moved)
+    if not weighted.any(1).all():
+        raise AttackError("layer_weights leave an update without any layer to compare")
+    return weighted
+
+
+def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
+    """``(u * restarts,)``: of each candidate the one, of its silo's first update, that leads it.
+
+    Raises:
+        AttackError: no silo has more than one update, so that there is nothing to pool.
+
+    Example:
+        >>> some = [ClientUpdate({}, {}, 1.0, silo=silo) for silo in (4, 7, 4)]
+        >>> leaders(some, 2)
+        tensor([0, 1, 2, 3, 0, 1])
+
+    """
+    first: dict[int, int] = {}
+    for index, update in enumerate(updates):
+        first.setdefault(update.silo, index)
+    if len(first) == len(updates):
+        raise AttackError("a temporal attacker pools the rounds of a silo: no silo has two updates")
+    starts = torch.tensor([first[update.silo] * restarts for update in updates])
+    return (starts[:, None] + torch.arange(restarts)).flatten()
+
+
+def draw_starts(
+    attack: GradientInversion,
+    objective: Objective,
+    knowledge: Knowledge,
+    generator: torch.Generator,
+) -> Tensor:
+    """``(b, d)`` starts, drawn all at once so that ``chunk`` does not change them.
+
+    Raises:
+        AttackError: ``Secrets.draw`` gives other names or shapes than are needed.
+
+    """
+    count, layout = len(objective.state), objective.layout
+    like = next(iter(objective.public.values()))
+    parts = attack.parametrisation.draw(count, knowledge, generator)
+    if "labels" in layout.shapes:
+        shape = (count, *layout.shapes["labels"])
+        parts["labels"] = torch.randn(shape, generator=generator, device=generator.device)
+    secrets = knowledge.secrets
+    if secrets is not None and secrets.draw is not None:
+        drawn = secrets.draw(count, generator)
+        if set(drawn) != set(secrets.names):
+            odd = ", ".join(sorted(set(drawn) ^ set(secrets.names)))
+            raise AttackError(f"Secrets.draw and Secrets.names differ in: {odd}")
+        parameters = dict(objective.model.named_parameters())
+        for name in secrets.names:
+            parts[name] = _checked(drawn[name], name, count, parameters[name])
+        if secrets.peers is not None:
+            parts |= _from_peers(secrets, parts, attack.restarts, count)
+    return layout.join({name: part.to(like) for name, part in parts.items()})
+
+
+def _from_peers(
+    secrets: Secrets, drawn: Mapping[str, Tensor], restarts: int, count: int
+) -> dict[str, Tensor]:
+    starts = {}
+    for name, peers in (secrets.peers or {}).items():
+        peers = _checked(peers, name, len(peers), drawn[name][0])
+        restart = torch.arange(count, device=peers.device) % restarts
+        start = peers[restart % len(peers)]
+        # one restart at each peer's own; more of the same start would only find the same again
+        away = (restart >= len(peers)).view(-1, *[1] * (start.dim() - 1))
+        starts[name] = torch.where(away, torch.lerp(start, drawn[name], 0.25), start)
+    return starts
+
+
+def _checked(value: Tensor, name: str, count: int, like: Tensor) -> Tensor:
+    if value.shape != (count, *like.shape):
+        raise AttackError(
+            f"secret {name} is {tuple(value.shape)} where {(count, *like.shape)} is needed"
+        )
+    if not value.isfinite().all():
+        raise AttackError(f"secret {name} has NaN or infinite values")
+    return value.detach().to(like)

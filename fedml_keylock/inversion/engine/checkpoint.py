@@ -1,0 +1,105 @@
+"""What a long search has found so far, on disk, so that it can go on after it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...errors import AttackError
+
+__all__ = ["Checkpoint", "fingerprint"]
+
+
+def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:
+    """Sixteen hex digits of an attack's settings and of what it started from.
+
+    Example:
+        >>> fingerprint("dlg", [torch.zeros(2)]) == fingerprint("dlg", [torch.ones(2)])
+        False
+
+    """
+    digest = hashlib.sha256(repr(settings).encode())
+    for tensor in tensors:
+        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+class Checkpoint:
+    """One file of tensors by name, owner-only: they are pictures of somebody's data.
+
+    Args:
+        path: of the file.
+        fingerprint: of the search. A file of another one is refused.
+        interval: seconds between two writes of a search that is not done.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "search.safetensors"
+        >>> Checkpoint(path, "00ff").save({"rows": torch.ones(2)})
+        >>> Checkpoint(path, "00ff").load()
+        {'rows': tensor([1., 1.])}
+
+    """
+
+    def __init__(self, path: Path, fingerprint: str, *, interval: float = 60.0) -> None:
+        self.path = path
+        self.fingerprint = fingerprint
+        self.interval = interval
+        self._written = time.monotonic()
+
+    def load(self) -> dict[str, Tensor]:
+        """What was saved, or nothing.
+
+        Raises:
+            AttackError: the file is damaged, or of another search.
+
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                found = (file.metadata() or {}).get("fingerprint")
+                if found == self.fingerprint:
+                    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is not a mapping
+        except FileNotFoundError:
+            return {}
+        except (OSError, SafetensorError) as error:
+            raise AttackError(f"checkpoint {self.path}: damaged: {error}; remove it") from None
+        raise AttackError(
+            f"checkpoint {self.path} is of another attack, or of other updates: remove it, or name "
+            "another file"
+        )
+
+    def due(self) -> bool:
+        """Whether it is time to write again."""
+        return time.monotonic() - self._written >= self.interval
+
+    def save(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the file, whole or not at all.
+
+        Raises:
+            AttackError: it cannot be written.
+
+        """
+        part = self.path.with_name(f"{self.path.name}.part")
+        whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            part.touch(mode=0o600)
+            part.chmod(0o600)
+            save_file(whole, part, {"fingerprint": self.fingerprint})
+            os.replace(part, self.path)
+        except (OSError, SafetensorError) as error:
+            raise AttackError(f"checkpoint {self.path}: cannot be written: {error}") from None
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """The search is done."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Evolution instead of gradients: one CMA-ES a candidate, all populations in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from .objective import Objective
+from .search import Found, points
+
+if TYPE_CHECKING:
+    from ..attack import GradientInversion
+
+__all__ = ["evolve"]
+
+
+def evolve(
+    attack: GradientInversion,
+    objective: Objective,
+    start: Tensor,
+    report: Callable[[int], None],
+    *,
+    generator: torch.Generator,
+) -> Found:
+    """Search each candidate by CMA-ES (Hansen and Ostermeier 2001; the ``cma`` package).
+
+    A candidate's cost is that of the best that its evolution has seen. One that the package itself
+    has ended (its tolerances, not ``steps``) rests.
+
+    Args:
+        attack: ``steps`` are generations; its ``population`` a candidate; its ``learning_rate`` the
+            first deviation, in each unknown's own rate.
+        objective: of the candidates.
+        start: ``(b, d)``, the first means.
+        report: called with generations done.
+        generator: of the evolutions' seeds.
+
+    Raises:
+        ConfigError: the package is not installed.
+
+    """
+    try:
+        import cma
+    except ImportError:
+        raise ConfigError(
+            "optimizer 'cma' needs the package cma: pip install 'fedml-keylock[ggl]'"
+        ) from None
+    every, count = points(attack.steps)
+    seeds = torch.randint(1, 2**31, (len(start),), generator=generator).tolist()
+    settings: dict[str, Any] = {"verbose": -9, "maxiter": attack.steps}
+    if attack.population:
+        settings["popsize"] = attack.population
+    runs = [
+        cma.CMAEvolutionStrategy(row, attack.learning_rate, {**settings, "seed": seed})
+        for row, seed in zip(start.cpu().double().numpy(), seeds, strict=True)
+    ]
+    found, costs = start.clone(), start.new_full((len(start),), float("inf"))
+    best = costs.clone()
+    history = []
+    for generation in range(attack.steps):
+        live = [index for index, run in enumerate(runs) if not run.stop()]
+        if not live:
+            break
+        asked = [np.stack(runs[index].ask()) for index in live]
+        sizes = [len(rows) for rows in asked]
+        which = torch.tensor(live, device=start.device)
+        owner = which.repeat_interleave(torch.tensor(sizes, device=start.device))
+        rows = torch.from_numpy(np.concatenate(asked)).to(start)
+        cost, value = objective.select(owner).value(rows)
+        # the package knows NaN as what is worse than anything
+        value = torch.where(cost.isfinite() & value.isfinite(), value, float("nan"))
+        first = 0
+        for index, size, population in zip(live, sizes, asked, strict=True):
+            part = slice(first, first := first + size)
+            values = value[part]
+            runs[index].tell(list(population), values.double().cpu().tolist())
+            low = int(torch.where(values.isnan(), float("inf"), values).argmin())
+            if values[low] < best[index]:
+                best[index], costs[index] = values[low], cost[part][low]
+                found[index] = rows[part][low]
+        if generation % every == 0:
+            history.append(costs.clone())
+            report(generation + 1)
+        if bool((costs <= attack.enough).all()):
+            break
+    history += [costs.clone()] * (count - len(history))
+    report(attack.steps)
+    return Found(found, costs, torch.stack(history), ~costs.isfinite())

@@ -1,0 +1,232 @@
+"""The optimisation loop over one batch of candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..optim import BatchedOptimizer
+from ..optim.adam import BatchedAdam
+from ..optim.lbfgs import BatchedLBFGS
+from ..optim.rmsprop import BatchedRMSprop
+from .objective import Objective
+
+if TYPE_CHECKING:
+    from ..attack import GradientInversion
+
+__all__ = ["Found", "search"]
+
+_POINTS = 50  # of the cost's history
+_TOLERANCE = 1e-4  # of L-BFGS: costs are relative, good ones far below 1
+_LOOK = 10  # iterations between looks at which candidates have stopped
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where b candidates ended.
+
+    Attributes:
+        rows: ``(b, d)`` the last iterate whose cost and gradient are finite (the start, if none).
+        costs: ``(b,)`` its cost, infinite for a candidate that diverged.
+        history: ``(t, b)`` costs at evenly spaced iterations.
+        diverged: ``(b,)`` booleans.
+
+    """
+
+    rows: Tensor
+    costs: Tensor
+    history: Tensor
+    diverged: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Each by its name."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def points(evaluations: int) -> tuple[int, int]:
+    """Evaluations between two points of the history, and how many points there are."""
+    every = -(-evaluations // _POINTS)
+    return every, -(-evaluations // every)
+
+
+class _Search:
+    """One batch of candidates, on its way."""
+
+    def __init__(self, attack: GradientInversion, objective: Objective, start: Tensor) -> None:
+        self.objective = objective
+        self.optimizer = _optimizer(attack, objective, start)
+        self.rows = start
+        self.live = torch.arange(len(start), device=start.device)  # which candidate each row is
+        self.stopped = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+        self.found = start.clone()
+        self.costs = start.new_full((len(start),), float("inf"))
+        self.diverged = torch.zeros_like(self.stopped)
+        self.history: list[Tensor] = []
+        self.evaluation = 0
+
+    def look(self, enough: float) -> Tensor:
+        """Evaluate the rows, note where they are, and return their gradient."""
+        cost, gradient = self.objective(self.rows)
+        finite = self._all(cost.isfinite() & gradient.isfinite().all(1))
+        lost = self.live[~finite & ~self.stopped]
+        self.diverged[lost] = True
+        self.costs[lost] = float("inf")
+        self.stopped = self.stopped | ~finite
+        going = self.live[~self.stopped]
+        self.found[going] = self.rows[~self.stopped]
+        self.costs[going] = cost[~self.stopped]
+        self.stopped = self.stopped | self._all(cost <= enough)
+        return gradient
+
+    def _all(self, flags: Tensor) -> Tensor:
+        """Those that share their secrets stop together."""
+        leader = self.objective.leader
+        if leader is None:
+            return flags
+        missing = torch.zeros_like(leader).index_add(0, leader, (~flags).to(leader))
+        return missing[leader] == 0
+
+    def drop_stopped(self) -> bool:
+        """Go on without the candidates that are done, which cost as much as any; False if none."""
+        rest = (~self.stopped).nonzero().flatten()
+        if len(rest) == len(self.rows):
+            return True
+        if not len(rest):
+            return False
+        self.live, self.rows, self.stopped = self.live[rest], self.rows[rest], self.stopped[rest]
+        self.objective = self.objective.select(rest)
+        self.optimizer.select(rest)
+        return True
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, by name."""
+        return {
+            "rows": self.rows,
+            "live": self.live,
+            "stopped": self.stopped,
+            "found": self.found,
+            "costs": self.costs,
+            "diverged": self.diverged,
+            "history": torch.stack(self.history),
+            "evaluation": torch.tensor(self.evaluation),
+            **{f"optimizer.{name}": value for name, value in self.optimizer.state().items()},
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        for name in ("rows", "live", "stopped", "found", "costs", "diverged"):
+            setattr(self, name, state[name].to(getattr(self, name)))
+        self.history = list(state["history"].to(self.costs))
+        self.evaluation = int(state["evaluation"])
+        self.objective = self.objective.select(self.live)
+        prefix = "optimizer."
+        self.optimizer.load(
+            {
+                name.removeprefix(prefix): value.to(self.rows.device)
+                for name, value in state.items()
+                if name.startswith(prefix)
+            }
+        )
+
+
+def search(
+    attack: GradientInversion,
+    objective: Objective,
+    start: Tensor,
+    report: Callable[[int], None],
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    keep: Callable[[Callable[[], dict[str, Tensor]]], None] | None = None,
+) -> Found:
+    """Run one batch of candidates to the end, or until every one of them has stopped.
+
+    Args:
+        attack: for its optimiser and its steps.
+        objective: of the candidates.
+        start: ``(b, d)``.
+        report: called with evaluations done.
+        state: what ``keep`` was given, to go on from.
+        keep: now and then called with a function that makes the search's state.
+
+    """
+    evaluations = attack.steps * attack.inner
+    every, count = points(evaluations)
+    run = _Search(attack, objective, start)
+    if state:
+        run.load(state)
+    frozen = _turns(attack, objective, start)
+    while True:
+        gradient = run.look(attack.enough)
+        if run.evaluation % every == 0:
+            run.history.append(run.costs.clone())
+            report(run.evaluation + 1)
+        run.evaluation += 1
+        if run.evaluation == evaluations:
+            break
+        still = frozen(run.evaluation)
+        if still is None:
+            run.rows = run.optimizer.step(run.rows, gradient)
+        else:
+            step = run.optimizer.step(run.rows, torch.where(still, 0, gradient))
+            run.rows = torch.where(still, run.rows, step)
+        run.stopped = run.stopped | run.optimizer.stopped
+        if run.evaluation % _LOOK == 0:
+            if not run.drop_stopped():
+                break
+            if keep is not None:
+                keep(run.state)
+    run.history += [run.costs.clone()] * (count - len(run.history))
+    report(evaluations)
+    return Found(run.found, run.costs, torch.stack(run.history), run.diverged)
+
+
+def _turns(
+    attack: GradientInversion, objective: Objective, like: Tensor
+) -> Callable[[int], Tensor | None]:
+    """The columns that stand still at an evaluation, if images and secrets take turns."""
+    known = objective.knowledge.secrets
+    secrets = _columns(objective, like, set(known.names if known else ()))
+    if not attack.alternate or not secrets.any():
+        return lambda evaluation: None
+    return lambda evaluation: secrets ^ bool(evaluation // attack.alternate % 2)
+
+
+def _columns(objective: Objective, like: Tensor, names: set[str]) -> Tensor:
+    """``(d,)`` booleans: whether a column belongs to one of the names."""
+    layout = objective.layout
+    flags = [
+        torch.full((size,), name in names, device=like.device)
+        for name, size in zip(layout.shapes, layout.sizes, strict=True)
+    ]
+    return torch.cat(flags)
+
+
+def _optimizer(attack: GradientInversion, objective: Objective, like: Tensor) -> BatchedOptimizer:
+    if attack.optimizer == "lbfgs":
+        return BatchedLBFGS(learning_rate=attack.learning_rate, tolerance=_TOLERANCE)
+    made = attack.parametrisation.rates(objective.knowledge)
+    box = attack.parametrisation.box(objective.knowledge)
+    rate, low, high = (torch.empty_like(like[0]) for _ in range(3))
+    first = 0
+    for name, size in zip(objective.layout.shapes, objective.layout.sizes, strict=True):
+        part = slice(first, first := first + size)
+        if name in made:
+            rate[part] = attack.learning_rate * made[name]
+        elif name == "labels":
+            rate[part] = attack.learning_rate
+        else:
+            rate[part] = attack.secret_learning_rate
+        low[part], high[part] = box.get(name, (-float("inf"), float("inf")))
+    if attack.optimizer == "rmsprop":
+        return BatchedRMSprop(rate, momentum=attack.momentum)
+    return BatchedAdam(
+        rate,
+        signed=_columns(objective, like, set(made)) & attack.signed,
+        low=low,
+        high=high,
+        milestones=[attack.steps * eighths // 8 for eighths in (3, 5, 7)],
+    )

@@ -1,0 +1,102 @@
+"""What the images of a candidate are made from: the unknowns that are optimised in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from .knowledge import Knowledge
+
+__all__ = ["Parametrisation", "Pixels"]
+
+
+class Parametrisation(Protocol):
+    """How unknowns become images.
+
+    Attributes:
+        makes_labels: whether ``decode`` gives labels too.
+
+    """
+
+    @property
+    def makes_labels(self) -> bool: ...  # noqa: D102  # said above
+
+    def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+        """Name to shape of each unknown of one candidate.
+
+        Raises:
+            AttackError: it cannot make images of that shape.
+
+        """
+
+    def draw(
+        self, count: int, knowledge: Knowledge, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Name to ``(count, *shape)`` starts."""
+
+    def decode(
+        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(b, n, *input_shape)`` images, and ``(b, n, classes)`` logits of labels or None."""
+
+    def rates(self, knowledge: Knowledge) -> dict[str, float]:
+        """Name to what one learning rate is in its unit; 0 for what is drawn and stays."""
+
+    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
+        """Name to least and greatest value, for those that have any."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images themselves.
+
+    Attributes:
+        start: ``normal``: the middle of the bounds and a quarter of their width as deviation.
+            ``standard``: mean 0 and deviation 1 whatever the bounds, as DLG has it. ``uniform``
+            between the bounds.
+
+    Example:
+        >>> Pixels().shapes(Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=4))
+        {'images': (4, 1, 28, 28)}
+
+    """
+
+    start: Literal["normal", "standard", "uniform"] = "normal"
+    makes_labels = False
+
+    def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+        """One unknown."""
+        return {"images": (knowledge.batch, *knowledge.input_shape)}
+
+    def draw(
+        self, count: int, knowledge: Knowledge, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Noise."""
+        low, high = knowledge.bounds
+        shape = (count, knowledge.batch, *knowledge.input_shape)
+        if self.start == "uniform":
+            draw = torch.rand(shape, generator=generator, device=generator.device)
+            return {"images": low + (high - low) * draw}
+        draw = torch.randn(shape, generator=generator, device=generator.device)
+        if self.start == "standard":
+            return {"images": draw}
+        return {"images": (low + high) / 2 + (high - low) / 4 * draw}
+
+    def decode(
+        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor | None]:
+        """As they are."""
+        return unknowns["images"], None
+
+    def rates(self, knowledge: Knowledge) -> dict[str, float]:
+        """About the deviation by which published attacks normalise their pixels."""
+        low, high = knowledge.bounds
+        return {"images": (high - low) / 4}
+
+    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
+        """The bounds."""
+        return {"images": knowledge.bounds}
