@@ -43,24 +43,22 @@ LEVELS = tuple(GRANTS)
 
 
 class Attack(Protocol):
-    """What every attack is, whoever wrote it.
-
-    Attributes:
-        name: what a report calls it.
-        needs: of what ``GRANTS`` grants, what it cannot do without.
-        uses: what it can make use of, ``needs`` among it. It refuses to run at a level that grants
-            more: the result would not be that level's.
-
-    """
+    """What every attack is, whoever wrote it."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102  # said above
+    def name(self) -> str:
+        """What a report calls it."""
 
     @property
-    def needs(self) -> frozenset[str]: ...  # noqa: D102
+    def needs(self) -> frozenset[str]:
+        """Of what ``GRANTS`` grants, what it cannot do without."""
 
     @property
-    def uses(self) -> frozenset[str]: ...  # noqa: D102
+    def uses(self) -> frozenset[str]:
+        """What it can make use of, ``needs`` among it.
+
+        It refuses to run at a level that grants more: the result would not be that level's.
+        """
 
     def reconstruct(
         self,

@@ -15,15 +15,11 @@ __all__ = ["Parametrisation", "Pixels"]
 
 
 class Parametrisation(Protocol):
-    """How unknowns become images.
-
-    Attributes:
-        makes_labels: whether ``decode`` gives labels too.
-
-    """
+    """How unknowns become images."""
 
     @property
-    def makes_labels(self) -> bool: ...  # noqa: D102  # said above
+    def makes_labels(self) -> bool:
+        """Whether ``decode`` gives labels too."""
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """Name to shape of each unknown of one candidate.
