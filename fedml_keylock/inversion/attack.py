@@ -207,7 +207,7 @@ class GradientInversion:
         costs = found.costs.view(-1, self.restarts)
         if objective.leader is not None:
             # one private state for all rounds of a silo: one restart for all of them
-            silo = objective.leader.view(-1, self.restarts)[:, 0]
+            silo = objective.leader.view(-1, self.restarts)[:, 0] // self.restarts
             costs = torch.zeros_like(costs).index_add(0, silo, costs)[silo]
         best = costs.argmin(1)
         best = best + torch.arange(len(best), device=best.device) * self.restarts
