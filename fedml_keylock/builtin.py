@@ -166,13 +166,28 @@ def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
 
 @hookimpl
 def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """dlg, idlg, inverting_gradients, gradinversion."""
-    from .inversion import dlg, gradinversion, idlg, inverting_gradients
+    """dlg, idlg, inverting_gradients, gradinversion, grnn, ggl, tableak, analytic, learned."""
+    from .inversion import (
+        analytic,
+        dlg,
+        ggl,
+        gradinversion,
+        grnn,
+        idlg,
+        inverting_gradients,
+        learned,
+        tableak,
+    )
 
     register("dlg", dlg)
     register("idlg", idlg)
     register("gradinversion", gradinversion)
     register("inverting_gradients", inverting_gradients)
+    register("grnn", grnn)
+    register("ggl", ggl)
+    register("tableak", tableak)
+    register("analytic", analytic)
+    register("learned", learned)
 
 
 @hookimpl

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-__all__ = ["Agreement", "ClientUpdate", "Defense", "DefenseFactory", "Reconstruction", "Surrogate"]
+__all__ = [
+    "Agreement",
+    "ClientUpdate",
+    "Defense",
+    "DefenseFactory",
+    "Reconstruction",
+    "Surrogate",
+    "TokenReconstruction",
+]
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,23 @@ class Reconstruction:
     cost: Tensor = field(repr=False)
     history: Tensor = field(repr=False)
     diverged: Tensor = field(repr=False)
+    attack: str
+    knowledge: str
+
+
+@dataclass(frozen=True)
+class TokenReconstruction:
+    """Which tokens an attack found behind some updates, one entry an update, in the order given.
+
+    Attributes:
+        tokens: u tensors of sorted token indices, each as long as the update has different tokens.
+            A set: neither order, nor how often, nor which text of a batch.
+        attack: name of the attack.
+        knowledge: level of knowledge that it had.
+
+    """
+
+    tokens: tuple[Tensor, ...] = field(repr=False)
     attack: str
     knowledge: str
 

@@ -64,9 +64,9 @@ def test_keylock_names_field_value_and_what_is_allowed(section, field, value, al
     [
         ("attacks: 5", "attacks", "5", ""),
         ("attacks: dlg", "attacks", "'dlg'", ""),
-        ("attacks: [dlg, 1]", "attacks", "1", "string"),
+        ("attacks: [dlg, 1]", "attacks", "['dlg', 1]", "a list of names, or a mapping"),
         ("knowledge: adaptive", "knowledge", "'adaptive'", ""),
-        ("knowledge: [oracle]", "knowledge", "'oracle'", "'oblivious' or 'adaptive'"),
+        ("knowledge: [oracle]", "knowledge", "'oracle'", "'temporal' or 'simulating'"),
         ("rounds: 0", "rounds", "0", ""),
         ("rounds: [a]", "rounds", "'a'", "integer"),
         ("rounds: [0, 0.5]", "rounds", "0.5", "integer"),
@@ -105,6 +105,15 @@ def test_a_section_that_is_no_mapping_is_refused(settings, section):
 @pytest.mark.parametrize("section", ["", "{}"])
 def test_an_empty_section_is_the_defaults(settings, section):
     assert settings.from_mapping(yaml.safe_load(section)) == settings()
+
+
+def test_attacks_are_a_list_or_have_fields_of_their_own():
+    assert InversionSettings(attacks=["dlg"]).attacks == {"dlg": {}}
+    section = yaml.safe_load("attacks: {dlg: , inverting_gradients: {steps: 500}}")
+    assert InversionSettings.from_mapping(section).attacks == {
+        "dlg": {},
+        "inverting_gradients": {"steps": 500},
+    }
 
 
 def test_every_field_can_be_set_from_yaml():

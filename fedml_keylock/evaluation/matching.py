@@ -1,4 +1,4 @@
-"""Which reconstruction is of which image: a batch's gradient does not know its order."""
+"""Which reconstruction is of which image or row: a batch's gradient does not know its order."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def match(images: Tensor, truth: Tensor) -> Tensor:
     """Pair a batch's reconstructions with the truth at the least total squared error.
 
     Args:
-        images: ``(n, c, h, w)`` reconstructions in any order.
-        truth: ``(n, c, h, w)``.
+        images: ``(n, c, h, w)`` reconstructions in any order, on [0, 1] once they are clamped; or
+            ``(n, features)`` rows of a table, taken as they are.
+        truth: the same shape.
 
     Returns:
         ``(n,)`` indices: ``images[match(images, truth)]`` is in the truth's order.
 
     Raises:
-        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+        ConfigError: the shapes differ or are not those of images or rows, or a value is not finite.
 
     Example:
         >>> x = torch.arange(3.0).reshape(3, 1, 1, 1) / 2
@@ -30,14 +31,15 @@ def match(images: Tensor, truth: Tensor) -> Tensor:
         tensor([1, 2, 0])
 
     """
-    if images.shape != truth.shape or images.ndim != 4:
+    if images.shape != truth.shape or images.ndim not in (2, 4):
         raise ConfigError(
-            "images and truth must both be (n, c, h, w), not "
+            "images and truth must both be (n, c, h, w), or rows (n, features), not "
             f"{tuple(images.shape)} and {tuple(truth.shape)}"
         )
     if not (images.isfinite().all() and truth.isfinite().all()):
         raise ConfigError("images and truth must be finite: a pixel is NaN or infinite")
-    left = truth.detach().double().clamp(0, 1).flatten(1)
-    right = images.detach().double().clamp(0, 1).flatten(1)
+    left, right = truth.detach().double(), images.detach().double()
+    if images.ndim == 4:
+        left, right = left.clamp(0, 1).flatten(1), right.clamp(0, 1).flatten(1)
     _, order = linear_sum_assignment(torch.cdist(left, right).square().cpu().numpy())
     return torch.as_tensor(order, device=images.device)

@@ -11,28 +11,75 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..inversion import GradientInversion, Knowledge, Secrets
+from ..inversion import GRANTS, Attack, Knowledge, PublicData, Secrets, check_level
 from ..types import ClientUpdate, Reconstruction, Surrogate
 
-__all__ = ["attack_updates", "knowledge_of", "save_reconstruction"]
+__all__ = ["attack_updates", "knowledge_of", "save_reconstruction", "trials"]
+
+
+def trials(
+    attacks: Mapping[str, Attack], levels: Sequence[str], *, defended: bool
+) -> list[tuple[str, str]]:
+    """Each attack at each level that it can run at and that there is something to know at.
+
+    Args:
+        attacks: by name.
+        levels: of knowledge.
+        defended: without a defense the levels at which an attacker knows of one, and no more, are
+            the oblivious one again.
+
+    Returns:
+        ``(name, level)``, attack by attack.
+
+    Raises:
+        AttackError: an attack can run at none of the levels.
+
+    Example:
+        >>> from fedml_keylock.inversion import dlg
+        >>> trials({"dlg": dlg()}, ("oblivious", "temporal"), defended=True)
+        [('dlg', 'oblivious')]
+
+    """
+    found: list[tuple[str, str]] = []
+    for name, attack in attacks.items():
+        refusals = []
+        for level in levels:
+            try:
+                check_level(attack, level)
+            except AttackError as error:
+                refusals.append(error)
+            else:
+                found.append((name, level))
+        if len(refusals) == len(levels):
+            raise refusals[0]
+    if not defended:
+        found = [
+            (name, level if "public data" in GRANTS[level] else "oblivious")
+            for name, level in found
+        ]
+    return list(dict.fromkeys(found))
 
 
 def knowledge_of(
     level: str,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     classes: int,
     surrogate: Surrogate | None,
     given: Mapping[str, Tensor] | None = None,
+    peers: Mapping[str, Tensor] | None = None,
+    public: PublicData | None = None,
 ) -> Knowledge:
     """What an attacker of that level knows of updates of one image each.
 
     Args:
-        level: "oblivious", "adaptive" or "oracle".
+        level: one of ``inversion.LEVELS`` but ``statistics``.
         input_shape: ``(c, h, w)``.
         classes: how many the model has.
         surrogate: the defended model as the attacker knows it; None where nothing is defended.
         given: for the oracle, name to ``(u, *shape)``: the silos' own private state.
+        peers: for the insider, name to ``(p, *shape)``: that of colluding silos.
+        public: for the simulating attacker: used at no other level.
 
     Raises:
         AttackError: the level needs what is not there.
@@ -42,20 +89,23 @@ def knowledge_of(
         'oblivious'
 
     """
+    grants = GRANTS[level]
+    data = public if "public data" in grants else None
     if surrogate is None:
-        if level != "oblivious":
+        if level not in ("oblivious", "simulating"):
             raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
-        return Knowledge(level, input_shape, classes)
+        return Knowledge(level, input_shape, classes, public=data)
     secrets = Secrets(
         surrogate.names,
-        draw=surrogate.draw if level == "adaptive" else None,
-        given=given if level == "oracle" else None,
+        draw=surrogate.draw if "kind" in grants else None,
+        given=given if "private state" in grants else None,
+        peers=peers if "peer" in grants else None,
     )
-    return Knowledge(level, input_shape, classes, secrets=secrets)
+    return Knowledge(level, input_shape, classes, secrets=secrets, public=data)
 
 
 def attack_updates(
-    attack: GradientInversion,
+    attack: Attack,
     updates: Sequence[ClientUpdate],
     model: nn.Module,
     *,

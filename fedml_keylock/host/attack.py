@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from ..errors import AttackError
 from ..evaluation.capture import Capture
-from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction
+from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction, trials
 from ..evaluation.settings import InversionSettings
+from ..inversion import PublicData
 from ..plugins import manager, one_of
 from ..types import Defense
 
@@ -25,7 +26,7 @@ def attack_capture(
     model: nn.Module,
     defense: Defense | None,
     *,
-    input_shape: tuple[int, int, int] | None,
+    public: PublicData | None,
     classes: int,
     seed: int,
 ) -> None:
@@ -34,23 +35,36 @@ def attack_capture(
     It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user asked
     for. An attack that fails is reported and does not stop the others: training is over.
 
+    Args:
+        capture: what was captured.
+        settings: the YAML's section.
+        model: the job's.
+        defense: the job's, or None.
+        public: the server's own test data, or None where they are not images.
+        classes: how many the model has.
+        seed: of the attacker.
+
     Raises:
         AttackError: the job's data are not images.
 
     """
-    if input_shape is None:
+    if public is None:
         raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
     updates = capture.updates()[: settings.images]
     surrogate = defense.surrogate(model) if defense else None
-    levels = settings.knowledge if surrogate else ("oblivious",)
-    for name, level in ((name, level) for name in settings.attacks for level in levels):
+    attacks = {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
+    for name, level in trials(attacks, settings.knowledge, defended=surrogate is not None):
         knowledge = knowledge_of(
-            level, input_shape=input_shape, classes=classes, surrogate=surrogate
+            level,
+            input_shape=tuple(public.images.shape[1:]),
+            classes=classes,
+            surrogate=surrogate,
+            public=public,
         )
         try:
             with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
                 made = attack_updates(
-                    one_of("attacks", name)(),
+                    attacks[name],
                     updates,
                     model,
                     knowledge=knowledge,

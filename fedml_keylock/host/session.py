@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import HostError, LockError
 from ..evaluation.capture import Capture
+from ..evaluation.run import trials
 from ..evaluation.settings import InversionSettings
+from ..inversion import PublicData
 from ..plugins import defenses, manager, one_of
 from ..types import Agreement, ClientUpdate, Defense
 from .attack import attack_capture
@@ -24,6 +27,7 @@ Arguments = Any
 
 INVERSION = "gradient_inversion"
 log = logging.getLogger(__name__)
+_PUBLIC = 1000
 
 
 def our_defense(args: Arguments) -> str | None:
@@ -60,7 +64,7 @@ class Session:
     agreement: Agreement | None = None
     capture: Capture | None = None
     received: Mapping[str, Tensor] | None = None
-    input_shape: tuple[int, int, int] | None = None
+    public: PublicData | None = None
     classes: int = 0
     _sent: Any = None
 
@@ -84,8 +88,9 @@ class Session:
         inversion = (
             InversionSettings.from_mapping(getattr(args, INVERSION, None)) if attack else None
         )
-        for chosen in inversion.attacks if inversion else ():
-            one_of("attacks", chosen)
+        if inversion is not None:  # what cannot be run is refused now, and not after the training
+            chosen = {n: one_of("attacks", n)(**fields) for n, fields in inversion.attacks.items()}
+            trials(chosen, inversion.knowledge, defended=name is not None)
         return cls(args, name, defense, inversion)
 
     @property
@@ -106,12 +111,10 @@ class Session:
         return f"silo {self.silo} (rank {self.args.rank}), round {self._round()}"
 
     def see_data(self, dataset: Sequence[Any]) -> None:
-        """Learn the shape of the job's inputs, as its server knows it, from the test data."""
+        """On a server that attacks: keep some of its test data, which silos' data are like."""
         if self.inversion is None or not self.is_server:
             return
-        images = next(iter(dataset[3]), [None])[0] if dataset[3] is not None else None
-        if isinstance(images, Tensor) and images.dim() == 4:
-            self.input_shape = (images.shape[1], images.shape[2], images.shape[3])
+        self.public = _public(dataset[3] or ())
         self.classes = int(dataset[7])
 
     def adopt(self, model: nn.Module) -> None:
@@ -212,7 +215,7 @@ class Session:
                 self.inversion,
                 self.model,
                 self.defense,
-                input_shape=self.input_shape,
+                public=self.public,
                 classes=self.classes,
                 seed=int(getattr(self.args, "random_seed", 0)),
             )
@@ -262,6 +265,23 @@ class Session:
             "settings": dict(agreed.settings) if agreed else {},
             "layers": list(agreed.layers) if agreed else [],
         }
+
+
+def _public(loader: Iterable[Any]) -> PublicData | None:
+    """The first thousand images of FedML's test data, or None if they are not images."""
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in loader:
+        some, which = batch[0], batch[1]
+        if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
+            return None
+        images.append(some)
+        labels.append(which)
+        if sum(map(len, images)) >= _PUBLIC:
+            break
+    if not images:
+        return None
+    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -6,30 +6,44 @@
 The attacks see what was shared and what ``Knowledge`` declares, never the truth.
 """
 
+from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .cost import weigh_layers
-from .knowledge import (
-    GRANTS,
-    LEVELS,
-    Attack,
-    Knowledge,
-    LocalTraining,
-    PublicData,
-    Secrets,
-    check_level,
+from .decoder.attack import LearnedAttack
+from .decoder.network import ConvDecoder, DecoderFactory
+from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
+from .levels import GRANTS, LEVELS, Attack, check_level
+from .presets import (
+    analytic,
+    dlg,
+    ggl,
+    gradinversion,
+    grnn,
+    idlg,
+    inverting_gradients,
+    learned,
+    tableak,
 )
-from .parametrisation import Parametrisation, Pixels
-from .presets import dlg, gradinversion, idlg, inverting_gradients
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
+from .tokens import TokenRecovery, embedding_tokens
 from .transform import Clip, Noise, Prune, Quantise, Transform
+from .unknowns.generator import GeneratorWeights, Latent
+from .unknowns.pixels import Parametrisation, Pixels
+from .unknowns.table import TableRows, round_categories
 
 __all__ = [
     "GRANTS",
     "LEVELS",
+    "AnalyticAttack",
     "Attack",
     "Clip",
+    "ConvDecoder",
+    "DecoderFactory",
+    "GeneratorWeights",
     "GradientInversion",
     "Knowledge",
+    "Latent",
+    "LearnedAttack",
     "LocalTraining",
     "Noise",
     "Parametrisation",
@@ -38,15 +52,25 @@ __all__ = [
     "PublicData",
     "Quantise",
     "Secrets",
+    "TableRows",
+    "TokenRecovery",
     "Transform",
+    "analytic",
     "batch_norm_statistics",
     "check_level",
     "dlg",
+    "embedding_tokens",
+    "ggl",
     "gradinversion",
+    "grnn",
     "group_consistency",
     "idlg",
     "inverting_gradients",
+    "learned",
+    "linear_input",
+    "round_categories",
     "squared_norm",
+    "tableak",
     "total_variation",
     "weigh_layers",
 ]

@@ -1,4 +1,4 @@
-"""Inputs read off a gradient exactly, without any search: linear layers and embeddings."""
+"""The input of a first linear layer, read off its gradient exactly and without any search."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from ..types import ClientUpdate, Reconstruction
 from .engine.observe import Observation, observe
 from .knowledge import Knowledge
 from .labels import head_gradients, label_of_one
+from .levels import check_level
 
-__all__ = ["AnalyticAttack", "embedding_tokens", "linear_input"]
+__all__ = ["AnalyticAttack", "linear_input"]
 
 
 def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
@@ -64,50 +65,13 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     return found.to(weight_gradient.dtype)
 
 
-def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor]:
-    """Which tokens an embedding was asked for: the rows of its gradient that are not zero.
-
-    The gradient reaches only the rows that were looked up, so it names the set of tokens of a
-    batch of any size, without their order and how often each occurs; but not ``padding_idx``, and
-    nothing where the output layer has the same weight. Source: Fowl et al., "Decepticons", ICLR
-    2023 (arXiv 2201.12675), on token leakage.
-
-    Args:
-        gradient: ``(u, vocabulary, width)`` gradient of the embedding's weight.
-        tolerance: a row counts if its greatest entry is above this fraction of the update's
-            greatest; 0 for an exact gradient, more for one with noise.
-
-    Returns:
-        u tensors of sorted token indices, one an update, each as long as it has tokens.
-
-    Raises:
-        AttackError: the shape does not fit, a value is not finite, or the tolerance is not in
-            [0, 1).
-
-    Example:
-        >>> import torch
-        >>> gradient = torch.zeros(1, 6, 2)
-        >>> gradient[0, [4, 1]] = torch.tensor([0.5, -0.5])
-        >>> embedding_tokens(gradient)
-        [tensor([1, 4])]
-
-    """
-    if gradient.ndim != 3:
-        raise AttackError(
-            f"an embedding's gradients are (u, vocabulary, width), not {tuple(gradient.shape)}"
-        )
-    if not 0 <= tolerance < 1:
-        raise AttackError(f"tolerance must be at least 0 and below 1, not {tolerance}")
-    if not gradient.isfinite().all():
-        raise AttackError("the embedding's gradient has NaN or infinite values")
-    rows = gradient.abs().amax(2)
-    found = rows > tolerance * rows.amax(1, keepdim=True)
-    return [update.nonzero().flatten() for update in found]
-
-
 @dataclass(frozen=True)
 class AnalyticAttack:
-    """The image of a model whose first layer is linear, exactly, from that layer's gradient.
+    """The input of a model whose first layer is linear, exactly, from that layer's gradient.
+
+    An image, flattened, or a row of a table, whose categorical columns need no treatment of their
+    own. What stands behind the layer does not matter, not even an activation before the loss, as in
+    FedML's logistic regression: it changes the bias's gradient and nothing in the ratio.
 
     A lock behind the first layer does not matter to it: it scales and shifts, and so changes the
     gradients of the layer's weight and of its bias alike; their ratio stays the input.
@@ -123,6 +87,16 @@ class AnalyticAttack:
 
     name: str = "analytic"
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing: it divides what was sent."""
+        return frozenset()
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Nothing: there is nothing to search, and no lock in the way."""
+        return frozenset()
+
     def reconstruct(
         self,
         updates: Sequence[ClientUpdate],
@@ -134,31 +108,35 @@ class AnalyticAttack:
     ) -> Reconstruction:
         """Divide the gradients of the first layer.
 
-        The cost is how far the weight's gradient is from the bias's times the image, squared and
-        relative: about 0, or the update was not one plain SGD step on one image. It is the only
-        entry of the history, and nothing can diverge.
+        The cost is how far the weight's gradient is from the bias's times the input, squared and
+        relative: about 0, or there is more in the update than one input. It is the only
+        entry of the history, and nothing can diverge. A gradient that was clipped is still exact:
+        the factor cancels. One that was pruned, quantised or noised is not, nor one so small that
+        the weights' own precision rounded it, as of a trained model that is sure: the cost says so.
 
         Args:
-            updates: u updates, each of one plain SGD step on one image.
+            updates: u updates, each of one plain SGD step on one image or row.
             model: as far as the attacker knows it. Its own public values do not matter.
             knowledge: what else the attacker knows; level ``oblivious``, a batch of one.
             generator: not used: there is nothing to draw.
             progress: called once with evaluations done and in all, 1 and 1.
 
         Raises:
-            AttackError: the level, the batch or the model's first layer is not of that kind, or
-                updates, model and knowledge do not fit together, before any work is done.
+            AttackError: the level, the batch, the training or the model's first layer is not of
+                that kind, or updates, model and knowledge do not fit together, before any work is
+                done.
 
         """
-        if knowledge.level != "oblivious":
-            raise AttackError(
-                f"{self.name} knows nothing of a defense: it runs at level oblivious, not "
-                f"{knowledge.level}"
-            )
+        check_level(self, knowledge.level)
         if knowledge.batch > 1:
             raise AttackError(
-                f"{self.name} needs a batch of 1, not {knowledge.batch}: of more images the ratio "
+                f"{self.name} needs a batch of 1, not {knowledge.batch}: of more inputs the ratio "
                 "of the gradients is a mixture; use an attack that searches"
+            )
+        if knowledge.training is not None:
+            raise AttackError(
+                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
+                "Knowledge.training; use an attack that searches"
             )
         observation = observe(updates, model, knowledge)
         name = _first_linear(observation.model, knowledge)
@@ -189,10 +167,10 @@ class AnalyticAttack:
 
 
 def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
-    """Prefix of the parameters of the layer that the image itself goes into.
+    """Prefix of the parameters of the layer that the input itself goes into.
 
     The first layer is the first module with parameters of its own that runs. What it gets must be
-    the image, as it was or flattened.
+    the image or the row, as it was or flattened.
     """
     seen: list[tuple[str, nn.Module, Tensor | None]] = []
 
@@ -225,7 +203,7 @@ def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
         for handle in hooks:
             handle.remove()
     if not seen:
-        raise AttackError("the model has no layer that runs on an image") from error
+        raise AttackError("the model has no layer that runs on an input") from error
     name, module, got = seen[0]
     label = f"{name or 'the model'} ({type(module).__name__})"
     if not isinstance(module, nn.Linear):
@@ -239,12 +217,12 @@ def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
         )
     if got is None or got.shape != (1, pixels.numel()) or not torch.equal(got[0], pixels):
         raise AttackError(
-            f"the model's first layer, {label}, does not get an image of shape "
+            f"the model's first layer, {label}, does not get an input of shape "
             f"{knowledge.input_shape}, flattened, as it is"
         )
     if module.in_features != pixels.numel():
         raise AttackError(
-            f"the model's first layer, {label}, takes {module.in_features} values: not an image "
+            f"the model's first layer, {label}, takes {module.in_features} values: not an input "
             f"of shape {knowledge.input_shape}"
         )
     if not (module.weight.requires_grad and module.bias.requires_grad):

@@ -18,9 +18,10 @@ from .engine.objective import Objective, probe
 from .engine.observe import Observation, observe
 from .engine.run import run, split
 from .engine.search import Found
-from .knowledge import Knowledge, check_level
+from .knowledge import Knowledge
 from .labels import RECOVERIES, head_gradients, label_of_one
-from .parametrisation import Parametrisation, Pixels
+from .levels import check_level
+from .unknowns.pixels import Parametrisation, Pixels
 
 __all__ = ["GradientInversion"]
 
@@ -36,7 +37,8 @@ class GradientInversion:
         optimizer: ``adam`` (box constraint, learning rate times 0.1 after 3/8, 5/8 and 7/8 of the
             steps), ``lbfgs`` (no line search, no constraint until the end), ``rmsprop``, or ``cma``
             (CMA-ES: no gradient; its steps are generations).
-        cost: one of ``cost.COSTS``. ``l1`` and ``wasserstein`` are not smooth: for ``adam``.
+        cost: one of ``cost.COSTS``. ``l1`` and those with Wasserstein are not smooth: not for
+            ``lbfgs``.
         steps: of the optimiser.
         inner: iterations, each one evaluation of the model's gradient, in a step of L-BFGS; as
             ``max_iter`` of ``torch.optim.LBFGS``. Adam has one.
@@ -71,7 +73,7 @@ class GradientInversion:
 
     name: str
     optimizer: Literal["adam", "lbfgs", "rmsprop", "cma"]
-    cost: Literal["cosine", "squared_l2", "l1", "wasserstein"]
+    cost: str
     steps: int
     inner: int = 1
     restarts: int = 1

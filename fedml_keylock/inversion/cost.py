@@ -8,19 +8,48 @@ the targets in the same shapes, and ``weights`` ``(b, layers)`` (0 leaves a laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from ..errors import ConfigError
 
-__all__ = ["COSTS", "cosine", "l1", "squared_l2", "wasserstein", "weigh_layers"]
+__all__ = [
+    "COSTS",
+    "cosine",
+    "l1",
+    "l2_twice",
+    "l2_wasserstein",
+    "squared_l2",
+    "wasserstein",
+    "weigh_layers",
+]
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """``(b, *shape)`` twice -> ``(b,)`` inner products."""
-    # a batched matrix product makes no b x shape temporary, as (left * right).sum() would
-    return (left.flatten(1).unsqueeze(1) @ right.flatten(1).unsqueeze(2)).flatten()
+class _Products(Function):
+    """Inner products of each candidate's left with its right and with itself, both ``(b,)``.
+
+    As one function because its gradient is one pass over the entries, and there are many.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(left, right)
+        return (left * right).flatten(1).sum(1), _square(left)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None]:
+        left, right = ctx.saved_tensors
+        cross, own = (part.view(-1, *[1] * (left.dim() - 1)) for part in outer)
+        return torch.addcmul(cross * right, left, 2 * own), None
+
+
+def _square(value: Tensor) -> Tensor:
+    """``(b, *shape)`` -> ``(b,)`` sums of squares."""
+    norm: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
+    return norm.square()
 
 
 def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -39,9 +68,8 @@ def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: 
     error = weights.new_zeros(weights.shape[0])
     size = weights.new_zeros(weights.shape[0])
     for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
-        difference = gradient - target
-        error = error + weights[:, layer] * _dot(difference, difference)
-        size = size + weights[:, layer] * _dot(target, target)
+        error = error + weights[:, layer] * _square(gradient - target)
+        size = size + weights[:, layer] * _square(target)
     return error / size
 
 
@@ -58,9 +86,10 @@ def cosine(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tens
     gradient_size = weights.new_zeros(weights.shape[0])
     target_size = weights.new_zeros(weights.shape[0])
     for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
-        dot = dot + weights[:, layer] * _dot(gradient, target)
-        gradient_size = gradient_size + weights[:, layer] * _dot(gradient, gradient)
-        target_size = target_size + weights[:, layer] * _dot(target, target)
+        product, square = _Products.apply(gradient, target)
+        dot = dot + weights[:, layer] * product
+        gradient_size = gradient_size + weights[:, layer] * square
+        target_size = target_size + weights[:, layer] * _square(target)
     return 1 - dot / (gradient_size * target_size).sqrt()
 
 
@@ -107,6 +136,40 @@ def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights:
     return error / size
 
 
+def l2_wasserstein(
+    gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor
+) -> Tensor:
+    """``squared_l2`` plus ``wasserstein``: GRNN's distance as the paper names it (Ren et al. 2022).
+
+    Each of the two is relative to the target here, so that they do not weigh as they do there.
+
+    Example:
+        >>> import torch
+        >>> t = [torch.tensor([[3.0, 4.0]])]
+        >>> l2_wasserstein([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
+        tensor([0.1829])
+
+    """
+    return squared_l2(gradients, targets, weights) + wasserstein(gradients, targets, weights)
+
+
+def l2_twice(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """``r^2 + r`` with ``r = |g - t| / |t|``: GRNN's distance as its code has it (Ren et al. 2022).
+
+    What that code calls the Wasserstein distance is the L2 norm of the difference.
+
+    Example:
+        >>> import torch
+        >>> t = [torch.tensor([[3.0, 4.0]])]
+        >>> l2_twice([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
+        tensor([0.2400])
+
+    """
+    squared = squared_l2(gradients, targets, weights)
+    # the root has no gradient at 0
+    return squared + squared.clamp(min=1e-20).sqrt()
+
+
 def weigh_layers(names: Sequence[str], how: Literal["uniform", "linear"]) -> dict[str, float]:
     """Weights for ``GradientInversion.layer_weights``, by each parameter's depth.
 
@@ -133,4 +196,11 @@ def weigh_layers(names: Sequence[str], how: Literal["uniform", "linear"]) -> dic
     raise ConfigError(f"layers are weighed 'uniform' or 'linear', not {how!r}")
 
 
-COSTS = {"cosine": cosine, "squared_l2": squared_l2, "l1": l1, "wasserstein": wasserstein}
+COSTS = {
+    "cosine": cosine,
+    "squared_l2": squared_l2,
+    "l1": l1,
+    "wasserstein": wasserstein,
+    "l2_twice": l2_twice,
+    "l2_wasserstein": l2_wasserstein,
+}

@@ -5,11 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from fedml_keylock.errors import AttackError, LockError
-from fedml_keylock.inversion import Knowledge, Secrets
-from fedml_keylock.inversion.analytic import AnalyticAttack, embedding_tokens, linear_input
+from fedml_keylock.inversion import AnalyticAttack, Knowledge, LocalTraining, Secrets, linear_input
 from fedml_keylock.keylock import KeyLockConfig, lock_model
 
 KNOWN = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10)
@@ -122,36 +120,6 @@ def test_gradients_that_cannot_be_divided_are_refused(weight, bias, message):
         linear_input(weight, bias)
 
 
-def test_an_embedding_names_its_tokens():
-    torch.manual_seed(0)
-    embedding, head = nn.Embedding(50, 6), nn.Linear(6, 3)
-    tokens = [torch.tensor([[3, 7, 7, 49], [0, 3, 11, 12]]), torch.tensor([[1, 2]])]
-    gradients = []
-    for batch in tokens:
-        loss = cross_entropy(head(embedding(batch).mean(1)), torch.arange(len(batch)))
-        gradients += torch.autograd.grad(loss, embedding.weight)
-    gradient = torch.stack(gradients)
-    expected = [[0, 3, 7, 11, 12, 49], [1, 2]]
-    assert [found.tolist() for found in embedding_tokens(gradient)] == expected
-    noisy = gradient + 1e-4 * gradient.abs().max() * torch.rand(gradient.shape)
-    assert [found.tolist() for found in embedding_tokens(noisy, tolerance=1e-2)] == expected
-    assert embedding_tokens(torch.zeros(1, 5, 2))[0].tolist() == []
-
-
-@pytest.mark.parametrize(
-    ("gradient", "tolerance", "message"),
-    [
-        (torch.ones(5, 2), 0.0, r"not \(5, 2\)"),
-        (torch.full((1, 5, 2), float("nan")), 0.0, "NaN"),
-        (torch.ones(1, 5, 2), 1.0, "below 1"),
-        (torch.ones(1, 5, 2), float("nan"), "below 1"),
-    ],
-)
-def test_an_embedding_s_gradient_that_does_not_fit_is_refused(gradient, tolerance, message):
-    with pytest.raises(AttackError, match=message):
-        embedding_tokens(gradient, tolerance=tolerance)
-
-
 class Normalising(MLP):
     def forward(self, x):
         return super().forward((x - 0.1) / 0.3)
@@ -171,10 +139,10 @@ class Twice(nn.Module):
     [
         (lambda lenet: lenet(1, 28), r"first layer, conv1 \(Conv2d\), is not linear"),
         (lambda lenet: MLP(bias=False), r"first layer, first \(Linear\), has no bias"),
-        (lambda lenet: Normalising(), "does not get an image"),
+        (lambda lenet: Normalising(), "does not get an input"),
         (lambda lenet: Twice(), "runs more than once"),
         (lambda lenet: nn.Sequential(nn.Linear(28, 10), nn.Flatten(), nn.Linear(280, 10)),
-         "does not get an image"),
+         "does not get an input"),
     ],
 )  # fmt: skip
 def test_a_first_layer_of_another_kind_is_refused_by_name(
@@ -203,7 +171,9 @@ def test_what_the_attack_is_not_made_for_is_refused(digits, make_update):
         reconstruct([update], model, replace(KNOWN, batch=3))
     names = ("lock.gamma", "lock.beta")
     secrets = Secrets(names, given={name: torch.ones(1, 64) for name in names})
-    with pytest.raises(AttackError, match="runs at level oblivious, not oracle"):
+    with pytest.raises(AttackError, match="private state of level 'oracle'; it runs at: obliv"):
         reconstruct([update], model, replace(KNOWN, level="oracle", secrets=secrets))
+    with pytest.raises(AttackError, match="does not replay"):
+        reconstruct([update], model, replace(KNOWN, training=LocalTraining(1, epochs=2)))
     with pytest.raises(AttackError, match="no linear layer with 7 outputs"):
         reconstruct([update], MLP(), replace(KNOWN, classes=7))

@@ -8,14 +8,22 @@ from torch.nn.functional import interpolate
 from fedml_keylock import plugins
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.metrics import psnr
-from fedml_keylock.inversion import Knowledge, Pixels, dlg, gradinversion, idlg, inverting_gradients
+from fedml_keylock.inversion import (
+    Knowledge,
+    Pixels,
+    dlg,
+    gradinversion,
+    grnn,
+    idlg,
+    inverting_gradients,
+)
 from fedml_keylock.inversion.engine.statistics import batch_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(3, 32, 32), classes=10)
 
 
-@pytest.mark.parametrize("preset", [dlg, idlg, inverting_gradients, gradinversion])
+@pytest.mark.parametrize("preset", [dlg, idlg, inverting_gradients, gradinversion, grnn])
 def test_each_is_registered_under_its_name_and_takes_fields(preset):
     assert plugins.attacks()[preset.__name__] is preset
     assert preset().name == preset.__name__

@@ -3,7 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
+from fedml_keylock.errors import AttackError
+from fedml_keylock.evaluation.matching import match
 from fedml_keylock.evaluation.metrics import psnr, ssim_aligned
 from fedml_keylock.inversion import (
     Knowledge,
@@ -310,3 +313,54 @@ def test_mixing_in_every_layer_stops_who_knows_of_it_and_not_who_is_told(
     )
     assert adaptive < 0.15, (adaptive, oracle)
     assert oracle > 0.3, (adaptive, oracle)
+
+
+def test_batches_are_read_with_labels_from_the_head(photos, lenet, make_update):
+    """Two photos in one gradient: every label, and pictures that are matched to be scored."""
+    crops = interpolate(photos[3:5], size=(16, 16), mode="area")
+    model, labels = lenet(3, 16, nn.GELU), torch.tensor([7, 2])
+    update = make_update(model, crops, labels)
+    known = replace(KNOWN, input_shape=(3, 16, 16), batch=2)
+    found = run(inverting_gradients(steps=200, total_variation=1e-3), [update], model, known)
+    assert found.images.shape == (1, 2, 3, 16, 16)
+    assert found.labels.tolist() == [[2, 7]]
+    order = match(found.images[0], crops)
+    assert order.tolist() == [1, 0]  # as the labels are, and not as the silo had them
+    scores = psnr(found.images[0][order], crops)
+    assert bool((scores > 15).all()), scores
+
+
+def test_norms_in_eval_mode_are_explained_by_running_statistics(photos, make_update):
+    def net():
+        torch.manual_seed(0)
+        norm = nn.BatchNorm2d(6)
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+        layers = nn.Conv2d(3, 6, 5, 4), norm, nn.GELU(), nn.Flatten(), nn.Linear(6 * 49, 10)
+        return nn.Sequential(*layers)
+
+    class Evaluated(nn.Sequential):
+        """The silo's model, whose norms stay in eval mode."""
+
+        def train(self, mode=True):
+            return super().train(False)
+
+    update = make_update(Evaluated(*net()), photos[:1], torch.tensor([3]))
+
+    class Truth(Pixels):
+        def draw(self, count, knowledge, generator):
+            return {"images": photos[None, :1].clone()}
+
+    def cost(update=update, **fields):
+        known = replace(KNOWN, labels=torch.tensor([[3]]), **fields)
+        attack = inverting_gradients(steps=1, parametrisation=Truth())
+        return float(run(attack, [update], net(), known).cost)
+
+    assert cost(norms="eval") < 1e-5 < 1e-3 < cost()
+    hidden = replace(
+        update,
+        before={n: v for n, v in update.before.items() if n != "1.running_var"},
+        after={n: v for n, v in update.after.items() if n != "1.running_var"},
+    )
+    with pytest.raises(AttackError, match=r"need 1\.running_var, which was not sent"):
+        cost(hidden, norms="eval")

@@ -32,9 +32,9 @@ def locked(run_job):
         enable_attack=True,
         attack_type="gradient_inversion",
         gradient_inversion={
-            "attacks": ["inverting_gradients"],
-            "knowledge": ["adaptive"],
-            "images": 1,
+            "attacks": {"inverting_gradients": {"steps": 50}, "dlg": {"steps": 1}},
+            "knowledge": ["adaptive", "temporal"],
+            "images": 3,
         },
     )
     assert job.status == 0, job.output[-2000:]
@@ -113,10 +113,13 @@ def test_the_capture_is_what_crossed_the_wire(locked):
 
 
 def test_the_server_attacks_what_it_captured(locked):
-    made = load_file(locked.folder / "leakage" / "inverting_gradients-adaptive.safetensors")
-    assert made["images"].shape == (1, 1, 1, 8, 8)
-    assert made["cost"].isfinite().all()
-    assert "inverting_gradients, adaptive: cost reached" in locked.output
+    # as the YAML sets each attack, at each level that it can use: dlg cannot pool rounds
+    for trial in ("inverting_gradients-adaptive", "inverting_gradients-temporal", "dlg-adaptive"):
+        made = load_file(locked.folder / "leakage" / f"{trial}.safetensors")
+        assert made["images"].shape == (3, 1, 1, 8, 8)
+        assert made["cost"].isfinite().all()
+        assert f"{trial.replace('-', ', ')}: cost reached" in locked.output
+    assert not (locked.folder / "leakage" / "dlg-temporal.safetensors").exists()
 
 
 def test_uploads_are_no_larger_than_without(plain, locked):

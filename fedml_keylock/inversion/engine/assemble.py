@@ -13,7 +13,8 @@ from torch import Tensor
 from ...errors import AttackError
 from ...types import ClientUpdate
 from ..cost import COSTS
-from ..knowledge import GRANTS, Knowledge, Secrets
+from ..knowledge import Knowledge, Secrets
+from ..levels import GRANTS
 from ..prior import Prior
 from .objective import Layout, Objective
 from .observe import Observation

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError
 from ..knowledge import Knowledge
-from ..parametrisation import Parametrisation, Pixels
 from ..prior import Prior
+from ..unknowns.pixels import Parametrisation, Pixels
 from .exact import ScaleAfterNorm, scales_in_norm
 from .replay import replay
 from .statistics import Statistics, batch_statistics
@@ -173,7 +173,8 @@ class Objective:
         for transform in self.knowledge.transforms:
             gradients = transform.replay(gradients, targets)
         cost = self.cost(gradients, targets, self.weights)
-        return cost, cost + self.prior(images, self.update, found, self.statistics)
+        prior = self.prior(images, self.update, found, self.statistics)
+        return cost, cost + prior + self.parametrisation.penalty(self.layout.split(rows))
 
     @cached_property
     def _exact(self) -> Callable[[], AbstractContextManager[Any]]:

@@ -1,12 +1,12 @@
-"""The published attacks, each a ``GradientInversion`` with its source's settings."""
+"""Attacks that search for the pixels themselves."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConfigError
-from .attack import GradientInversion
-from .parametrisation import Pixels
+from ..attack import GradientInversion
+from ..unknowns.pixels import Pixels
+from .make import preset
 
 __all__ = ["dlg", "gradinversion", "idlg", "inverting_gradients"]
 
@@ -28,7 +28,7 @@ def dlg(**overrides: Any) -> GradientInversion:
         150
 
     """
-    return _preset(
+    return preset(
         {
             "name": "dlg",
             "optimizer": "lbfgs",
@@ -64,6 +64,38 @@ def idlg(**overrides: Any) -> GradientInversion:
     return dlg(**{"name": "idlg", "labels": "recover", **overrides})
 
 
+def inverting_gradients(**overrides: Any) -> GradientInversion:
+    """Inverting gradients: Geiping, Bauermeister, Droege and Moeller, NeurIPS 2020 (2003.14053).
+
+    One minus the cosine similarity of gradients and total variation, Adam with learning rate 0.1 on
+    the gradient's sign, 4,800 steps, a box constraint; labels are recovered first. The source sets
+    the weight of total variation by model, from 1e-6 (trained ResNets) to 1e-1.
+
+    Args:
+        overrides: any field of ``GradientInversion``.
+
+    Raises:
+        ConfigError: a field does not exist or its value is not allowed.
+
+    Example:
+        >>> inverting_gradients(total_variation=1e-2).cost
+        'cosine'
+
+    """
+    return preset(
+        {
+            "name": "inverting_gradients",
+            "optimizer": "adam",
+            "cost": "cosine",
+            "steps": 4800,
+            "learning_rate": 0.1,
+            "signed": True,
+            "total_variation": 1e-2,
+        },
+        overrides,
+    )
+
+
 def gradinversion(**overrides: Any) -> GradientInversion:
     """See through gradients: Yin, Mallya, Vahdat, Alvarez, Kautz and Molchanov, CVPR 2021.
 
@@ -88,7 +120,7 @@ def gradinversion(**overrides: Any) -> GradientInversion:
         0.01
 
     """
-    return _preset(
+    return preset(
         {
             "name": "gradinversion",
             "optimizer": "adam",
@@ -103,43 +135,3 @@ def gradinversion(**overrides: Any) -> GradientInversion:
         },
         overrides,
     )
-
-
-def inverting_gradients(**overrides: Any) -> GradientInversion:
-    """Inverting gradients: Geiping, Bauermeister, Droege and Moeller, NeurIPS 2020 (2003.14053).
-
-    One minus the cosine similarity of gradients and total variation, Adam with learning rate 0.1 on
-    the gradient's sign, 4,800 steps, a box constraint; labels are recovered first. The source sets
-    the weight of total variation by model, from 1e-6 (trained ResNets) to 1e-1.
-
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
-    Example:
-        >>> inverting_gradients(total_variation=1e-2).cost
-        'cosine'
-
-    """
-    return _preset(
-        {
-            "name": "inverting_gradients",
-            "optimizer": "adam",
-            "cost": "cosine",
-            "steps": 4800,
-            "learning_rate": 0.1,
-            "signed": True,
-            "total_variation": 1e-2,
-        },
-        overrides,
-    )
-
-
-def _preset(settings: dict[str, Any], overrides: dict[str, Any]) -> GradientInversion:
-    unknown = sorted(set(overrides) - set(GradientInversion.__dataclass_fields__))
-    if unknown:
-        allowed = ", ".join(sorted(GradientInversion.__dataclass_fields__))
-        raise ConfigError(f"an attack has no field {', '.join(unknown)}; it has {allowed}")
-    return GradientInversion(**{**settings, **overrides})

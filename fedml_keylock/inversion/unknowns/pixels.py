@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from .knowledge import Knowledge
+from ..knowledge import Knowledge
 
 __all__ = ["Parametrisation", "Pixels"]
 
@@ -44,6 +44,9 @@ class Parametrisation(Protocol):
 
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """Name to least and greatest value, for those that have any."""
+
+    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+        """``(b,)``: what to add to the objective, beside cost and priors; often zeros."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +99,8 @@ class Pixels:
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """The bounds."""
         return {"images": knowledge.bounds}
+
+    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+        """None."""
+        images = unknowns["images"]
+        return images.new_zeros(len(images))

@@ -1,0 +1,208 @@
+"""Tokens of a text, read off the gradient of a model's embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError, ConfigError
+from ..types import ClientUpdate, TokenReconstruction
+from .engine.observe import observe
+from .knowledge import Knowledge
+from .levels import check_level
+from .transform import Noise, Quantise
+
+__all__ = ["TokenRecovery", "embedding_tokens"]
+
+
+def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor]:
+    """Which tokens an embedding was asked for: the rows of its gradient that are not zero.
+
+    The gradient reaches only the rows that were looked up, so it names the set of tokens of a
+    batch of any size, without their order and how often each occurs; but not ``padding_idx``, and
+    nothing where the output layer has the same weight. Source: Fowl et al., "Decepticons", ICLR
+    2023 (arXiv 2201.12675), on token leakage.
+
+    Args:
+        gradient: ``(u, vocabulary, width)`` gradient of the embedding's weight.
+        tolerance: a row counts if its greatest entry is above this fraction of the update's
+            greatest; 0 for an exact gradient, more for one with noise.
+
+    Returns:
+        u tensors of sorted token indices, one an update, each as long as it has tokens.
+
+    Raises:
+        AttackError: the shape does not fit, a value is not finite, or the tolerance is not in
+            [0, 1).
+
+    Example:
+        >>> import torch
+        >>> gradient = torch.zeros(1, 6, 2)
+        >>> gradient[0, [4, 1]] = torch.tensor([0.5, -0.5])
+        >>> embedding_tokens(gradient)
+        [tensor([1, 4])]
+
+    """
+    if gradient.ndim != 3:
+        raise AttackError(
+            f"an embedding's gradients are (u, vocabulary, width), not {tuple(gradient.shape)}"
+        )
+    if not 0 <= tolerance < 1:
+        raise AttackError(f"tolerance must be at least 0 and below 1, not {tolerance}")
+    if not gradient.isfinite().all():
+        raise AttackError("the embedding's gradient has NaN or infinite values")
+    rows = gradient.abs().amax(2)
+    found = rows > tolerance * rows.amax(1, keepdim=True)
+    return [update.nonzero().flatten() for update in found]
+
+
+@dataclass(frozen=True)
+class TokenRecovery:
+    """The set of tokens behind each update, from the rows of an embedding that moved.
+
+    For a batch of any size and any number of local steps, without order and without how often. What
+    it names was there. It misses padding, and a token whose step was too small to change its row in
+    the weights' precision: one far back in a text of which a recurrent net uses the end alone.
+
+    A lock behind an embedding does not hide which rows moved, whatever it does to their values. So
+    the key-lock refuses a model whose first layer is an embedding: it would only seem to protect.
+
+    It makes no images, so that it is no ``Attack`` that a FedML job can name.
+
+    Attributes:
+        name: what a report calls it.
+        tolerance: as of ``embedding_tokens``.
+
+    Raises:
+        ConfigError: the tolerance is not in [0, 1).
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
+        >>> before = {name: value.detach() for name, value in model.state_dict().items()}
+        >>> tokens = torch.tensor([[7, 2, 2], [5, 7, 1]])
+        >>> loss = nn.functional.cross_entropy(model(tokens), torch.tensor([0, 1]))
+        >>> gradients = torch.autograd.grad(loss, list(model.parameters()))
+        >>> after = {n: v - g for (n, v), g in zip(before.items(), gradients, strict=True)}
+        >>> TokenRecovery().reconstruct(
+        ...     [ClientUpdate(before, after, 1.0)],
+        ...     model,
+        ...     knowledge=Knowledge("oblivious", input_shape=(3,), classes=2, batch=2),
+        ... ).tokens
+        (tensor([1, 2, 5, 7]),)
+
+    """
+
+    name: str = "tokens"
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ConfigError(f"tolerance must be at least 0 and below 1, not {self.tolerance}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Nothing: it looks at which rows moved."""
+        return frozenset()
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Nothing: there is nothing to search, and no lock in the way."""
+        return frozenset()
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TokenReconstruction:
+        """Name the tokens of each update.
+
+        Args:
+            updates: u updates, of any number of local steps by SGD without weight decay, which
+                would move every row.
+            model: as far as the attacker knows it. Its own public values do not matter.
+            knowledge: level ``oblivious``; ``input_shape`` is ``(length,)`` of one text, in tokens.
+            generator: not used: there is nothing to draw.
+            progress: called once with evaluations done and in all, 1 and 1.
+
+        Raises:
+            AttackError: the level or what the silo did is not of that kind, no embedding gets the
+                tokens, its weight is frozen or another layer's too, or updates, model and
+                knowledge do not fit together, before any work is done.
+
+        """
+        # it asks for name, needs and uses alone, and this result has no images
+        check_level(self, knowledge.level)  # type: ignore[arg-type]
+        if knowledge.training is not None and knowledge.training.weight_decay:
+            raise AttackError(f"{self.name} sees which rows moved: weight decay moves all of them")
+        moved = [type(t).__name__ for t in knowledge.transforms if isinstance(t, Noise | Quantise)]
+        if moved and not self.tolerance:
+            raise AttackError(
+                f"{self.name} sees which rows moved: {' and '.join(moved)} moves all of them; "
+                "give it a tolerance"
+            )
+        observation = observe(updates, model, knowledge)
+        weight = _embedding(observation.model, knowledge)
+        found = embedding_tokens(observation.targets[weight], tolerance=self.tolerance)
+        if progress is not None:
+            progress(1, 1)
+        return TokenReconstruction(tuple(found), attack=self.name, knowledge=knowledge.level)
+
+
+def _embedding(model: nn.Module, knowledge: Knowledge) -> str:
+    """Name of the weight of the first embedding that gets the tokens as they are."""
+    embeddings = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    if not embeddings:
+        raise AttackError("the model has no embedding: use another attack")
+    least = min(module.num_embeddings for module in embeddings.values())
+    # downwards from the last, which neither positions nor segments are
+    tokens = (least - 1 - torch.arange(prod(knowledge.input_shape))) % least
+    tokens = tokens.view(1, *knowledge.input_shape).to(next(model.parameters()).device)
+    seen: list[str] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
+            first = inputs[0] if inputs else None
+            if isinstance(first, Tensor) and torch.equal(first.flatten(), tokens.flatten()):
+                seen.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_pre_hook(note(n)) for n, m in embeddings.items()]
+    error: Exception | None = None
+    try:
+        with torch.no_grad():
+            model(tokens)
+    # perhaps behind the embedding, where it does not matter
+    except (RuntimeError, ValueError, IndexError) as raised:
+        error = raised
+    finally:
+        for handle in hooks:
+            handle.remove()
+    if not seen:
+        raise AttackError(
+            f"no embedding of the model gets tokens of shape {knowledge.input_shape} as they are"
+        ) from error
+    name, weight = seen[0], embeddings[seen[0]].weight
+    label = f"{name or 'the model'} (Embedding)"
+    if not weight.requires_grad:
+        raise AttackError(f"the model's embedding, {label}, is frozen: it has no gradient")
+    tied = [
+        other
+        for other, module in model.named_modules()
+        if other != name and any(p is weight for p in module.parameters(recurse=False))
+    ]
+    if tied:
+        raise AttackError(
+            f"the model's embedding, {label}, has its weight in common with {', '.join(tied)}: "
+            "all rows move"
+        )
+    return f"{name}.weight" if name else "weight"

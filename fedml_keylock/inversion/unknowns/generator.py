@@ -1,0 +1,286 @@
+"""Images that a generator makes: its weights are searched, or what is fed into it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import chain, pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from ...errors import AttackError, ConfigError
+from ..engine.checkpoint import fingerprint
+from ..knowledge import Knowledge
+
+__all__ = ["GeneratorWeights", "Latent"]
+
+_NOISE = "generator.noise"
+_IMAGES = "generator.images."
+_LABELS = "generator.labels."
+
+
+@dataclass(frozen=True)
+class GeneratorWeights:
+    """The weights of a generator of images and of one of labels (GRNN, Ren et al. 2022, section 3).
+
+    Each candidate has generators and noise of its own: a vector for each image, drawn once and
+    fed into both. The label's is one linear layer. The image's makes 4x4 feature maps by a
+    transposed convolution and doubles them until they are as large as the image: nearest-neighbour
+    upsampling, 3x3 convolution, batch normalisation by batch statistics, gated linear unit. A
+    sigmoid ends it, which is spread over the bounds.
+
+    It makes squares whose side is a power of two, 8 or more, as the source's does; of an image of
+    another size it makes the next larger square, and its centre is used.
+
+    Attributes:
+        width: channels before the last doubling, d in the source's code; twice as many at each
+            smaller size.
+        inputs: length of a noise vector.
+        deviation: of the normal weights that it starts from; biases start at 0. The source's code
+            means 0.02, but sets it on the blocks and not on the layers in them, which keep torch's
+            own start.
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+
+    Example:
+        >>> known = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=2)
+        >>> small = GeneratorWeights(width=4, inputs=16)
+        >>> images, logits = small.decode(small.draw(3, known, torch.Generator()), known)
+        >>> images.shape, logits.shape
+        (torch.Size([3, 2, 1, 28, 28]), torch.Size([3, 2, 10]))
+
+    """
+
+    width: int = 32
+    inputs: int = 128
+    deviation: float = 0.02
+    makes_labels = True
+
+    def __post_init__(self) -> None:
+        for name in ("width", "inputs"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.deviation < float("inf"):
+            raise ConfigError(f"deviation must be a number above 0, not {self.deviation}")
+
+    def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+        """The noise, then each layer's weights.
+
+        Raises:
+            AttackError: the input is no image.
+
+        """
+        if len(knowledge.input_shape) != 3:
+            raise AttackError(
+                f"a generator makes images (c, h, w), not {tuple(knowledge.input_shape)}"
+            )
+        made = {
+            f"{_IMAGES}{name}": tuple(value.shape)
+            for name, value in self._network(knowledge).named_parameters()
+        }
+        return {
+            _NOISE: (knowledge.batch, self.inputs),
+            f"{_LABELS}weight": (knowledge.classes, self.inputs),
+            f"{_LABELS}bias": (knowledge.classes,),
+            **made,
+        }
+
+    def draw(
+        self, count: int, knowledge: Knowledge, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Normal noise and weights; biases 0, and each normalisation's scale 1."""
+        starts = {}
+        for name, shape in self.shapes(knowledge).items():
+            whole = (count, *shape)
+            if len(shape) > 1:
+                start = torch.randn(whole, generator=generator, device=generator.device)
+                starts[name] = start if name == _NOISE else self.deviation * start
+            elif name.endswith("bias"):
+                starts[name] = torch.zeros(whole, device=generator.device)
+            else:
+                starts[name] = torch.ones(whole, device=generator.device)
+        return starts
+
+    def decode(
+        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the generators make of the noise."""
+        # noise stands still for every optimiser, also for one that knows no rates
+        noise = unknowns[_NOISE].detach()
+        weights = {
+            name.removeprefix(_IMAGES): value
+            for name, value in unknowns.items()
+            if name.startswith(_IMAGES)
+        }
+        run = partial(functional_call, self._network(knowledge))
+        square = vmap(run)(weights, noise[..., None, None])
+        _, height, width = knowledge.input_shape
+        top, left = (square.shape[-2] - height) // 2, (square.shape[-1] - width) // 2
+        images = square[..., top : top + height, left : left + width]
+        low, high = knowledge.bounds
+        logits = noise @ unknowns[f"{_LABELS}weight"].mT + unknowns[f"{_LABELS}bias"][:, None]
+        return low + (high - low) * images, logits
+
+    def rates(self, knowledge: Knowledge) -> dict[str, float]:
+        """The weights' own unit."""
+        return {name: float(name != _NOISE) for name in self.shapes(knowledge)}
+
+    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
+        """None."""
+        return {}
+
+    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+        """None."""
+        noise = unknowns[_NOISE]
+        return noise.new_zeros(len(noise))
+
+    def _network(self, knowledge: Knowledge) -> nn.Module:
+        channels, height, width = knowledge.input_shape
+        doublings = max(1, math.ceil(math.log2(max(height, width))) - 2)
+        return _network(self.inputs, self.width, channels, doublings)
+
+
+@lru_cache(maxsize=8)
+def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Module:
+    """``(n, inputs, 1, 1)`` -> ``(n, channels, s, s)``, s 4 times 2^doublings; without weights."""
+    planes = [width * 2**level for level in reversed(range(doublings))]
+    layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, 2 * planes[0], 4, device="meta")]
+    layers.append(nn.GLU(1))
+    for before, after in pairwise([*planes, channels]):
+        layers += [
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(before, 2 * after, 3, padding=1, bias=False, device="meta"),
+            nn.BatchNorm2d(2 * after, track_running_stats=False, device="meta"),
+            nn.GLU(1),
+        ]
+    return nn.Sequential(*layers, nn.Sigmoid())
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What is fed into a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
+
+    Searched latents start from N(0, I), which the generator was trained on. At 0 a generator can
+    have a gradient that is exactly 0.
+
+    Attributes:
+        generator: maps ``(m, *shape)`` latents to ``(m, *input_shape)`` images. A copy of it is
+            used, in eval mode; nothing of it is trained. One that takes more than a latent (a
+            class) needs a module around it that supplies the rest.
+        shape: of one image's latent, ``(128,)`` or ``(100, 1, 1)`` for instance.
+        output_range: least and greatest value of its images; spread over ``Knowledge.bounds``.
+        divergence: weight of the prior on latents: the Kullback-Leibler divergence from N(0, 1) of
+            a normal distribution with the mean and the variance of a latent's entries, the mean
+            over the images (the source's regulariser R(G; z), as its published code has it).
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+
+    Example:
+        >>> decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
+        >>> known = Knowledge("oblivious", input_shape=(1, 4, 4), classes=10, batch=2)
+        >>> latent = Latent(decoder, (8,))
+        >>> latent.shapes(known)
+        {'latent': (2, 8)}
+        >>> latent.decode(latent.draw(3, known, torch.Generator()), known)[0].shape
+        torch.Size([3, 2, 1, 4, 4])
+
+    """
+
+    generator: nn.Module = field(repr=False)
+    shape: tuple[int, ...]
+    output_range: tuple[float, float] = (-1.0, 1.0)
+    divergence: float = 0.0
+    makes_labels = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.generator, nn.Module):
+            raise ConfigError(
+                f"a generator is a torch.nn.Module, not {type(self.generator).__name__}"
+            )
+        if not self.shape or min(self.shape) < 1:
+            raise ConfigError(f"shape is that of one latent, (128,) say, not {self.shape}")
+        if not self.output_range[0] < self.output_range[1]:
+            raise ConfigError(
+                f"output_range must be (low, high) with low < high, not {self.output_range}"
+            )
+        if not 0 <= self.divergence < float("inf"):
+            raise ConfigError(f"divergence must be a number from 0 on, not {self.divergence}")
+        mine = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        object.__setattr__(self, "generator", mine)
+
+    def __repr__(self) -> str:
+        # with the weights: a checkpoint knows by it that another generator was searched
+        state = self.generator.state_dict().values()
+        return (
+            f"Latent({type(self.generator).__name__} {fingerprint('', state)}, {self.shape}, "
+            f"{self.output_range}, {self.divergence})"
+        )
+
+    def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+        """One unknown.
+
+        Raises:
+            AttackError: the generator takes no such latents, or makes images of another shape.
+
+        """
+        latent = torch.zeros(1, 1, *self.shape)
+        try:
+            with torch.no_grad():
+                made = self._images(latent)
+        except (RuntimeError, ValueError) as error:
+            raise AttackError(
+                f"the generator takes no latents of shape {tuple(self.shape)}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        if made.shape != (1, *knowledge.input_shape):
+            raise AttackError(
+                f"the generator makes images of shape {tuple(made.shape[1:])}, the silos' are "
+                f"{tuple(knowledge.input_shape)}"
+            )
+        return {"latent": (knowledge.batch, *self.shape)}
+
+    def draw(
+        self, count: int, knowledge: Knowledge, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """N(0, I)."""
+        shape = (count, knowledge.batch, *self.shape)
+        return {"latent": torch.randn(shape, generator=generator, device=generator.device)}
+
+    def decode(
+        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor | None]:
+        """The generator's images."""
+        latent = unknowns["latent"]
+        made = self._images(latent)
+        made = made.reshape(*latent.shape[:2], *made.shape[1:])
+        (least, greatest), (low, high) = self.output_range, knowledge.bounds
+        return low + (made.to(latent) - least) * ((high - low) / (greatest - least)), None
+
+    def rates(self, knowledge: Knowledge) -> dict[str, float]:
+        """The standard deviation that it was drawn with."""
+        return {"latent": 1.0}
+
+    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
+        """None."""
+        return {}
+
+    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+        """``(b,)``: how far the entries of each latent are from a standard normal sample."""
+        entries = unknowns["latent"].flatten(2)
+        mean, variance = entries.mean(2), entries.var(2, unbiased=False)
+        # the source's 1e-10: a variance of 0 is far from 1, and not infinitely far
+        distance = (mean.square() + variance - 1 - (variance + 1e-10).log()) / 2
+        return self.divergence * distance.mean(1)
+
+    def _images(self, latent: Tensor) -> Tensor:
+        """``(b, n, *shape)`` -> ``(b * n, *input_shape)``, in the generator's own type."""
+        like = next(chain(self.generator.parameters(), self.generator.buffers()), latent)
+        made: Tensor = self.generator(latent.flatten(0, 1).to(like))
+        return made

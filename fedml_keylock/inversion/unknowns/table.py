@@ -1,0 +1,141 @@
+"""Rows of a table as unknowns: columns of numbers, and categories as one-hot groups of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import AttackError, ConfigError
+from ..knowledge import Knowledge
+
+__all__ = ["TableRows", "round_categories"]
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows with some columns of numbers, and some that together say one of several categories.
+
+    The softmax relaxation of TabLeak (Vero, Balunovic, Dimitrov and Vechev, ICML 2023, arXiv
+    2210.01785): a categorical feature's columns are the softmax of logits, so that they are never
+    negative and sum to 1. Numbers are kept within ``Knowledge.bounds`` by the optimiser's box,
+    where the source has a sigmoid.
+
+    A result holds the softmax itself, which says how sure the attacker is of a category: the
+    entropy of the source's section 4.2. ``round_categories`` makes it one-hot.
+
+    Attributes:
+        categories: for each categorical feature the columns of its one-hot group. Columns in none
+            are numbers.
+
+    Raises:
+        ConfigError: a group has fewer than two columns, skips one, or shares one with another.
+
+    Example:
+        >>> rows = TableRows((range(2, 5),))
+        >>> rows.shapes(Knowledge("oblivious", input_shape=(6,), classes=2, batch=4))
+        {'numbers': (4, 3), 'logits': (4, 3)}
+
+    """
+
+    categories: tuple[range, ...] = ()
+    makes_labels = False
+
+    def __post_init__(self) -> None:
+        for group in self.categories:
+            if group.step != 1 or len(group) < 2 or group.start < 0:
+                raise ConfigError(
+                    f"a categorical feature has two neighbouring columns or more, not {group}"
+                )
+        columns = [column for group in self.categories for column in group]
+        if len(set(columns)) != len(columns):
+            raise ConfigError("a column belongs to two categorical features")
+
+    def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
+        """Numbers and logits of the rows.
+
+        Raises:
+            AttackError: the inputs are no rows, have no such columns, or the bounds leave out the
+                0 or the 1 of a one-hot group.
+
+        """
+        if len(knowledge.input_shape) != 1:
+            raise AttackError(
+                f"a row of a table has input_shape (features,), not {knowledge.input_shape}"
+            )
+        (features,) = knowledge.input_shape
+        for group in self.categories:
+            if group.stop > features:
+                raise AttackError(
+                    f"a categorical feature has columns up to {group.stop - 1}, and a row has "
+                    f"{features}: the last is {features - 1}"
+                )
+        low, high = knowledge.bounds
+        if self.categories and not low <= 0 < 1 <= high:
+            raise AttackError(f"one-hot columns are 0 and 1, outside of the bounds {(low, high)}")
+        logits = sum(len(group) for group in self.categories)
+        return {
+            "numbers": (knowledge.batch, features - logits),
+            "logits": (knowledge.batch, logits),
+        }
+
+    def draw(
+        self, count: int, knowledge: Knowledge, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Numbers uniform between the bounds, logits between -1 and 1."""
+        made = {
+            name: torch.rand((count, *shape), generator=generator, device=generator.device)
+            for name, shape in self.shapes(knowledge).items()
+        }
+        low, high = knowledge.bounds
+        return {"numbers": low + (high - low) * made["numbers"], "logits": 2 * made["logits"] - 1}
+
+    def decode(
+        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor | None]:
+        """Every column in its place."""
+        chosen = [column for group in self.categories for column in group]
+        numbers = [column for column in range(knowledge.input_shape[0]) if column not in chosen]
+        groups = torch.split(unknowns["logits"], [len(group) for group in self.categories], dim=-1)
+        parts = [unknowns["numbers"], *(logits.softmax(-1) for logits in groups)]
+        place = torch.tensor([*numbers, *chosen], device=unknowns["numbers"].device).argsort()
+        return torch.cat(parts, dim=-1)[..., place], None
+
+    def rates(self, knowledge: Knowledge) -> dict[str, float]:
+        """Numbers as pixels have it: about a column's deviation. Logits as they are."""
+        low, high = knowledge.bounds
+        return {"numbers": (high - low) / 4, "logits": 1.0}
+
+    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
+        """The bounds, of numbers alone."""
+        return {"numbers": knowledge.bounds}
+
+    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+        """None."""
+        numbers = unknowns["numbers"]
+        return numbers.new_zeros(len(numbers))
+
+
+def round_categories(rows: Tensor, categories: tuple[range, ...]) -> Tensor:
+    """Rows with each one-hot group rounded: 1 in its greatest column and 0 in the others.
+
+    Args:
+        rows: ``(..., features)``.
+        categories: as of ``TableRows``.
+
+    Returns:
+        ``(..., features)``, a copy.
+
+    Example:
+        >>> round_categories(torch.tensor([[0.3, 0.6, 0.4]]), (range(1, 3),))
+        tensor([[0.3000, 1.0000, 0.0000]])
+
+    """
+    rounded = rows.clone()
+    for group in categories:
+        columns = slice(group.start, group.stop)
+        best = rows[..., columns].argmax(-1, keepdim=True)
+        rounded[..., columns] = torch.zeros_like(rows[..., columns]).scatter(-1, best, 1.0)
+    return rounded
