@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision import models
+from torchvision.models.resnet import BasicBlock
 
 from fedml_keylock import KeyLockConfig, lock_model
 
-__all__ = ["LOCKS", "NETS", "make", "step_of"]
+__all__ = ["LOCKS", "NETS", "make", "resnet20", "sigmoid_lenet", "step_of"]
 
 
 def lenet(*, norm: tuple[int, ...] = ()) -> nn.Module:
@@ -23,6 +24,31 @@ def lenet(*, norm: tuple[int, ...] = ()) -> nn.Module:
             layers.append(nn.BatchNorm2d(12))
         layers.append(nn.GELU())
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 10))
+
+
+def sigmoid_lenet() -> nn.Module:
+    """The LeNet of DLG (Zhu et al. 2019): sigmoids, every weight uniform in [-0.5, 0.5]."""
+    torch.manual_seed(0)
+    layers = [nn.Sigmoid() if isinstance(layer, nn.GELU) else layer for layer in lenet()]
+    model = nn.Sequential(*layers)
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter, -0.5, 0.5)
+    return model
+
+
+def resnet20() -> nn.Module:
+    """The ResNet-20 for 32x32 pictures of He et al. 2016, untrained."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    for inputs, width in [(16, 16), (16, 32), (32, 64)]:
+        stride = width // inputs
+        shortcut = None
+        if stride > 1:
+            narrow = nn.Conv2d(inputs, width, 1, stride, bias=False)
+            shortcut = nn.Sequential(narrow, nn.BatchNorm2d(width))
+        layers.append(BasicBlock(inputs, width, stride, shortcut))
+        layers += [BasicBlock(width, width) for _ in range(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 def vit_tiny() -> nn.Module:
