@@ -1,4 +1,4 @@
-"""The command line: `fedml-keylock demo | run | check | export | vault | plugins | doctor`."""
+"""The command line: `fedml-keylock demo | run | check | export | vault | doctor | ...`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from . import __version__
 from .commands.check import check
+from .commands.enable import disable, enable
 from .commands.export import export
 from .commands.vault import vault
 from .errors import KeyLockError
@@ -36,6 +37,7 @@ def main() -> None:
     \b
     See it work:           fedml-keylock demo
     Run your own job:      fedml-keylock run -n 4 main.py --cf fedml_config.yaml
+    Jobs launched for you: fedml-keylock enable
     Check the environment: fedml-keylock doctor
 
     The job's YAML decides whether anything is defended:
@@ -100,7 +102,7 @@ def plugins() -> None:
 
 @main.command()
 def doctor() -> None:
-    """Check Python, setuptools, fedml, torch, the MPI runtime, every seam and every plugin."""
+    """Check Python, packages, the start-up file, the MPI runtime, every seam and every plugin."""
     from .doctor import examine
 
     failed = 0
@@ -116,5 +118,7 @@ def doctor() -> None:
 
 
 main.add_command(check)
+main.add_command(disable)
+main.add_command(enable)
 main.add_command(export)
 main.add_command(vault)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
+from .commands.enable import StartUp
 from .errors import KeyLockError
 
-__all__ = ["Check", "examine"]
+__all__ = ["Check", "examine", "start_up"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Check:
 
 def examine() -> Iterator[Check]:
     """Every check, the quick ones first; each is made when it is asked for."""
-    yield from (_python(), _setuptools(), _torch(), _fedml(), _mpi())
+    yield from (_python(), _setuptools(), _torch(), _fedml(), start_up(), _mpi())
     yield from _seams()
     yield from _plugins()
 
@@ -70,6 +71,32 @@ def _fedml() -> Check:
     return Check("fedml", found in SUPPORTED, found, f"pip install 'fedml=={SUPPORTED[-1]}'")
 
 
+def start_up(place: StartUp | None = None) -> Check:
+    """Whether `fedml-keylock enable` was run, and where; in this environment, unless told.
+
+    Example:
+        >>> from pathlib import Path
+        >>> start_up(StartUp(Path("nowhere"))).found
+        'not enabled in nowhere'
+
+    """
+    name = "start-up file"
+    try:
+        place = place or StartUp.of_this_interpreter()
+    except KeyLockError as error:
+        return Check(name, True, f"not enabled: {error}")
+    if not place.enabled:
+        return Check(name, True, f"not enabled in {place.folder}")
+    try:
+        current = place.current
+    except KeyLockError as error:
+        return Check(name, False, "enabled, and does not work", str(error))
+    if not current:
+        found = f"enabled in {place.folder}, incomplete or by another release"
+        return Check(name, False, found, "fedml-keylock enable")
+    return Check(name, True, f"enabled in {place.folder}; fedml-keylock disable takes it back")
+
+
 def _mpi() -> Check:
     from .host.launch import find_mpiexec
 
@@ -108,12 +135,14 @@ _MPI_REMEDY = (
 def _seams() -> Iterator[Check]:
     try:
         from .host.fedml import seams
+
+        found = seams()
     except Exception as error:  # whatever an import of fedml may raise is the finding
         yield Check(
             "import fedml", False, f"{type(error).__name__}: {error}", "see the lines above"
         )
         return
-    for seam in seams():
+    for seam in found:
         problem = seam.problem()
         yield Check(f"seam {seam.label}", problem is None, problem or "fits", _SEAM_REMEDY)
 

@@ -1,34 +1,38 @@
 """FedML's seams: the only module that imports fedml and names its parts.
 
 `activate()` makes our names known to FedML; the job's YAML flag decides whether they do anything.
+The parts are imported where they are used: another release may lack them, and that is to be said
+as the misfit that it is.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import fedml
-from fedml.core.alg_frame.client_trainer import ClientTrainer
-from fedml.core.distributed.communication.message import Message
-from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
-from fedml.core.security.fedml_attacker import FedMLAttacker
-from fedml.core.security.fedml_defender import FedMLDefender
-from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
-from fedml.runner import FedMLRunner
 
 from ..errors import ConfigError, HostError, KeyLockError
 from ..plugins import defenses
 from .abort import AbortOnError, end_job, in_mpi_job
 from .patching import Patches, Seam
 from .session import INVERSION, Session, our_attack, our_defense
-from .supported import SUPPORTED
+from .supported import unsupported
 
-__all__ = ["activate", "deactivate", "is_active", "seams"]
+if TYPE_CHECKING:
+    from fedml.core.alg_frame.client_trainer import ClientTrainer
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+    from fedml.core.security.fedml_defender import FedMLDefender
+    from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.runner import FedMLRunner
 
-STATE = Message.MSG_ARG_KEY_MODEL_PARAMS
+__all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
+
 Function = Callable[..., Any]
 
 _job: tuple[Any, Session | None] | None = None
@@ -48,15 +52,43 @@ def activate() -> None:
         False
 
     """
+    global _patches
     if is_active():
         return
-    if fedml.__version__ not in SUPPORTED:
-        raise HostError(
-            f"fedml {fedml.__version__} is not supported; fedml_keylock was tested with "
-            f"{', '.join(SUPPORTED)}: pip install 'fedml=={SUPPORTED[-1]}'"
-        )
+    problem = misfit()
+    if problem is not None:
+        raise HostError(problem)
+    _guard.restore()
+    _patches = Patches(seams())
     _patches.apply()
     _abort.install()
+
+
+def activate_or_guard() -> str | None:
+    """Put the seams in, or else what stops a job that asks for them. For the start-up file.
+
+    A program that merely imports fedml is not to end because this package does not fit it; a job
+    that asks for the defense is not to run without it.
+
+    Returns:
+        What is to be said at once: why nothing could be put in. None otherwise.
+
+    Example:
+        >>> activate_or_guard() is None, is_active()
+        (True, True)
+        >>> deactivate()
+
+    """
+    global _guard
+    if _guard.applied:
+        return None
+    try:
+        activate()
+    except HostError as error:
+        _guard = Patches(tuple(_guards(str(error))))
+        _guard.apply()
+        return None if _guard.seams else f"{error}; until then jobs are not defended"
+    return None
 
 
 def deactivate() -> None:
@@ -64,12 +96,82 @@ def deactivate() -> None:
     global _job
     _abort.remove()
     _patches.restore()
+    _guard.restore()
     _job = None
 
 
 def is_active() -> bool:
     """Whether the seams are in."""
     return _patches.applied
+
+
+def misfit() -> str | None:
+    """Why this FedML cannot be defended, naming it and what was tested; None if it can.
+
+    Example:
+        >>> misfit() is None
+        True
+
+    """
+    version = str(getattr(fedml, "__version__", "of no version"))
+    try:
+        problems = Patches(seams()).problems()
+        _state_key()
+    except (ImportError, AttributeError) as error:  # another release, with other parts
+        problems = [str(error)]
+    return unsupported(version, problems)
+
+
+_GUARDED = (
+    ("fedml.core.security.fedml_attacker", "FedMLAttacker", "init"),
+    ("fedml.core.security.fedml_defender", "FedMLDefender", "init"),
+    ("fedml.runner", "FedMLRunner", "__init__"),
+)
+"""Where FedML reads the flags, and where a job begins: a server and a silo pass by one of them."""
+
+
+def _guards(problem: str) -> Iterator[Seam]:
+    """A seam for each place of FedML's that a job's arguments pass by, as far as there are any."""
+    places: list[tuple[Any, str]] = []
+    for module, owner, name in _GUARDED:
+        try:
+            places.append((getattr(import_module(module), owner), name))
+        except (ImportError, AttributeError):
+            continue
+    places = [place for place in places if _has_function(*place)]
+    if not places and _has_function(fedml, "init"):
+        places = [(fedml, "init")]
+    for held, name in places:
+        yield Seam(held, name, None, functools.partial(_guarded, problem))
+
+
+def _has_function(owner: Any, name: str) -> bool:
+    return inspect.isfunction(vars(owner).get(name))
+
+
+def _guarded(problem: str, original: Function) -> Function:
+    @functools.wraps(original)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        _refuse(problem, (*args, *kwargs.values()))
+        result = original(*args, **kwargs)
+        _refuse(problem, (result,))  # fedml.init makes the arguments itself, and returns them
+        return result
+
+    return guarded
+
+
+def _refuse(problem: str, values: Iterable[Any]) -> None:
+    """Stop the job if one of the values is its arguments and they ask for what cannot be had."""
+    for value in values:
+        defense = our_defense(value)
+        if defense is None and not our_attack(value):
+            continue
+        flag = f"attack_type: {INVERSION}" if defense is None else f"defense_type: {defense}"
+        error = HostError(f"{flag} cannot be had: {problem}")
+        if in_mpi_job():
+            end_job(error)
+        _abort.install()  # one line, where nobody catches it
+        raise error
 
 
 def _begin(args: Any) -> Session | None:
@@ -179,28 +281,39 @@ def _train(original: Function) -> Function:
 
 
 def _send_message(original: Function) -> Function:
+    state = _state_key()
+
     @functools.wraps(original)
     def send_message(self: FedMLCommManager, message: Any) -> None:
         session = _begin(self.args)
         if session is not None:
             with _final():
-                session.outgoing(message.get_params(), STATE)
+                session.outgoing(message.get_params(), state)
         original(self, message)
 
     return send_message
 
 
 def _receive_message(original: Function) -> Function:
+    state = _state_key()
+
     @functools.wraps(original)
     def receive_message(self: FedMLCommManager, msg_type: Any, msg_params: Any) -> None:
         session = _begin(self.args)
         # a message to oneself says that the connection is up
         if session is not None and msg_params.get_sender_id() != msg_params.get_receiver_id():
             with _final():
-                session.incoming(msg_params.get_params(), STATE, int(msg_params.get_sender_id()))
+                session.incoming(msg_params.get_params(), state, int(msg_params.get_sender_id()))
         original(self, msg_type, msg_params)
 
     return receive_message
+
+
+def _state_key() -> str:
+    """Name of a message's entry that holds a model's state."""
+    from fedml.core.distributed.communication.message import Message
+
+    return str(Message.MSG_ARG_KEY_MODEL_PARAMS)
 
 
 @contextmanager
@@ -231,7 +344,19 @@ def _manage_mpi_args(original: Function) -> Function:
 
 
 def seams() -> tuple[Seam, ...]:
-    """Every function of FedML that is wrapped, and the parameters it must have."""
+    """Every function of FedML that is wrapped, and the parameters it must have.
+
+    Raises:
+        ImportError: this FedML does not have a module or class that holds one.
+
+    """
+    from fedml.core.alg_frame.client_trainer import ClientTrainer
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+    from fedml.core.security.fedml_defender import FedMLDefender
+    from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.runner import FedMLRunner
+
     return (
         Seam(FedMLDefender, "init", ("self", "args"), _defender_init),
         Seam(FedMLAttacker, "init", ("self", "args"), _attacker_init),
@@ -263,5 +388,6 @@ def seams() -> tuple[Seam, ...]:
     )
 
 
-_patches = Patches(seams())
+_patches = Patches(())
+_guard = Patches(())
 _abort = AbortOnError()

@@ -19,7 +19,7 @@ class Seam:
     Attributes:
         owner: the class or module that holds it.
         name: its name there.
-        parameters: the parameter names that the wrapper was written for.
+        parameters: the parameter names that the wrapper was written for; None: it takes any.
         wrap: makes the replacement from the original.
 
     Example:
@@ -32,7 +32,7 @@ class Seam:
 
     owner: Any
     name: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] | None
     wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
 
     @property
@@ -48,7 +48,7 @@ class Seam:
             found = tuple(inspect.signature(getattr(self.owner, self.name)).parameters)
         except (TypeError, ValueError):
             return f"{self.label} is not a function"
-        if found != self.parameters:
+        if self.parameters is not None and found != self.parameters:
             return f"{self.label} takes ({', '.join(found)}), not ({', '.join(self.parameters)})"
         return None
 
@@ -72,6 +72,16 @@ class Patches:
     applied: bool = False
     _raw: list[tuple[Any, str, Any]] = field(default_factory=list)
 
+    def problems(self) -> list[str]:
+        """What of the host does not fit, seam by seam.
+
+        Example:
+            >>> Patches((Seam(Patches, "gone", (), lambda f: f),)).problems()
+            ['Patches.gone does not exist']
+
+        """
+        return [problem for seam in self.seams if (problem := seam.problem())]
+
     def apply(self) -> None:
         """Put every wrapper in.
 
@@ -81,8 +91,7 @@ class Patches:
         """
         if self.applied:
             return
-        problems = [problem for seam in self.seams if (problem := seam.problem())]
-        if problems:
+        if problems := self.problems():
             raise HostError("this fedml is not one that fits: " + "; ".join(problems))
         try:
             for seam in self.seams:

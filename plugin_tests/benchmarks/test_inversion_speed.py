@@ -79,4 +79,5 @@ def test_memory_grows_no_faster_than_candidates(net, report, benchmark):
     grown = benchmark.pedantic(lambda: [growth(count) for count in counts], rounds=1)
     for count, size in zip(counts, grown, strict=True):
         report(f"{net}, memory of {count} candidates", f"{size / 2**20:.0f} MiB")
-    assert grown[-1] <= 1.1 * counts[-1] / counts[0] * grown[0]
+    # the first candidates find some of their memory in what the process has already
+    assert grown[-1] <= 1.25 * counts[-1] / counts[0] * grown[0]
