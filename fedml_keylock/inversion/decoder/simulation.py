@@ -114,7 +114,7 @@ class Simulation:
         state = torch.zeros_like(labels)
         objective = replace(self.objective, state=state, rates=rates, order=order)
         inputs = low + (high - low) * images[:, None]
-        made, _ = objective._gradients(inputs, labels[:, None], private)
+        made, _ = objective.gradients(inputs, labels[:, None], private)
         sent = dict(zip(objective.targets, made, strict=True))
         for transform in self.knowledge.transforms:
             each = [

@@ -135,6 +135,8 @@ class Objective:
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(b, d)`` candidates -> ``(b,)`` costs and the ``(b, d)`` gradient of cost and prior."""
         rows = rows.detach().requires_grad_()
+        # not through torch.compile: measured on two cores it saves 2 to 5 in a hundred of a step on
+        # LeNet and ResNet-20, and takes 5 to 26 s for every new number of candidates
         cost, objective = self._evaluate(rows)
         # the outer derivative runs outside of vmap, on the batched tensors themselves: a quarter to
         # a third faster than vmap over both derivatives, and the rows are independent either way
@@ -168,7 +170,7 @@ class Objective:
 
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         images, labels, private = self._decode(rows)
-        gradients, found = self._gradients(images, labels, {**private, **self.given})
+        gradients, found = self.gradients(images, labels, {**private, **self.given})
         targets = list(self.targets.values())
         for transform in self.knowledge.transforms:
             gradients = transform.replay(gradients, targets)
@@ -181,7 +183,7 @@ class Objective:
         """Makes what the model must run under for its gradient to be differentiated again."""
         return ScaleAfterNorm if scales_in_norm(self.model) else nullcontext
 
-    def _gradients(
+    def gradients(
         self, images: Tensor, labels: Tensor, private: dict[str, Tensor]
     ) -> tuple[list[Tensor], Statistics]:
         """What each candidate would have sent, ``(b, *shape)`` a target; and its statistics."""
