@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from ..builtin import KeyLockDefense
 from ..evaluation.capture import Capture
+from ..evaluation.leakage import LeakageRow
 from ..evaluation.metrics import mean_interval
-from ..evaluation.report import Gallery, LeakageRow
+from ..evaluation.report import Gallery
 from ..evaluation.run import attack_updates, knowledge_of
 from ..keylock import (
     Vault,

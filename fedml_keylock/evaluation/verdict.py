@@ -15,12 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .leakage import LeakageRow
 from .wording import accuracy_text, digits, interval_text, joined, labels_text, mean_of
-
-if TYPE_CHECKING:
-    from .report import LeakageRow
 
 __all__ = ["Finding", "Light", "Verdict", "judge"]
 

@@ -10,9 +10,10 @@ from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .cost import weigh_layers
 from .decoder.attack import LearnedAttack
-from .decoder.network import ConvDecoder, DecoderFactory
+from .decoder.network import ConvDecoder
+from .decoder.settings import DecoderFactory
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
-from .levels import GRANTS, LEVELS, Attack, check_level
+from .levels import GRANTS, LEVELS
 from .presets import (
     analytic,
     dlg,
@@ -25,6 +26,7 @@ from .presets import (
     tableak,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
+from .protocol import Attack, check_level
 from .tokens import TokenRecovery, embedding_tokens
 from .transform import Clip, Noise, Prune, Quantise, Transform
 from .unknowns.generator import GeneratorWeights, Latent

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import AttackError
 from ..types import ClientUpdate, Reconstruction
-from .engine.observe import Observation, observe
+from .engine.observe import observe
 from .knowledge import Knowledge
-from .labels import head_gradients, label_of_one
-from .levels import check_level
+from .labels import find_labels
+from .protocol import check_level
 
 __all__ = ["AnalyticAttack", "linear_input"]
 
@@ -141,7 +141,10 @@ class AnalyticAttack:
         observation = observe(updates, model, knowledge)
         name = _first_linear(observation.model, knowledge)
         weight, bias = (observation.targets[f"{name}{part}"] for part in ("weight", "bias"))
-        labels = self._labels(observation, knowledge).to(weight.device)
+        labels = knowledge.labels
+        if labels is None:
+            labels = find_labels(observation.model, observation.targets, classes=knowledge.classes)
+        labels = labels.to(weight.device)
         found = linear_input(weight, bias)
         rest = weight - bias[..., None] * found[:, None]
         cost = rest.square().sum((1, 2)) / weight.square().sum((1, 2)).clamp(
@@ -158,12 +161,6 @@ class AnalyticAttack:
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-    def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor:
-        if knowledge.labels is not None:
-            return knowledge.labels
-        weight, bias = head_gradients(observation.model, observation.targets, knowledge.classes)
-        return label_of_one(weight, bias)[:, None]
 
 
 def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:

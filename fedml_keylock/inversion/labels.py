@@ -13,6 +13,7 @@ __all__ = [
     "RECOVERIES",
     "Recovery",
     "find_head",
+    "find_labels",
     "head_gradients",
     "label_of_one",
     "labels_by_bias",
@@ -109,6 +110,42 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # the diagonal is a row's own square: it says nothing of the others
     products = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
     return products.sum(2).argmin(1)
+
+
+def find_labels(
+    model: nn.Module,
+    gradients: Mapping[str, Tensor],
+    *,
+    classes: int,
+    batch: int = 1,
+    recovery: str = "bias",
+) -> Tensor:
+    """The labels behind each update, from what it says of the head.
+
+    Args:
+        model: whose head it is.
+        gradients: name to ``(u, *shape)``.
+        classes: how many outputs the head has.
+        batch: images in each update, n.
+        recovery: one of ``RECOVERIES``, for more than one; of one image the label is exact.
+
+    Returns:
+        ``(u, n)`` labels, sorted.
+
+    Raises:
+        AttackError: there is no such head, or it says nothing.
+
+    Example:
+        >>> model = nn.Linear(4, 3)
+        >>> said = {"weight": torch.ones(1, 3, 4), "bias": torch.tensor([[0.2, -0.5, 0.3]])}
+        >>> find_labels(model, said, classes=3)
+        tensor([[1]])
+
+    """
+    weight, bias = head_gradients(model, gradients, classes)
+    if batch == 1:
+        return label_of_one(weight, bias)[:, None]
+    return RECOVERIES[recovery](weight, bias, batch)
 
 
 def labels_of_counts(counts: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ..errors import AttackError, ConfigError
 from ..types import ClientUpdate, TokenReconstruction
 from .engine.observe import observe
 from .knowledge import Knowledge
-from .levels import check_level
+from .protocol import check_level
 from .transform import Noise, Quantise
 
 __all__ = ["TokenRecovery", "embedding_tokens"]

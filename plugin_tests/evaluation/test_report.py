@@ -13,7 +13,8 @@ from matplotlib.image import imread
 
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, report, verdict, wording
-from fedml_keylock.evaluation.report import Gallery, LeakageReport, LeakageRow
+from fedml_keylock.evaluation.leakage import LeakageRow
+from fedml_keylock.evaluation.report import Gallery, LeakageReport
 from fedml_keylock.evaluation.verdict import Light, judge
 
 LOCK = "keylock:affine:first"

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ...errors import AttackError, ConfigError
+from ...errors import AttackError
 from ...types import ClientUpdate, Reconstruction
-from ..engine.observe import Observation, observe
+from ..engine.observe import observe
 from ..knowledge import Knowledge
-from ..labels import head_gradients, label_of_one
-from ..levels import check_level
-from .network import DecoderFactory, train_decoder
+from ..labels import find_labels
+from ..protocol import check_level
+from .network import train_decoder
+from .settings import LearningSettings
 from .simulation import Simulation
 
 __all__ = ["LearnedAttack"]
@@ -24,7 +25,7 @@ _FEWEST = 20  # public images: below that there is nothing to hold out
 
 
 @dataclass(frozen=True)
-class LearnedAttack:
+class LearnedAttack(LearningSettings):
     """A decoder from updates to images, trained on as many simulated updates as it takes.
 
     Wu et al., "Learning to invert", 2022 (arXiv 2210.10880); the simulated locks are ours. The
@@ -41,19 +42,6 @@ class LearnedAttack:
     share of the simulated locks are tuned on the public images first, the public weights held
     fixed.
 
-    Attributes:
-        name: what a report calls it.
-        steps: of the decoder's training, by Adam with decoupled weight decay.
-        batch_size: simulated updates a step.
-        learning_rate: the greatest: it rises over a tenth of the steps, then falls to 0.
-        locks: drawn at once, and combined with the images anew at every step.
-        tuned: share of the locks that are tuned; 1 suits trained weights, 0 those of a first round.
-        tuning: steps of Adam by which they are tuned.
-        warp: public images are turned, scaled, sheared and moved by up to this share of half their
-            size before they are simulated; 0 takes them as they are, as rows of a table are taken.
-        held_out: share of the public images that the decoder is not trained on.
-        decoder: makes the decoder; None for ``ConvDecoder``.
-
     Raises:
         ConfigError: a field has a value that is not allowed.
 
@@ -62,30 +50,6 @@ class LearnedAttack:
         ['public data']
 
     """
-
-    name: str = "learned"
-    steps: int = 2500
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    locks: int = 200
-    tuned: float = 0.5
-    tuning: int = 150
-    warp: float = 0.1
-    held_out: float = 0.1
-    decoder: DecoderFactory | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "locks", "tuning"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.tuned <= 1:
-            raise ConfigError(f"tuned must be 0 to 1, not {self.tuned}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not 0 <= self.warp < 1:
-            raise ConfigError(f"warp must be at least 0 and below 1, not {self.warp}")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -140,7 +104,10 @@ class LearnedAttack:
             )
         observation = observe(updates, model, knowledge)
         like = next(iter(observation.public.values()))
-        labels = self._labels(observation, knowledge).to(like.device)
+        labels = knowledge.labels
+        if labels is None:
+            labels = find_labels(observation.model, observation.targets, classes=knowledge.classes)
+        labels = labels.to(like.device)
         images = like.new_empty(len(updates), *knowledge.input_shape)
         states = len(like)
         costs, history = like.new_empty(states), []
@@ -169,12 +136,6 @@ class LearnedAttack:
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-    def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor:
-        if knowledge.labels is not None:
-            return knowledge.labels
-        weight, bias = head_gradients(observation.model, observation.targets, knowledge.classes)
-        return label_of_one(weight, bias)[:, None]
 
 
 def _report(

@@ -6,22 +6,16 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import AttackError
+from .settings import LearningSettings
 from .simulation import Simulation
 
-if TYPE_CHECKING:
-    from .attack import LearnedAttack
-
-__all__ = ["ConvDecoder", "DecoderFactory", "train_decoder"]
-
-DecoderFactory = Callable[[int, tuple[int, ...]], nn.Module]
-"""``factory(features, input_shape)`` makes a module: ``(b, features)`` to ``(b, *input_shape)``."""
+__all__ = ["ConvDecoder", "train_decoder"]
 
 _WINDOW = 7  # pixels, of the structural similarity that a decoder is trained for
 _POINTS = 20  # of the held-out error's history
@@ -95,7 +89,7 @@ class _Bounded(nn.Module):
 
 
 def train_decoder(
-    attack: LearnedAttack, simulation: Simulation, report: Callable[[int], None]
+    attack: LearningSettings, simulation: Simulation, report: Callable[[int], None]
 ) -> tuple[nn.Module, Tensor]:
     """The decoder where its held-out error was least, and that error ``(t,)`` over training."""
     factory = attack.decoder or ConvDecoder

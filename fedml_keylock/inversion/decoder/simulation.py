@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +16,7 @@ from ..cost import COSTS
 from ..engine.objective import Layout, Objective, probe
 from ..engine.observe import Observation
 from ..knowledge import Knowledge, PublicData
-
-if TYPE_CHECKING:
-    from .attack import LearnedAttack
+from .settings import LearningSettings
 
 __all__ = ["Simulation"]
 
@@ -33,7 +30,7 @@ class Simulation:
 
     def __init__(
         self,
-        attack: LearnedAttack,
+        attack: LearningSettings,
         observation: Observation,
         index: int,
         rates: Tensor,
@@ -170,7 +167,7 @@ class Simulation:
         places = F.affine_grid(maps, list(images.shape), align_corners=False)
         return F.grid_sample(images, places, padding_mode="border", align_corners=False)
 
-    def _draw(self, attack: LearnedAttack) -> dict[str, Tensor]:
+    def _draw(self, attack: LearningSettings) -> dict[str, Tensor]:
         """Name to ``(locks, *shape)``; nothing where nothing is private."""
         secrets = self.knowledge.secrets
         if secrets is None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,18 +18,14 @@ from ..prior import Prior
 from .objective import Layout, Objective
 from .observe import Observation
 from .replay import draw_orders
+from .settings import SearchSettings
 from .statistics import given_statistics
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ..attack import GradientInversion
 
 __all__ = ["assemble", "draw_starts", "leaders"]
 
 
 def assemble(
-    attack: GradientInversion,
+    attack: SearchSettings,
     updates: Sequence[ClientUpdate],
     observation: Observation,
     knowledge: Knowledge,
@@ -145,7 +140,7 @@ def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
 
 
 def draw_starts(
-    attack: GradientInversion,
+    attack: SearchSettings,
     objective: Objective,
     knowledge: Knowledge,
     generator: torch.Generator,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from torch import Tensor
 from ...errors import ConfigError
 from .objective import Objective
 from .search import Found, points
-
-if TYPE_CHECKING:
-    from ..attack import GradientInversion
+from .settings import SearchSettings
 
 __all__ = ["evolve"]
 
 
 def evolve(
-    attack: GradientInversion,
+    attack: SearchSettings,
     objective: Objective,
     start: Tensor,
     report: Callable[[int], None],

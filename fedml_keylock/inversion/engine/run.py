@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,14 +13,12 @@ from .checkpoint import Checkpoint, fingerprint
 from .evolve import evolve
 from .objective import Objective
 from .search import Found, search
-
-if TYPE_CHECKING:
-    from ..attack import GradientInversion
+from .settings import SearchSettings
 
 __all__ = ["run", "split"]
 
 
-def split(attack: GradientInversion, objective: Objective, activations: int) -> list[Tensor]:
+def split(attack: SearchSettings, objective: Objective, activations: int) -> list[Tensor]:
     """The rows of each batch of candidates. What depends on one another is not parted.
 
     Args:
@@ -48,7 +45,7 @@ def split(attack: GradientInversion, objective: Objective, activations: int) -> 
     return [part.to(objective.state.device) for part in parts]
 
 
-def _floats(attack: GradientInversion, objective: Objective, activations: int) -> int:
+def _floats(attack: SearchSettings, objective: Objective, activations: int) -> int:
     """What one candidate takes, about."""
     training, batch = objective.knowledge.training, objective.knowledge.batch
     steps = 1 if training is None else training.steps(batch)
@@ -65,7 +62,7 @@ def _floats(attack: GradientInversion, objective: Objective, activations: int) -
 
 
 def run(
-    attack: GradientInversion,
+    attack: SearchSettings,
     objective: Objective,
     start: Tensor,
     *,

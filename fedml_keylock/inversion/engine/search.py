@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +13,7 @@ from ..optim.adam import BatchedAdam
 from ..optim.lbfgs import BatchedLBFGS
 from ..optim.rmsprop import BatchedRMSprop
 from .objective import Objective
-
-if TYPE_CHECKING:
-    from ..attack import GradientInversion
+from .settings import SearchSettings
 
 __all__ = ["Found", "search"]
 
@@ -56,7 +53,7 @@ def points(evaluations: int) -> tuple[int, int]:
 class _Search:
     """One batch of candidates, on its way."""
 
-    def __init__(self, attack: GradientInversion, objective: Objective, start: Tensor) -> None:
+    def __init__(self, attack: SearchSettings, objective: Objective, start: Tensor) -> None:
         self.objective = objective
         self.optimizer = _optimizer(attack, objective, start)
         self.rows = start
@@ -134,7 +131,7 @@ class _Search:
 
 
 def search(
-    attack: GradientInversion,
+    attack: SearchSettings,
     objective: Objective,
     start: Tensor,
     report: Callable[[int], None],
@@ -185,7 +182,7 @@ def search(
 
 
 def _turns(
-    attack: GradientInversion, objective: Objective, like: Tensor
+    attack: SearchSettings, objective: Objective, like: Tensor
 ) -> Callable[[int], Tensor | None]:
     """The columns that stand still at an evaluation, if images and secrets take turns."""
     known = objective.knowledge.secrets
@@ -205,7 +202,7 @@ def _columns(objective: Objective, like: Tensor, names: set[str]) -> Tensor:
     return torch.cat(flags)
 
 
-def _optimizer(attack: GradientInversion, objective: Objective, like: Tensor) -> BatchedOptimizer:
+def _optimizer(attack: SearchSettings, objective: Objective, like: Tensor) -> BatchedOptimizer:
     if attack.optimizer == "lbfgs":
         return BatchedLBFGS(learning_rate=attack.learning_rate, tolerance=_TOLERANCE)
     made = attack.parametrisation.rates(objective.knowledge)

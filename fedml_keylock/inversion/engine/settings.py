@@ -1,0 +1,119 @@
+"""How candidates are searched for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ...errors import ConfigError
+from ..cost import COSTS
+from ..labels import RECOVERIES
+from ..unknowns.pixels import Parametrisation, Pixels
+
+__all__ = ["SearchSettings"]
+
+_PRIORS = ("total_variation", "squared_norm", "group_consistency", "batch_norm")
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """An attack's configuration: what is minimised, from where, and how long.
+
+    Attributes:
+        name: what a report calls it.
+        optimizer: ``adam`` (box constraint, learning rate times 0.1 after 3/8, 5/8 and 7/8 of the
+            steps), ``lbfgs`` (no line search, no constraint until the end), ``rmsprop``, or ``cma``
+            (CMA-ES: no gradient; its steps are generations).
+        cost: one of ``cost.COSTS``. ``l1`` and those with Wasserstein are not smooth: not for
+            ``lbfgs``.
+        steps: of the optimiser.
+        inner: iterations, each one evaluation of the model's gradient, in a step of L-BFGS; as
+            ``max_iter`` of ``torch.optim.LBFGS``. Adam has one.
+        restarts: candidates for each update, each from its own start.
+        learning_rate: of the images, in the unit of their ``parametrisation``: for pixels quarters
+            of the bounds' width, which is about the standard deviation by which published attacks
+            normalise theirs. L-BFGS: of the whole step. CMA-ES: the first deviation, of everything.
+        secret_learning_rate: of the secrets, for Adam and RMSprop, in their own unit.
+        momentum: of RMSprop.
+        population: of CMA-ES; 0: as many as its authors advise.
+        signed: Adam sees the sign of the images' gradient only.
+        alternate: for Adam and RMSprop: images and secrets take turns of so many steps; 0: both at
+            every step.
+        total_variation: weight of the prior, for pixels in units of the bounds' width.
+        squared_norm: likewise, for pixels counted from the middle of the bounds.
+        group_consistency: likewise; nothing with one restart.
+        batch_norm: weight of the prior on ``Knowledge.statistics``; nothing where there are none.
+        enough: a candidate whose cost is not above this is done; 0 uses every step.
+        parametrisation: what is optimised in the images' place, and where it starts.
+        labels: unknown labels are ``recover``-ed from the gradient first, or ``optimise``-d.
+        recovery: one of ``labels.RECOVERIES``, for batches; the label of one image is exact.
+        layer_weights: weight of a parameter's gradient in the cost by a pattern of its name, 1
+            where none fits; 0 leaves it out.
+        memory: MiB that the candidates which run as one batch may take, about.
+        chunk: how many run as one batch, if not by their memory. Either way those that depend on
+            one another (group consistency, secrets that rounds share) stay together.
+
+    Raises:
+        ConfigError: a field has a value that is not allowed.
+
+    """
+
+    name: str
+    optimizer: Literal["adam", "lbfgs", "rmsprop", "cma"]
+    cost: str
+    steps: int
+    inner: int = 1
+    restarts: int = 1
+    learning_rate: float = 0.1
+    secret_learning_rate: float = 0.01
+    momentum: float = 0.0
+    population: int = 0
+    signed: bool = False
+    alternate: int = 0
+    total_variation: float = 0.0
+    squared_norm: float = 0.0
+    group_consistency: float = 0.0
+    batch_norm: float = 0.0
+    enough: float = 0.0
+    parametrisation: Parametrisation = field(default_factory=Pixels)
+    labels: Literal["recover", "optimise"] = "recover"
+    recovery: str = "bias"
+    layer_weights: Mapping[str, float] = field(default_factory=dict)
+    memory: int = 256
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": ("adam", "lbfgs", "rmsprop", "cma"),
+            "cost": tuple(COSTS),
+            "labels": ("recover", "optimise"),
+            "recovery": tuple(RECOVERIES),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
+        for name in ("steps", "inner", "restarts", "memory"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("alternate", "population"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be below 0, not {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ConfigError(f"momentum must be at least 0 and below 1, not {self.momentum}")
+        for name in (*_PRIORS, "enough"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
+        for name in ("learning_rate", "secret_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.chunk is not None and self.chunk < 1:
+            raise ConfigError(f"chunk must be at least 1, not {self.chunk}")
+        if any(not weight >= 0 for weight in self.layer_weights.values()):
+            raise ConfigError("layer_weights must not be below 0")
+        if self.optimizer != "lbfgs" and self.inner != 1:
+            raise ConfigError(f"inner is for lbfgs: {self.optimizer} has one evaluation a step")
+        if self.optimizer not in ("adam", "rmsprop") and self.alternate:
+            raise ConfigError(f"alternate is for adam and rmsprop, not {self.optimizer}")
+        if self.optimizer == "cma" and self.group_consistency:
+            raise ConfigError("group_consistency is not for cma, whose candidates never meet")
