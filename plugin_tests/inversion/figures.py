@@ -2,7 +2,7 @@
 
 python plugin_tests/inversion/figures.py
 
-About five minutes. The nets and photos are the tests' own (conftest.py); restarts are chosen by
+About eight minutes. The nets and photos are the tests' own (conftest.py); restarts are chosen by
 their cost, and nothing is chosen by the truth.
 """
 
@@ -47,7 +47,7 @@ def rows() -> Iterator[Row]:
     lenet, smooth = conftest.LeNet(), conftest.LeNet(activation=nn.GELU)
     sigmoid, gelu = "LeNet, sigmoid, weights +-0.5; photo", "LeNet, GELU, torch's weights; photo"
     yield "analytic", "MLP; digit", analytic(), mlp(), digits, DIGIT
-    yield "dlg", sigmoid, dlg(restarts=4, enough=1e-7), lenet, photos, PHOTO
+    yield "dlg", sigmoid, dlg(restarts=4), lenet, photos, PHOTO
     uniform = idlg(restarts=4, enough=1e-7, parametrisation=Pixels("uniform"))
     yield "idlg, uniform starts", sigmoid, uniform, lenet, photos, PHOTO
     yield (
@@ -66,10 +66,11 @@ def rows() -> Iterator[Row]:
         "grnn, 2,000 steps", "LeNet, sigmoid; digit", grnn(steps=2000),
         conftest.LeNet(channels=1), padded, replace(DIGIT, input_shape=(1, 32, 32)),
     )  # fmt: skip
-    for batch in (2, 4, 8):
-        many = torch.cat([photos, photos.flip(3)])[:batch]
+    for batch, smoothness in ((2, 1e-3), (4, 1e-3), (8, 1e-3), (16, 1e-2)):
+        many = torch.cat([photos, photos.flip(3), photos.flip(2)])[:batch]
         yield (
-            f"a batch of {batch}, 2,000 steps", gelu, faint, smooth, many,
+            f"a batch of {batch}, 3,000 steps, total variation {smoothness:g}", gelu,
+            inverting_gradients(steps=3000, total_variation=smoothness), smooth, many,
             replace(PHOTO, batch=batch),
         )  # fmt: skip
 
