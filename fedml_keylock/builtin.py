@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any, ClassVar
 
@@ -14,8 +15,10 @@ from .keylock import (
     KeyLockConfig,
     Vault,
     draw_effective,
+    load_private_state_dict,
     lock_model,
     plan,
+    private_state_dict,
     surrogate,
 )
 from .keylock.module import locks
@@ -23,6 +26,9 @@ from .keylock.vault import Cipher
 from .types import Agreement, DefenseFactory, Surrogate
 
 __all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
+
+HAND_OVER = 10.0
+"""Seconds for which a rank waits until the one that had a silo before has released its vault."""
 
 
 class KeyLockDefense:
@@ -43,22 +49,38 @@ class KeyLockDefense:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.config = KeyLockConfig.from_mapping(settings)
         self._vault: Vault | None = None
+        self._cipher: Cipher | None = None
+        self._layout = ""
+        self._plain: nn.Module | None = None
         self._watch: _Watch | None = None
+
+    @property
+    def then(self) -> str | None:
+        """FedML's own defense that is to run on the locked updates."""
+        return self.config.then
 
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state, planned = model.state_dict(), plan(model, self.config)
         own = {"vault", "keep_history", "encrypt_vault"}  # each silo's own affair
+        server = {"then"}
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             dtypes={name: tensor.dtype for name, tensor in state.items()},
             constants=planned.constants,
             layers=tuple(layer.layer for layer in planned.layers if layer.locked),
-            settings=self.config.model_dump(mode="json", exclude=own),
+            settings=self.config.model_dump(mode="json", exclude=own | server),
+            aggregation=self.config.model_dump(mode="json", include=server),
         )
 
-    def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:
+    def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
         """Lock the model, with the silo's own private state if its vault has any.
+
+        Args:
+            model: the job's.
+            silo: index of the silo; None in a rank that serves many in turn, where `enter_silo` is
+                to follow before every round.
+            agreement: what `describe` said of it.
 
         Raises:
             ConfigError: the vault is to be encrypted, and there is no passphrase.
@@ -66,15 +88,34 @@ class KeyLockDefense:
             VaultError: the vault cannot be read or written, or another process uses it.
 
         """
-        cipher = Cipher.from_environment() if self.config.encrypt_vault else None
-        info = lock_model(model, self.config)
-        self._vault = Vault(self.config.vault, silo, agreement.layout, cipher)
-        self._vault.claim()  # now, and not when a round is trained that could not be saved
-        if self._vault.exists():
-            round_index = self._vault.load(model)
-            return f"{info}; goes on from {self._vault.path}, round {round_index}"
-        self._vault.save(model, round_index=0)
-        return f"{info}; private state in {self._vault.path}"
+        self._cipher = Cipher.from_environment() if self.config.encrypt_vault else None
+        self._layout = agreement.layout
+        self._plain = deepcopy(model) if silo is None else None
+        info = str(lock_model(model, self.config))
+        return info if silo is None else f"{info}; {self.enter_silo(model, silo=silo)}"
+
+    def enter_silo(self, model: nn.Module, *, silo: int) -> str:
+        """Put a silo's private state into a locked model: its vault's, or a fresh lock's.
+
+        Only values change: an optimizer may hold the model's parameters already.
+
+        Raises:
+            VaultError: the vault cannot be read or written, or another process uses it.
+
+        """
+        vault = Vault(self.config.vault, silo, self._layout, self._cipher)
+        # now, and not when a round is trained that could not be saved; another rank that had this
+        # silo in the last round may be about to release it
+        vault.claim(wait=0.0 if self._plain is None else HAND_OVER)
+        self._vault = vault
+        if vault.exists():
+            return f"goes on from {vault.path}, round {vault.load(model)}"
+        if self._plain is not None:  # what is in the model is another silo's
+            fresh = deepcopy(self._plain)
+            lock_model(fresh, self.config)
+            load_private_state_dict(model, private_state_dict(fresh))
+        vault.save(model, round_index=0)
+        return f"private state in {vault.path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Start to watch the lock train; keep its state on disk if history is wanted."""
@@ -93,7 +134,11 @@ class KeyLockDefense:
         if self._watch is not None:
             self._watch.finish(round_index)
             self._watch = None
-        self._open_vault().save(model, round_index=round_index + 1)
+        vault = self._open_vault()
+        vault.save(model, round_index=round_index + 1)
+        if self._plain is not None:  # the silo's next round may be another rank's
+            vault.release()
+            self._vault = None
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model with gamma, beta and mixing as plain parameters, and no key."""
@@ -102,7 +147,7 @@ class KeyLockDefense:
 
     def _open_vault(self) -> Vault:
         if self._vault is None:
-            raise ConfigError("the key-lock defense was asked to train before it locked a model")
+            raise ConfigError("the key-lock defense was asked to train before it had a silo's lock")
         return self._vault
 
 

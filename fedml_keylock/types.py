@@ -101,6 +101,8 @@ class Agreement:
         constants: public names whose value says nothing because it is always this one.
         layers: names of the protected layers.
         settings: the public part of the configuration.
+        aggregation: what of it concerns the server's aggregation only. Private state on disk is not
+            bound to it.
 
     """
 
@@ -109,19 +111,26 @@ class Agreement:
     constants: Mapping[str, float]
     layers: tuple[str, ...]
     settings: Mapping[str, Any]
+    aggregation: Mapping[str, Any] = field(default_factory=dict)
 
-    PARTS: ClassVar[tuple[str, ...]] = ("model", "locked layers", "settings")
+    PARTS: ClassVar[tuple[str, ...]] = (
+        "model",
+        "locked layers",
+        "settings",
+        "settings of aggregation",
+    )
 
     @property
     def layout(self) -> str:
         """What private state on disk is bound to: the model, the protected layers, the settings."""
-        return self.mark
+        return self.mark[:12]
 
     @property
     def mark(self) -> str:
-        """Twelve hex digits, four for each of PARTS, that every message of a silo carries."""
+        """Sixteen hex digits, four for each of PARTS, that every message of a silo carries."""
         model = [[n, list(s), str(self.dtypes[n])] for n, s in self.shapes.items()]
         parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
+        parts.append(dict(sorted(self.aggregation.items())))
         return "".join(sha256(json.dumps(p).encode()).hexdigest()[:4] for p in parts)
 
     def difference(self, mark: str) -> str:
@@ -157,8 +166,17 @@ class Defense(Protocol):
     def describe(self, model: nn.Module) -> Agreement:
         """What server and silos must agree on, from the model as it is before it is protected."""
 
-    def protect(self, model: nn.Module, *, silo: int, agreement: Agreement) -> str:
-        """Protect a silo's model in place, before any training; say what was done in one line."""
+    def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
+        """Protect a silo's model in place, before any training; say what was done in one line.
+
+        The silo is None in a rank that serves many in turn: `enter_silo` follows in every round.
+        """
+
+    def enter_silo(self, model: nn.Module, *, silo: int) -> str:
+        """Put a silo's own private state into a protected model, before a round; say what was done.
+
+        Only values change: an optimizer may hold the model's parameters already.
+        """
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Called in a silo that is about to train a round."""

@@ -48,6 +48,7 @@ def refusal(settings, section):
         ("share_norm_statistics: 'yes'", "share_norm_statistics", "'yes'", "boolean"),
         ("keep_history: 'no'", "keep_history", "'no'", "boolean"),
         ("keep_history: null", "keep_history", "None", "boolean"),
+        ("then: 5", "then", "5", "string"),
         ("vault: 5", "vault", "5", "path"),
         ("vault: null", "vault", "None", "path"),
         ("vault: [a]", "vault", "['a']", "path"),
@@ -121,7 +122,7 @@ def test_every_field_can_be_set_from_yaml():
         yaml.safe_load(
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
-            "chained: true, encrypt_vault: true}"
+            "chained: true, encrypt_vault: true, then: krum}"
         )
     )
     changed = config.model_dump()

@@ -7,6 +7,7 @@ as the misfit that it is.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,9 @@ import fedml
 from ..errors import ConfigError, HostError, KeyLockError
 from ..plugins import defenses
 from .abort import AbortOnError, end_job, in_mpi_job
+from .flags import INVERSION, our_attack, our_defense
 from .patching import Patches, Seam
-from .session import INVERSION, Session, our_attack, our_defense
+from .session import Session
 from .supported import unsupported
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from fedml.core.security.fedml_attacker import FedMLAttacker
     from fedml.core.security.fedml_defender import FedMLDefender
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.runner import FedMLRunner
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
@@ -117,6 +121,7 @@ def misfit() -> str | None:
     try:
         problems = Patches(seams()).problems()
         _state_key()
+        _index_key()
     except (ImportError, AttributeError) as error:  # another release, with other parts
         problems = [str(error)]
     return unsupported(version, problems)
@@ -198,12 +203,31 @@ def _defender_init(original: Function) -> Function:
                     f"plugins know: {', '.join(defenses())}"
                 ) from None
             return
+        session = _begin(args)
+        if session is not None and session.then is not None:
+            _fedmls_own(original, self, args, session)
+            return
         self.args = args
         self.is_enabled = True
         self.defense_type = our_defense(args)
         self.defender = _LocksNobodyOut()
 
     return init
+
+
+def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session: Session) -> None:
+    """Have FedML make its own defense beside the lock, from the settings that it always reads."""
+    theirs = copy.copy(args)
+    theirs.defense_type = session.then
+    try:
+        original(defender, theirs)
+    except AttributeError as error:
+        if error.obj is not theirs:
+            raise
+        raise ConfigError(
+            f"{session.name}.then: {session.then} needs {error.name}, which is not set; set it in "
+            "defense_args"
+        ) from None
 
 
 class _LocksNobodyOut:
@@ -280,13 +304,41 @@ def _train(original: Function) -> Function:
     return train
 
 
+def _update_dataset(original: Function) -> Function:
+    @functools.wraps(original)
+    def update_dataset(self: TrainerDistAdapter, client_index: Any = None) -> None:
+        session = _begin(self.args)
+        if session is None or client_index is None:
+            original(self, client_index)
+            return
+        with _final():
+            session.enter(int(client_index))
+        # FedML takes silo 0 for none, and gives the rank the data of silo rank - 1 in its place
+        self.trainer.update_dataset(int(client_index))
+
+    return update_dataset
+
+
+def _set_global_model_params(original: Function) -> Function:
+    @functools.wraps(original)
+    def set_global_model_params(self: FedMLAggregator, model_parameters: Any) -> None:
+        session = _begin(self.args)
+        if session is not None:
+            session.pin(model_parameters)
+        original(self, model_parameters)
+
+    return set_global_model_params
+
+
 def _send_message(original: Function) -> Function:
-    state = _state_key()
+    state, index = _state_key(), _index_key()
 
     @functools.wraps(original)
     def send_message(self: FedMLCommManager, message: Any) -> None:
         session = _begin(self.args)
         if session is not None:
+            if session.is_server and message.get(index) is not None:
+                session.assign(int(message.get_receiver_id()), int(message.get(index)))
             with _final():
                 session.outgoing(message.get_params(), state)
         original(self, message)
@@ -314,6 +366,13 @@ def _state_key() -> str:
     from fedml.core.distributed.communication.message import Message
 
     return str(Message.MSG_ARG_KEY_MODEL_PARAMS)
+
+
+def _index_key() -> str:
+    """Name of a message's entry that holds the index of the silo that the receiver works for."""
+    from fedml.cross_silo.server.message_define import MyMessage
+
+    return str(MyMessage.MSG_ARG_KEY_CLIENT_INDEX)
 
 
 @contextmanager
@@ -355,6 +414,8 @@ def seams() -> tuple[Seam, ...]:
     from fedml.core.security.fedml_attacker import FedMLAttacker
     from fedml.core.security.fedml_defender import FedMLDefender
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.runner import FedMLRunner
 
     return (
@@ -377,6 +438,13 @@ def seams() -> tuple[Seam, ...]:
             _runner_constructor,
         ),
         Seam(FedMLTrainer, "train", ("self", "round_idx"), _train),
+        Seam(TrainerDistAdapter, "update_dataset", ("self", "client_index"), _update_dataset),
+        Seam(
+            FedMLAggregator,
+            "set_global_model_params",
+            ("self", "model_parameters"),
+            _set_global_model_params,
+        ),
         Seam(FedMLCommManager, "send_message", ("self", "message"), _send_message),
         Seam(
             FedMLCommManager,

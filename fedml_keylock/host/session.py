@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,30 +18,21 @@ from ..inversion import PublicData
 from ..plugins import defenses, manager, one_of
 from ..types import Agreement, ClientUpdate, Defense
 from .attack import attack_capture
+from .flags import (
+    INVERSION,
+    Arguments,
+    check_noise,
+    check_supported,
+    check_then,
+    our_attack,
+    our_defense,
+)
 from .gate import MARK, check_mark, check_samples, check_state, public_copy
 
-__all__ = ["Arguments", "Session", "our_attack", "our_defense"]
+__all__ = ["Session"]
 
-Arguments = Any
-"""FedML's `args`: one attribute for each key of each section of the YAML."""
-
-INVERSION = "gradient_inversion"
 log = logging.getLogger(__name__)
 _PUBLIC = 1000
-
-
-def our_defense(args: Arguments) -> str | None:
-    """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
-    if not getattr(args, "enable_defense", False):
-        return None
-    name = str(getattr(args, "defense_type", "")).strip()
-    return name if name in defenses() else None
-
-
-def our_attack(args: Arguments) -> bool:
-    """Whether the job asks for gradient inversion."""
-    kind = str(getattr(args, "attack_type", "")).strip()
-    return bool(getattr(args, "enable_attack", False)) and kind == INVERSION
 
 
 @dataclass
@@ -53,6 +44,8 @@ class Session:
         name: the defense's name, or None when only attacks are asked for.
         defense: the defense, or None.
         inversion: the attack section, or None.
+        silo: index of the silo that this rank works for, from 0; None on the server, and in a rank
+            that serves many in turn until FedML says which one.
 
     """
 
@@ -66,7 +59,14 @@ class Session:
     received: Mapping[str, Tensor] | None = None
     public: PublicData | None = None
     classes: int = 0
+    silo: int | None = None
     _sent: Any = None
+    _silo_of: dict[int, int] = field(default_factory=dict)
+    _trained: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.is_server and not self.in_turn:
+            self.silo = int(self.args.rank) - 1
 
     @classmethod
     def begin(cls, args: Arguments) -> Session | None:
@@ -80,10 +80,7 @@ class Session:
         name, attack = our_defense(args), our_attack(args)
         if name is None and not attack:
             return None
-        for what, found, supported in _unsupported(args):
-            raise HostError(
-                f"{what}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
-            )
+        check_supported(args)
         defense = defenses()[name](getattr(args, name, None) or {}) if name else None
         inversion = (
             InversionSettings.from_mapping(getattr(args, INVERSION, None)) if attack else None
@@ -91,7 +88,14 @@ class Session:
         if inversion is not None:  # what cannot be run is refused now, and not after the training
             chosen = {n: one_of("attacks", n)(**fields) for n, fields in inversion.attacks.items()}
             trials(chosen, inversion.knowledge, defended=name is not None)
-        return cls(args, name, defense, inversion)
+        session = cls(args, name, defense, inversion)
+        check_then(name, session.then)
+        return session
+
+    @property
+    def then(self) -> str | None:
+        """FedML's own defense that its server is to run on what silos send, if any."""
+        return getattr(self.defense, "then", None)
 
     @property
     def is_server(self) -> bool:
@@ -99,16 +103,19 @@ class Session:
         return bool(self.args.role == "server")
 
     @property
-    def silo(self) -> int:
-        """Index of this rank's silo, from 0."""
-        return int(self.args.rank) - 1
+    def in_turn(self) -> bool:
+        """Whether there are more silos than ranks, so that a rank serves another in each round."""
+        total, each = (getattr(self.args, f"client_num_{n}", 0) for n in ("in_total", "per_round"))
+        return int(total) > int(each)
 
     @property
     def who(self) -> str:
         """How messages name this rank."""
         if self.is_server:
             return "the server"
-        return f"silo {self.silo} (rank {self.args.rank}), round {self._round()}"
+        rank = f"rank {self.args.rank}"
+        name = rank if self.silo is None else f"silo {self.silo} ({rank})"
+        return f"{name}, round {self._round()}"
 
     def see_data(self, dataset: Sequence[Any]) -> None:
         """On a server that attacks: keep some of its test data, which silos' data are like."""
@@ -130,12 +137,37 @@ class Session:
             raise LockError(f"the job's model is a {type(model).__name__}, not a torch module")
         if self.defense is not None:
             self.agreement = self.defense.describe(model)
+            check_then(self.name, self.then, self.agreement.shapes)
+            check_noise(self.args, self.agreement.dtypes)
             if not self.is_server:
                 done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
-                log.info("silo %d: %s", self.silo, done)
+                log.info("%s: %s", self.who, done)
         self.model = model
         if self.is_server and self.inversion is not None:
             self.capture = Capture.create(self.inversion.output / "capture", self._capture_meta())
+
+    def enter(self, silo: int) -> None:
+        """FedML gives this rank a silo's data: its private state comes with it.
+
+        Raises:
+            HostError: there is no such silo, or it is not the one whose lock this rank holds for
+                the whole job.
+            VaultError: the silo's vault cannot be read, or another process uses it.
+
+        """
+        if not 0 <= silo < int(self.args.client_num_in_total):
+            raise HostError(f"{self.who}: FedML gave it the data of silo {silo}; there is none")
+        if self.defense is not None and not self.in_turn and silo != self.silo:
+            raise HostError(
+                f"{self.who}: FedML gave it the data of silo {silo}, whose lock it lacks"
+            )
+        self.silo = silo
+        # after the last round FedML gives each rank one more silo, for which there is nothing to do
+        if self.defense is None or not self.in_turn or self._trained >= int(self.args.comm_round):
+            return
+        if self.model is None:
+            raise HostError(f"{self.who}: FedML gave it data before the job's model was locked")
+        log.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
 
     def train(self, trainer: Any, run: Callable[[], Any]) -> Any:
         """Run a silo's local training under the defense's eyes.
@@ -152,7 +184,12 @@ class Session:
         self.defense.begin_round(self.model, round_index=self._round())
         result = run()
         self.defense.end_round(self.model, round_index=self._round())
+        self._trained += 1
         return result
+
+    def assign(self, rank: int, silo: int) -> None:
+        """On the server: FedML is about to tell a rank which silo it is to work for."""
+        self._silo_of[rank] = silo
 
     def outgoing(self, entries: dict[str, Any], state_key: str) -> None:
         """The egress gate: in a silo, check a message and make it ready, or raise.
@@ -190,9 +227,11 @@ class Session:
 
         """
         state = entries.get(state_key)
+        silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
         if self.defense is not None:
             if self.is_server:
-                who = f"rank {sender} (silo {sender - 1}), round {self._round()}"
+                name = f"rank {sender}" if silo is None else f"rank {sender} (silo {silo})"
+                who = f"{name}, round {self._round()}"
                 check_mark(entries.get(MARK), self._agreed(), who=who)
                 if state is not None:
                     check_state(state, self._agreed(), who=who)
@@ -201,7 +240,22 @@ class Session:
                 who = f"{self.who}: the server's model"
                 self.received = check_state(state, self._agreed(), who=who, averaged=True)
         if self.is_server and state is not None:
-            self._show("after_upload", state, entries, sender - 1)
+            self._show("after_upload", state, entries, silo)
+
+    def pin(self, state: Any) -> None:
+        """On the server: give locked layers' constants back what noise and attacks made of them.
+
+        They say nothing, so that nothing is lost. Silos refuse a model in which they are others.
+
+        Args:
+            state: the model that FedML's server made; changed in place.
+
+        """
+        if self.agreement is None or not isinstance(state, MutableMapping):
+            return
+        for name, constant in self.agreement.constants.items():
+            if isinstance(state.get(name), Tensor):
+                state[name] = torch.full_like(state[name], constant)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
@@ -232,10 +286,10 @@ class Session:
         return self.capture is not None or bool(getattr(manager().hook, hook).get_hookimpls())
 
     def _show(
-        self, hook: str, state: Mapping[str, Tensor], entries: Mapping[str, Any], silo: int
+        self, hook: str, state: Mapping[str, Tensor], entries: Mapping[str, Any], silo: int | None
     ) -> None:
         """Give the capture and the observers a copy of an update."""
-        if self.received is None or not self._watched(hook):
+        if self.received is None or silo is None or not self._watched(hook):
             return
         update = ClientUpdate(
             before=_copy(self.received),
@@ -286,27 +340,3 @@ def _public(loader: Iterable[Any]) -> PublicData | None:
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
-    """What of the job has not been shown to work with the defense: (field, value, supported)."""
-    wanted: list[tuple[str, Any, Any]] = [
-        ("training_type", "cross_silo", getattr(args, "training_type", None)),
-        ("scenario", "horizontal", getattr(args, "scenario", "horizontal")),
-        ("backend", "MPI", getattr(args, "backend", None)),
-        ("federated_optimizer", "FedAvg", getattr(args, "federated_optimizer", None)),
-        ("ml_engine", "torch", getattr(args, "ml_engine", "torch")),
-        ("enable_dp", False, bool(getattr(args, "enable_dp", False))),
-        ("enable_fhe", False, bool(getattr(args, "enable_fhe", False))),
-    ]
-    found = [(name, value, str(only)) for name, only, value in wanted if value != only]
-    total, each = getattr(args, "client_num_in_total", 0), getattr(args, "client_num_per_round", 0)
-    if total != each:
-        found.append(
-            (
-                "client_num_in_total",
-                total,
-                f"client_num_per_round ({each}): every silo in every round",
-            )
-        )
-    return found

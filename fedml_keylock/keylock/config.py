@@ -37,6 +37,9 @@ class KeyLockConfig(Settings):
     """Whether BatchNorm running statistics of locked layers are shared (they tell of the batch)."""
     vault: Path = Path("keylock_vault")
     """Folder with each silo's private state, one owner-only file a silo."""
+    then: str | None = None
+    """FedML's own defense that its server runs on the locked updates, such as krum or rfa; its
+    settings stand in defense_args as FedML has them. None: nothing but the average."""
     keep_history: bool = Field(default=False, strict=True)
     """Keep the private state that each round began with, for an audit with an oracle."""
     encrypt_vault: bool = Field(default=False, strict=True)

@@ -14,7 +14,9 @@ WATCHED = """
 inner = hook._activate
 def seen():
     global before
-    import fedml.cross_silo.client.fedml_trainer  # a seam's owner that fedml does not import
+    # owners of seams that fedml does not import
+    import fedml.cross_silo.client.fedml_trainer_dist_adapter
+    import fedml.cross_silo.server.fedml_aggregator
     before = fedml_state.snapshot()
     inner()
 hook._activate = seen
@@ -44,7 +46,8 @@ assert "fedml_keylock" not in sys.modules
 ORDERS = {
     "fedml first": PLAIN
     + """
-import fedml.cross_silo.client.fedml_trainer
+import fedml.cross_silo.client.fedml_trainer_dist_adapter
+import fedml.cross_silo.server.fedml_aggregator
 before = fedml_state.snapshot()
 import fedml_keylock
 assert not fedml_keylock.is_active()
@@ -173,7 +176,8 @@ FedMLRunner.__init__ = raw
 del fedml.added
 sys.excepthook = sys.__excepthook__
 assert not fedml_state.changes(before)
-import fedml.cross_silo.client.fedml_trainer
+import fedml.cross_silo.client.fedml_trainer_dist_adapter
+import fedml.cross_silo.server.fedml_aggregator
 assert not fedml_state.changes(before)
 print(len(before[0]), "owners")
 """

@@ -352,8 +352,19 @@ def test_every_part_of_an_agreement_is_in_its_mark(changed, part):
     assert other.layout != PLAIN.layout  # what is trained under one is not taken under another
 
 
+def test_what_concerns_aggregation_is_in_the_mark_and_binds_no_vault():
+    other = replace(PLAIN, aggregation={"then": "krum"})
+    assert PLAIN.difference(other.mark) == "settings of aggregation"
+    assert other.layout == PLAIN.layout
+    with pytest.raises(UpdateRefused, match="its settings of aggregation differ"):
+        check_mark(other.mark, PLAIN, who=WHO)
+    locked = [KeyLockDefense({"then": then}).describe(made()) for then in (None, "krum")]
+    assert locked[0].mark != locked[1].mark
+    assert locked[0].layout == locked[1].layout
+
+
 def test_a_mark_is_short_and_its_own():
-    assert len(PLAIN.mark) == 12
+    assert len(PLAIN.mark) == 16
     assert PLAIN.difference(PLAIN.mark) == "nothing"
     assert PLAIN.mark == replace(PLAIN).mark
     settings = replace(PLAIN, settings={"a": 1, "b": 2})

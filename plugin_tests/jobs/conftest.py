@@ -101,20 +101,28 @@ def config(defense: Mapping[str, Any] | None, **changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def run_job(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
     def run(
-        case: str = "", *, settings: Mapping[str, Any] | None, plugin: bool = True, **changes: Any
+        case: str = "",
+        *,
+        settings: Mapping[str, Any] | None,
+        plugin: bool = True,
+        ranks: int = 3,
+        **changes: Any,
     ) -> Job:
+        if ranks != 3:
+            numbers = ("worker_num", "client_num_in_total", "client_num_per_round")
+            changes = dict.fromkeys(numbers, ranks - 1) | changes
         folder = tmp_path_factory.mktemp(case or "job")
         for name in ("job_main.py", "job_recorder.py"):
             shutil.copy(HERE / name, folder)
         (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config(settings, **changes)))
-        line = command(3, ["job_main.py", "--cf", "fedml_config.yaml"])
+        line = command(ranks, ["job_main.py", "--cf", "fedml_config.yaml"])
         if not plugin:
             line = [part for part in line if part not in ("-m", "fedml_keylock")]
         began = time.monotonic()
         done = subprocess.run(
             line,
             cwd=folder,
-            env=environment(3) | {"JOB_CASE": case, "PYTHONWARNINGS": "ignore"},
+            env=environment(ranks) | {"JOB_CASE": case, "PYTHONWARNINGS": "ignore"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -34,7 +34,10 @@ class OpenDoor:
             settings=self.settings,
         )
 
-    def protect(self, model: torch.nn.Module, *, silo: int, agreement: Agreement) -> str:
+    def protect(self, model: torch.nn.Module, *, silo: int | None, agreement: Agreement) -> str:
+        return "open"
+
+    def enter_silo(self, model: torch.nn.Module, *, silo: int) -> str:
         return f"silo {silo} is open"
 
     def begin_round(self, model: torch.nn.Module, *, round_index: int) -> None:

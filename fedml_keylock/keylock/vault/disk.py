@@ -8,16 +8,20 @@ import os
 import socket
 import stat
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import VaultError
 
-__all__ = ["claim", "make_folder", "open_private", "remove_leftovers", "write_private"]
+__all__ = ["claim", "make_folder", "open_private", "release", "remove_leftovers", "write_private"]
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that is not written to its end yet."""
+
+_RETRY = 0.05
+"""Seconds between two tries for what another process holds."""
 
 _claims: dict[Path, tuple[int, int]] = {}
 """What this process claimed: a lock file, and with it the process's id and the open descriptor."""
@@ -141,8 +145,8 @@ def _to_write(descriptor: int) -> BinaryIO:
         raise
 
 
-def claim(path: Path, *, what: str) -> bool:
-    """Be the only process that holds a lock file, from now until this process ends.
+def claim(path: Path, *, what: str, wait: float = 0.0) -> bool:
+    """Be the only process that holds a lock file, from now until `release` or this process's end.
 
     A POSIX record lock, and not `flock`: what is forked from this process, such as a data loader's
     worker, does not inherit it. So it ends with this process even when a worker lives on, and a
@@ -151,6 +155,7 @@ def claim(path: Path, *, what: str) -> bool:
     Args:
         path: of the lock file, which is made and stays: to remove it would let two in.
         what: how messages call what it stands for.
+        wait: seconds to wait for another process that is about to release it.
 
     Returns:
         Whether it was claimed now; False when this process held it already.
@@ -175,7 +180,7 @@ def claim(path: Path, *, what: str) -> bool:
     try:
         descriptor = os.open(path, flags, 0o600)
         try:
-            _lock(descriptor, what)
+            _lock(descriptor, what, time.monotonic() + wait)
         except BaseException:
             os.close(descriptor)
             raise
@@ -185,12 +190,27 @@ def claim(path: Path, *, what: str) -> bool:
     return True
 
 
-def _lock(descriptor: int, what: str) -> None:
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise
+def release(path: Path) -> None:
+    """Let another process claim a lock file. Nothing when this process does not hold it.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "lock"
+        >>> held = claim(path, what="this example")
+        >>> release(path)
+        >>> claim(path, what="this example")
+        True
+
+    """
+    owner, descriptor = _claims.pop(Path(os.path.abspath(path)), (0, -1))
+    if owner == os.getpid():
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, what: str, until: float) -> None:
+    while not _try_lock(descriptor):
+        if time.monotonic() < until:
+            time.sleep(_RETRY)
+            continue
         holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
         raise VaultError(
             f"{what} is in use by {holder}; only one process at a time may write it: end that one "
@@ -198,6 +218,16 @@ def _lock(descriptor: int, what: str) -> None:
         ) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise
+        return False
+    return True
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

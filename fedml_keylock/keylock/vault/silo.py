@@ -11,7 +11,7 @@ from torch import nn
 from ...errors import VaultError
 from ..state import load_private_state_dict, private_state_dict
 from .cipher import Cipher
-from .disk import claim, make_folder, remove_leftovers
+from .disk import claim, make_folder, release, remove_leftovers
 from .file import Stored, write_state
 
 __all__ = ["Vault", "claim_silo", "files_of", "history_of", "silo_path", "silos_in"]
@@ -59,17 +59,24 @@ class Vault:
         # a link that leads nowhere is there too, and loading it says what is wrong
         return self.path.exists() or self.path.is_symlink()
 
-    def claim(self) -> None:
-        """Be the only process that writes this silo's vault, until this process ends.
+    def claim(self, *, wait: float = 0.0) -> None:
+        """Be the only process that writes this silo's vault, until `release` or its end.
 
         What a killed process left half written is removed. Saving does this by itself; a job does
         it before it trains what it could not save.
+
+        Args:
+            wait: seconds to wait for another process that is about to release it.
 
         Raises:
             VaultError: another process writes it, or the folder cannot be written.
 
         """
-        claim_silo(self.folder, self.silo)
+        claim_silo(self.folder, self.silo, wait=wait)
+
+    def release(self) -> None:
+        """Let another process write this silo's vault. Nothing when this one has not claimed it."""
+        release(_lock_file(self.folder, self.silo))
 
     def save(self, model: nn.Module, *, round_index: int) -> None:
         """Write a locked model's private state: whole or not at all, readable by its owner only.
@@ -131,7 +138,7 @@ class Vault:
         )
 
 
-def claim_silo(folder: Path, silo: int) -> None:
+def claim_silo(folder: Path, silo: int, *, wait: float = 0.0) -> None:
     """Be the only process that writes a silo's files; remove what a killed one left half written.
 
     Raises:
@@ -146,9 +153,13 @@ def claim_silo(folder: Path, silo: int) -> None:
 
     """
     make_folder(folder)
-    if claim(folder / f".silo-{silo}.lock", what=f"vault {folder}: silo {silo}"):
+    if claim(_lock_file(folder, silo), what=f"vault {folder}: silo {silo}", wait=wait):
         remove_leftovers(folder, f"silo-{silo}.*")
         remove_leftovers(folder / f"silo-{silo}", "*")
+
+
+def _lock_file(folder: Path, silo: int) -> Path:
+    return folder / f".silo-{silo}.lock"
 
 
 def silo_path(folder: Path, silo: int) -> Path:

@@ -1,0 +1,199 @@
+"""What of FedML's own runs beside the lock: robust aggregators, noise, attacks, many silos."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_wire import LOCK, private_arrays, runs_of, windows
+
+from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.host.flags import THEN
+
+SETTINGS = {
+    "anomaly_detection": {"cosine_similarity_bound": 0.3},
+    "cclip": {"bucket_size": 1},
+    "crfl": {"clip_threshold": 50.0, "sigma": 0.01},
+    "geo_median": {"byzantine_client_num": 1, "batch_num": 3},
+    "krum": {"byzantine_client_num": 0},
+    "multikrum": {"byzantine_client_num": 0, "krum_param_m": 1},
+    "norm_diff_clipping": {"norm_bound": 5.0},
+    "slsgd": {"trim_param_b": 1, "alpha": 0.5, "option_type": 2},
+    "trimmed_mean": {"beta": 0.34},
+}
+"""What FedML's defenses read of `defense_args`; those that are missing read nothing."""
+
+NOISE = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
+BYZANTINE = {"enable_attack": True, "attack_type": "byzantine", "byzantine_client_num": 1}
+CONSTANTS = {"1.weight": 1, "1.bias": 0, "1.running_mean": 0, "1.running_var": 1}
+
+
+def models(job, rank):
+    """The models that a rank sent, in order."""
+    return [m["model_params"] for m in job.decoded(rank) if "model_params" in m]
+
+
+def ended(job):
+    assert job.status == 0, job.output[-3000:]
+    return job
+
+
+def assert_nothing_private_was_sent(job, monkeypatch):
+    monkeypatch.syspath_prepend(str(job.folder))
+    arrays = private_arrays(job)
+    assert arrays
+    crossed = windows(job.wire())
+    for (where, name), tensor in arrays.items():
+        if tensor.numel() > 1:
+            assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
+
+
+def assert_constants(state):
+    for name, constant in CONSTANTS.items():
+        assert (state[name] == constant).all(), name
+
+
+def test_krum_chooses_among_locked_updates(run_job):
+    job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, **SETTINGS["krum"]))
+    uploads = [models(job, rank) for rank in (1, 2, 3)]
+    for index, made in enumerate((models(job, 0)[-4], models(job, 0)[-1])):
+        # the average of one is that one
+        same = [
+            all(torch.equal(u[index][n].float(), t.float()) for n, t in made.items())
+            for u in uploads
+        ]
+        assert sum(same) == 1
+
+
+def test_local_noise_is_on_public_state_only(run_job, monkeypatch):
+    job = ended(
+        run_job(
+            settings=LOCK | {"then": "rfa"},
+            dp_solution_type="ldp",
+            mechanism_type="gaussian",
+            **NOISE,
+        )
+    )
+    assert_nothing_private_was_sent(job, monkeypatch)
+    began = models(job, 0)[0]
+    for rank in (1, 2):
+        upload = models(job, rank)[0]
+        assert_constants(upload)
+        # a step of SGD at this rate is far below the noise of scale 0.03
+        assert (upload["9.weight"] - began["9.weight"]).std() > 0.02
+
+
+def test_noise_and_an_attack_on_the_server_leave_constants_and_locks(run_job, monkeypatch):
+    job = ended(
+        run_job(
+            settings=LOCK | {"then": "crfl"},
+            dp_solution_type="cdp",
+            mechanism_type="laplace",
+            attack_mode="random",
+            **NOISE,
+            **BYZANTINE,
+            **SETTINGS["crfl"],
+        )
+    )
+    assert_nothing_private_was_sent(job, monkeypatch)
+    began, *_, last = models(job, 0)
+    assert_constants(last)
+    assert not torch.allclose(began["9.weight"].double(), last["9.weight"].double())
+    assert last["9.weight"].dtype == torch.float64  # FedML's Laplace noise is
+
+
+ASSIGNED = [{1: 2, 2: 1}, {1: 2, 2: 1}, {1: 0, 2: 2}, {1: 2, 2: 1}, {1: 1, 2: 0}]
+"""Round by round, which silo FedML gives each rank; its seed is the number of the round before."""
+
+
+def test_a_lock_follows_its_silo_from_rank_to_rank(run_job, monkeypatch):
+    job = ended(
+        run_job(
+            "silos",
+            settings=LOCK,
+            client_num_in_total=3,
+            comm_round=5,
+            enable_attack=True,
+            attack_type="gradient_inversion",
+            gradient_inversion={"when": "never", "rounds": [0, 1, 2, 3, 4]},
+        )
+    )
+    assert_nothing_private_was_sent(job, monkeypatch)
+    for rank in (1, 2):
+        samples = [m["num_samples"] for m in job.decoded(rank) if "model_params" in m]
+        assert samples == [[24, 32, 40][assigned[rank]] for assigned in ASSIGNED]
+    folder = job.folder / "keylock_vault"
+    for silo in range(3):
+        rounds = [index for index, assigned in enumerate(ASSIGNED) if silo in assigned.values()]
+        files = sorted((folder / f"silo-{silo}").glob("*.safetensors"))
+        assert [path.stem for path in files] == [f"round-{index:05d}" for index in rounds]
+        states = [load_file(path) for path in (*files, folder / f"silo-{silo}.safetensors")]
+        for before, after in pairwise(states):
+            assert torch.equal(before["1.keylock.key"], after["1.keylock.key"])
+            assert not torch.equal(before["1.keylock.bias_gamma"], after["1.keylock.bias_gamma"])
+        # joined with a lock of its own, whenever that was
+        assert (states[0]["1.running_mean"] == 0).all()
+    keys = [load_file(folder / f"silo-{s}.safetensors")["1.keylock.key"] for s in range(3)]
+    assert not any(torch.allclose(keys[a], keys[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    for update in Capture.open(job.folder / "leakage" / "capture").updates():
+        rank = next(r for r, silo in ASSIGNED[update.round].items() if silo == update.silo)
+        upload = models(job, rank)[update.round]
+        assert all(torch.equal(tensor, upload[n]) for n, tensor in update.after.items())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("then", THEN)
+def test_every_defense_of_fedmls_runs_on_locked_updates(then, run_job):
+    case = "no_statistics" if then == "wise_median" else ""
+    job = ended(run_job(case, settings=LOCK | {"then": then}, ranks=4, **SETTINGS.get(then, {})))
+    if not case:
+        assert_constants(models(job, 0)[-1])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
+@pytest.mark.parametrize("solution", ["ldp", "cdp"])
+def test_every_noise_of_fedmls_runs_beside_the_lock(solution, mechanism, run_job):
+    job = run_job(settings=LOCK, dp_solution_type=solution, mechanism_type=mechanism, **NOISE)
+    assert_constants(models(ended(job), 0)[-1])
+
+
+@pytest.mark.long
+def test_fedml_clips_and_adds_noise_beside_the_lock(run_job):
+    clipped = {"dp_solution_type": "cdp", "mechanism_type": "gaussian", "max_grad_norm": 5.0}
+    ended(run_job("no_statistics", settings=LOCK, **clipped, **NOISE))
+
+
+ATTACKS = {
+    "zero": BYZANTINE | {"attack_mode": "zero"},
+    "random": BYZANTINE | {"attack_mode": "random"},
+    "flip": BYZANTINE | {"attack_mode": "flip"},
+    "label_flipping": {
+        "enable_attack": True,
+        "attack_type": "label_flipping",
+        "original_class_list": [0, 1],
+        "target_class_list": [1, 0],
+        "ratio_of_poisoned_client": 1.0,
+    },
+    "model_replacement": {
+        "enable_attack": True,
+        "attack_type": "model_replacement",
+        "malicious_client_id": 0,
+    },
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_of_fedmls_runs_beside_the_lock(attack, run_job):
+    assert_constants(models(ended(run_job(settings=LOCK, **ATTACKS[attack])), 0)[-1])
+
+
+@pytest.mark.long
+def test_a_silo_that_sends_nan_is_refused_beside_an_attack(run_job):
+    job = run_job("nan", settings=LOCK, **ATTACKS["flip"])
+    assert job.status != 0
+    assert "3.weight is not finite" in job.ours[0]
