@@ -298,9 +298,9 @@ def test_ggl_finds_a_face(lenet, make_update):
         truth = generator.eval()(torch.randn(1, 100, 1, 1, generator=seeded(5)))
     model = lenet(size=64)
     known = replace(KNOWN, input_shape=(3, 64, 64), bounds=(-1.0, 1.0))
-    attack = ggl(generator, (100, 1, 1), optimizer="adam", signed=False, steps=1500, restarts=2)
+    attack = ggl(generator, (100, 1, 1), optimizer="adam", signed=False, steps=6000, restarts=4)
     found = attack.reconstruct(
         [make_update(model, truth, torch.tensor([3]))], model, knowledge=known, generator=seeded()
     )
-    # it does not end at 1.2e-3: 3.6e-3 was measured, and the mean of eight other faces is at .24
-    assert (found.images[:, 0] - truth).square().mean() < 0.01
+    # 4.5e-4 was measured; the mean of eight other faces is at .24
+    assert (found.images[:, 0] - truth).square().mean() < 1.2e-3
