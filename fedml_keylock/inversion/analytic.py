@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import AttackError
 from ..types import ClientUpdate, Reconstruction
 from .engine.observe import observe
+from .engine.watch import watch
 from .knowledge import Knowledge
 from .labels import find_labels
 from .protocol import check_level
@@ -141,10 +142,7 @@ class AnalyticAttack:
         observation = observe(updates, model, knowledge)
         name = _first_linear(observation.model, knowledge)
         weight, bias = (observation.targets[f"{name}{part}"] for part in ("weight", "bias"))
-        labels = knowledge.labels
-        if labels is None:
-            labels = find_labels(observation.model, observation.targets, classes=knowledge.classes)
-        labels = labels.to(weight.device)
+        labels = find_labels(observation.model, observation.targets, knowledge).to(weight.device)
         found = linear_input(weight, bias)
         rest = weight - bias[..., None] * found[:, None]
         cost = rest.square().sum((1, 2)) / weight.square().sum((1, 2)).clamp(
@@ -169,36 +167,12 @@ def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
     The first layer is the first module with parameters of its own that runs. What it gets must be
     the image or the row, as it was or flattened.
     """
-    seen: list[tuple[str, nn.Module, Tensor | None]] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
-            first = inputs[0] if inputs else None
-            seen.append((name, module, first.clone() if isinstance(first, Tensor) else None))
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(note(name))
-        for name, module in model.named_modules()
-        if any(True for _ in module.parameters(recurse=False))
-    ]
+    own = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
     like = next(model.parameters())
     low, high = knowledge.bounds
     pixels = torch.linspace(low, high, prod(knowledge.input_shape)).to(like)
-    image = pixels.view(1, *knowledge.input_shape)
-    error: Exception | None = None
-    try:
-        with torch.no_grad():
-            model(image)
-    except (
-        RuntimeError,
-        ValueError,
-    ) as raised:  # perhaps behind the first layer, where it does not matter
-        error = raised
-    finally:
-        for handle in hooks:
-            handle.remove()
+    # an error is perhaps behind the first layer, where it does not matter
+    seen, error = watch(model, own, pixels.view(1, *knowledge.input_shape))
     if not seen:
         raise AttackError("the model has no layer that runs on an input") from error
     name, module, got = seen[0]

@@ -96,16 +96,11 @@ class GradientInversion(SearchSettings):
         return self._keep_best(objective, knowledge, found)
 
     def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor | None:
-        if knowledge.labels is not None:
-            return knowledge.labels
-        if self.labels == "optimise" or self.parametrisation.makes_labels:
+        searched = self.labels == "optimise" or self.parametrisation.makes_labels
+        if knowledge.labels is None and searched:
             return None
         return find_labels(
-            observation.model,
-            observation.targets,
-            classes=knowledge.classes,
-            batch=knowledge.batch,
-            recovery=self.recovery,
+            observation.model, observation.targets, knowledge, recovery=self.recovery
         )
 
     def _keep_best(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import AttackError, ConfigError
 from ..types import ClientUpdate, TokenReconstruction
 from .engine.observe import observe
+from .engine.watch import watch
 from .knowledge import Knowledge
 from .protocol import check_level
 from .transform import Noise, Quantise
@@ -166,27 +167,13 @@ def _embedding(model: nn.Module, knowledge: Knowledge) -> str:
     # downwards from the last, which neither positions nor segments are
     tokens = (least - 1 - torch.arange(prod(knowledge.input_shape))) % least
     tokens = tokens.view(1, *knowledge.input_shape).to(next(model.parameters()).device)
-    seen: list[str] = []
-
-    def note(name: str) -> Callable[[nn.Module, tuple[object, ...]], None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
-            first = inputs[0] if inputs else None
-            if isinstance(first, Tensor) and torch.equal(first.flatten(), tokens.flatten()):
-                seen.append(name)
-
-        return hook
-
-    hooks = [m.register_forward_pre_hook(note(n)) for n, m in embeddings.items()]
-    error: Exception | None = None
-    try:
-        with torch.no_grad():
-            model(tokens)
-    # perhaps behind the embedding, where it does not matter
-    except (RuntimeError, ValueError, IndexError) as raised:
-        error = raised
-    finally:
-        for handle in hooks:
-            handle.remove()
+    # an error is perhaps behind the embedding, where it does not matter
+    calls, error = watch(model, embeddings, tokens, catch=(RuntimeError, ValueError, IndexError))
+    seen = [
+        name
+        for name, _, got in calls
+        if got is not None and torch.equal(got.flatten(), tokens.flatten())
+    ]
     if not seen:
         raise AttackError(
             f"no embedding of the model gets tokens of shape {knowledge.input_shape} as they are"

@@ -48,11 +48,12 @@ ATTACKS = [
     inverting_gradients(steps=60, restarts=2, chunk=1),
     dlg(steps=3, restarts=2),
     inverting_gradients(steps=60, optimizer="rmsprop", momentum=0.9, learning_rate=0.01),
+    inverting_gradients(steps=20, restarts=2, chunk=1, optimizer="cma", population=4),
 ]
 
 
 @pytest.mark.usefixtures("always")
-@pytest.mark.parametrize("attack", ATTACKS, ids=["adam", "chunks", "lbfgs", "rmsprop"])
+@pytest.mark.parametrize("attack", ATTACKS, ids=["adam", "chunks", "lbfgs", "rmsprop", "cma"])
 def test_it_ends_where_it_would_have(attack, update, lenet, tmp_path):
     path = tmp_path / "search.safetensors"
     whole = run(attack, update, lenet(3, 16))

@@ -104,10 +104,7 @@ class LearnedAttack(LearningSettings):
             )
         observation = observe(updates, model, knowledge)
         like = next(iter(observation.public.values()))
-        labels = knowledge.labels
-        if labels is None:
-            labels = find_labels(observation.model, observation.targets, classes=knowledge.classes)
-        labels = labels.to(like.device)
+        labels = find_labels(observation.model, observation.targets, knowledge).to(like.device)
         images = like.new_empty(len(updates), *knowledge.input_shape)
         states = len(like)
         costs, history = like.new_empty(states), []

@@ -23,7 +23,7 @@ def evolve(
     start: Tensor,
     report: Callable[[int], None],
     *,
-    generator: torch.Generator,
+    seeds: Tensor,
 ) -> Found:
     """Search each candidate by CMA-ES (Hansen and Ostermeier 2001; the ``cma`` package).
 
@@ -36,7 +36,7 @@ def evolve(
         objective: of the candidates.
         start: ``(b, d)``, the first means.
         report: called with generations done.
-        generator: of the evolutions' seeds.
+        seeds: ``(b,)`` integers above 0, of the evolutions.
 
     Raises:
         ConfigError: the package is not installed.
@@ -49,13 +49,12 @@ def evolve(
             "optimizer 'cma' needs the package cma: pip install 'fedml-keylock[ggl]'"
         ) from None
     every, count = points(attack.steps)
-    seeds = torch.randint(1, 2**31, (len(start),), generator=generator).tolist()
     settings: dict[str, Any] = {"verbose": -9, "maxiter": attack.steps}
     if attack.population:
         settings["popsize"] = attack.population
     runs = [
         cma.CMAEvolutionStrategy(row, attack.learning_rate, {**settings, "seed": seed})
-        for row, seed in zip(start.cpu().double().numpy(), seeds, strict=True)
+        for row, seed in zip(start.cpu().double().numpy(), seeds.tolist(), strict=True)
     ]
     found, costs = start.clone(), start.new_full((len(start),), float("inf"))
     best = costs.clone()

@@ -151,12 +151,11 @@ class Objective:
     def images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """``(b, d)`` candidates -> ``(b, n, *input_shape)`` images and ``(b, n)`` labels."""
         with torch.no_grad():
-            images, labels, _ = self._decode(rows)
+            images, labels, _ = self._decode(self.layout.split(rows))
         return images, labels if labels.dim() == 2 else labels.argmax(-1)
 
-    def _decode(self, rows: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def _decode(self, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Images, labels ``(b, n)`` or as probabilities ``(b, n, classes)``, and secrets."""
-        parts = self.layout.split(rows)
         images, logits = self.parametrisation.decode(parts, self.knowledge)
         labels = self.labels
         if labels is None:
@@ -169,14 +168,15 @@ class Objective:
         return images, labels, private
 
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels, private = self._decode(rows)
+        parts = self.layout.split(rows)
+        images, labels, private = self._decode(parts)
         gradients, found = self.gradients(images, labels, {**private, **self.given})
         targets = list(self.targets.values())
         for transform in self.knowledge.transforms:
             gradients = transform.replay(gradients, targets)
         cost = self.cost(gradients, targets, self.weights)
         prior = self.prior(images, self.update, found, self.statistics)
-        return cost, cost + prior + self.parametrisation.penalty(self.layout.split(rows))
+        return cost, cost + prior + self.parametrisation.penalty(parts)
 
     @cached_property
     def _exact(self) -> Callable[[], AbstractContextManager[Any]]:

@@ -92,38 +92,35 @@ def run(
             checkpoint, fingerprint(attack, [start, *objective.targets.values(), *parts])
         )
         saved = {name: tensor.to(start.device) for name, tensor in file.load().items()}
+    seeds = None
+    if attack.optimizer == "cma":
+        # of all candidates, those that are done too: else a search that goes on draws others
+        seeds = torch.randint(1, 2**31, (len(start),), generator=generator).to(start.device)
     evaluations = attack.steps * attack.inner
     made: list[Found] = []
+
+    def report(count: int) -> None:
+        if progress is not None:
+            progress(len(made) * evaluations + count, len(parts) * evaluations)
+
+    def save(now: Callable[[], dict[str, Tensor]] | None = None) -> None:
+        """What is done, and the state of the batch that is not, if it is time."""
+        if file is None or not file.due():
+            return
+        states = [found.tensors() for found in made] + ([now()] if now else [])
+        file.save({f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()})
+
     for index, part in enumerate(parts):
-        done = {
-            f"{number}.{name}": tensor
-            for number, found in enumerate(made)
-            for name, tensor in found.tensors().items()
-        }
         before = _of(saved, f"{index}.")
         if before and "live" not in before:
             made.append(Found(**before))
             continue
-
-        def report(count: int, index: int = index) -> None:
-            if progress is not None:
-                progress(index * evaluations + count, len(parts) * evaluations)
-
-        def keep(
-            state: Callable[[], dict[str, Tensor]],
-            done: dict[str, Tensor] = done,
-            index: int = index,
-        ) -> None:
-            if file is not None and file.due():
-                file.save(done | {f"{index}.{name}": t for name, t in state().items()})
-
         some = objective.select(part)
-        if attack.optimizer == "cma":
-            made.append(evolve(attack, some, start[part], report, generator=generator))
+        if seeds is not None:
+            made.append(evolve(attack, some, start[part], report, seeds=seeds[part]))
         else:
-            made.append(search(attack, some, start[part], report, state=before, keep=keep))
-        if file is not None and file.due():
-            file.save(done | {f"{index}.{n}": t for n, t in made[-1].tensors().items()})
+            made.append(search(attack, some, start[part], report, state=before, keep=save))
+        save()
     if file is not None:
         file.remove()
     back = torch.cat(list(parts)).argsort()

@@ -1,0 +1,100 @@
+"""The last linear layer of a model, and what an update says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ...errors import AttackError
+
+__all__ = ["check_gradients", "find_head", "head_gradients"]
+
+
+def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
+    """Names of the weight and bias of the last linear layer with one output a class.
+
+    Returns:
+        ``(weight, bias)``, the bias None if the layer has none.
+
+    Raises:
+        AttackError: no linear layer of the model has that many outputs.
+
+    Example:
+        >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), classes=3)
+        ('1.weight', '1.bias')
+
+    """
+    heads = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module.out_features == classes
+    ]
+    if not heads:
+        raise AttackError(
+            f"labels cannot be recovered: the model has no linear layer with {classes} outputs; "
+            "give Knowledge.labels"
+        )
+    name, module = heads[-1]
+    prefix = f"{name}." if name else ""
+    return f"{prefix}weight", None if module.bias is None else f"{prefix}bias"
+
+
+def head_gradients(
+    model: nn.Module, gradients: Mapping[str, Tensor], classes: int
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of the head, of all that an update gives.
+
+    Args:
+        model: whose head it is.
+        gradients: name to ``(u, *shape)``.
+        classes: how many outputs the head has.
+
+    Returns:
+        ``(u, classes, features)`` of the weight; ``(u, classes)`` of the bias or None.
+
+    Raises:
+        AttackError: the model has no such head, or the update does not hold it.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Linear(4, 3, bias=False)
+        >>> head_gradients(model, {"weight": torch.ones(1, 3, 4)}, 3)[0].shape
+        torch.Size([1, 3, 4])
+
+    """
+    weight, bias = find_head(model, classes)
+    for name in filter(None, (weight, bias)):
+        if name not in gradients:
+            raise AttackError(f"labels cannot be recovered: {name} is not in the update")
+    return gradients[weight], None if bias is None else gradients[bias]
+
+
+def check_gradients(weight: Tensor, bias: Tensor | None, batch: int) -> None:
+    """Refuse what no way of recovering labels can read.
+
+    Args:
+        weight: ``(u, classes, features)`` gradient of the head's weight.
+        bias: ``(u, classes)`` gradient of the head's bias, or None.
+        batch: images in each update, n.
+
+    Raises:
+        AttackError: shapes do not fit, a gradient is not finite or all zero, or n is below 1.
+
+    """
+    if weight.ndim != 3:
+        raise AttackError(
+            f"the head's weight gradient is {tuple(weight.shape)}: not (updates, classes, features)"
+        )
+    if bias is not None and bias.shape != weight.shape[:2]:
+        raise AttackError(
+            f"the head's bias gradient is {tuple(bias.shape)} where "
+            f"{tuple(weight.shape[:2])} is needed"
+        )
+    if batch < 1:
+        raise AttackError(f"a batch has at least 1 image, not {batch}")
+    for name, gradient in (("weight", weight), ("bias", bias)):
+        if gradient is not None and not gradient.isfinite().all():
+            raise AttackError(f"the head's {name} gradient has NaN or infinite values")
+    if not weight.flatten(1).any(1).all():
+        raise AttackError("the head's weight gradient is all zero: it says nothing of the labels")

@@ -1,0 +1,59 @@
+"""Labels of a batch by how much each takes of the head's gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .counts import labels_of_counts
+from .head import check_gradients
+
+__all__ = ["labels_by_magnitude"]
+
+
+def labels_by_magnitude(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
+    """Label by label, taking off the gradient what one label is thought to add to it.
+
+    Wainakh et al., "User-level label leakage from gradients", PoPETs 2022(2) (arXiv 2105.09369),
+    the attack named LLG, which has the shared gradient alone. With ``g`` the row sums of the
+    weight's gradient and C classes, the impact of one label is ``m = (1 + 1/C) / n`` times the sum
+    of ``g`` where negative; the offset s, which the paper's stronger attackers measure on the model
+    or on other data, is 0. Every class with a negative ``g`` is present and is taken once; then,
+    until there are n, the class with the least ``g``; m is subtracted whenever a class is taken.
+
+    It assumes that the head's inputs are not negative, and about the same size in all images, and
+    that the model is untrained. Labels may repeat. The more of the classes are present the more m
+    is too small, since a present class whose ``g`` is not negative adds nothing to it.
+
+    Args:
+        weight: ``(u, classes, features)`` gradient of the head's weight.
+        bias: ``(u, classes)`` gradient of the head's bias; not used.
+        batch: images in each update, n.
+
+    Returns:
+        ``(u, n)`` labels, sorted.
+
+    Raises:
+        AttackError: shapes do not fit, a gradient is not finite or all zero.
+
+    Example:
+        >>> import torch
+        >>> gradient = torch.tensor([[[-0.4, -0.5], [0.3, 0.3], [0.3, 0.3], [-0.2, -0.1]]])
+        >>> labels_by_magnitude(gradient, None, 3)
+        tensor([[0, 0, 3]])
+
+    """
+    check_gradients(weight, bias, batch)
+    left = weight.sum(2)
+    updates, classes = left.shape
+    impact = left.clamp(max=0).sum(1) / batch * (1 + 1 / classes)
+    negative = left < 0
+    counts = torch.zeros_like(left, dtype=torch.long)
+    rows = torch.arange(updates, device=left.device)
+    for _ in range(batch):
+        fresh = negative & (counts == 0)
+        allowed = fresh | ~fresh.any(1, keepdim=True)
+        taken = left.masked_fill(~allowed, float("inf")).argmin(1)
+        counts[rows, taken] += 1
+        left[rows, taken] -= impact
+    return labels_of_counts(counts)
