@@ -1,7 +1,8 @@
 """`mpiexec -n 4 python -m fedml_keylock main.py --cf fedml_config.yaml`: run an unmodified job.
 
 Like `python -m mpi4py`: the script runs as if started by itself, with fedml_keylock active, and an
-error on one rank ends the job on all of them.
+error on one rank ends the job on all of them. Each rank is a child of what mpiexec starts, which
+says what the rank was doing if it is killed.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         sys.stderr.write(f"{USAGE}\n\n{__doc__}")
         return 0 if argv else 2
+    from .errors import HostError
+    from .host.abort import end_job
+    from .host.progress import watch
+
     script = argv[0]
     if not os.path.exists(script):
-        sys.stderr.write(f"fedml-keylock: {script}: no such script\n{USAGE}\n")
+        end_job(HostError(f"{script}: no such script; {USAGE}"), 2)
         return 2
-    from .host.abort import end_job
-
+    watch()
     try:
         from .host.launch import check_world
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -15,6 +15,7 @@ from .keylock import (
     KeyLockConfig,
     Vault,
     draw_effective,
+    effective_state,
     load_private_state_dict,
     lock_model,
     plan,
@@ -23,6 +24,7 @@ from .keylock import (
 )
 from .keylock.module import locks
 from .keylock.vault import Cipher
+from .keylock.watch import Watch
 from .types import Agreement, DefenseFactory, Surrogate
 
 __all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
@@ -52,7 +54,8 @@ class KeyLockDefense:
         self._cipher: Cipher | None = None
         self._layout = ""
         self._plain: nn.Module | None = None
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
+        self._locks: list[nn.Module] = []
 
     @property
     def then(self) -> str | None:
@@ -92,6 +95,7 @@ class KeyLockDefense:
         self._layout = agreement.layout
         self._plain = deepcopy(model) if silo is None else None
         info = str(lock_model(model, self.config))
+        self._locks = [lock for _, _, lock in locks(model)]
         return info if silo is None else f"{info}; {self.enter_silo(model, silo=silo)}"
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
@@ -119,88 +123,59 @@ class KeyLockDefense:
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Start to watch the lock train; keep its state on disk if history is wanted."""
-        self._watch = _Watch(model)
+        self._watch = Watch(model)
         if self.config.keep_history:
             self._open_vault().keep(model, round_index=round_index)
 
-    def end_round(self, model: nn.Module, *, round_index: int) -> None:
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Check that the lock took part in training, and save it before anything is sent.
+
+        Returns:
+            Whether anything happened to the model: a gradient reached it, or it has changed.
 
         Raises:
             LockError: no gradient reached a lock, or the optimizer did not know its parameters.
             VaultError: the private state cannot be saved.
 
         """
-        if self._watch is not None:
-            self._watch.finish(round_index)
-            self._watch = None
+        self._check_locks(model, round_index)
+        trained = self._watch is None or self._watch.finish(round_index)
+        self._watch = None
         vault = self._open_vault()
         vault.save(model, round_index=round_index + 1)
         if self._plain is not None:  # the silo's next round may be another rank's
             vault.release()
             self._vault = None
+        return trained
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model with gamma, beta and mixing as plain parameters, and no key."""
         revealed, names = surrogate(model, self.config)
         return Surrogate(revealed, names, partial(draw_effective, model, self.config))
 
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """A copy of a silo's locked model, and its gamma, beta and mixing: for its own audit."""
+        copy = deepcopy(model)
+        copy.load_state_dict(protected.state_dict())
+        lock_model(copy, self.config)
+        load_private_state_dict(copy, private_state_dict(protected))
+        return copy, effective_state(copy)
+
+    def _check_locks(self, model: nn.Module, round_index: int) -> None:
+        """Refuse a model that the job's own code has unlocked, or unlocked and locked again."""
+        if [id(lock) for _, _, lock in locks(model)] != [id(lock) for lock in self._locks]:
+            raise LockError(
+                f"the model was unlocked or locked anew before the end of round {round_index}, and "
+                "what it learned so is not sent: the job's own code must call neither unlock_model "
+                "nor lock_model"
+            )
+
     def _open_vault(self) -> Vault:
         if self._vault is None:
             raise ConfigError("the key-lock defense was asked to train before it had a silo's lock")
         return self._vault
-
-
-class _Watch:
-    """Sees whether each lock of a model gets gradients in a round, and whether they move it.
-
-    A lock without gradients stands on a layer that the model does not run: it protects nothing.
-    One that has them and does not move is unknown to the optimizer: it costs accuracy in silence.
-    """
-
-    VISIBLE: ClassVar[float] = 1e-3
-    """A gradient, as a share of its parameter, from which a step must show in float32."""
-
-    def __init__(self, model: nn.Module) -> None:
-        public = [p for n, p in model.named_parameters() if ".keylock." not in f".{n}"]
-        # the last one: every forward pass ends there
-        self._watched: dict[str, Tensor] = {
-            "": next(p for p in reversed(public) if p.requires_grad)
-        }
-        self._watched |= {name or "the model": lock.bias_beta for name, _, lock in locks(model)}
-        self._start = {n: p.detach().clone() for n, p in self._watched.items()}
-        self._largest: dict[str, float] = {}
-        self._handles = [
-            p.register_hook(partial(self._see, n))  # type: ignore[no-untyped-call]  # torch has none
-            for n, p in self._watched.items()
-        ]
-
-    def _see(self, name: str, gradient: Tensor) -> None:
-        # once above the threshold there is nothing more to learn from a channel's worth of numbers
-        if self._largest.get(name, 0.0) < self.VISIBLE:
-            share = float(gradient.abs().max() / self._start[name].abs().max().clamp(min=1.0))
-            self._largest[name] = max(share, self._largest.get(name, 0.0))
-
-    def finish(self, round_index: int) -> None:
-        """Raise LockError when the round trained the model and not the lock."""
-        for handle in self._handles:
-            handle.remove()
-        public = self._watched.pop("")
-        if public.detach().equal(self._start[""].to(public.device)):
-            return  # nothing was trained: a silo without data, or a step too small to see
-        for name, parameter in self._watched.items():
-            if name not in self._largest:
-                raise LockError(
-                    f"the lock on {name} got no gradient in round {round_index}: the model does "
-                    "not run that layer as a lock needs it; name others in keylock.targets"
-                )
-            still = parameter.detach().equal(self._start[name].to(parameter.device))
-            if still and self._largest[name] >= self.VISIBLE:
-                raise LockError(
-                    f"the lock on {name} was not trained in round {round_index}: the trainer's "
-                    "optimizer does not hold the lock's parameters; make it after the model is "
-                    "locked: in train(), or in __init__ after super().__init__(model, args)"
-                )
 
 
 @hookimpl
@@ -211,34 +186,20 @@ def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
 
 @hookimpl
 def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """dlg, idlg, inverting_gradients, gradinversion, grnn, ggl, tableak, analytic, learned."""
-    from .inversion import (
-        analytic,
-        dlg,
-        ggl,
-        gradinversion,
-        grnn,
-        idlg,
-        inverting_gradients,
-        learned,
-        tableak,
-    )
+    """The published attacks, each by its preset's name."""
+    from .inversion import presets
 
-    register("dlg", dlg)
-    register("idlg", idlg)
-    register("gradinversion", gradinversion)
-    register("inverting_gradients", inverting_gradients)
-    register("grnn", grnn)
-    register("ggl", ggl)
-    register("tableak", tableak)
-    register("analytic", analytic)
-    register("learned", learned)
+    for name in presets.__all__:
+        register(name, getattr(presets, name))
 
 
 @hookimpl
 def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """psnr, ssim, and both after the best scale and offset of each channel."""
+    """psnr, ssim, and both after the best scale and offset of each channel; lpips with weights."""
     from .evaluation import metrics
+    from .evaluation.lpips import lpips_metrics
 
     for name in ("psnr", "ssim", "psnr_aligned", "ssim_aligned"):
         register(name, getattr(metrics, name))
+    for name, metric in lpips_metrics().items():
+        register(name, metric)

@@ -9,9 +9,11 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
+from .commands.audit import audit
 from .commands.check import check
 from .commands.enable import disable, enable
 from .commands.export import export
+from .commands.report import report
 from .commands.vault import vault
 from .errors import KeyLockError
 
@@ -38,6 +40,7 @@ def main() -> None:
     See it work:           fedml-keylock demo
     Run your own job:      fedml-keylock run -n 4 main.py --cf fedml_config.yaml
     Jobs launched for you: fedml-keylock enable
+    Audit what leaks:      fedml-keylock audit --model main:Net --data FOLDER_OF_IMAGES
     Check the environment: fedml-keylock doctor
 
     The job's YAML decides whether anything is defended:
@@ -117,8 +120,10 @@ def doctor() -> None:
     click.echo("everything fits")
 
 
+main.add_command(audit)
 main.add_command(check)
 main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
+main.add_command(report)
 main.add_command(vault)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,7 +99,7 @@ def start_up(place: StartUp | None = None) -> Check:
 
 
 def _mpi() -> Check:
-    from .host.launch import find_mpiexec
+    from .host.launch import find_mpiexec, without_runtime
 
     try:
         mpiexec = find_mpiexec()
@@ -108,6 +109,7 @@ def _mpi() -> Check:
     try:
         done = subprocess.run(  # noqa: S603  # this environment's own mpiexec and Python
             [str(mpiexec), "-n", "2", sys.executable, "-c", probe],
+            env=without_runtime(os.environ),  # it may be that mpiexec has started this process
             capture_output=True,
             text=True,
             timeout=60,

@@ -29,7 +29,8 @@ class ClientUpdate:
 
     Attributes:
         before: the public state that the server had sent, name to tensor.
-        after: the public state that the silo sent back, the same names and shapes.
+        after: the public state that the silo sent back, the same names and shapes. Fewer names, or
+            gradients in their place, if that is what the job's own trainer sends.
         learning_rate: of the silo's SGD. FedML's server knows it: it is in the job's YAML.
         samples: how many samples the silo says that it holds.
         silo: index of the silo, from 0.
@@ -181,11 +182,22 @@ class Defense(Protocol):
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Called in a silo that is about to train a round."""
 
-    def end_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Called in a silo before it sends what it trained; raise to stop it."""
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool | None:
+        """Called in a silo before it sends what it trained; raise to stop it.
+
+        False when nothing happened to the model: then nothing but its own state may be sent.
+        """
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """Give an attacker who knows this defense his model, from the unprotected public one."""
+
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """For a silo's audit of itself: a copy of its protected model, from the unprotected one.
+
+        And what the surrogate's private parameters are in it. Neither leaves the process.
+        """
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

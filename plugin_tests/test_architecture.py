@@ -37,7 +37,7 @@ def modules():
 
 
 MODULES = [*modules()]
-READABLE = [name for name in MODULES if name != HOST_OF_FEDML]
+READABLE = [name for name in MODULES if not name.startswith(HOST_OF_FEDML)]
 
 
 def source_of(name):
@@ -121,9 +121,10 @@ def test_an_import_that_points_upwards_is_seen(name, line):
     assert list(broken_rules(name, imports_in(ast.parse(line), package)))
 
 
-def test_only_one_module_imports_fedml():
+def test_only_one_package_imports_fedml():
     found = {name for name in MODULES if any(t.split(".")[0] == "fedml" for t in imported(name))}
-    assert found == {HOST_OF_FEDML}
+    assert found
+    assert {name.rpartition(".")[0] for name in found} == {HOST_OF_FEDML}
 
 
 @pytest.mark.parametrize("part", ["keylock", "inversion", "errors", "types", "settings"])

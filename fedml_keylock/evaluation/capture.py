@@ -1,19 +1,25 @@
 """What crossed the wire, kept on disk: per round the public state sent, per silo the one returned.
 
 A capture holds no truth and no private state, and nothing in it is executable: arrays are
-safetensors, the rest is JSON.
+safetensors, the rest is JSON. `index.jsonl` has a line for every file, with its size and SHA-256:
+what was cut, changed or put there since is seen. (Someone who rewrites the index too is not: keep a
+capture where only its owner writes.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import AttackError
@@ -21,12 +27,14 @@ from ..types import ClientUpdate
 
 __all__ = ["Capture"]
 
-SCHEMA = "fedml-keylock/capture/1"
+SCHEMA = "fedml-keylock/capture/2"
+INDEX, META, FINAL = "index.jsonl", "capture.json", "final.safetensors"
+_NAME = re.compile(r"capture\.json|final\.safetensors|round-\d{5,}/(sent|silo-\d+)\.safetensors")
 
 
 @dataclass
 class Capture:
-    """A folder of captured updates.
+    """A folder of captured updates. Nothing of them is kept in memory.
 
     Attributes:
         folder: where it is.
@@ -35,15 +43,20 @@ class Capture:
     Example:
         >>> import tempfile, torch
         >>> capture = Capture.create(Path(tempfile.mkdtemp()), {"learning_rate": 0.1})
-        >>> update = ClientUpdate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.1)
-        >>> capture.add(update)
-        >>> Capture.open(capture.folder).updates()[0].silo
-        0
+        >>> capture.add(ClientUpdate({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.1))
+        >>> capture = Capture.open(capture.folder)
+        >>> capture.entries()
+        [(0, 0)]
+        >>> capture.load(0, 0).after["w"]
+        tensor([1., 1.])
 
     """
 
     folder: Path
     meta: dict[str, Any] = field(default_factory=dict)
+    _files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
+    _sent: tuple[int, dict[str, Tensor]] = field(default=(-1, {}), repr=False)
+    _layout: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> Capture:
@@ -54,90 +67,235 @@ class Capture:
 
         """
         capture = cls(folder, {"schema": SCHEMA, **meta})
-        if (folder / "capture.json").exists():
+        if (folder / META).exists():
             raise AttackError(f"{folder} holds a capture already; move it away or name another")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "capture.json").write_text(json.dumps(capture.meta, indent=1))
+            (folder / INDEX).unlink(missing_ok=True)
         except OSError as error:
             raise AttackError(f"capture {folder}: {error.strerror}") from None
+        capture._write(META, json.dumps(capture.meta, indent=1).encode())
         return capture
 
     @classmethod
     def open(cls, folder: Path) -> Capture:
-        """Open a capture that a job has written.
+        """Open a capture that a job has written, and look at every file's name and size.
 
         Raises:
-            AttackError: it is missing, damaged, or of another schema.
+            AttackError: it is missing, cut, of another schema, or holds a file that is not its own.
 
         """
+        capture = cls(folder)
         try:
-            meta = json.loads((folder / "capture.json").read_text())
+            lines = (folder / INDEX).read_text()
+            present = {
+                path.relative_to(folder).as_posix(): path.stat().st_size
+                for path in [folder / META, folder / FINAL, *folder.glob("round-*/*")]
+                if path.exists()
+            }
         except (OSError, ValueError) as error:
-            raise AttackError(f"{folder} is not a capture: {error}") from None
-        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
-            raise AttackError(f"{folder} is not a capture of this version ({SCHEMA})")
-        return cls(folder, meta)
+            raise AttackError(f"{folder} is not a capture of this version: {error}") from None
+        for number, line in enumerate(lines.splitlines(keepends=True), 1):
+            name, entry = _entry(folder, line, number)
+            capture._files[name] = entry
+        for name, entry in capture._files.items():
+            if name not in present:
+                raise AttackError(f"capture {folder / name}: it is missing")
+            if present[name] != entry["bytes"]:
+                raise AttackError(
+                    f"capture {folder / name}: it has {present[name]} bytes, and {entry['bytes']} "
+                    "were written: it was cut or changed"
+                )
+        odd = sorted(set(present) - set(capture._files))
+        if odd:
+            raise AttackError(
+                f"capture {folder / odd[0]}: the index does not know it: it is no part of the "
+                "capture, or the job was killed while it wrote it; remove it"
+            )
+        capture.meta = capture._read_meta()
+        return capture
 
     def add(self, update: ClientUpdate) -> None:
-        """Keep one update.
+        """Keep one update: what was sent once a round, and what came back.
 
         Raises:
             AttackError: it cannot be written.
 
         """
-        folder = self._round(update.round)
+        folder = _round(update.round)
         try:
-            folder.mkdir(exist_ok=True)
-            sent = folder / "sent.safetensors"
-            if not sent.exists():
-                save_file(_plain(update.before), sent)
-            meta = {"samples": str(update.samples), "learning_rate": repr(update.learning_rate)}
-            save_file(_plain(update.after), folder / f"silo-{update.silo}.safetensors", meta)
-        except (OSError, SafetensorError) as error:
-            raise AttackError(f"capture {folder}: cannot be written: {error}") from None
+            (self.folder / folder).mkdir(exist_ok=True)
+        except OSError as error:
+            raise AttackError(f"capture {self.folder / folder}: {error.strerror}") from None
+        if f"{folder}/sent.safetensors" not in self._files:
+            self._write(f"{folder}/sent.safetensors", save(_plain(update.before)))
+        facts = {"samples": update.samples, "learning_rate": update.learning_rate}
+        self._write(f"{folder}/silo-{update.silo}.safetensors", save(_plain(update.after)), **facts)
 
     def finish(self, final: Mapping[str, Tensor]) -> None:
         """Keep the public state that training ended with."""
-        save_file(_plain(final), self.folder / "final.safetensors")
+        self._write(FINAL, save(_plain(final)))
 
     def final(self) -> dict[str, Tensor]:
-        """The public state that training ended with."""
-        return _load(self.folder / "final.safetensors")
+        """The public state that training ended with.
+
+        Raises:
+            AttackError: there is none, because the job did not end; or it is damaged.
+
+        """
+        if FINAL not in self._files:
+            raise AttackError(f"capture {self.folder}: the job did not end: there is no {FINAL}")
+        return self._load(FINAL)
+
+    def entries(self) -> list[tuple[int, int]]:
+        """Round and silo of every update, in order."""
+        found = [re.fullmatch(r"round-(\d+)/silo-(\d+)\.safetensors", name) for name in self._files]
+        return sorted((int(match[1]), int(match[2])) for match in found if match)
 
     def rounds(self) -> list[int]:
         """The rounds that were captured, in order."""
-        return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-*"))
+        return sorted({index for index, _ in self.entries()})
 
-    def updates(self, round_index: int | None = None) -> list[ClientUpdate]:
-        """The updates of one round or of all, by round and silo.
+    def load(self, round_index: int, silo: int) -> ClientUpdate:
+        """One update. Those of one round share what was sent, if they are loaded in a row.
 
         Raises:
-            AttackError: a file is missing or damaged.
+            AttackError: there is no such update, or a file is not as it was written, or its names,
+                shapes and types are not those of what was sent first.
 
         """
-        found = []
-        for index in self.rounds() if round_index is None else [round_index]:
-            folder = self._round(index)
-            before = _load(folder / "sent.safetensors")
-            silos = sorted(int(p.stem.removeprefix("silo-")) for p in folder.glob("silo-*"))
-            for silo in silos:
-                after = _load(folder / f"silo-{silo}.safetensors")
-                rate = float(self.meta["learning_rate"])
-                found.append(ClientUpdate(before, after, rate, silo=silo, round=index))
-        return found
+        folder = _round(round_index)
+        name = f"{folder}/silo-{silo}.safetensors"
+        if name not in self._files:
+            raise AttackError(f"capture {self.folder}: no update of silo {silo} in {folder}")
+        if self._sent[0] != round_index:
+            self._sent = (round_index, self._load(f"{folder}/sent.safetensors"))
+        facts = self._files[name]
+        return ClientUpdate(
+            before=self._sent[1],
+            after=self._load(name),
+            learning_rate=float(facts.get("learning_rate", self.meta["learning_rate"])),
+            samples=int(facts.get("samples", 1)),
+            silo=silo,
+            round=round_index,
+        )
 
-    def _round(self, index: int) -> Path:
-        return self.folder / f"round-{index:05d}"
+    def each(self) -> Iterator[ClientUpdate]:
+        """Every update, by round and silo, one at a time.
+
+        Raises:
+            AttackError: as `load`.
+
+        """
+        for round_index, silo in self.entries():
+            yield self.load(round_index, silo)
+
+    def updates(self, round_index: int | None = None) -> list[ClientUpdate]:
+        """The updates of one round, or of all: then all of them are in memory.
+
+        Raises:
+            AttackError: as `load`.
+
+        """
+        wanted = [entry for entry in self.entries() if round_index in (None, entry[0])]
+        return [self.load(*entry) for entry in wanted]
+
+    def _write(self, name: str, content: bytes, **facts: float) -> None:
+        """A file, whole or not at all, and then its line in the index."""
+        path = self.folder / name
+        entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **facts}
+        try:
+            part = path.with_name(f".{path.name}.part")
+            part.write_bytes(content)
+            os.replace(part, path)
+            with (self.folder / INDEX).open("a") as index:
+                index.write(json.dumps({"file": name, **entry}) + "\n")
+        except OSError as error:
+            raise AttackError(f"capture {path}: cannot be written: {error.strerror}") from None
+        self._files[name] = entry
+
+    def _read(self, name: str) -> bytes:
+        path = self.folder / name
+        if name not in self._files:
+            raise AttackError(f"capture {path}: the index does not know it")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise AttackError(f"capture {path}: cannot be read: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != self._files[name]["sha256"]:
+            raise AttackError(f"capture {path}: it is not what was written: its SHA-256 differs")
+        return content
+
+    def _read_meta(self) -> dict[str, Any]:
+        try:
+            meta = json.loads(self._read(META))
+        except ValueError:
+            meta = None
+        if not isinstance(meta, dict) or meta.get("schema") != SCHEMA:
+            raise AttackError(f"{self.folder} is not a capture of this version ({SCHEMA})")
+        rate = meta.get("learning_rate")
+        if not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise AttackError(
+                f"capture {self.folder / META}: learning_rate {rate!r} is not above 0"
+            )
+        return meta
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        try:
+            state = load(self._read(name))
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise AttackError(
+                f"capture {self.folder / name}: this is no safetensors file: {error}"
+            ) from None
+        # not its types: FedML's averages and noise turn integers into floating point
+        layout = {key: tuple(value.shape) for key, value in state.items()}
+        if not self._layout:
+            self._layout.update(layout)
+        # a job's own trainer may send fewer names than it got
+        whole = () if "/silo-" in name else self._layout
+        for key in sorted({*whole, *layout}):
+            if layout.get(key) != self._layout.get(key):
+                raise AttackError(
+                    f"capture {self.folder / name}: {key} is {_said(layout.get(key))}, and was "
+                    f"{_said(self._layout.get(key))} in what was read first: it is of another job"
+                )
+        return state
+
+
+def _entry(folder: Path, line: str, number: int) -> tuple[str, dict[str, Any]]:
+    """A line of the index, which may have been written by anybody."""
+    where = f"capture {folder / INDEX}, line {number}"
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or not line.endswith("\n"):
+        raise AttackError(f"{where}: it was cut or changed")
+    name, size, digest = (entry.pop(key, None) for key in ("file", "bytes", "sha256"))
+    numbers = all(isinstance(value, (int, float)) for value in entry.values())
+    if not (isinstance(name, str) and _NAME.fullmatch(name) and numbers):
+        raise AttackError(f"{where}: {name!r} is no file of a capture")
+    return name, {**entry, "bytes": size, "sha256": digest}
+
+
+def _round(index: int) -> str:
+    return f"round-{index:05d}"
+
+
+def _said(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else f"of shape {shape}"
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    # safetensors wants each tensor whole and in memory of its own
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-
-
-def _load(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise AttackError(f"capture {path}: damaged or missing: {error}") from None
+    """Each tensor whole and in memory of its own, as safetensors wants it; no copy if it is so."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in state.items():
+        one = tensor.detach().cpu().contiguous()
+        storage = one.untyped_storage()
+        if storage.nbytes() != one.nbytes or storage.data_ptr() in seen:
+            one = one.clone()
+        else:
+            seen.add(storage.data_ptr())
+        plain[name] = one
+    return plain

@@ -1,11 +1,13 @@
-"""One row of a report: how one attack did."""
+"""The records that a report is made of: how one attack did, and how its search went."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Interval", "LeakageRow"]
+from ..errors import ConfigError
+
+__all__ = ["CostCurve", "Interval", "LeakageRow"]
 
 Interval = dict[str, float | int | None]
 """``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""
@@ -23,9 +25,10 @@ class LeakageRow:
         round: index of the round, from 0.
         stage: "untrained" or "trained": the weights that the round began with.
         images: how many were attacked.
-        metrics: name to interval: "ssim", "ssim_aligned"; "psnr", "psnr_aligned" in dB;
-            "label_accuracy", 0 to 1; and any other.
+        metrics: name to interval: "ssim", "ssim_aligned"; "psnr", "psnr_aligned" in dB; "lpips",
+            "lpips_aligned", where 0 is the picture itself; "label_accuracy", 0 to 1; any other.
         cost: of the gradients, at the reconstruction. Empty for a baseline.
+        seeds: how many times the attack was run, each with other random numbers.
 
     """
 
@@ -37,3 +40,33 @@ class LeakageRow:
     images: int
     metrics: Mapping[str, Interval]
     cost: Interval
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """How the cost fell in one attack's search.
+
+    Attributes:
+        title: "keylock:mixing:all, inverting_gradients, adaptive".
+        steps: of the search, from 0.
+        cost: at each of them, the kept restart's, the mean over the images.
+
+    Raises:
+        ConfigError: there are not as many costs as steps.
+
+    Example:
+        >>> CostCurve("none, dlg", (0, 10), (1.0, 0.02)).cost[-1]
+        0.02
+
+    """
+
+    title: str
+    steps: tuple[int, ...]
+    cost: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.cost):
+            raise ConfigError(
+                f"cost curve {self.title!r} has {len(self.steps)} steps and {len(self.cost)} costs"
+            )

@@ -11,7 +11,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..inversion import GRANTS, Attack, Knowledge, PublicData, Secrets, check_level
+from ..inversion import (
+    GRANTS,
+    Attack,
+    GradientInversion,
+    Knowledge,
+    LocalTraining,
+    PublicData,
+    Secrets,
+    check_level,
+)
 from ..types import ClientUpdate, Reconstruction, Surrogate
 
 __all__ = ["attack_updates", "knowledge_of", "save_reconstruction", "trials"]
@@ -69,8 +78,10 @@ def knowledge_of(
     given: Mapping[str, Tensor] | None = None,
     peers: Mapping[str, Tensor] | None = None,
     public: PublicData | None = None,
+    batch: int = 1,
+    training: LocalTraining | None = None,
 ) -> Knowledge:
-    """What an attacker of that level knows of updates of one image each.
+    """What an attacker of that level knows.
 
     Args:
         level: one of ``inversion.LEVELS`` but ``statistics``.
@@ -80,6 +91,8 @@ def knowledge_of(
         given: for the oracle, name to ``(u, *shape)``: the silos' own private state.
         peers: for the insider, name to ``(p, *shape)``: that of colluding silos.
         public: for the simulating attacker: used at no other level.
+        batch: images in each update.
+        training: how the silos trained; None for one step on all the images.
 
     Raises:
         AttackError: the level needs what is not there.
@@ -94,14 +107,16 @@ def knowledge_of(
     if surrogate is None:
         if level not in ("oblivious", "simulating"):
             raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
-        return Knowledge(level, input_shape, classes, public=data)
+        return Knowledge(level, input_shape, classes, batch, public=data, training=training)
     secrets = Secrets(
         surrogate.names,
         draw=surrogate.draw if "kind" in grants else None,
         given=given if "private state" in grants else None,
         peers=peers if "peer" in grants else None,
     )
-    return Knowledge(level, input_shape, classes, secrets=secrets, public=data)
+    return Knowledge(
+        level, input_shape, classes, batch, secrets=secrets, public=data, training=training
+    )
 
 
 def attack_updates(
@@ -113,28 +128,37 @@ def attack_updates(
     surrogate: Surrogate | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> Reconstruction:
     """Reconstruct, on the attacker's model: the surrogate where there is a defense.
 
     Args:
         attack: the configured attack.
-        updates: each of one step on one image.
+        updates: as the knowledge says that they were made.
         model: the public model.
         knowledge: as `knowledge_of` makes it.
         surrogate: as given to `knowledge_of`.
         seed: of the attacker's own generator.
         progress: called with evaluations done and evaluations in all.
+        checkpoint: a file to go on from, for an attack that searches; others begin anew.
 
     Raises:
         AttackError: the updates, the model and the knowledge do not fit together.
 
     """
+    known = model if surrogate is None else surrogate.model
+    generator = torch.Generator().manual_seed(seed)
+    if checkpoint is not None and isinstance(attack, GradientInversion):
+        return attack.reconstruct(
+            updates,
+            known,
+            knowledge=knowledge,
+            generator=generator,
+            progress=progress,
+            checkpoint=checkpoint,
+        )
     return attack.reconstruct(
-        updates,
-        model if surrogate is None else surrogate.model,
-        knowledge=knowledge,
-        generator=torch.Generator().manual_seed(seed),
-        progress=progress,
+        updates, known, knowledge=knowledge, generator=generator, progress=progress
     )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, StrictInt, field_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from ..settings import Settings
 
@@ -42,8 +42,25 @@ class InversionSettings(Settings):
     """How many updates are attacked, at the most."""
     output: Path = Path("leakage")
     """Folder for the capture and what the attacks make of it."""
-    when: Literal["after", "never"] = "after"
-    """Attack after the last round, or never: then only the capture is kept."""
+    when: Literal["inline", "after", "never"] = "after"
+    """Attack after the last round; or inline, while the silos wait for each captured round; or
+    never: then only the capture is kept. A silo attacks itself before it sends, or never."""
+    side: Literal["server", "silo"] = "server"
+    """Who attacks: the server what it received, without the truth; or each silo its own update
+    before it sends it, with its own data as the truth, and then only scores are kept."""
+    probe: Literal["single_step", "as_sent"] = "single_step"
+    """What a silo attacks: one step on each of `images` of its images at the round's weights, the
+    worst case; or the update that it is about to send, where it was made of few images."""
+    abort_above: dict[str, float] = {}  # noqa: RUF012  # pydantic copies it
+    """In a silo: the score, by metric, above which the job ends in place of sending the update."""
+
+    @model_validator(mode="after")
+    def _of_silos(self) -> Self:
+        if self.abort_above and (self.side != "silo" or self.when == "never"):
+            raise ValueError("abort_above: only a silo can stop its update: set side: silo")
+        if self.side == "silo" and self.when == "inline":
+            raise ValueError("when: inline is the server's; a silo attacks before it sends")
+        return self
 
     @field_validator("attacks", mode="before")
     @classmethod

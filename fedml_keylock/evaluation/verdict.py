@@ -20,7 +20,7 @@ from typing import Any
 from .leakage import LeakageRow
 from .wording import accuracy_text, digits, interval_text, joined, labels_text, mean_of
 
-__all__ = ["Finding", "Light", "Verdict", "judge"]
+__all__ = ["CONTROL", "Finding", "Light", "Verdict", "judge"]
 
 WORKS = 0.5
 """Aligned SSIM from which an attack works: outlines are where they were."""
@@ -34,6 +34,8 @@ FEW_IMAGES = 20
 """A row with fewer images is an indication, not a figure to publish."""
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
+CONTROL = "public norm"
+"""The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
 IGNORANT = ("oblivious", "none")
 
 
@@ -95,18 +97,24 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
 
 @dataclass(frozen=True)
 class _Trial:
-    """Everything that was run, the best of the baselines, and each attack's undefended best."""
+    """Everything that was run, the best of the baselines, and each attack's undefended best.
+
+    What was run on the control stands apart: it is no defense that anybody asked about.
+    """
 
     rows: tuple[LeakageRow, ...]
     attacked: tuple[LeakageRow, ...] = field(init=False)
+    control: tuple[LeakageRow, ...] = field(init=False)
     floor: LeakageRow | None = field(init=False)
     undefended: dict[str, LeakageRow] = field(init=False)
 
     def __post_init__(self) -> None:
-        attacked = tuple(row for row in self.rows if row.knowledge != BASELINE)
+        shown = tuple(row for row in self.rows if row.knowledge != BASELINE)
+        attacked = tuple(row for row in shown if row.defense != CONTROL)
         plain = [row for row in attacked if row.defense == UNDEFENDED]
         best = {name: _best(row for row in plain if row.attack == name) for name in _names(plain)}
         object.__setattr__(self, "attacked", attacked)
+        object.__setattr__(self, "control", tuple(row for row in shown if row.defense == CONTROL))
         object.__setattr__(self, "floor", _best(r for r in self.rows if r.knowledge == BASELINE))
         object.__setattr__(self, "undefended", {k: v for k, v in best.items() if v is not None})
 
@@ -155,6 +163,8 @@ def _summary(trial: _Trial) -> str:
             f"Public data alone, with no gradient, gives {digits(_score(trial.floor))} "
             f"({trial.floor.attack}); only what is above that counts."
         )
+    if text := _control(trial):
+        said.append(text)
     fewest = min(row.images for row in trial.attacked)
     if fewest < FEW_IMAGES:
         said.append(
@@ -163,6 +173,20 @@ def _summary(trial: _Trial) -> str:
         )
     said.append("All of this holds for these attacks at these settings, and for no others.")
     return " ".join(said)
+
+
+def _control(trial: _Trial) -> str:
+    """What the lock's normalisation does without its secrets, by the attacks that work."""
+    best = _best(row for row in trial.control if trial.counts(row))
+    if best is None:
+        return ""
+    text = (
+        f"Normalisation with a public scale and shift ({CONTROL}), a control and no defense, gives "
+        f"{_measured(best, by=True)}"
+    )
+    if trial.reaches(best, RECOGNISABLE):
+        return f"{text}: what a lock keeps back beyond that, its secrets do."
+    return f"{text}: here the normalisation alone makes the attack fail."
 
 
 def _plain(trial: _Trial, rows: Sequence[LeakageRow]) -> tuple[Light, str]:

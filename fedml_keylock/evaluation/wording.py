@@ -48,13 +48,18 @@ def digits(value: float) -> str:
 
 
 def interval_text(
-    interval: Mapping[str, Any] | None, *, percent: bool = False, most: float = math.inf
+    interval: Mapping[str, Any] | None,
+    *,
+    percent: bool = False,
+    decibels: bool = False,
+    most: float = math.inf,
 ) -> str:
     """An interval for reading; its ends only where there are some.
 
     Args:
         interval: ``mean``, ``low``, ``high``.
         percent: the numbers are shares, 0 to 1, to be read as 0 to 100.
+        decibels: one decimal is enough.
         most: what the value cannot exceed. Student's interval does not know of it.
 
     Example:
@@ -67,13 +72,14 @@ def interval_text(
     mean = mean_of(interval)
     if interval is None or mean is None:
         return "-"
-    text = f"{100 * mean:.1f} %" if percent else digits(mean)
+    text = f"{100 * mean:.1f} %" if percent else f"{mean:.1f}" if decibels else digits(mean)
     low, high = (mean_of({"mean": interval.get(end)}) for end in ("low", "high"))
     if low is None or high is None or low == high:
         return text
     if percent:
         return f"{text} [{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"
-    return f"{text} [{low:.2f}, {min(high, most):.2f}]"
+    places = 1 if decibels else 2
+    return f"{text} [{low:.{places}f}, {min(high, most):.{places}f}]"
 
 
 def joined(words: Iterable[str]) -> str:

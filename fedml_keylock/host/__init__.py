@@ -1,4 +1,4 @@
-"""The seams into FedML. `host.fedml` is the only module that imports fedml or names its parts."""
+"""The seams into FedML. `host.fedml` is the only package that imports fedml or names its parts."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import KeyLockError
+from .launch import started_by
 
 __all__ = ["AbortOnError", "end_job", "in_mpi_job"]
 
@@ -27,13 +28,14 @@ def end_job(error: BaseException, status: int = 1) -> None:
 
     An error of this package is one line; any other comes with its traceback.
     """
-    world = _world()
+    world = _world() or _joined()
     rank = 0 if world is None else world.Get_rank()
     ours = isinstance(error, KeyLockError)
     if ours and rank > 0:
         time.sleep(HEAD_START * min(rank, 4))
     if ours:
-        message = f"fedml-keylock: rank {rank}: {error}\n"
+        # over gRPC each process is alone, and its own name in the error says which one it is
+        message = f"fedml-keylock: {'' if world is None else f'rank {rank}: '}{error}\n"
     else:
         message = "".join(traceback.format_exception(error))
         message += f"fedml-keylock: rank {rank} failed; the job ends on every rank\n"
@@ -52,6 +54,20 @@ def _world() -> Any:
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
         return None
     return mpi.COMM_WORLD if mpi.COMM_WORLD.Get_size() > 1 else None
+
+
+def _joined() -> Any:
+    """MPI's world, entered only now, where a runtime started this process; otherwise None.
+
+    The other ranks are in MPI's start, or on the way to it, and would wait for this one for ever.
+    """
+    if started_by(os.environ) is None or "mpi4py.MPI" in sys.modules:
+        return None
+    try:
+        import mpi4py.MPI  # noqa: F401  # its import is the start
+    except (ImportError, RuntimeError):
+        return None
+    return _world()
 
 
 def in_mpi_job() -> bool:

@@ -1,86 +1,168 @@
-"""What the server does after the last round, if asked: attack the updates that it captured."""
+"""The server as an attacker: what it is configured to try, and with what after the last round."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import click
-from torch import nn
+import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import AttackError
 from ..evaluation.capture import Capture
 from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction, trials
 from ..evaluation.settings import InversionSettings
-from ..inversion import PublicData
+from ..inversion import Attack, PublicData
 from ..plugins import manager, one_of
 from ..types import Defense
 
-__all__ = ["attack_capture"]
+__all__ = ["Attacker", "images_of", "make_attacks"]
+
+_PUBLIC = 1000
+"""How many of the server's test images a simulating attacker has."""
 
 
-def attack_capture(
-    capture: Capture,
-    settings: InversionSettings,
-    model: nn.Module,
-    defense: Defense | None,
-    *,
-    public: PublicData | None,
-    classes: int,
-    seed: int,
-) -> None:
-    """Reconstruct what the captured updates give away, as this server could, and say where it is.
+@dataclass
+class Attacker:
+    """The attacks of a job's `gradient_inversion` section.
 
-    It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user asked
-    for. An attack that fails is reported and does not stop the others: training is over.
-
-    Args:
-        capture: what was captured.
-        settings: the YAML's section.
-        model: the job's.
-        defense: the job's, or None.
+    Attributes:
+        settings: the section.
+        attacks: by name, made from their own settings.
+        trials: each with the levels of knowledge that it runs at.
         public: the server's own test data, or None where they are not images.
         classes: how many the model has.
-        seed: of the attacker.
-
-    Raises:
-        AttackError: the job's data are not images.
 
     """
-    if public is None:
-        raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
-    updates = capture.updates()[: settings.images]
-    surrogate = defense.surrogate(model) if defense else None
-    attacks = {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
-    for name, level in trials(attacks, settings.knowledge, defended=surrogate is not None):
-        knowledge = knowledge_of(
-            level,
-            input_shape=tuple(public.images.shape[1:]),
-            classes=classes,
-            surrogate=surrogate,
-            public=public,
-        )
-        try:
-            with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
-                made = attack_updates(
-                    attacks[name],
-                    updates,
-                    model,
-                    knowledge=knowledge,
-                    surrogate=surrogate,
-                    seed=seed,
-                    progress=partial(_advance, bar),
-                )
-        except AttackError as error:
-            click.echo(f"fedml-keylock: {name}, {level}: {error}", err=True)
-            manager().hook.on_attack_error(attack=name, error=error)
-            continue
-        path = save_reconstruction(settings.output, made, updates)
-        costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
-        click.echo(
-            f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}", err=True
-        )
+
+    settings: InversionSettings
+    attacks: Mapping[str, Attack]
+    trials: list[tuple[str, str]]
+    public: PublicData | None = None
+    classes: int = 0
+
+    @classmethod
+    def begin(cls, settings: InversionSettings, *, defended: bool) -> Attacker:
+        """Make the attacks.
+
+        Raises:
+            ConfigError: there is no such attack, or a field of one is wrong.
+            AttackError: an attack can run at none of the levels.
+
+        """
+        made = make_attacks(settings)
+        return cls(settings, made, trials(made, settings.knowledge, defended=defended))
+
+    def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
+        """Keep what is needed of the server's test data: for most attackers only what they are."""
+        wanted = _PUBLIC if any(level == "simulating" for _, level in self.trials) else 1
+        self.public, self.classes = images_of(loader, wanted), classes
+
+    def run(
+        self,
+        capture: Capture,
+        model: nn.Module,
+        defense: Defense | None,
+        *,
+        seed: int,
+        round_index: int | None = None,
+    ) -> None:
+        """Reconstruct what the captured updates give away, and say where the pictures are.
+
+        It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user
+        asked for. An attack that fails is reported and does not stop the others: training is over.
+
+        Args:
+            capture: what was captured.
+            model: the job's.
+            defense: the job's, or None.
+            seed: of the attacker.
+            round_index: attack what this round brought, into a folder of its own; None for all.
+
+        Raises:
+            AttackError: the job's data are not images, or the capture is damaged.
+
+        """
+        if self.public is None:
+            raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
+        chosen = [e for e in capture.entries() if round_index in (None, e[0])]
+        updates = [capture.load(*entry) for entry in chosen[: self.settings.images]]
+        output = self.settings.output
+        if round_index is not None:
+            output = output / f"round-{round_index:05d}"
+        surrogate = defense.surrogate(model) if defense else None
+        for name, level in self.trials:
+            knowledge = knowledge_of(
+                level,
+                input_shape=tuple(self.public.images.shape[1:]),
+                classes=self.classes,
+                surrogate=surrogate,
+                public=self.public,
+            )
+            try:
+                with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
+                    made = attack_updates(
+                        self.attacks[name],
+                        updates,
+                        model,
+                        knowledge=knowledge,
+                        surrogate=surrogate,
+                        seed=seed,
+                        progress=partial(_advance, bar),
+                    )
+            except AttackError as error:
+                click.echo(f"fedml-keylock: {name}, {level}: {error}", err=True)
+                manager().hook.on_attack_error(attack=name, error=error)
+                continue
+            path = save_reconstruction(output, made, updates)
+            costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
+            click.echo(
+                f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}",
+                err=True,
+            )
+
+
+def make_attacks(settings: InversionSettings) -> dict[str, Attack]:
+    """The attacks of a section, by name.
+
+    Raises:
+        ConfigError: there is no such attack, or a field of one is wrong.
+
+    Example:
+        >>> list(make_attacks(InversionSettings(attacks=["dlg"])))
+        ['dlg']
+
+    """
+    return {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
+
+
+def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
+    """The first images of a loader, at least as many as wanted, or None if there are none.
+
+    What a loader gives at once is kept whole: to stop in it would save nothing.
+
+    Example:
+        >>> images_of([(torch.rand(2, 1, 8, 8), torch.zeros(2))], 1).images.shape
+        torch.Size([2, 1, 8, 8])
+
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    for batch in loader:
+        some, which = batch[0], batch[1]
+        if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
+            return None
+        images.append(some)
+        labels.append(which)
+        if sum(map(len, images)) >= wanted:
+            break
+    if not images:
+        return None
+    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())
 
 
 def _advance(bar: tqdm[Any], done: int, total: int) -> None:

@@ -26,6 +26,18 @@ Arguments = Any
 
 INVERSION = "gradient_inversion"
 
+_KINDS = {
+    ("cross_silo", "MPI"): ("FedAvg",),
+    ("cross_silo", "GRPC"): ("FedAvg",),
+    ("simulation", "MPI"): ("FedAvg",),
+    ("simulation", "sp"): ("FedAvg",),
+}
+"""Training types and backends that were tested, with the federated optimizers tested there.
+
+Not LSA: each of its silos begins twice, with another mask than the server takes off, so that the
+model is noise with and without a lock (plugin_tests/jobs/test_matrix.py).
+"""
+
 THEN = (
     "3sigma",
     "3sigma_foolsgold",
@@ -62,6 +74,12 @@ def our_attack(args: Arguments) -> bool:
     return bool(getattr(args, "enable_attack", False)) and kind == INVERSION
 
 
+def _is_plain(args: Arguments) -> bool:
+    """Whether FedML's server runs what it has beside averaging: noise, attacks, defenses."""
+    kind = getattr(args, "training_type", None), getattr(args, "federated_optimizer", None)
+    return kind == ("cross_silo", "FedAvg")
+
+
 def check_supported(args: Arguments) -> None:
     """Check that the job is of a kind that the defense has been shown to work in.
 
@@ -75,10 +93,13 @@ def check_supported(args: Arguments) -> None:
         )
 
 
-def check_then(name: str | None, then: str | None, names: Iterable[str] = ()) -> None:
+def check_then(
+    args: Arguments, name: str | None, then: str | None, names: Iterable[str] = ()
+) -> None:
     """Check that FedML's server can run its own defense beside ours.
 
     Args:
+        args: the job's.
         name: of our defense, as the YAML's section is called.
         then: of FedML's, None for none.
         names: of the model's public state, as far as they are known yet.
@@ -87,9 +108,16 @@ def check_then(name: str | None, then: str | None, names: Iterable[str] = ()) ->
         ConfigError: it cannot, or not on this model.
 
     Example:
-        >>> check_then("keylock", "krum", ["1.running_mean"])
+        >>> from types import SimpleNamespace
+        >>> job = SimpleNamespace(training_type="cross_silo", federated_optimizer="FedAvg")
+        >>> check_then(job, "keylock", "krum", ["1.running_mean"])
 
     """
+    if then is not None and not _is_plain(args):
+        raise ConfigError(
+            f"{name}.then: {then!r} is not run by the server of this kind of job; leave it out, or "
+            "use training_type: cross_silo with federated_optimizer: FedAvg"
+        )
     if then not in (None, *THEN):
         raise ConfigError(
             f"{name}.then: {then!r} is not a defense of FedML's that its server can run; allowed: "
@@ -129,15 +157,47 @@ def check_noise(args: Arguments, dtypes: Mapping[str, torch.dtype]) -> None:
 
 def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
     """What of the job has not been shown to work with the defense: (field, value, supported)."""
+    kind, backend = getattr(args, "training_type", None), getattr(args, "backend", None)
+    optimizer = getattr(args, "federated_optimizer", None)
+    backends = {b: o for (k, b), o in _KINDS.items() if k == kind}
+    if not backends:
+        return [("training_type", kind, " and ".join(dict.fromkeys(k for k, _ in _KINDS)))]
+    if backend not in backends:
+        return [("backend", backend, f"{' and '.join(backends)} with training_type: {kind}")]
+    found: list[tuple[str, Any, str]] = []
+    if optimizer not in backends[backend]:
+        allowed = " and ".join(backends[backend])
+        where = f"training_type: {kind} and backend: {backend}"
+        found.append(("federated_optimizer", optimizer, f"{allowed} with {where}"))
     wanted: list[tuple[str, Any, Any]] = [
-        ("training_type", "cross_silo", getattr(args, "training_type", None)),
         ("scenario", "horizontal", getattr(args, "scenario", "horizontal")),
-        ("backend", "MPI", getattr(args, "backend", None)),
-        ("federated_optimizer", "FedAvg", getattr(args, "federated_optimizer", None)),
         ("ml_engine", "torch", getattr(args, "ml_engine", "torch")),
         ("enable_fhe", False, bool(getattr(args, "enable_fhe", False))),
     ]
-    found = [(name, value, str(only)) for name, only, value in wanted if value != only]
+    found += [(name, value, str(only)) for name, only, value in wanted if value != only]
+    found += _beside(args)
+    total = getattr(args, "client_num_in_total", None)
+    each = getattr(args, "client_num_per_round", None)
+    if total is None or each is None or total < each:
+        found.append(("client_num_in_total", total, f"client_num_per_round ({each}) or more"))
+    # FedML's server waits for every rank, and asks only so many; the simulation counts itself
+    workers = getattr(args, "worker_num", None)
+    silos = workers - 1 if kind == "simulation" and isinstance(workers, int) else workers
+    if backend != "sp" and silos != each:
+        every = f"worker_num ({silos})" if silos == workers else f"{silos}"
+        found.append(("client_num_per_round", each, f"{every}: every rank but the server's"))
+    return found
+
+
+def _beside(args: Arguments) -> list[tuple[str, Any, str]]:
+    """What of FedML's own noise and attacks cannot run beside the lock."""
+    found: list[tuple[str, Any, str]] = []
+    plain = "training_type: cross_silo with federated_optimizer: FedAvg"
+    attack = str(getattr(args, "attack_type", "")).strip()
+    if getattr(args, "enable_dp", False) and not _is_plain(args):
+        found.append(("enable_dp", True, f"it with {plain}: FedML adds no noise elsewhere"))
+    if getattr(args, "enable_attack", False) and attack != INVERSION and not _is_plain(args):
+        found.append(("attack_type", attack, f"FedML's own attacks with {plain}"))
     solution = str(getattr(args, "dp_solution_type", "")).strip()
     if getattr(args, "enable_dp", False) and solution not in ("ldp", "cdp"):
         found.append(("dp_solution_type", solution, "ldp and cdp, which FedML adds"))
@@ -146,10 +206,4 @@ def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
     attack = str(getattr(args, "attack_type", "")).strip()
     if getattr(args, "enable_attack", False) and attack == "dlg":
         found.append(("attack_type", attack, f"{INVERSION}: FedML's own dlg never optimises"))
-    workers, each = getattr(args, "worker_num", None), getattr(args, "client_num_per_round", None)
-    total = getattr(args, "client_num_in_total", None)
-    if total is None or each is None or total < each:
-        found.append(("client_num_in_total", total, f"client_num_per_round ({each}) or more"))
-    if workers != each:  # FedML's server waits for every rank, and asks only so many
-        found.append(("client_num_per_round", each, f"worker_num ({workers}): every rank"))
     return found

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from torch import Tensor
 from ..errors import UpdateRefused
 from ..types import Agreement
 
-__all__ = ["MARK", "check_mark", "check_samples", "check_state", "public_copy"]
+__all__ = [
+    "MARK",
+    "check_attackable",
+    "check_mark",
+    "check_names",
+    "check_samples",
+    "check_state",
+    "pinned",
+    "public_copy",
+]
 
 MARK = "keylock"
 """Name of the message entry that says which agreement the sender works under."""
@@ -23,15 +33,24 @@ TOLERANCE = 1e-3
 
 
 def check_state(
-    state: Any, agreement: Agreement, *, who: str, averaged: bool = False
+    state: Any,
+    agreement: Agreement,
+    *,
+    who: str,
+    averaged: bool = False,
+    partial: bool = False,
 ) -> Mapping[str, Tensor]:
     """The state, when it is the public state of a protected model and nothing else.
+
+    A job's own trainer may send gradients or differences in place of a state. They have its names
+    and shapes, and in place of its constants all zeros, which say as little.
 
     Args:
         state: what is about to be sent or taken in.
         agreement: what it must be.
         who: whose it is, as the message begins.
         averaged: it is an average of silos' states, which FedML turns into floating point.
+        partial: it may be a part of the state, which tells no more than the whole.
 
     Raises:
         UpdateRefused: naming the first entry that is not as agreed.
@@ -47,8 +66,14 @@ def check_state(
         raise UpdateRefused(f"{who}: the update is a {type(state).__name__}, not a state dict")
     for name in state:
         if name not in agreement.shapes:
-            raise UpdateRefused(f"{who}: {name} is not a public name of the model")
+            raise UpdateRefused(
+                f"{who}: {name} is not a public name of the model{_wrapped(name, agreement)}"
+            )
+    if partial and not state:
+        raise UpdateRefused(f"{who}: the update is empty")
     for name, shape in agreement.shapes.items():
+        if name not in state and partial:
+            continue
         if name not in state:
             raise UpdateRefused(f"{who}: {name} is missing")
         tensor, dtype = state[name], agreement.dtypes[name]
@@ -60,13 +85,108 @@ def check_state(
             raise UpdateRefused(f"{who}: {name} is {tensor.dtype}, not {dtype}")
         if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
             raise UpdateRefused(f"{who}: {name} is not finite (NaN or infinity)")
-    for name, constant in agreement.constants.items():
-        off = (state[name].double() - constant).abs().max().item() if state[name].numel() else 0.0
-        if off > (TOLERANCE if averaged else 0.0):
-            raise UpdateRefused(
-                f"{who}: {name} is not the constant {constant:g} that a locked layer shares"
-            )
+    tolerance = TOLERANCE if averaged else 0.0
+    wrong = _unlike(state, agreement.constants, tolerance)
+    if wrong is not None and _unlike(state, dict.fromkeys(agreement.constants, 0.0), tolerance):
+        constant = agreement.constants[wrong]
+        raise UpdateRefused(
+            f"{who}: {wrong} is not the constant {constant:g} that a locked layer shares"
+        )
     return state
+
+
+def check_names(state: Mapping[str, Any], others: Iterable[str], *, who: str, whose: str) -> None:
+    """Check that a silo sends the names that another one sent: FedML averages name by name.
+
+    Raises:
+        UpdateRefused: naming the first that only one of them sends.
+
+    Example:
+        >>> check_names({"a": 1}, ["a", "b"], who="rank 2", whose="rank 1")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 2: b is missing, which rank 1 sent; all silos must\
+ send the same names
+
+    """
+    odd = sorted(state.keys() ^ set(others))
+    if odd:
+        how = f"is sent, and was not by {whose}" if odd[0] in state else "is missing, which "
+        how += "" if odd[0] in state else f"{whose} sent"
+        raise UpdateRefused(f"{who}: {odd[0]} {how}; all silos must send the same names")
+
+
+def check_attackable(
+    state: Mapping[str, Tensor], before: Mapping[str, Tensor], *, who: str
+) -> None:
+    """Check that an update is a whole state: an attack reads the gradient from what it changed.
+
+    Args:
+        state: what a silo sent.
+        before: the state that it was sent.
+        who: whose it is, as the message begins.
+
+    Raises:
+        UpdateRefused: names are missing, or it is nearer to nothing than to what it was sent, as
+            gradients and differences are.
+
+    Example:
+        >>> check_attackable({"w": torch.tensor(0.1)}, {"w": torch.tensor(2.0)}, who="rank 1")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 1: attack_type: gradient_inversion reads whole\
+ states, and this update is a gradient or a difference; leave enable_attack out
+
+    """
+    what = next((f"has no {name}" for name in before if name not in state), "")
+    if not what and before:
+        size = sum(float(t.double().square().sum()) for t in state.values())
+        moved = sum(float((t.double() - before[n]).square().sum()) for n, t in state.items())
+        what = "is a gradient or a difference" if size < moved else ""
+    if what:
+        raise UpdateRefused(
+            f"{who}: attack_type: gradient_inversion reads whole states, and this update {what}; "
+            "leave enable_attack out"
+        )
+
+
+def pinned(state: Mapping[str, Tensor], agreement: Agreement) -> dict[str, Tensor]:
+    """The constants as they should be in what noise, attacks and averaging made of a state.
+
+    In a gradient or a difference they are all zeros, which stay.
+
+    Example:
+        >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {"w": 1.0}, (), {})
+        >>> pinned({"w": torch.tensor([0.9, 1.2])}, agreed)
+        {'w': tensor([1., 1.])}
+
+    """
+    found = {n: c for n, c in agreement.constants.items() if isinstance(state.get(n), Tensor)}
+    if not any(state[n].any() for n in found):
+        return {}
+    return {n: torch.full_like(state[n], c) for n, c in found.items()}
+
+
+def _unlike(
+    state: Mapping[str, Tensor], constants: Mapping[str, float], tolerance: float
+) -> str | None:
+    """The first name whose tensor is not its constant."""
+    for name, constant in constants.items():
+        tensor = state.get(name)
+        if tensor is None or not tensor.numel():
+            continue
+        if (tensor.double() - constant).abs().max().item() > tolerance:
+            return name
+    return None
+
+
+def _wrapped(name: str, agreement: Agreement) -> str:
+    """What to do about a name that DataParallel or torch.compile gave a prefix."""
+    bare = re.sub(r"\b(module|_orig_mod)\.", "", name)
+    if bare not in agreement.shapes:
+        return ""
+    return (
+        f": it is {bare} behind a wrapper; send the state of the wrapped model itself "
+        "(wrapper.module.state_dict() of DataParallel, ._orig_mod of torch.compile)"
+    )
 
 
 def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -11,10 +11,44 @@ from pathlib import Path
 
 from ..errors import HostError
 
-__all__ = ["RANKS", "check_world", "command", "environment", "find_mpiexec"]
+__all__ = [
+    "RANKS",
+    "check_world",
+    "command",
+    "environment",
+    "find_mpiexec",
+    "started_by",
+    "without_runtime",
+]
 
 RANKS = "FEDML_KEYLOCK_RANKS"
 """Environment variable with how many ranks a job was started with."""
+
+_RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Where MPI runtimes tell a process its rank, before MPI is up in it."""
+
+
+def started_by(environment: Mapping[str, str]) -> str | None:
+    """The rank that an MPI runtime has given this process; None when none has started it.
+
+    Example:
+        >>> started_by({"PMI_RANK": "2"}), started_by({})
+        ('2', None)
+
+    """
+    return next((environment[name] for name in _RANK if name in environment), None)
+
+
+def without_runtime(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment in which another MPI job can be started: without what ranks are told.
+
+    Example:
+        >>> without_runtime({"PMI_RANK": "2", "PATH": "/bin"})
+        {'PATH': '/bin'}
+
+    """
+    told = ("PMI_", "PMIX_", "OMPI_", "HYDRA_", "MPIEXEC_", "MPI_LOCAL")
+    return {name: value for name, value in environment.items() if not name.startswith(told)}
 
 
 def find_mpiexec() -> Path:

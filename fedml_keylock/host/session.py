@@ -3,36 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import HostError, LockError
-from ..evaluation.capture import Capture
-from ..evaluation.run import trials
-from ..evaluation.settings import InversionSettings
-from ..inversion import PublicData
-from ..plugins import defenses, manager, one_of
-from ..types import Agreement, ClientUpdate, Defense
-from .attack import attack_capture
-from .flags import (
-    INVERSION,
-    Arguments,
-    check_noise,
-    check_supported,
-    check_then,
-    our_attack,
-    our_defense,
+from ..errors import HostError, LockError, UpdateRefused, VaultError
+from ..plugins import defenses
+from ..types import Agreement, Defense
+from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
+from .gate import (
+    MARK,
+    check_attackable,
+    check_mark,
+    check_names,
+    check_samples,
+    check_state,
+    pinned,
+    public_copy,
 )
-from .gate import MARK, check_mark, check_samples, check_state, public_copy
+from .observer import Observer, Tell, Turn
+from .progress import note
+from .replay import Replays
 
 __all__ = ["Session"]
 
-log = logging.getLogger(__name__)
-_PUBLIC = 1000
+
+def _nowhere(_metrics: dict[str, Any]) -> None:
+    """Where metrics go until FedML's channels are known."""
 
 
 @dataclass
@@ -43,33 +43,38 @@ class Session:
         args: FedML's arguments.
         name: the defense's name, or None when only attacks are asked for.
         defense: the defense, or None.
-        inversion: the attack section, or None.
+        observer: what updates are shown to.
         silo: index of the silo that this rank works for, from 0; None on the server, and in a rank
             that serves many in turn until FedML says which one.
+        tell: takes metrics, for FedML's own channels.
 
     """
 
     args: Arguments
     name: str | None
     defense: Defense | None
-    inversion: InversionSettings | None
+    observer: Observer
     model: nn.Module | None = None
     agreement: Agreement | None = None
-    capture: Capture | None = None
-    received: Mapping[str, Tensor] | None = None
-    public: PublicData | None = None
-    classes: int = 0
     silo: int | None = None
+    tell: Tell = _nowhere
     _sent: Any = None
     _silo_of: dict[int, int] = field(default_factory=dict)
+    _locked_for: int | None = None
     _trained: int = 0
+    _first: tuple[int, str, frozenset[str]] | None = None
+    _replays: Replays = field(default_factory=Replays)
+    _next: int = 0
+
+    ends_with_runner: ClassVar[bool] = True
+    """Whether the job is over when FedML's runner has been made."""
 
     def __post_init__(self) -> None:
-        if not self.is_server and not self.in_turn:
-            self.silo = int(self.args.rank) - 1
+        if self.is_silo and not self.in_turn:
+            self.silo = self._locked_for = int(self.args.rank) - 1
 
     @classmethod
-    def begin(cls, args: Arguments) -> Session | None:
+    def begin(cls, args: Arguments) -> Self | None:
         """The session that this job's flags ask for, or None when they ask for nothing.
 
         Raises:
@@ -77,19 +82,13 @@ class Session:
             HostError: the job is of a kind that the defense has not been shown to work in.
 
         """
-        name, attack = our_defense(args), our_attack(args)
-        if name is None and not attack:
+        name = our_defense(args)
+        if name is None and not our_attack(args):
             return None
         check_supported(args)
         defense = defenses()[name](getattr(args, name, None) or {}) if name else None
-        inversion = (
-            InversionSettings.from_mapping(getattr(args, INVERSION, None)) if attack else None
-        )
-        if inversion is not None:  # what cannot be run is refused now, and not after the training
-            chosen = {n: one_of("attacks", n)(**fields) for n, fields in inversion.attacks.items()}
-            trials(chosen, inversion.knowledge, defended=name is not None)
-        session = cls(args, name, defense, inversion)
-        check_then(name, session.then)
+        session = cls(args, name, defense, Observer.begin(args, defended=name is not None))
+        check_then(args, name, session.then)
         return session
 
     @property
@@ -101,6 +100,11 @@ class Session:
     def is_server(self) -> bool:
         """Whether this rank is the server's."""
         return bool(self.args.role == "server")
+
+    @property
+    def is_silo(self) -> bool:
+        """Whether this rank trains for silos."""
+        return not self.is_server
 
     @property
     def in_turn(self) -> bool:
@@ -115,14 +119,31 @@ class Session:
             return "the server"
         rank = f"rank {self.args.rank}"
         name = rank if self.silo is None else f"silo {self.silo} ({rank})"
-        return f"{name}, round {self._round()}"
+        return f"{name}, round {self.round}"
+
+    @property
+    def round(self) -> int:
+        """Index of the round, from 0."""
+        return int(getattr(self.args, "round_idx", None) or 0)
+
+    @property
+    def last_round(self) -> int:
+        """In a silo: index of the round whose aggregate the server has sent last."""
+        return self._trained - 1
+
+    def tests_now(self) -> bool:
+        """Whether a silo that was just given a model is to test it: when FedML's server does."""
+        every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
+        rounds, last = int(self.args.comm_round), self.last_round
+        if self.defense is None or self.is_server or every < 1 or last < 0:
+            return False
+        # after the last round FedML gives a rank the data of a silo whose lock it does not have
+        return self._locked_for == self.silo and (last % every == 0 or last == rounds - 1)
 
     def see_data(self, dataset: Sequence[Any]) -> None:
-        """On a server that attacks: keep some of its test data, which silos' data are like."""
-        if self.inversion is None or not self.is_server:
-            return
-        self.public = _public(dataset[3] or ())
-        self.classes = int(dataset[7])
+        """Show FedML's dataset tuple to whoever attacks on this rank."""
+        if self.is_server or self.observer.attacks_itself:
+            self.observer.see_data(dataset)
 
     def adopt(self, model: nn.Module) -> None:
         """Take the job's model: describe it, and in a silo protect it. Again for the same: nothing.
@@ -137,14 +158,16 @@ class Session:
             raise LockError(f"the job's model is a {type(model).__name__}, not a torch module")
         if self.defense is not None:
             self.agreement = self.defense.describe(model)
-            check_then(self.name, self.then, self.agreement.shapes)
+            check_then(self.args, self.name, self.then, self.agreement.shapes)
             check_noise(self.args, self.agreement.dtypes)
-            if not self.is_server:
-                done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
-                log.info("%s: %s", self.who, done)
+        self.observer.see_model(
+            model, self.agreement, self.defense, name=self.name, server=self.is_server
+        )
+        if self.defense is not None and self.is_silo:
+            assert self.agreement is not None
+            done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
+            logging.info("%s: %s", self.who, done)
         self.model = model
-        if self.is_server and self.inversion is not None:
-            self.capture = Capture.create(self.inversion.output / "capture", self._capture_meta())
 
     def enter(self, silo: int) -> None:
         """FedML gives this rank a silo's data: its private state comes with it.
@@ -163,50 +186,79 @@ class Session:
             )
         self.silo = silo
         # after the last round FedML gives each rank one more silo, for which there is nothing to do
-        if self.defense is None or not self.in_turn or self._trained >= int(self.args.comm_round):
+        if self.defense is None or not self.in_turn or self._finished():
             return
         if self.model is None:
             raise HostError(f"{self.who}: FedML gave it data before the job's model was locked")
-        log.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
+        logging.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
+        self._locked_for = silo
 
-    def train(self, trainer: Any, run: Callable[[], Any]) -> Any:
-        """Run a silo's local training under the defense's eyes.
+    def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
+        """Run a silo's local training under the defense's and the observer's eyes.
+
+        Args:
+            trainer: FedML's.
+            data: that it trains on.
+            run: trains; gives a state, or a state and a number of samples.
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
+            UpdateRefused: what was trained is another model, or gives away too much.
 
         """
-        if self.defense is None or self.is_server:
-            return run()
-        if getattr(trainer, "model", self.model) is not self.model:
-            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
-        assert self.model is not None
-        self.defense.begin_round(self.model, round_index=self._round())
-        result = run()
-        self.defense.end_round(self.model, round_index=self._round())
+        # the silo and the round may be others afterwards, where one process serves many
+        turn = Turn(self.silo or 0, self.round, self.who, self.tell)
+        self._note("while training")
+        self.observer.round_begins(turn, self.model, data)
+        result = run() if self.defense is None else self._train_locked(trainer, run)
+        state = result[0] if isinstance(result, tuple) else result
+        self.observer.round_ends(turn, state, data)
         self._trained += 1
+        return result
+
+    def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
+        assert self.model is not None
+        assert self.defense is not None
+        held = getattr(trainer, "model", None)  # it may hold it by another name, or in a wrapper
+        if isinstance(held, nn.Module) and not any(m is self.model for m in held.modules()):
+            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
+        try:
+            self.defense.begin_round(self.model, round_index=self.round)
+            result = run()
+            trained = self.defense.end_round(self.model, round_index=self.round)
+        except VaultError as error:
+            raise VaultError(f"{self.who}: {error}") from None
+        if trained is False:
+            self._check_untrained(result[0] if isinstance(result, tuple) else result)
         return result
 
     def assign(self, rank: int, silo: int) -> None:
         """On the server: FedML is about to tell a rank which silo it is to work for."""
         self._silo_of[rank] = silo
 
-    def outgoing(self, entries: dict[str, Any], state_key: str) -> None:
+    def outgoing(
+        self, entries: dict[str, Any], state_key: str, receiver: int | None = None
+    ) -> None:
         """The egress gate: in a silo, check a message and make it ready, or raise.
 
         Args:
             entries: the message's entries; changed in place.
             state_key: name of the entry that holds a model's state.
+            receiver: the rank that it goes to; None when the same goes to all.
 
         Raises:
             UpdateRefused: the message holds anything but agreed public state.
 
         """
         state = entries.get(state_key)
+        if state is not None:
+            self._note("while sending its model" if self.is_server else "while uploading")
         if self.is_server:
-            # the same state goes to every silo: keep one copy, for the capture and the observers
-            if state is not None and state is not self._sent and self._watched("after_upload"):
-                self._sent, self.received = state, _copy(state)
+            if self.defense is not None and isinstance(state, Mapping):
+                self._replays.sent(receiver, state)
+            if state is not None and state is not self._sent:
+                self._sent = state
+                self.observer.sent(state)
             return
         if self.defense is None:
             return
@@ -215,9 +267,14 @@ class Session:
                 # as a number: a tensor would take with it all the memory that it is a view of
                 entries[key] = check_samples(value, who=f"{self.who}: message entry {key}")
         if state is not None:
-            entries[state_key] = public_copy(check_state(state, self._agreed(), who=self.who))
+            checked = check_state(state, self._agreed(), who=self.who, partial=True)
+            entries[state_key] = public_copy(checked)
             self._show("before_upload", entries[state_key], entries, self.silo)
         entries[MARK] = self._agreed().mark
+
+    def sent(self) -> None:
+        """What was outgoing has been sent."""
+        self._note("while waiting for " + ("the silos" if self.is_server else "the server"))
 
     def incoming(self, entries: dict[str, Any], state_key: str, sender: int) -> None:
         """The ingress gate: check a message from another rank, or raise.
@@ -228,18 +285,24 @@ class Session:
         """
         state = entries.get(state_key)
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
-        if self.defense is not None:
-            if self.is_server:
-                name = f"rank {sender}" if silo is None else f"rank {sender} (silo {silo})"
-                who = f"{name}, round {self._round()}"
-                check_mark(entries.get(MARK), self._agreed(), who=who)
-                if state is not None:
-                    check_state(state, self._agreed(), who=who)
-                    check_samples(entries.get("num_samples"), who=f"{who}: num_samples")
-            elif state is not None:
-                who = f"{self.who}: the server's model"
-                self.received = check_state(state, self._agreed(), who=who, averaged=True)
+        name = f"rank {sender}" if silo is None else f"rank {sender} (silo {silo})"
+        who = f"{name}, round {self.round}"
+        if self.defense is not None and self.is_server:
+            check_mark(entries.get(MARK), self._agreed(), who=who)
+            if state is not None:
+                check_state(state, self._agreed(), who=who, partial=True)
+                self._check_round(state, who, name)
+                check_samples(entries.get("num_samples"), who=f"{who}: num_samples")
+                self._replays.check(sender, silo, state, round_index=self.round, who=who)
+        elif self.defense is not None and state is not None:
+            mine = f"{self.who}: the server's model"
+            state = check_state(state, self._agreed(), who=mine, averaged=True, partial=True)
+            self.observer.received = state
         if self.is_server and state is not None:
+            self._note("while collecting updates", self.round)
+            self._next = self.round + 1
+            if self.observer.settings is not None:
+                check_attackable(state, self.observer.received or {}, who=who)
             self._show("after_upload", state, entries, silo)
 
     def pin(self, state: Any) -> None:
@@ -251,92 +314,60 @@ class Session:
             state: the model that FedML's server made; changed in place.
 
         """
-        if self.agreement is None or not isinstance(state, MutableMapping):
+        if self.agreement is None or not isinstance(state, MutableMapping) or not self._changes():
             return
-        for name, constant in self.agreement.constants.items():
-            if isinstance(state.get(name), Tensor):
-                state[name] = torch.full_like(state[name], constant)
+        state.update(pinned(state, self.agreement))
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
-        if self.capture is None or self.model is None or self.inversion is None:
-            return
-        if self.received is not None:  # after the last round the server still sends the model
-            self.capture.finish(self.received)
-        if self.inversion.when == "after":
-            attack_capture(
-                self.capture,
-                self.inversion,
-                self.model,
-                self.defense,
-                public=self.public,
-                classes=self.classes,
-                seed=int(getattr(self.args, "random_seed", 0)),
-            )
+        if self.is_server:
+            self.observer.finish()
 
     def _agreed(self) -> Agreement:
         if self.agreement is None:
             raise HostError(f"{self.who}: a message was sent before the job's model was locked")
         return self.agreement
 
-    def _round(self) -> int:
-        return int(getattr(self.args, "round_idx", None) or 0)
+    def _check_untrained(self, state: Any) -> None:
+        """Refuse what a silo trained in another model than the locked one, such as a copy of it."""
+        assert self.model is not None
+        own = self.model.state_dict()
+        for name, tensor in state.items() if isinstance(state, Mapping) else ():
+            if not isinstance(tensor, Tensor) or name not in own or not tensor.any():
+                continue
+            if not torch.equal(tensor.cpu(), own[name].cpu()):
+                raise UpdateRefused(
+                    f"{self.who}: what it would send was not trained in the locked model, which no "
+                    f"gradient reached ({name} differs); train the model that FedML gives the "
+                    "trainer, and not a copy of it"
+                )
 
-    def _watched(self, hook: str) -> bool:
-        return self.capture is not None or bool(getattr(manager().hook, hook).get_hookimpls())
+    def _check_round(self, state: Mapping[str, Tensor], who: str, name: str) -> None:
+        """On the server: refuse an update with other names than the first of this round."""
+        if self._first is None or self._first[0] != self.round:
+            self._first = (self.round, name, frozenset(state))
+        check_names(state, self._first[2], who=who, whose=self._first[1])
+
+    def _note(self, doing: str, round_index: int | None = None) -> None:
+        """Note what this rank is doing, for the line that is said if it is killed."""
+        if self.is_server:
+            # FedML counts its server's round only when all silos have got the model for it
+            last = int(self.args.comm_round) - 1
+            current = min(self._next, last) if round_index is None else round_index
+            note(f"rank 0: the server, round {current}: {doing}")
+        else:
+            note(f"rank {self.args.rank}: {self.who}: {doing}")
+
+    def _changes(self) -> bool:
+        """Whether FedML's server does more than average, which leaves constants as they are."""
+        asked = (getattr(self.args, f"enable_{what}", False) for what in ("dp", "attack"))
+        return self.then is not None or any(asked)
+
+    def _finished(self) -> bool:
+        return self._trained >= int(self.args.comm_round)
 
     def _show(
         self, hook: str, state: Mapping[str, Tensor], entries: Mapping[str, Any], silo: int | None
     ) -> None:
-        """Give the capture and the observers a copy of an update."""
-        if self.received is None or silo is None or not self._watched(hook):
-            return
-        update = ClientUpdate(
-            before=_copy(self.received),
-            after=_copy(state),
-            learning_rate=float(self.args.learning_rate),
-            samples=int(entries.get("num_samples", 1)),
-            silo=silo,
-            round=self._round(),
-        )
-        if self.capture is not None and update.round in self._captured_rounds():
-            self.capture.add(update)
-        getattr(manager().hook, hook)(update=update)
-
-    def _captured_rounds(self) -> set[int]:
-        assert self.inversion is not None
-        total = int(self.args.comm_round)
-        return {r % total if r < 0 else r for r in self.inversion.rounds}
-
-    def _capture_meta(self) -> dict[str, Any]:
-        agreed = self.agreement
-        return {
-            "learning_rate": float(self.args.learning_rate),
-            "client_optimizer": str(getattr(self.args, "client_optimizer", "")),
-            "batch_size": int(getattr(self.args, "batch_size", 0)),
-            "rounds": int(self.args.comm_round),
-            "defense": self.name,
-            "settings": dict(agreed.settings) if agreed else {},
-            "layers": list(agreed.layers) if agreed else [],
-        }
-
-
-def _public(loader: Iterable[Any]) -> PublicData | None:
-    """The first thousand images of FedML's test data, or None if they are not images."""
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in loader:
-        some, which = batch[0], batch[1]
-        if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
-            return None
-        images.append(some)
-        labels.append(which)
-        if sum(map(len, images)) >= _PUBLIC:
-            break
-    if not images:
-        return None
-    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())
-
-
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
+        samples = float(entries.get("num_samples", 1))
+        self.observer.show(hook, state, samples=samples, silo=silo, round_index=self.round)

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from base64 import b64decode
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import torch
 from matplotlib.image import imread
 
 from fedml_keylock.errors import ConfigError, KeyLockError
-from fedml_keylock.evaluation import picture, report, verdict, wording
-from fedml_keylock.evaluation.leakage import LeakageRow
-from fedml_keylock.evaluation.report import Gallery, LeakageReport
+from fedml_keylock.evaluation import picture, verdict, wording
+from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow
+from fedml_keylock.evaluation.report import Gallery, LeakageReport, document, page
 from fedml_keylock.evaluation.verdict import Light, judge
 
 LOCK = "keylock:affine:first"
@@ -63,7 +64,7 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize("module", [picture, report, verdict, wording])
+@pytest.mark.parametrize("module", [picture, document, verdict, wording])
 def test_the_examples_run(module):
     assert doctest.testmod(module).failed == 0
 
@@ -391,7 +392,7 @@ def test_the_verdict_is_the_same_in_every_file(tmp_path):
 
 
 def test_the_json_has_the_schema_and_is_strict(tmp_path):
-    broken = row(math.nan, metrics={"lpips": of(math.inf)})
+    broken = row(math.nan, metrics={"mine": of(math.inf)})
     made = make([plain(), broken], FULL_ACCURACY, job={"seconds": math.nan, "folder": tmp_path})
     made.save(tmp_path)
 
@@ -400,12 +401,13 @@ def test_the_json_has_the_schema_and_is_strict(tmp_path):
 
     stored = json.loads((tmp_path / "report.json").read_text(), parse_constant=refuse)
     assert stored["schema"] == "fedml-keylock/report/1"
-    assert set(stored) == {"schema", "accuracy", "leakage", "verdict", "job"}
+    parts = {"schema", "accuracy", "leakage", "accuracy_rounds", "costs", "verdict", "job"}
+    assert set(stored) == parts
     assert stored["accuracy"]["none"]["server"] == of(0.97, 0.01)
     names = " ".join(stored["leakage"][0])
     assert names == (
-        "attack knowledge defense round stage images ssim_aligned ssim psnr_aligned psnr "
-        "label_accuracy lpips cost"
+        "attack knowledge defense round stage images seeds ssim_aligned ssim psnr_aligned psnr "
+        "label_accuracy lpips_aligned lpips mine cost"
     )
     assert stored["leakage"][0]["ssim_aligned"] == of(0.9)
     assert stored["leakage"][0]["ssim"] is None
@@ -415,7 +417,7 @@ def test_the_json_has_the_schema_and_is_strict(tmp_path):
         "high": None,
         "n": 20,
     }
-    assert stored["leakage"][1]["lpips"]["mean"] is None
+    assert stored["leakage"][1]["mine"]["mean"] is None
     assert stored["job"] == {"seconds": None, "folder": str(tmp_path)}
 
 
@@ -474,20 +476,20 @@ class Page(html.parser.HTMLParser):
 def test_the_page_stands_alone():
     job = {"command": "fedml-keylock demo", "versions": {"torch": "2.6"}, "rounds": [0, -1]}
     text = make(FULL, FULL_ACCURACY, n=3, galleries=2, job=job).html()
-    page = Page(text)
-    for tag, attributes in page.tags:
+    shown = Page(text)
+    for tag, attributes in shown.tags:
         assert tag not in ("link", "iframe", "object", "base")
         for name in ("src", "href", "srcset"):
             assert attributes.get(name, "data:").startswith("data:")
     assert "http:" not in text
     assert "https:" not in text
     assert "url(" not in text
-    pictures = [attributes for tag, attributes in page.tags if tag == "img"]
+    pictures = [attributes for tag, attributes in shown.tags if tag == "img"]
     assert len(pictures) == 2 * 2 * 3
     assert [p["alt"] for p in pictures[:2]] == ["original 1", "reconstruction 1: row 0"]
     assert all(len(p["src"]) > 60 for p in pictures)
     assert pictures[0]["src"] == pictures[6]["src"] != pictures[1]["src"]
-    words = "".join(page.text)
+    words = "".join(shown.text)
     assert "fedml-keylock demo" in words
     assert "torch 2.6" in words
     assert "0, -1" in words
@@ -505,18 +507,56 @@ def test_the_verdict_comes_first_with_its_light_in_words():
         assert f".{light.name.lower()} {{ color: var(--" in text
 
 
-def test_the_leakage_table_sorts_by_buttons_and_numbers():
-    page = Page(make([*FULL, row(math.nan)], FULL_ACCURACY).html())
-    assert sum(tag == "button" for tag, _ in page.tags) == 6 + 5 + 1
-    values = [a["data-value"] for tag, a in page.tags if tag == "td" and "data-value" in a]
+def test_the_leakage_table_sorts_by_buttons_and_numbers(monkeypatch):
+    monkeypatch.setattr(page, "lpips_hint", lambda: None)
+    shown = Page(make([*FULL, row(math.nan)], FULL_ACCURACY).html())
+    assert sum(tag == "button" for tag, _ in shown.tags) == 6 + 5 + 1
+    values = [a["data-value"] for tag, a in shown.tags if tag == "td" and "data-value" in a]
     assert {"0.41", "0.9", "0.1", "0.2", "0.8", "20", "0"} <= set(values)
     assert "nan" not in values
+
+
+def columns_of(made):
+    return re.findall(r'<button type="button">([^<]+)</button>', made.html())
+
+
+def test_lpips_has_a_column_where_it_was_measured_and_else_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(page, "lpips_hint", lambda: "pip install it")
+    assert columns_of(make(FULL))[-2:] == ["LPIPS", "cost"]
+    assert (
+        "LPIPS was not measured, as its weights are not installed. To get them: pip install it"
+        in (make(FULL).html())
+    )
+    both = [plain(metrics={"lpips": of(0.3), "lpips_aligned": of(0.2)})]
+    assert columns_of(make(both))[-3:] == ["LPIPS aligned", "LPIPS", "cost"]
+    assert "pip install it" not in make(both).html()
+    monkeypatch.setattr(page, "lpips_hint", lambda: None)
+    assert "LPIPS" not in "".join(columns_of(make(FULL)))
+
+
+def test_seeds_have_a_column_where_there_are_several():
+    assert "seeds" not in columns_of(make(FULL))
+    several = LeakageRow("dlg", "none", "none", 0, "trained", 3, {}, {}, seeds=4)
+    assert columns_of(make([several]))[5:7] == ["images", "seeds"]
+    assert make([several]).to_dict()["leakage"][0]["seeds"] == 4
+
+
+def test_decibels_have_one_decimal():
+    assert wording.interval_text(of(16.8, 1.0), decibels=True) == "16.8 [15.8, 17.8]"
+    assert (
+        "16.8<small>15.8 to 17.8</small>" in make([plain(metrics={"psnr": of(16.8, 1.0)})]).html()
+    )
 
 
 def test_what_names_and_jobs_hold_is_escaped():
     bad = "<script>alert(1)</script>\"'"
     rows = [plain(attack=bad), row(0.1, bad, bad, attack=bad, stage=bad, metrics={bad: of(1.0)})]
-    text = make(rows, {bad: {bad: of(0.5)}}, title=bad, job={bad: [bad, {bad: bad}]}).html()
+    rows.append(replace(rows[0], round=3))
+    made = make(rows, {bad: {bad: of(0.5)}}, title=bad, job={bad: [bad, {bad: bad}]})
+    curves = {bad: {bad: [(0, 0.1), (1, 0.2)]}}
+    made = replace(made, costs=[CostCurve(bad, (0, 1), (2.0, 1.0))], accuracy_rounds=curves)
+    text = made.html()
+    assert text.count('class="chart"') == 3
     assert text.count("<script>") == 1
     Page(text)
 
@@ -582,7 +622,12 @@ def test_saving_replaces_and_leaves_nothing_else(tmp_path):
     folder = tmp_path / "deep" / "folder"
     make(FULL).save(folder)
     written = make(FULL, FULL_ACCURACY).save(folder)
-    assert [path.name for path in written] == ["report.json", "report.html", "leakage.png"]
+    assert [path.name for path in written] == [
+        "report.json",
+        "report.html",
+        "leakage.png",
+        "leakage.csv",
+    ]
     assert sorted(folder.iterdir()) == sorted(written)
     assert json.loads(written[0].read_text())["accuracy"]
 

@@ -13,6 +13,7 @@ from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import ConfigError, HostError, VaultError
 from fedml_keylock.host.flags import THEN
 from fedml_keylock.host.session import Session
+from fedml_keylock.host.simulation import session_of
 from fedml_keylock.keylock import private_state_dict
 from fedml_keylock.keylock.vault import silo as vaults
 from fedml_keylock.keylock.vault.disk import claim, release
@@ -42,6 +43,9 @@ def arguments(**changes):
     return SimpleNamespace(**found | changes)
 
 
+SIMULATED = {"training_type": "simulation", "backend": "sp"}
+
+
 # --- what a job may ask for
 
 
@@ -51,11 +55,12 @@ def arguments(**changes):
         ({"keylock": {"then": "krumm"}}, ["keylock.then: 'krumm'", "krum, multikrum"]),
         ({"keylock": {"then": "weak_dp"}}, ["keylock.then: 'weak_dp'", *THEN]),
         ({"keylock": {"then": "keylock"}}, ["keylock.then: 'keylock'", *THEN]),
+        (SIMULATED | {"keylock": {"then": "krum"}}, ["keylock.then: 'krum'", "cross_silo"]),
     ],
 )
 def test_what_is_no_defense_that_fedml_can_run_is_refused(changes, words):
     with pytest.raises(ConfigError) as caught:
-        Session.begin(arguments(**changes))
+        session_of(arguments(**changes))
     assert "\n" not in str(caught.value)
     assert all(word in str(caught.value) for word in words)
 
@@ -78,11 +83,27 @@ def test_what_is_no_defense_that_fedml_can_run_is_refused(changes, words):
         ({"client_num_in_total": 1}, ["client_num_in_total: 1", "client_num_per_round (2)"]),
         ({"client_num_per_round": 1}, ["client_num_per_round: 1", "worker_num (2)"]),
         ({"client_num_in_total": 9, "client_num_per_round": 3}, ["worker_num (2)"]),
+        ({"federated_optimizer": "LSA"}, ["federated_optimizer: 'LSA'", "FedAvg"]),
+        ({"scenario": "hierarchical"}, ["scenario: 'hierarchical'", "horizontal"]),
+        ({"backend": "MQTT_S3"}, ["backend: 'MQTT_S3'", "MPI and GRPC", "cross_silo"]),
+        ({"training_type": "cross_device"}, ["'cross_device'", "cross_silo and simulation"]),
+        (SIMULATED | {"backend": "NCCL"}, ["backend: 'NCCL'", "MPI and sp", "simulation"]),
+        (SIMULATED | {"federated_optimizer": "FedProx"}, ["'FedProx'", "FedAvg", "backend: sp"]),
+        (SIMULATED | {"enable_dp": True, "dp_solution_type": "ldp"}, ["enable_dp", "cross_silo"]),
+        (
+            SIMULATED | {"enable_attack": True, "attack_type": "byzantine"},
+            ["attack_type: 'byzantine'", "cross_silo"],
+        ),
+        (
+            SIMULATED | {"backend": "MPI", "federated_optimizer": "FedOpt", "worker_num": 3},
+            ["'FedOpt'", "FedAvg", "backend: MPI"],
+        ),
+        (SIMULATED | {"backend": "MPI"}, ["client_num_per_round: 2", "supports 1"]),
     ],
 )
 def test_what_fedml_cannot_do_is_refused(changes, words):
     with pytest.raises(HostError) as caught:
-        Session.begin(arguments(**changes))
+        session_of(arguments(**changes))
     assert all(word in str(caught.value) for word in words)
 
 
@@ -182,9 +203,8 @@ def test_a_rank_is_given_the_data_of_silo_0_when_the_server_says_so(with_fedml):
 
 
 def test_constants_are_given_back_and_nothing_else_is_touched(tmp_path):
-    session = Session.begin(
-        arguments(role="server", rank=0, keylock={"key_length": 16, "vault": tmp_path})
-    )
+    locked = {"key_length": 16, "vault": tmp_path, "then": "krum"}
+    session = Session.begin(arguments(role="server", rank=0, keylock=locked))
     model = made()
     state = {n: torch.rand(t.shape, dtype=torch.float64) for n, t in model.state_dict().items()}
     before = {n: t.clone() for n, t in state.items()}
@@ -230,7 +250,7 @@ def train(session, model, optimizer, silo, index):
             ).backward()
             optimizer.step()
 
-    session.train(SimpleNamespace(model=model), run)
+    session.train(SimpleNamespace(model=model), None, run)
     return start, private_state_dict(model)
 
 
@@ -273,7 +293,7 @@ def test_a_rank_does_not_train_with_the_last_silos_lock(serving):
     session, model, optimizer = serving
     train(session, model, optimizer, 1, 0)
     with pytest.raises(ConfigError, match="before it had a silo's lock"):
-        session.train(SimpleNamespace(model=model), lambda: None)
+        session.train(SimpleNamespace(model=model), None, lambda: None)
 
 
 def test_no_silo_is_entered_after_the_last_round(serving, tmp_path):

@@ -1,101 +1,19 @@
-"""Real jobs: FedML over MPI ranks, in a folder of their own, under a time limit."""
+"""Fixtures that run real jobs."""
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
-import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from job_harness import LIMIT, Job, RunJob, await_port, free_ports, variables, write_job
 
-from fedml_keylock.host.launch import command, environment
-
-HERE = Path(__file__).parent
-LIMIT = 120
-"""Seconds; a job of these takes about 20 on two cores. A hang is a failure."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """How a job ended."""
-
-    folder: Path
-    status: int
-    output: str
-    seconds: float
-
-    @property
-    def ours(self) -> list[str]:
-        """The lines that fedml-keylock said."""
-        return [x for x in self.output.splitlines() if x.startswith("fedml-keylock: ")]
-
-    def messages(self, rank: int) -> list[dict[str, Any]]:
-        """What the rank handed to MPI: bytes, message type, whether a model was in it."""
-        return [
-            json.loads(x) for x in (self.folder / f"wire-{rank}.jsonl").read_text().splitlines()
-        ]
-
-    def decoded(self, rank: int) -> list[dict[str, Any]]:
-        """The entries of each message of a rank, read back as the receiver does."""
-        wire = (self.folder / f"wire-{rank}.bin").read_bytes()
-        found, at = [], 0
-        for message in self.messages(rank):
-            found.append(pickle.loads(wire[at : at + message["bytes"]]).get_params())
-            at += message["bytes"]
-        return found
-
-    def wire(self) -> bytes:
-        """Every byte that any rank handed to MPI."""
-        return b"".join(path.read_bytes() for path in sorted(self.folder.glob("wire-*.bin")))
-
-
-RunJob = Callable[..., Job]
-
-
-def config(defense: Mapping[str, Any] | None, **changes: Any) -> dict[str, Any]:
-    """A job's YAML; `changes` replace keys in whichever section has them."""
-    sections: dict[str, dict[str, Any]] = {
-        "common_args": {
-            "training_type": "cross_silo",
-            "scenario": "horizontal",
-            "random_seed": 0,
-            "using_mlops": False,
-        },
-        "data_args": {"dataset": "small"},
-        "train_args": {
-            "federated_optimizer": "FedAvg",
-            "client_id_list": "[]",
-            "client_num_in_total": 2,
-            "client_num_per_round": 2,
-            "comm_round": 2,
-            "epochs": 1,
-            "batch_size": 16,
-            "client_optimizer": "sgd",
-            "learning_rate": 0.1,
-        },
-        "validation_args": {"frequency_of_the_test": 1},
-        "device_args": {"worker_num": 2, "using_gpu": False},
-        "comm_args": {"backend": "MPI"},
-        "tracking_args": {"enable_tracking": False, "enable_wandb": False},
-        "defense_args": {
-            "enable_defense": defense is not None,
-            "defense_type": "keylock",
-            "keylock": dict(defense or {}),
-        },
-        "attack_args": {"enable_attack": False, "gradient_inversion": {}},
-    }
-    for key, value in changes.items():
-        section = next((s for s in sections.values() if key in s), sections["common_args"])
-        section[key] = value
-    return sections
+from fedml_keylock.host.launch import command
 
 
 @pytest.fixture(scope="session")
@@ -106,23 +24,24 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
         settings: Mapping[str, Any] | None,
         plugin: bool = True,
         ranks: int = 3,
+        env: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> Job:
-        if ranks != 3:
+        if ranks not in (1, 3):
             numbers = ("worker_num", "client_num_in_total", "client_num_per_round")
             changes = dict.fromkeys(numbers, ranks - 1) | changes
         folder = tmp_path_factory.mktemp(case or "job")
-        for name in ("job_main.py", "job_recorder.py"):
-            shutil.copy(HERE / name, folder)
-        (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config(settings, **changes)))
+        write_job(folder, settings, **changes)
         line = command(ranks, ["job_main.py", "--cf", "fedml_config.yaml"])
+        if ranks == 1:  # in one process, without MPI
+            line = line[line.index(sys.executable) :]
         if not plugin:
             line = [part for part in line if part not in ("-m", "fedml_keylock")]
         began = time.monotonic()
         done = subprocess.run(
             line,
             cwd=folder,
-            env=environment(ranks) | {"JOB_CASE": case, "PYTHONWARNINGS": "ignore"},
+            env=variables(ranks, case) | dict(env or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -134,3 +53,44 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
 
     os.environ.pop("FEDML_KEYLOCK_RANKS", None)
     return run
+
+
+@pytest.fixture
+def run_grpc(tmp_path: Path) -> Iterator[RunJob]:
+    """A server and two silos as processes of their own that talk by gRPC on this machine."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(case: str = "", *, settings: Mapping[str, Any] | None, **changes: Any) -> Job:
+        ports = free_ports(3)
+        rows = [f"{rank},{rank},127.0.0.1,{port}" for rank, port in enumerate(ports)]
+        head = "eid,rank,grpc_server_ip,grpc_server_port"
+        (tmp_path / "grpc.csv").write_text("\n".join([head, *rows, ""]))
+        write_job(tmp_path, settings, backend="GRPC", grpc_ipconfig_path="grpc.csv", **changes)
+        env = variables(1, case)
+        del env["FEDML_KEYLOCK_RANKS"]
+        began = time.monotonic()
+        for rank in range(3):
+            role = ["--rank", str(rank), "--role", "client" if rank else "server"]
+            script = ["job_main.py", "--cf", "fedml_config.yaml", "--run_id", "1", *role]
+            if rank == 1:
+                await_port(ports[0])  # FedML's silos give up where no server listens yet
+            with (tmp_path / f"log-{rank}").open("wb") as log:
+                started.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "fedml_keylock", *script],
+                        cwd=tmp_path,
+                        env=env,
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        # over gRPC nothing ends the others when one process ends
+        ending = started if case != "nan" else started[2:]
+        ends = [process.wait(LIMIT) for process in ending]
+        output = "".join((tmp_path / f"log-{rank}").read_text() for rank in range(3))
+        return Job(tmp_path, max(ends), output, time.monotonic() - began)
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()

@@ -130,7 +130,7 @@ def load(args):
 
 if __name__ == "__main__":
     args = fedml.init(check_env=False)
-    job_recorder.start(args.rank)
+    job_recorder.start(getattr(args, "rank", 0), backend=args.backend)
     if CASE == "silo_without_plugin" and args.rank == 2:
         import fedml_keylock
 

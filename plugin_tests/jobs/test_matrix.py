@@ -1,8 +1,10 @@
-"""What of FedML's own runs beside the lock: robust aggregators, noise, attacks, many silos."""
+"""Every kind of job, and what of FedML's own runs beside the lock in it."""
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +144,118 @@ def test_a_lock_follows_its_silo_from_rank_to_rank(run_job, monkeypatch):
         rank = next(r for r, silo in ASSIGNED[update.round].items() if silo == update.silo)
         upload = models(job, rank)[update.round]
         assert all(torch.equal(tensor, upload[n]) for n, tensor in update.after.items())
+
+
+SIMULATED = {"training_type": "simulation", "gpu_mapping_file": None, "gpu_mapping_key": None}
+ONE_PROCESS = SIMULATED | {"backend": "sp", "worker_num": 1, "client_num_in_total": 3}
+KEPT = {
+    "enable_attack": True,
+    "attack_type": "gradient_inversion",
+    "gradient_inversion": {"when": "never", "rounds": [0, 1, 2]},
+}
+
+
+def own_accuracies(job):
+    """Silo and round of each accuracy that a silo told about its own key."""
+    found = re.findall(r"silo (\d+), aggregate of round (\d+): accuracy with its own k", job.output)
+    return sorted((int(silo), int(index)) for silo, index in found)
+
+
+def locks(job, silo):
+    """A silo's private state at the start of each of its rounds, and at the end."""
+    folder = job.folder / "keylock_vault"
+    files = sorted((folder / f"silo-{silo}").glob("*.safetensors"))
+    return [load_file(path) for path in (*files, folder / f"silo-{silo}.safetensors")]
+
+
+def test_one_process_simulates_every_silo_with_its_own_lock(run_job, monkeypatch):
+    job = ended(
+        run_job(settings=LOCK | {"targets": "all"}, ranks=1, comm_round=3, **ONE_PROCESS, **KEPT)
+    )
+    # whom FedML takes: numpy's choice from the seed of the round's number
+    rounds = [[2, 1], [0, 2], [2, 1]]
+    for silo in range(3):
+        states = locks(job, silo)
+        assert len(states) == 1 + sum(silo in taken for taken in rounds)
+        for before, after in pairwise(states):
+            assert torch.equal(before["1.keylock.key"], after["1.keylock.key"])
+            assert not torch.equal(before["1.keylock.bias_beta"], after["1.keylock.bias_beta"])
+    keys = [locks(job, silo)[0]["1.keylock.key"] for silo in range(3)]
+    assert not any(torch.allclose(keys[a], keys[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    # a silo is told the last round's aggregate when its turn comes
+    assert own_accuracies(job) == [(0, 0), (1, 1), (2, 0), (2, 1)]
+    capture = Capture.open(job.folder / "leakage" / "capture")
+    updates = [(u.round, u.silo) for u in capture.updates()]
+    assert updates == [(r, silo) for r, taken in enumerate(rounds) for silo in sorted(taken)]
+    assert all(set(u.after) == set(capture.final()) for u in capture.updates())
+    assert not any("keylock" in name for name in capture.final())
+    # what the server tests is the shared model, without anybody's lock
+    monkeypatch.syspath_prepend(str(job.folder))
+    from job_main import Net, load
+
+    model = Net()
+    model.load_state_dict(capture.final())
+    images, labels = next(iter(load(SimpleNamespace(client_num_in_total=3))[3]))
+    loss = torch.nn.functional.cross_entropy(model.eval()(images), labels)
+    told = re.findall(r"'test_loss': ([\d.e-]+)", job.output)
+    assert float(told[-1]) == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_fedmls_mpi_simulation_carries_nothing_private(run_job, monkeypatch):
+    simulated = SIMULATED | {"client_num_in_total": 3, "client_num_per_round": 2}
+    job = ended(run_job("silos", settings=LOCK, comm_round=3, **simulated))
+    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_constants(models(job, 0)[-1])
+    assert [len(locks(job, silo)) for silo in range(3)] == [2, 3, 4]
+    assert own_accuracies(job) == [(0, 0), (1, 1), (2, 0), (2, 1)]
+
+
+def test_nothing_private_crosses_grpc(run_grpc, monkeypatch):
+    job = ended(run_grpc(settings=LOCK))
+    assert_nothing_private_was_sent(job, monkeypatch)
+    for rank in (1, 2):
+        assert len(models(job, rank)) == 2
+        assert_constants(models(job, rank)[-1])
+    assert own_accuracies(job) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.long
+def test_a_silo_that_sends_nan_over_grpc_is_stopped(run_grpc):
+    job = run_grpc("nan", settings=LOCK)
+    assert job.status != 0
+    assert job.ours == [
+        "fedml-keylock: silo 1 (rank 2), round 0: 3.weight is not finite (NaN or infinity)"
+    ]
+    assert not models(job, 2)
+
+
+@pytest.mark.long
+def test_fedmls_own_secure_aggregation_gives_noise(run_job):
+    """Why LSA is refused: without the plugin, its model leaps away after the second round."""
+    plain = {"plugin": False, "settings": None, "comm_round": 3}
+    prime = {"federated_optimizer": "LSA", "prime_number": 2**15 - 19, "precision_parameter": 10}
+    average, secure = (
+        float(models(ended(run_job(**plain, **more)), 0)[-1]["9.weight"].abs().max())
+        for more in ({}, prime)
+    )
+    assert average < 1.5
+    assert secure > 3
+
+
+@pytest.mark.long
+def test_silos_tell_wandb_their_accuracy(run_job):
+    job = ended(
+        run_job(
+            settings=LOCK,
+            comm_round=1,
+            enable_wandb=True,
+            wandb_project="p",
+            env={"WANDB_MODE": "offline"},
+        )
+    )
+    told = b"".join(path.read_bytes() for path in (job.folder / "wandb").rglob("*.wandb"))
+    for silo in (0, 1):
+        assert f"keylock/silo_{silo}/accuracy_with_own_key".encode() in told
 
 
 @pytest.mark.long

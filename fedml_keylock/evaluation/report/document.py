@@ -1,36 +1,29 @@
-"""The report of a leakage evaluation: as numbers, as a page, as a picture and for the terminal."""
+"""A leakage report: what is in it, and what is made of it."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from torch import Tensor
 
-from ..errors import ConfigError
-from .leakage import LeakageRow
-from .picture import check_images, data_uris, overview_png
-from .verdict import BASELINE, judge
-from .wording import columns, interval_text, mean_of, number
+from ...errors import ConfigError
+from ..leakage import CostCurve, LeakageRow
+from ..picture import check_images, overview_png
+from ..verdict import BASELINE, judge
+from ..wording import columns, interval_text, mean_of, number
+from .names import METRICS, ROLES, roles_of
+from .page import report_page
+from .reading import SCHEMA
+from .spreadsheet import leakage_csv
+from .writing import remove, write_all
 
 __all__ = ["Gallery", "LeakageReport"]
-
-SCHEMA = "fedml-keylock/report/1"
-METRICS = {
-    "ssim_aligned": "SSIM aligned",
-    "ssim": "SSIM",
-    "psnr_aligned": "PSNR aligned, dB",
-    "psnr": "PSNR, dB",
-    "label_accuracy": "labels",
-}
-ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +58,8 @@ class LeakageReport:
         galleries: their reconstructions, each ``(n, c, h, w)``.
         job: what ran, in plain values: data, model, rounds, silos, seed, seconds, versions,
             command.
+        costs: how each attack's search went.
+        accuracy_rounds: defense to role to ``(round, share)``, 0 to 1.
 
     Raises:
         ConfigError: the pictures do not fit together, or ``job`` holds what JSON does not know.
@@ -80,7 +75,9 @@ class LeakageReport:
         >>> print(report.verdict().splitlines()[1][:31])
         none: leaks. The images come ba
         >>> [path.name for path in report.save(Path(tempfile.mkdtemp()))]
-        ['report.json', 'report.html', 'leakage.png']
+        ['report.json', 'report.html', 'leakage.png', 'leakage.csv']
+        >>> [path.name for path in report.save(Path(tempfile.mkdtemp()), images=False)]
+        ['report.json', 'report.html', 'leakage.csv']
 
     """
 
@@ -89,6 +86,10 @@ class LeakageReport:
     originals: Tensor = field(repr=False)
     galleries: Sequence[Gallery] = field(repr=False)
     job: Mapping[str, Any]
+    costs: Sequence[CostCurve] = ()
+    accuracy_rounds: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(
+        default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         check_images("originals", self.originals)
@@ -112,6 +113,7 @@ class LeakageReport:
             scores = {name: row.metrics.get(name) for name in (*METRICS, *self._extra())}
             rows.append({**own, **scores, **own, "cost": row.cost or None})
         content: dict[str, Any] = {"accuracy": self.accuracy, "leakage": rows}
+        content |= {"accuracy_rounds": self.accuracy_rounds, "costs": [vars(c) for c in self.costs]}
         content |= {"verdict": self.verdict(), "job": self.job}
         return dict(_plain({"schema": SCHEMA, **content}, "report"))
 
@@ -126,7 +128,7 @@ class LeakageReport:
             none      97.0 % [96.0, 98.0]
 
         """
-        roles = self._roles()
+        roles = roles_of([self.accuracy])
         lines = [["Accuracy", *(ROLES.get(role, role) for role in roles)]]
         for defense, measured in self.accuracy.items():
             shares = [interval_text(measured.get(role), percent=True) for role in roles]
@@ -139,70 +141,55 @@ class LeakageReport:
         parts += [columns(lines)] if self.leakage else []
         return "\n\n".join(parts)
 
-    def save(self, folder: Path) -> list[Path]:
-        """Write ``report.json``, ``report.html`` and ``leakage.png``, each whole or not at all.
+    def save(self, folder: Path, images: bool = True) -> list[Path]:
+        """Write the report, each file whole or not at all.
 
         Args:
             folder: made if it is not there. Earlier reports in it are replaced.
+            images: whether silos' images, and what was reconstructed of them, go into the files.
+                Without them there is no ``leakage.png``, and an earlier one is removed.
 
         Returns:
-            The three paths, in that order.
+            The paths of ``report.json``, ``report.html``, ``leakage.png`` and ``leakage.csv``.
 
         Raises:
             ConfigError: a file cannot be written. None of them is there in part.
 
         """
-        rows = [(gallery.title, gallery.images) for gallery in self.galleries]
+        content = _lines_of_numbers(json.dumps(self.to_dict(), indent=1, allow_nan=False))
         contents = {
-            folder / "report.json": (
-                json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
-            ).encode(),
-            folder / "report.html": self.html().encode(),
-            folder / "leakage.png": overview_png(self.originals, rows),
+            folder / "report.json": f"{content}\n".encode(),
+            folder / "report.html": self.html(images=images).encode(),
         }
-        path = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for path in contents:
-                if path.is_dir():
-                    raise ConfigError(f"report {path}: cannot be written: it is a folder")
-            with TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
-                for path, content in contents.items():
-                    (Path(temporary) / path.name).write_bytes(content)
-                for path in contents:
-                    os.replace(Path(temporary) / path.name, path)
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise ConfigError(f"report {path}: cannot be written: {reason}") from None
+        picture = folder / "leakage.png"
+        if images:
+            rows = [(gallery.title, gallery.images) for gallery in self.galleries]
+            contents[picture] = overview_png(self.originals, rows)
+        names = [*METRICS, *self._extra()]
+        contents[folder / "leakage.csv"] = leakage_csv(self.leakage, names).encode()
+        write_all(folder, contents)
+        if not images:
+            remove(picture)
         return list(contents)
 
-    def html(self) -> str:
-        """The page: one file that needs nothing else, pictures and all."""
-        environment = Environment(
-            loader=PackageLoader("fedml_keylock.evaluation"),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        environment.filters.update(interval=interval_text, mean=mean_of, number=number)
-        originals = data_uris(self.originals)
-        return environment.get_template("report.html.j2").render(
-            report=self,
-            verdict=judge(self.leakage, self.accuracy),
-            roles={role: ROLES.get(role, role) for role in self._roles()},
-            metrics={**METRICS, **{name: name for name in self._extra()}},
-            baseline=BASELINE,
-            pairs=[
-                (gallery.title, list(zip(originals, data_uris(gallery.images), strict=True)))
-                for gallery in self.galleries
-            ],
-            job=_plain(self.job, "job"),
-        )
+    def html(self, images: bool = True) -> str:
+        """The page: one file that needs nothing else, pictures and all.
 
-    def _roles(self) -> list[str]:
-        found = {role for measured in self.accuracy.values() for role in measured}
-        return [role for role in ROLES if role in found] + sorted(found - set(ROLES))
+        Args:
+            images: whether silos' images, and what was reconstructed of them, are in it.
+
+        """
+        galleries = [(gallery.title, gallery.images) for gallery in self.galleries]
+        return report_page(
+            leakage=self.leakage,
+            accuracy=self.accuracy,
+            accuracy_rounds=self.accuracy_rounds,
+            costs=self.costs,
+            job=_plain(self.job, "job"),
+            originals=self.originals if images else None,
+            galleries=galleries,
+            more_metrics=self._extra(),
+        )
 
     def _extra(self) -> list[str]:
         """Metrics beyond the usual ones, as plugins bring them."""
@@ -248,3 +235,8 @@ def _plain(value: Any, name: str) -> Any:
     raise ConfigError(
         f"{name}: a {type(value).__name__} cannot stand in a report; use plain values"
     )
+
+
+def _lines_of_numbers(text: str) -> str:
+    """Indented JSON with each list of numbers in one line. A string holds no line break."""
+    return re.sub(r"\[\n[^\"\[\]{}]*\]", lambda found: re.sub(r"\s+", "", found[0]), text)

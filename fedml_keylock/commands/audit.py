@@ -1,0 +1,110 @@
+"""`fedml-keylock audit`: attack a job's capture, or a model alone, with every control beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["audit"]
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+@click.command()
+@click.argument("capture", required=False, type=_FOLDER)
+@click.option(
+    "--truth",
+    type=_FILE,
+    help="With CAPTURE: what the silos trained on, as "
+    "fedml_keylock.evaluation.audit.save_truth writes it.",
+)
+@click.option(
+    "--model",
+    "builder",
+    metavar="MODEL",
+    required=True,
+    help="MODULE:CALLABLE that makes the model without arguments, looked for in this folder first; "
+    "or torchvision:NAME.",
+)
+@click.option(
+    "--data",
+    type=_FOLDER,
+    help="Without CAPTURE: a folder of PNG or JPEG pictures, a sub-folder for each class. Those "
+    "that are not attacked are the attacker's public data.",
+)
+@click.option("--labels", type=_FILE, help="With --data: a CSV of lines like cat.png,3 instead.")
+@click.option("--size", type=click.IntRange(11), help="Height and width of the model's pictures.")
+@click.option("--weights", type=_FILE, help="Without CAPTURE: the model's state, safetensors.")
+@click.option("--defense", help="Without CAPTURE: keylock (the default), none, or a plugin's.")
+@click.option("--config", type=_FILE, help="A job's fedml_config.yaml, for its keylock section.")
+@click.option("--module", help="Without --config: affine or mixing.")
+@click.option("--targets", help="Without --config: first, all, or globs with commas between them.")
+@click.option(
+    "--vault",
+    type=_FOLDER,
+    help="With CAPTURE: the silos' own vaults, kept with keep_history: the oracle's knowledge.",
+)
+@click.option(
+    "--attacks",
+    default="inverting_gradients",
+    show_default=True,
+    help="Names with commas between them; fedml-keylock plugins lists them.",
+)
+@click.option(
+    "--set",
+    "fields",
+    multiple=True,
+    metavar="ATTACK.FIELD=VALUE",
+    help="A setting of an attack, such as dlg.restarts=4. May be repeated.",
+)
+@click.option(
+    "--knowledge",
+    default="oblivious,adaptive",
+    show_default=True,
+    help="Levels with commas between them; also temporal and simulating. The oracle runs wherever "
+    "the private state is known.",
+)
+@click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="To attack.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="An update's.")
+@click.option("--epochs", type=click.IntRange(1), help="That a silo trains; one step without it.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Runs; without CAPTURE each with other locks, and other weights if they are drawn.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes; one a core by default.")
+@click.option(
+    "--output", type=_FOLDER, default=Path("keylock-audit"), show_default=True, help="Folder."
+)
+@click.option("--no-images", is_flag=True, help="Leave all pictures out of the report.")
+def audit(**options: Any) -> None:
+    """Attack updates as a server could, and say in numbers and pictures what leaked.
+
+    \b
+    A model alone, without any job:
+      fedml-keylock audit --model torchvision:resnet18 --data photos --size 64
+    What a job captured (attack_type: gradient_inversion):
+      fedml-keylock audit leakage/capture --truth truth.safetensors --model main:Net \\
+          --vault keylock_vault
+    On the cores of many hosts:
+      mpiexec -n 16 fedml-keylock audit --model main:Net --data photos --images 20 --seeds 3
+
+    Beside the attacks it runs what their figures need: public pictures with no gradient, the same
+    updates without a defense, the lock's normalisation with nothing secret, and the oracle, who has
+    the private state. Where the oracle or the undefended run fails, there is no verdict.
+
+    Stopped, it goes on where it was when it is run again: OUTPUT/work keeps what is done, pictures
+    of the data among it, for you only.
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
+    from ..evaluation.audit import muster
+    from .auditing import Request, run_audit
+
+    request = Request(**options)
+    with muster(request.workers) as crew:
+        if crew is not None:  # else this rank has worked for the one that leads
+            run_audit(request, crew)

@@ -1,0 +1,222 @@
+"""Who does the tasks: this process, a pool on this machine's cores, or MPI's ranks on many."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from ...errors import AttackError
+from .plan import Task
+from .work import work_on
+
+__all__ = ["Alone", "Crew", "Job", "Pool", "Ranks", "muster"]
+
+Job = tuple[Task, Path | None]
+"""A task, and the file in which it keeps what it has found so far."""
+
+Done = Callable[[int, bytes | str], None]
+"""Takes a job's index and what `work_on` made of it."""
+
+_LAUNCHED = {"PMI_SIZE": "MPICH", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMIX_RANK": "PMIx"}
+_PATIENCE = 0.005  # seconds between two looks of a rank that waits
+
+
+class Crew(Protocol):
+    """Does jobs in any order, and says of each when it is done."""
+
+    def run(self, jobs: Sequence[Job], done: Done) -> None:
+        """Do them all; `done` is called once for each, one at a time."""
+
+
+class Alone:
+    """The process that asks, one job after the other."""
+
+    def run(self, jobs: Sequence[Job], done: Done) -> None:
+        """Do them all."""
+        for index, job in enumerate(jobs):
+            done(index, work_on(*job))
+
+
+class Pool:
+    """Processes on this machine, one thread each.
+
+    They are forked: they import nothing again, and find the jobs where this process has them.
+
+    Args:
+        workers: how many.
+
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+
+    def run(self, jobs: Sequence[Job], done: Done) -> None:
+        """Do them all.
+
+        Raises:
+            AttackError: a process was killed, as for want of memory.
+
+        """
+        count = min(self.workers, len(jobs))
+        if count <= 1:
+            Alone().run(jobs, done)
+            return
+        _forked[:] = jobs
+        try:
+            with ProcessPoolExecutor(
+                count,
+                mp_context=multiprocessing.get_context("fork"),
+                initializer=_follow,
+                initargs=(os.getpid(),),
+            ) as pool:
+                futures = [pool.submit(_one_of_the_forked, index) for index in range(len(jobs))]
+                _collect(futures, done)
+        except BrokenProcessPool:
+            raise AttackError(
+                "a process of the audit was killed, perhaps for want of memory: run it again with "
+                "fewer --workers; what is done is kept"
+            ) from None
+        finally:
+            _forked.clear()
+
+
+class Ranks:
+    """MPI's ranks, on whatever hosts. The first leads, and works too while the others do.
+
+    Args:
+        executor: ``MPICommExecutor``'s.
+
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
+
+    def run(self, jobs: Sequence[Job], done: Done) -> None:
+        """Do them all.
+
+        Raises:
+            AttackError: a job cannot be sent to another rank.
+
+        """
+        turn = threading.Lock()
+        failed: list[BaseException] = []
+
+        def finish(index: int, made: bytes | str) -> None:
+            with turn:
+                done(index, made)
+
+        def arrived(future: Future[bytes | str], index: int) -> None:
+            try:
+                if not future.cancelled():
+                    finish(index, future.result())
+            except BaseException as error:
+                failed.append(error)
+
+        futures = []
+        for index, job in enumerate(jobs):
+            future = self.executor.submit(work_on, *job)
+            future.add_done_callback(lambda future, index=index: arrived(future, index))  # type: ignore[misc]  # mypy loses the default's type
+            futures.append(future)
+        try:
+            for index in reversed(range(len(jobs))):
+                # what no rank has begun can be taken back from the end of the line
+                if not failed and futures[index].cancel():
+                    finish(index, work_on(*jobs[index]))
+            while not failed and not all(future.done() for future in futures):
+                wait(futures, timeout=1.0)
+        finally:
+            for future in futures:
+                future.cancel()
+        if failed:
+            if isinstance(failed[0], AttackError):
+                raise failed[0]
+            said = (str(failed[0]).splitlines() or [type(failed[0]).__name__])[0]
+            raise AttackError(f"a task cannot be done by another rank: {said}") from failed[0]
+
+
+@contextmanager
+def muster(workers: int | None = None) -> Iterator[Crew | None]:
+    """Who there is: MPI's ranks under an ``mpiexec``, or else processes on this machine.
+
+    Under an ``mpiexec`` every rank is to come here. The first gets the crew; the others work until
+    the first has left, and then get None.
+
+    Args:
+        workers: processes without MPI; as many as there are cores by default.
+
+    Raises:
+        AttackError: MPI does not see the ranks that were started.
+
+    Example:
+        >>> with muster(workers=1) as crew:
+        ...     type(crew).__name__
+        'Alone'
+
+    """
+    if not any(name in os.environ for name in _LAUNCHED):
+        yield _local(workers)
+        return
+    from mpi4py import MPI
+
+    size = MPI.COMM_WORLD.Get_size()
+    wanted = os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
+    if size == 1 and wanted != "1":
+        raise AttackError(
+            f"{wanted} ranks were started and MPI sees one: this mpiexec is not of the MPI that "
+            f"mpi4py uses ({MPI.Get_library_version().splitlines()[0].strip()}); "
+            "fedml-keylock doctor says more"
+        )
+    if size == 1:
+        yield _local(workers)
+        return
+    from mpi4py.futures import MPICommExecutor
+
+    # what comes by MPI may be of the user's own modules, which are looked for here first
+    sys.path.insert(0, str(Path.cwd()))
+    with MPICommExecutor(MPI.COMM_WORLD, root=0, backoff=_PATIENCE) as executor:
+        yield None if executor is None else Ranks(cast(Executor, executor))
+
+
+def _local(workers: int | None) -> Crew:
+    count = workers or len(os.sched_getaffinity(0))
+    return Pool(count) if count > 1 else Alone()
+
+
+_forked: list[Job] = []
+
+
+def _one_of_the_forked(index: int) -> bytes | str:
+    return work_on(*_forked[index])
+
+
+def _follow(parent: int) -> None:
+    """End with the process that leads: a killed one tells its children nothing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _collect(futures: Sequence[Future[Any]], done: Done) -> None:
+    index = {future: place for place, future in enumerate(futures)}
+    running = set(futures)
+    try:
+        while running:
+            ready, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ready:
+                done(index[future], future.result())
+    finally:
+        for future in running:
+            future.cancel()

@@ -1,0 +1,247 @@
+"""Which reconstructions an audit is made of: independent tasks, each with a name that stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import AttackError
+from ...inversion import GRANTS, Attack, Knowledge, PublicData
+from ...inversion.engine.checkpoint import fingerprint
+from ...types import ClientUpdate, Surrogate
+from ..run import knowledge_of, trials
+from ..verdict import CONTROL
+from .subject import Rebuild, Subject
+from .twins import public_norm, undefended
+
+__all__ = ["LEVELS", "PUBLIC_NORM", "Task", "Trial", "chunk_of", "tasks_of", "trials_of"]
+
+PUBLIC_NORM = CONTROL
+"""The control whose normalisation is the lock's, with a scale and a shift that all know."""
+LEVELS = ("oblivious", "adaptive", "temporal", "simulating", "oracle")
+"""Levels of knowledge that an audit can run."""
+
+_SMALL = 100_000  # parameters, up to which candidates run much faster side by side
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack on one variant at one level of knowledge: a row of the report for each stage.
+
+    Attributes:
+        variant: "none", "public norm", or the name of the defense.
+        attack: its name.
+        level: of knowledge, as the attack is given it.
+
+    """
+
+    variant: str
+    attack: str
+    level: str
+
+    @property
+    def shown(self) -> str:
+        """The level for a reader: without a secret there is nothing to know."""
+        plain = self.variant in ("none", PUBLIC_NORM)
+        return "none" if plain and self.level == "oblivious" else self.level
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a worker needs, wherever it is. It holds no truth.
+
+    Attributes:
+        trial: what it is a part of.
+        seed: index of the run.
+        rows: which of the subject's updates.
+        attack: configured.
+        updates: those of the rows.
+        given: for the oracle: the private state behind them.
+        known: what else the attacker knows: arguments of ``knowledge_of``.
+        rebuild: makes model and surrogate in another process.
+        model: the public one.
+        surrogate: None where nothing is defended.
+        start: seed of the attacker's generator.
+
+    """
+
+    trial: Trial
+    seed: int
+    rows: tuple[int, ...]
+    attack: Attack = field(repr=False)
+    updates: tuple[ClientUpdate, ...] = field(repr=False)
+    given: Mapping[str, Tensor] | None = field(repr=False)
+    known: Mapping[str, Any] = field(repr=False)
+    rebuild: Rebuild | None = field(repr=False)
+    model: nn.Module = field(repr=False)
+    surrogate: Surrogate | None = field(repr=False)
+    start: int
+
+    def knowledge(self) -> Knowledge:
+        """The attacker's."""
+        return knowledge_of(
+            self.trial.level, surrogate=self.surrogate, given=self.given, **self.known
+        )
+
+    @property
+    def id(self) -> str:
+        """Sixteen hex digits of all that the result depends on, and of this package's version."""
+        public: PublicData | None = self.known["public"]
+        settings = (
+            version("fedml-keylock"),
+            self.attack,
+            self.trial,
+            self.start,
+            {name: value for name, value in self.known.items() if name != "public"},
+            str(self.model if self.surrogate is None else self.surrogate.model),
+            [(update.learning_rate, update.silo, update.round) for update in self.updates],
+        )
+        tensors = [
+            *(self.given or {}).values(),
+            *([public.images, public.labels] if public else []),
+        ]
+        # what was sent is one memory to many updates
+        states = {id(state): state for u in self.updates for state in (u.before, u.after)}
+        for state in states.values():
+            tensors += [state[name] for name in sorted(state)]
+        return fingerprint(settings, tensors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if self.rebuild is not None:
+            state["model"], state["surrogate"] = None, self.surrogate is not None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if state["rebuild"] is not None:
+            model, surrogate = state["rebuild"]()
+            state = {
+                **state,
+                "model": model,
+                "surrogate": surrogate if state["surrogate"] else None,
+            }
+        vars(self).update(state)
+
+
+def trials_of(
+    subject: Subject, attacks: Mapping[str, Attack], levels: Sequence[str], *, control: bool
+) -> list[Trial]:
+    """Every attack on every variant, the controls first: they are what the rest is measured by.
+
+    Args:
+        subject: what is audited.
+        attacks: by name.
+        levels: what is asked for; the oracle is added wherever somebody has the private state.
+        control: whether the control with public norm differs from the undefended twin.
+
+    Raises:
+        AttackError: a level is none that an audit runs, or needs what is not there.
+
+    """
+    odd = [level for level in levels if level not in LEVELS]
+    if odd:
+        raise AttackError(f"an audit runs {', '.join(LEVELS)}, not {odd[0]!r}")
+    if subject.surrogate is not None and subject.secrets is None and "oracle" in levels:
+        raise AttackError("an oracle needs the silos' private state: name their vault")
+    if subject.public is None and "simulating" in levels:
+        raise AttackError("a simulating attacker needs public data: name a folder of pictures")
+    wanted = [level for level in levels if level != "oracle"]
+    plain = [
+        Trial("none", *one) for one in trials(attacks, wanted or ["oblivious"], defended=False)
+    ]
+    if subject.surrogate is None:
+        return plain
+    if control:
+        plain += [
+            Trial(PUBLIC_NORM, trial.attack, trial.level)
+            for trial in plain
+            if trial.level == "oblivious"
+        ]
+    known = [*wanted, "oracle"] if subject.secrets is not None else wanted
+    return plain + [Trial(subject.defense, *one) for one in trials(attacks, known, defended=True)]
+
+
+def chunk_of(model: nn.Module) -> int:
+    """How many updates a task has: many for a small model, which gains by running them at once.
+
+    Example:
+        >>> chunk_of(nn.Linear(4, 2))
+        8
+
+    """
+    return 8 if sum(parameter.numel() for parameter in model.parameters()) <= _SMALL else 2
+
+
+def tasks_of(
+    subject: Subject,
+    attacks: Mapping[str, Attack],
+    levels: Sequence[str],
+    *,
+    seed: int = 0,
+    chunk: int | None = None,
+) -> list[Task]:
+    """The tasks of one run over a subject. They are the same whoever runs them.
+
+    Args:
+        subject: what is audited.
+        attacks: by name.
+        levels: of knowledge.
+        seed: index of the run, and of the attackers' own generators.
+        chunk: updates in a task; by the model's size without it.
+
+    Raises:
+        AttackError: a level needs what is not there, or an attack can run at none of them.
+
+    """
+    plain = undefended(subject)
+    norm = public_norm(subject, plain)
+    sent = {"none": plain, subject.defense: subject.updates}
+    if norm is not None:
+        sent[PUBLIC_NORM] = norm
+    tasks = []
+    for trial in trials_of(subject, attacks, levels, control=norm is not None):
+        attack = attacks[trial.attack]
+        grants = GRANTS[trial.level]
+        every = range(len(subject.updates))
+        # what is learned or pooled over all updates is done once
+        whole = "public data" in attack.needs or "rounds" in grants
+        size = len(every) if whole else chunk or chunk_of(subject.model)
+        for rows in (tuple(every[at : at + size]) for at in range(0, len(every), size)):
+            tasks.append(_task(subject, trial, attack, sent[trial.variant], rows, seed))
+    return tasks
+
+
+def _task(
+    subject: Subject,
+    trial: Trial,
+    attack: Attack,
+    updates: Sequence[ClientUpdate],
+    rows: tuple[int, ...],
+    seed: int,
+) -> Task:
+    given = None
+    if trial.level == "oracle" and subject.secrets is not None:
+        given = {name: value[list(rows)] for name, value in sorted(subject.secrets.items())}
+    return Task(
+        trial=trial,
+        seed=seed,
+        rows=rows,
+        attack=attack,
+        updates=tuple(updates[row] for row in rows),
+        given=given,
+        known={
+            "input_shape": subject.input_shape,
+            "classes": subject.classes,
+            "batch": subject.batch,
+            "training": subject.training,
+            "public": subject.public if "public data" in GRANTS[trial.level] else None,
+        },
+        rebuild=subject.rebuild,
+        model=subject.model,
+        surrogate=None if trial.variant == "none" else subject.surrogate,
+        start=1009 * seed + rows[0],
+    )

@@ -1,0 +1,197 @@
+"""Results against the truth: rows of a report, pictures, and what no gradient at all gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...inversion import PublicData
+from ..leakage import Interval, LeakageRow
+from ..matching import match
+from ..metrics import mean_interval, psnr, psnr_aligned, ssim, ssim_aligned
+from .plan import Trial
+from .work import Result
+
+__all__ = ["METRICS", "Metric", "Scored", "baselines", "joined", "matched", "row_of", "score"]
+
+Metric = Callable[[Tensor, Tensor], Tensor]
+METRICS: Mapping[str, Metric] = {
+    "psnr": psnr,
+    "ssim": ssim,
+    "psnr_aligned": psnr_aligned,
+    "ssim_aligned": ssim_aligned,
+}
+MOST_PUBLIC = 200
+"""How many public images the nearest is looked for among."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What one run of a trial came to, for each image. NaN where every restart diverged.
+
+    Attributes:
+        metrics: name to ``(u, n)``.
+        cost: ``(u,)``.
+
+    """
+
+    metrics: Mapping[str, Tensor]
+    cost: Tensor
+
+
+def joined(parts: Sequence[Result]) -> Result:
+    """The results of a trial's tasks as one, in the order of the updates."""
+    steps = min(len(part.history) for part in parts)
+    return Result(
+        images=torch.cat([part.images for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+        cost=torch.cat([part.cost for part in parts]),
+        history=torch.cat([part.history[:steps] for part in parts], dim=1),
+    )
+
+
+def matched(result: Result, truth: Tensor) -> Tensor:
+    """Images ``(u, n, c, h, w)`` in the order of the truth: a gradient does not know its batch's.
+
+    Example:
+        >>> truth = torch.rand(1, 2, 1, 4, 4)
+        >>> made = Result(truth.flip(1), torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, 1))
+        >>> torch.equal(matched(made, truth), truth)
+        True
+
+    """
+    images = result.images.nan_to_num(0.0).clamp(0, 1)
+    return torch.stack([one[match(one, true)] for one, true in zip(images, truth, strict=True)])
+
+
+def score(
+    result: Result, truth: Tensor, labels: Tensor, metrics: Mapping[str, Metric] = METRICS
+) -> Scored:
+    """Every metric of every image.
+
+    Args:
+        result: of u updates.
+        truth: ``(u, n, c, h, w)``.
+        labels: ``(u, n)``.
+        metrics: by name.
+
+    """
+    images = matched(result, truth).flatten(0, 1)
+    lost = ~result.cost.isfinite()
+    values = {name: metric(images, truth.flatten(0, 1)) for name, metric in metrics.items()}
+    values["label_accuracy"] = _labels_found(result.labels, labels).flatten()
+    made = {}
+    for name, value in values.items():
+        one = value.float().reshape(labels.shape).clone()
+        one[lost] = torch.nan
+        made[name] = one
+    return Scored(made, torch.where(lost, torch.nan, result.cost.float()))
+
+
+def row_of(
+    trial: Trial, runs: Sequence[Scored], chosen: Tensor, *, stage: str, round_index: int
+) -> LeakageRow | None:
+    """A row: the mean over runs for each image, then mean and interval over images.
+
+    Args:
+        trial: what was run.
+        runs: one for each seed.
+        chosen: ``(u,)`` which of the updates.
+        stage: of theirs.
+        round_index: of theirs.
+
+    Returns:
+        None if every restart of every update diverged: that is no defense's merit.
+
+    """
+    metrics: dict[str, Interval] = {}
+    images = 0
+    for name in runs[0].metrics:
+        values = _over_runs([run.metrics[name][chosen].flatten() for run in runs])
+        if not len(values):
+            return None
+        metrics[name] = mean_interval(values)
+        images = len(values)
+    return LeakageRow(
+        attack=trial.attack,
+        knowledge=trial.shown,
+        defense=trial.variant,
+        round=round_index,
+        stage=stage,
+        images=images,
+        metrics=metrics,
+        cost=mean_interval(_over_runs([run.cost[chosen] for run in runs])),
+        seeds=len(runs),
+    )
+
+
+def baselines(
+    truth: Tensor,
+    labels: Tensor,
+    public: PublicData | None,
+    metrics: Mapping[str, Metric] = METRICS,
+    *,
+    stage: str,
+    round_index: int,
+) -> Iterator[LeakageRow]:
+    """What images of the same kind give without any gradient: a score means nothing below this.
+
+    Args:
+        truth: ``(m, c, h, w)``.
+        labels: ``(m,)``.
+        public: of the same kind. Without any, the other images of the truth stand in for each.
+        metrics: by name.
+        stage: for the rows.
+        round_index: for the rows.
+
+    """
+    guesses: dict[str, list[Tensor]] = {}
+    for index, (image, label) in enumerate(zip(truth, labels, strict=True)):
+        if public is None:
+            others = torch.arange(len(truth)) != index
+            images, of = truth[others], labels[others]
+        else:
+            images, of = public.images, public.labels
+        if not len(images):
+            return
+        alike = images[of == label]
+        mean = images.mean(0)
+        guesses.setdefault("mean image", []).append(mean)
+        guesses.setdefault("mean image of the class", []).append(
+            alike.mean(0) if len(alike) else mean
+        )
+        some = images[:MOST_PUBLIC]
+        near = ssim_aligned(some, image.expand_as(some)).argmax()
+        guesses.setdefault("nearest public image", []).append(some[near])
+    for name, found in guesses.items():
+        yield LeakageRow(
+            attack=name,
+            knowledge="no gradient",
+            defense="none",
+            round=round_index,
+            stage=stage,
+            images=len(truth),
+            metrics={
+                key: mean_interval(metric(torch.stack(found), truth))
+                for key, metric in metrics.items()
+            },
+            cost={},
+        )
+
+
+def _labels_found(found: Tensor, labels: Tensor) -> Tensor:
+    """``(u, n)`` the share of each update's labels that was found, whatever their order."""
+    shares = []
+    for some, true in zip(found.tolist(), labels.tolist(), strict=True):
+        common = sum(min(some.count(label), true.count(label)) for label in set(true))
+        shares.append([common / len(true)] * len(true))
+    return torch.tensor(shares)
+
+
+def _over_runs(values: Sequence[Tensor]) -> Tensor:
+    """The mean over the runs in which there is a value; without those that never have one."""
+    means = torch.stack([value.float() for value in values]).nanmean(0)
+    return means[~means.isnan()]

@@ -1,0 +1,91 @@
+"""Controls: what the same images would have sent without the lock, and with its norms alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from ...types import ClientUpdate
+from .subject import Subject
+from .training import train_update
+
+__all__ = ["public_norm", "undefended"]
+
+
+def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
+    """The updates of the plain model from the same weights, images and training.
+
+    Raises:
+        AttackError: the model cannot be trained on such images.
+
+    Example:
+        >>> from .subject import probe
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+        >>> undefended(subject) is subject.updates
+        True
+
+    """
+    if subject.surrogate is None:
+        return subject.updates
+    return _retrained(subject, subject.model, subject.plain, ())
+
+
+def public_norm(
+    subject: Subject, plain: tuple[ClientUpdate, ...]
+) -> tuple[ClientUpdate, ...] | None:
+    """The updates with the lock's normalisation, its scale at 1 and its shift at 0 for all to see.
+
+    Args:
+        subject: a defended one.
+        plain: what `undefended` made of it.
+
+    Returns:
+        None where it would be the undefended twin again: the lock brings no norm of its own.
+
+    """
+    known = subject.surrogate
+    if known is None:
+        return None
+    made = _retrained(subject, known.model, None, known.names)
+    return None if _same(made[0], plain[0]) else made
+
+
+def _retrained(
+    subject: Subject,
+    model: nn.Module,
+    state: Mapping[str, Tensor] | None,
+    private: tuple[str, ...],
+) -> tuple[ClientUpdate, ...]:
+    made: list[ClientUpdate] = []
+    copy = deepcopy(model)
+    for update, images, labels in zip(subject.updates, subject.images, subject.labels, strict=True):
+        own = copy.state_dict()
+        copy.load_state_dict({**own, **(update.before if state is None else state)}, strict=False)
+        made.append(
+            train_update(
+                copy,
+                images,
+                labels,
+                learning_rate=update.learning_rate,
+                training=subject.training,
+                private=private,
+                silo=update.silo,
+                round_index=update.round,
+            )
+        )
+    return tuple(made)
+
+
+def _same(one: ClientUpdate, other: ClientUpdate) -> bool:
+    """Whether two updates moved alike, wherever both moved."""
+    for name in set(one.before) & set(other.before):
+        moved = (one.pseudo_gradient(name), other.pseudo_gradient(name))
+        if all(tensor.is_floating_point() and tensor.any() for tensor in moved):
+            scale = float(torch.maximum(*(tensor.abs().max() for tensor in moved)))
+            if float((moved[0] - moved[1]).abs().max()) > 1e-3 * scale:
+                return False
+    return True

@@ -1,0 +1,128 @@
+"""One task done, and its result on disk: what is there already is not done again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ...errors import AttackError, KeyLockError
+from ..run import attack_updates
+from .plan import Task
+from .training import one_thread
+
+__all__ = ["Result", "Store", "work_on"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a task made, one entry an update: see ``Reconstruction``.
+
+    Attributes:
+        images: ``(u, n, c, h, w)``.
+        labels: ``(u, n)``.
+        cost: ``(u,)``.
+        history: ``(t, u)``.
+
+    """
+
+    images: Tensor
+    labels: Tensor
+    cost: Tensor
+    history: Tensor
+
+
+def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
+    """Do a task, in whatever process.
+
+    Returns:
+        The result, as safetensors has it; or in one line why there is none.
+
+    """
+    try:
+        with one_thread():
+            made = attack_updates(
+                task.attack,
+                task.updates,
+                task.model,
+                knowledge=task.knowledge(),
+                surrogate=task.surrogate,
+                seed=task.start,
+                checkpoint=checkpoint,
+            )
+    except KeyLockError as error:
+        return str(error)
+    tensors = {"images": made.images, "labels": made.labels, "cost": made.cost}
+    tensors["history"] = made.history
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+class Store:
+    """A folder of results, for its owner's eyes only: they are pictures of somebody's data.
+
+    Args:
+        folder: made if it is not there.
+
+    Raises:
+        AttackError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(Path(tempfile.mkdtemp()) / "work")
+        >>> store.has("00ff")
+        False
+
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        except OSError as error:
+            raise AttackError(f"{folder}: cannot be written: {error.strerror}") from None
+
+    def path(self, name: str) -> Path:
+        """Where a task's result is."""
+        return self.folder / f"{name}.safetensors"
+
+    def checkpoint(self, name: str) -> Path:
+        """Where a task keeps what it has found so far."""
+        return self.folder / f"{name}.part.safetensors"
+
+    def has(self, name: str) -> bool:
+        """Whether a task is done."""
+        return self.path(name).exists()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Keep a result, whole or not at all.
+
+        Raises:
+            AttackError: it cannot be written.
+
+        """
+        path = self.path(name)
+        part = path.with_name(f".{path.name}.new")
+        try:
+            part.touch(mode=0o600)
+            part.write_bytes(content)
+            os.replace(part, path)
+        except OSError as error:
+            raise AttackError(f"{path}: cannot be written: {error.strerror}") from None
+
+    def read(self, name: str) -> Result:
+        """A result.
+
+        Raises:
+            AttackError: it is missing or damaged.
+
+        """
+        path = self.path(name)
+        try:
+            return Result(**load(path.read_bytes()))
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            raise AttackError(f"{path}: damaged: {error}; remove it") from None

@@ -1,0 +1,145 @@
+"""Which curves a report has: leakage and accuracy over the rounds, and the cost over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from ..leakage import CostCurve, LeakageRow
+from ..verdict import BASELINE
+from ..wording import mean_of
+from .charts import Chart, Series
+
+__all__ = ["accuracy_charts", "cost_charts", "leakage_charts"]
+
+_MOST_IN_A_CHART = 12
+
+
+def leakage_charts(rows: Sequence[LeakageRow]) -> list[Chart]:
+    """For each attack that was run in several rounds, its aligned SSIM over them.
+
+    A colour is a defense, a kind of line what the attacker knew. What public data alone gives, at
+    its best, is a line throughout.
+
+    Example:
+        >>> def row(number, score):
+        ...     metrics = {"ssim_aligned": {"mean": score, "low": None, "high": None, "n": 1}}
+        ...     return LeakageRow("dlg", "none", "none", number, "trained", 1, metrics, {})
+        >>> [chart.title for chart in leakage_charts([row(0, 0.9), row(3, 0.5)])]
+        ['dlg']
+        >>> leakage_charts([row(0, 0.9)])
+        []
+
+    """
+    scored = [(row, mean_of(row.metrics.get("ssim_aligned"))) for row in rows]
+    known = [(row, score) for row, score in scored if score is not None]
+    attacked = [(row, score) for row, score in known if row.knowledge != BASELINE]
+    floors = [score for row, score in known if row.knowledge == BASELINE]
+    defenses = list(dict.fromkeys(row.defense for row, _ in attacked))
+    levels = list(dict.fromkeys(row.knowledge for row, _ in attacked))
+    charts = []
+    for attack in dict.fromkeys(row.attack for row, _ in attacked):
+        own = [row for row, _ in attacked if row.attack == attack]
+        if len({row.round for row in own}) < 2:
+            continue
+        groups: dict[tuple[str, ...], list[LeakageRow]] = {}
+        for row in own:
+            key = (row.defense, row.knowledge)
+            twice = sum((one.defense, one.knowledge, one.round) == (*key, row.round) for one in own)
+            groups.setdefault(key if twice < 2 else (*key, row.stage), []).append(row)
+        series = [
+            _scores(
+                ", ".join(part for part in dict.fromkeys(key)),
+                group,
+                hue=defenses.index(key[0]),
+                dash=levels.index(key[1]),
+            )
+            for key, group in groups.items()
+        ]
+        if floors:
+            at = ((0.0, max(floors)),)
+            series.append(Series("public data alone, no gradient", at, everywhere=True))
+        charts.append(Chart(attack, "round", "aligned SSIM", tuple(series)))
+    return charts
+
+
+def _scores(name: str, rows: Sequence[LeakageRow], *, hue: int, dash: int) -> Series:
+    ordered = sorted(rows, key=lambda row: row.round)
+    points, ends = [], []
+    for row in ordered:
+        interval = row.metrics["ssim_aligned"]
+        points.append((float(row.round), float(mean_of(interval) or 0.0)))
+        low, high = (mean_of({"mean": interval.get(end)}) for end in ("low", "high"))
+        ends.append(None if low is None or high is None else (low, min(high, 1.0)))
+    return Series(name, tuple(points), tuple(ends), hue, dash)
+
+
+def accuracy_charts(
+    rounds: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], roles: Mapping[str, str]
+) -> list[Chart]:
+    """The accuracy over the rounds: a colour for each defense, a kind of line for each role.
+
+    Args:
+        rounds: defense to role to ``(round, share)``.
+        roles: what the roles are called.
+
+    Example:
+        >>> chart, = accuracy_charts({"none": {"server": [(0, 0.1), (9, 0.9)]}}, {})
+        >>> chart.words()
+        'Accuracy by round. none, server: 10.0 % at round 0, 90.0 % at round 9.'
+
+    """
+    names = list(dict.fromkeys(role for measured in rounds.values() for role in measured))
+    series = []
+    for hue, (defense, measured) in enumerate(rounds.items()):
+        for role, points in measured.items():
+            known = sorted((float(x), float(y)) for x, y in points if math.isfinite(y))
+            if known:
+                name = f"{defense}, {roles.get(role, role)}"
+                series.append(Series(name, tuple(known), (), hue, names.index(role)))
+    return [Chart("Accuracy", "round", "Accuracy", tuple(series), percent=True)] if series else []
+
+
+def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Chart]:
+    """The cost over the steps of each search: a chart for each attack, of twelve curves at most.
+
+    Args:
+        curves: of any attacks.
+        attacks: their names. A curve belongs to the one that its title has between commas; what
+            comes first in the rest of the title, the defense, has its colour.
+
+    Example:
+        >>> chart, = cost_charts([CostCurve("none, dlg", (0, 10), (1.0, 0.002))], ["dlg"])
+        >>> chart.words()
+        'dlg: cost by step. none: 1.00 at step 0, 2.0e-03 at step 10.'
+
+    """
+    groups: dict[str, list[Series]] = {}
+    hues: list[str] = []
+    dashes: list[str] = []
+    for curve in curves:
+        parts = curve.title.split(", ")
+        attack = next((part for part in parts if part in attacks), "")
+        first, *rest = [part for part in parts if part != attack] or [curve.title]
+        hue, dash = _index(hues, first), _index(dashes, ", ".join(rest))
+        found = zip(curve.steps, curve.cost, strict=True)
+        points = tuple((float(x), float(y)) for x, y in found if math.isfinite(y))
+        if points:
+            name = ", ".join([first, *rest])
+            groups.setdefault(attack, []).append(Series(name, points, (), hue, dash))
+    charts = []
+    for attack, group in groups.items():
+        for start in range(0, len(group), _MOST_IN_A_CHART):
+            part = tuple(group[start : start + _MOST_IN_A_CHART])
+            positive = all(y > 0 for one in part for _, y in one.points)
+            which = f" ({start // _MOST_IN_A_CHART + 1})" if len(group) > len(part) else ""
+            title = (attack or "all attacks") + which
+            charts.append(Chart(title, "step", "cost", part, logarithmic=positive))
+    return charts
+
+
+def _index(known: list[str], name: str) -> int:
+    """Where a name stands in a list, to whose end it is put if it is not there."""
+    if name not in known:
+        known.append(name)
+    return known.index(name)

@@ -1,0 +1,39 @@
+"""The rows of a report as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+
+from ..leakage import LeakageRow
+from ..wording import mean_of
+
+__all__ = ["leakage_csv"]
+
+_OWN = ("attack", "knowledge", "defense", "round", "stage", "images", "seeds")
+_ENDS = ("mean", "low", "high")
+
+
+def leakage_csv(rows: Sequence[LeakageRow], metrics: Sequence[str]) -> str:
+    """One line a row, with the mean and the ends of the interval of each metric and of the cost.
+
+    Args:
+        rows: of the report.
+        metrics: which, in this order. What was not measured is empty.
+
+    Example:
+        >>> row = LeakageRow("dlg", "none", "none", 0, "trained", 1, {"ssim": {"mean": 0.5}}, {})
+        >>> print(leakage_csv([row], ["ssim"]), end="")
+        attack,knowledge,defense,round,stage,images,seeds,ssim_mean,ssim_low,ssim_high,cost_mean,cost_low,cost_high
+        dlg,none,none,0,trained,1,1,0.5,,,,,
+
+    """
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow([*_OWN, *(f"{name}_{end}" for name in (*metrics, "cost") for end in _ENDS)])
+    for row in rows:
+        intervals = [*(row.metrics.get(name) or {} for name in metrics), row.cost]
+        numbers = [mean_of({"mean": one.get(end)}) for one in intervals for end in _ENDS]
+        lines.writerow([*(getattr(row, name) for name in _OWN), *numbers])
+    return text.getvalue()

@@ -1,0 +1,60 @@
+"""Files of a report: each whole or not at all, and an error is one line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ...errors import ConfigError
+
+__all__ = ["remove", "write_all"]
+
+
+def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
+    """Write files into a folder; none of them is changed before all are on disk.
+
+    Args:
+        folder: made if it is not there.
+        contents: of each file, which is in that folder.
+
+    Raises:
+        ConfigError: one cannot be written, and which.
+
+    Example:
+        >>> write_all(Path("made"), {Path("made/a.txt"): b"a"})
+        >>> Path("made/a.txt").read_bytes()
+        b'a'
+
+    """
+    path = folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in contents:
+            if path.is_dir():
+                raise ConfigError(f"report {path}: cannot be written: it is a folder")
+        with TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
+            for path, content in contents.items():
+                (Path(temporary) / path.name).write_bytes(content)
+            for path in contents:
+                os.replace(Path(temporary) / path.name, path)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ConfigError(f"report {path}: cannot be written: {reason}") from None
+
+
+def remove(path: Path) -> None:
+    """Remove a file of an earlier report, if it is there.
+
+    Raises:
+        ConfigError: it cannot be removed.
+
+    Example:
+        >>> remove(Path("nowhere.png"))
+
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"report {path}: cannot be removed: {error.strerror}") from None

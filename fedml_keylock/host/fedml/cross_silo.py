@@ -1,0 +1,223 @@
+"""Jobs of many processes: a server and silos that send each other messages."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import fedml
+
+from ...errors import ConfigError, HostError
+from ..accuracy import report
+from ..patching import Seam
+from .job import begin, final, index_key, state_key
+
+if TYPE_CHECKING:
+    from fedml.core.alg_frame.client_trainer import ClientTrainer
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+    from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
+    from fedml.runner import FedMLRunner
+
+__all__ = ["seams"]
+
+Function = Callable[..., Any]
+
+
+def seams() -> tuple[Seam, ...]:
+    """What of a job's beginning, of its silos, of its server and of its messages is wrapped."""
+    from fedml.core.alg_frame.client_trainer import ClientTrainer
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+    from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
+    from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
+    from fedml.runner import FedMLRunner
+    from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
+    from fedml.simulation.mpi.fedavg.FedAVGTrainer import FedAVGTrainer
+
+    job = ("args", "device", "dataset", "model", "client_trainer", "server_aggregator")
+    runner = ("self", *job, "algorithm_flow")
+    messages = ("self", "msg_type", "msg_params")
+    state = ("self", "model_parameters")
+    return (
+        Seam(ClientTrainer, "__init__", ("self", "model", "args"), _trainer_constructor),
+        Seam(FedMLRunner, "__init__", runner, _runner_constructor),
+        Seam(FedMLTrainer, "train", ("self", "round_idx"), _train),
+        Seam(FedMLTrainer, "update_model", ("self", "weights"), _update_model),
+        Seam(FedMLTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
+        Seam(TrainerDistAdapter, "update_dataset", ("self", "client_index"), _same_dataset),
+        Seam(FedMLAggregator, "set_global_model_params", state, _set_global_model_params),
+        # FedML's MPI simulation has classes of its own for the same
+        Seam(FedAVGTrainer, "train", ("self", "round_idx"), _simulated_train),
+        Seam(FedAVGTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
+        Seam(FedAVGAggregator, "set_global_model_params", state, _set_global_model_params),
+        Seam(FedMLCommManager, "send_message", ("self", "message"), _send_message),
+        Seam(FedMLCommManager, "receive_message", messages, _receive_message),
+        Seam(fedml, "_manage_mpi_args", ("args",), _manage_mpi_args),
+    )
+
+
+def _trainer_constructor(original: Function) -> Function:
+    @functools.wraps(original)
+    def init(self: ClientTrainer, model: Any, args: Any) -> None:
+        # a job's own trainer may make its optimizer right after this, long before the runner has
+        # the model; both trainer and aggregator are constructed on every rank
+        session = begin(args)
+        if session is not None and session.is_silo:
+            session.adopt(model)
+        original(self, model, args)
+
+    return init
+
+
+def _runner_constructor(original: Function) -> Function:
+    @functools.wraps(original)
+    def init(
+        self: FedMLRunner,
+        args: Any,
+        device: Any,
+        dataset: Any,
+        model: Any,
+        client_trainer: Any = None,
+        server_aggregator: Any = None,
+        algorithm_flow: Any = None,
+    ) -> None:
+        session = begin(args)
+        if session is not None:
+            if algorithm_flow is not None:
+                raise HostError("algorithm_flow is not supported by fedml_keylock yet")
+            session.see_data(dataset)
+            session.adopt(model)
+        # FedML trains inside this constructor, unless it simulates in one process
+        original(
+            self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow
+        )
+        if session is not None and session.ends_with_runner:
+            session.finish()
+
+    return init
+
+
+def _train(original: Function) -> Function:
+    @functools.wraps(original)
+    def train(self: FedMLTrainer, round_idx: Any = None) -> Any:
+        session = begin(self.args)
+        if session is None:
+            return original(self, round_idx)
+        self.args.round_idx = round_idx
+        return session.train(self.trainer, self.train_local, lambda: original(self, round_idx))
+
+    return train
+
+
+def _simulated_train(original: Function) -> Function:
+    train = _train(original)
+
+    @functools.wraps(original)
+    def simulated(self: Any, round_idx: Any = None) -> Any:
+        _report(self)  # the model comes before the silo here, and after the last round it does not
+        return train(self, round_idx)
+
+    return simulated
+
+
+def _update_model(original: Function) -> Function:
+    @functools.wraps(original)
+    def update_model(self: FedMLTrainer, weights: Any) -> None:
+        original(self, weights)
+        _report(self)
+
+    return update_model
+
+
+def _report(trainer: Any) -> None:
+    """Have a silo say how well the model that it was just given does under its own lock."""
+    session = begin(trainer.args)
+    if session is not None and session.tests_now():
+        report(session, trainer.trainer, trainer.test_local, trainer.device)
+
+
+def _update_dataset(original: Function) -> Function:
+    @functools.wraps(original)
+    def update_dataset(self: FedMLTrainer, client_index: Any) -> None:
+        session = begin(self.args)
+        if session is not None:
+            with final():
+                session.enter(int(client_index))
+        original(self, client_index)
+
+    return update_dataset
+
+
+def _same_dataset(original: Function) -> Function:
+    @functools.wraps(original)
+    def update_dataset(self: TrainerDistAdapter, client_index: Any = None) -> None:
+        if begin(self.args) is None or client_index is None:
+            original(self, client_index)
+        else:
+            # FedML takes silo 0 for none, and gives the rank the data of silo rank - 1 in its place
+            self.trainer.update_dataset(int(client_index))
+
+    return update_dataset
+
+
+def _set_global_model_params(original: Function) -> Function:
+    @functools.wraps(original)
+    def set_global_model_params(self: FedMLAggregator, model_parameters: Any) -> None:
+        session = begin(self.args)
+        if session is not None:
+            session.pin(model_parameters)
+        original(self, model_parameters)
+
+    return set_global_model_params
+
+
+def _send_message(original: Function) -> Function:
+    state, index = state_key(), index_key()
+
+    @functools.wraps(original)
+    def send_message(self: FedMLCommManager, message: Any) -> None:
+        session = begin(self.args)
+        if session is not None:
+            if session.is_server and message.get(index) is not None:
+                session.assign(int(message.get_receiver_id()), int(message.get(index)))
+            with final():
+                session.outgoing(message.get_params(), state, int(message.get_receiver_id()))
+        original(self, message)
+        if session is not None:
+            session.sent()
+
+    return send_message
+
+
+def _receive_message(original: Function) -> Function:
+    state = state_key()
+
+    @functools.wraps(original)
+    def receive_message(self: FedMLCommManager, msg_type: Any, msg_params: Any) -> None:
+        session = begin(self.args)
+        # a message to oneself says that the connection is up
+        if session is not None and msg_params.get_sender_id() != msg_params.get_receiver_id():
+            with final():
+                session.incoming(msg_params.get_params(), state, int(msg_params.get_sender_id()))
+        original(self, msg_type, msg_params)
+
+    return receive_message
+
+
+def _manage_mpi_args(original: Function) -> Function:
+    @functools.wraps(original)
+    def manage_mpi_args(args: Any) -> None:
+        try:
+            original(args)
+        except AssertionError:
+            size = args.comm.Get_size()
+            raise ConfigError(
+                f"worker_num is {args.worker_num}, so the job needs {args.worker_num + 1} MPI "
+                f"ranks (a server and its silos), and {size} were started: mpiexec -n "
+                f"{args.worker_num + 1}, or worker_num: {size - 1}"
+            ) from None
+
+    return manage_mpi_args

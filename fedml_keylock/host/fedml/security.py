@@ -1,0 +1,102 @@
+"""FedML's own defender and attacker: where our names are known, and beside what they run."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigError
+from ...plugins import defenses
+from ..flags import INVERSION, our_attack, our_defense
+from ..patching import Seam
+from ..session import Session
+from .job import begin
+
+if TYPE_CHECKING:
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+    from fedml.core.security.fedml_defender import FedMLDefender
+
+__all__ = ["seams"]
+
+Function = Callable[..., Any]
+
+
+def seams() -> tuple[Seam, ...]:
+    """What of FedML's security package is wrapped."""
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+    from fedml.core.security.fedml_defender import FedMLDefender
+
+    return (
+        Seam(FedMLDefender, "init", ("self", "args"), _defender_init),
+        Seam(FedMLAttacker, "init", ("self", "args"), _attacker_init),
+    )
+
+
+def _defender_init(original: Function) -> Function:
+    @functools.wraps(original)
+    def init(self: FedMLDefender, args: Any) -> None:
+        if our_defense(args) is None:
+            kind = getattr(args, "defense_type", None)
+            try:
+                original(self, args)
+            except Exception as error:
+                # FedML's word for an unknown name; it does not say which, nor what there is
+                if "defense_type is not defined" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"defense_type: {kind!r} is unknown to FedML and to every plugin; "
+                    f"plugins know: {', '.join(defenses())}"
+                ) from None
+            return
+        session = begin(args)
+        if session is not None and session.then is not None:
+            _fedmls_own(original, self, args, session)
+            return
+        self.args = args
+        self.is_enabled = True
+        self.defense_type = our_defense(args)
+        self.defender = _LeavesAggregation()
+
+    return init
+
+
+def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session: Session) -> None:
+    """Have FedML make its own defense beside the lock, from the settings that it always reads."""
+    theirs = copy.copy(args)
+    theirs.defense_type = session.then
+    try:
+        original(defender, theirs)
+    except AttributeError as error:
+        if error.obj is not theirs:
+            raise
+        raise ConfigError(
+            f"{session.name}.then: {session.then} needs {error.name}, which is not set; set it in "
+            "defense_args"
+        ) from None
+
+
+class _LeavesAggregation:
+    """What FedML's servers ask of a defender that leaves aggregation as it is."""
+
+    def get_malicious_client_idxs(self) -> list[int]:
+        return []
+
+    def run(self, updates: Sequence[Any], aggregate: Function, _auxiliary: Any) -> Any:
+        """As the MPI simulation's server has it."""
+        return aggregate(updates)
+
+
+def _attacker_init(original: Function) -> Function:
+    @functools.wraps(original)
+    def init(self: FedMLAttacker, args: Any) -> None:
+        original(self, args)
+        kind = str(getattr(args, "attack_type", "")).strip()
+        if self.is_enabled and self.attacker is None and not our_attack(args):
+            raise ConfigError(
+                f"attack_type: {kind!r} is unknown to FedML and to every plugin; "
+                f"plugins know: {INVERSION}"
+            )
+
+    return init

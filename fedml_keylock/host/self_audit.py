@@ -1,0 +1,221 @@
+"""A silo that attacks its own update before it sends it: it alone has the truth to score with."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError, KeyLockError, UpdateRefused
+from ..evaluation.audit import Protection, Subject, audit, probe
+from ..evaluation.leakage import LeakageRow
+from ..evaluation.settings import InversionSettings
+from ..evaluation.verdict import BASELINE, ORACLE
+from ..evaluation.wording import mean_of
+from ..inversion import LocalTraining, PublicData
+from ..types import ClientUpdate, Defense, Surrogate
+from .attack import images_of, make_attacks
+from .observer import Turn
+
+__all__ = ["MOST", "SelfAudit", "Twin"]
+
+MOST = 32
+"""Images of a round up to which what was really sent can be audited."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A silo's model as it is when a round begins, apart from the one that trains.
+
+    Attributes:
+        model: protected, with the server's weights and the silo's private state.
+        private: the surrogate's unknowns in it, by name.
+        plain: unprotected, with the server's weights.
+        surrogate: as an attacker who knows the defense has the model; None without a defense.
+
+    """
+
+    model: nn.Module
+    private: Mapping[str, Tensor] = field(repr=False)
+    plain: nn.Module = field(repr=False)
+    surrogate: Surrogate | None = field(repr=False)
+
+    @classmethod
+    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Twin:
+        """From the job's model as it was before it was protected, and the silo's as it is."""
+        plain = deepcopy(model)
+        plain.load_state_dict(protected.state_dict())
+        if defense is None:
+            return cls(plain, {}, plain, None)
+        twin, private = defense.twin(model, protected)
+        return cls(twin, private, plain, defense.surrogate(plain))
+
+
+@dataclass
+class SelfAudit:
+    """One silo's audit of itself, as its YAML asks for it.
+
+    The attacks' pictures are the silo's data: they are in a folder for this process's owner only,
+    and go with it. What stays are scores.
+
+    Attributes:
+        settings: the `gradient_inversion` section, with `side: silo`.
+        name: of the defense and its settings, "keylock:mixing:all"; "none" without one.
+        public: test data that the server has too; None where they are not images.
+
+    """
+
+    settings: InversionSettings
+    name: str
+    public: PublicData | None = field(default=None, repr=False)
+
+    def single_step(self, turn: Turn, twin: Twin, data: Iterable[Any], *, rate: float) -> None:
+        """Audit the worst case: one step on one of the silo's images, at the round's weights.
+
+        Args:
+            turn: whose round it is.
+            twin: of the silo's model.
+            data: that it trains on; the first images are taken.
+            rate: its learning rate.
+
+        Raises:
+            UpdateRefused: a score is above what `abort_above` allows, or there is none.
+
+        """
+
+        def subject() -> Subject:
+            images, labels = self._data(data, self.settings.images)
+            return probe(
+                twin.plain,
+                images,
+                labels,
+                protection=self._protection(twin),
+                public=self.public,
+                learning_rate=rate,
+                stage="trained" if turn.round else "untrained",
+            )
+
+        self._judge(turn, subject)
+
+    def as_sent(
+        self,
+        turn: Turn,
+        twin: Twin,
+        data: Iterable[Any],
+        update: ClientUpdate,
+        *,
+        training: LocalTraining,
+    ) -> None:
+        """Audit what is about to be sent.
+
+        Args:
+            turn: whose round it is.
+            twin: of the silo's model, as the round began.
+            data: that it trained on.
+            update: what it would send.
+            training: how it was made.
+
+        Raises:
+            UpdateRefused: a score is above what `abort_above` allows, or there is none.
+
+        """
+
+        def subject() -> Subject:
+            images, labels = self._data(data, MOST + 1)
+            if len(images) > MOST:
+                raise AttackError(
+                    f"probe: as_sent follows at most {MOST} images a round, and it has more; use "
+                    "probe: single_step"
+                )
+            with torch.no_grad():
+                classes = twin.plain.eval()(images[:1]).shape[1]
+            defended = twin.surrogate is not None
+            return Subject(
+                (update,),
+                images[None],
+                labels[None],
+                twin.plain,
+                classes=classes,
+                defense=self.name,
+                surrogate=twin.surrogate,
+                secrets={n: t[None] for n, t in twin.private.items()} if defended else None,
+                public=self.public,
+                training=training if training.steps(len(images)) > 1 else None,
+            )
+
+        self._judge(turn, subject)
+
+    def _data(self, data: Iterable[Any], wanted: int) -> tuple[Tensor, Tensor]:
+        own = images_of(data, wanted)
+        if own is None:
+            raise AttackError("its training data are no (c, h, w) images")
+        low, high = float(own.images.min()), float(own.images.max())
+        if low < 0 or high > 1:
+            raise AttackError(
+                f"its images span {low:.2f} to {high:.2f}, and an audit needs them on 0 to 1; "
+                "normalise inside the model"
+            )
+        return own.images[:wanted], own.labels[:wanted]
+
+    def _protection(self, twin: Twin) -> Protection | None:
+        if twin.surrogate is None:
+            return None
+        return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
+
+    def _judge(self, turn: Turn, make: Callable[[], Subject]) -> None:
+        """Attack, save and tell the scores, and stop the upload where they are too high."""
+        who = turn.who
+        folder = self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
+        try:
+            rows = self._rows(make(), folder)
+        except KeyLockError as error:
+            if self.settings.abort_above:  # what cannot be judged is not sent
+                raise UpdateRefused(f"{who}: it cannot be audited: {error}") from None
+            logging.warning("%s: its update cannot be audited: %s", who, error)
+            return
+        for metric, limit in ({"ssim_aligned": 1.0} | self.settings.abort_above).items():
+            found = max(rows, key=lambda row: _mean(row, metric), default=None)
+            if found is None or mean_of(found.metrics.get(metric)) is None:
+                raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
+            value = _mean(found, metric)
+            by = found.attack
+            if found.knowledge != "none":
+                by = f"the {found.knowledge} attacker with {by}"
+            logging.info("%s: %s at most %.2f, by %s; see %s", who, metric, value, by, folder)
+            turn.tell({f"keylock/silo_{turn.silo}/{metric}": round(value, 4), "round": turn.round})
+            if value > limit:
+                raise UpdateRefused(
+                    f"{who}: its update gives away too much: {metric} {value:.2f} by {by}, and "
+                    f"gradient_inversion.abort_above allows {limit:g}; {folder / 'report.html'} "
+                    "says more"
+                )
+
+    def _rows(self, subject: Subject, folder: Path) -> list[LeakageRow]:
+        """The attackers on what the silo sends: neither controls nor who has its private state."""
+        # what an audit draws is not to change what the silo trains
+        with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as work:
+            report = audit(
+                subject,
+                make_attacks(self.settings),
+                self.settings.knowledge,
+                output=Path(work),
+                job={"side": "silo", "probe": self.settings.probe},
+            )
+            report.save(folder, images=False)
+        return [
+            row
+            for row in report.leakage
+            if row.defense == subject.defense and row.knowledge not in (BASELINE, ORACLE)
+        ]
+
+
+def _mean(row: LeakageRow, metric: str) -> float:
+    value = mean_of(row.metrics.get(metric))
+    return -1.0 if value is None else value

