@@ -19,7 +19,7 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-COMMANDS = ("demo", "run", "check", "export", "vault", "plugins", "doctor")
+COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "plugins", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

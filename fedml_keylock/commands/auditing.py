@@ -33,6 +33,7 @@ from ..evaluation.audit import (
 )
 from ..evaluation.audit.training import count_classes
 from ..evaluation.capture import Capture
+from ..evaluation.report import write_tensorboard
 from ..inversion import Attack, LocalTraining, PublicData
 from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
 from ..keylock.key import seeded_uniform
@@ -134,6 +135,7 @@ def run_audit(request: Request, crew: Crew) -> Path:
         progress=True,
     )
     paths = report.save(request.output, images=not request.no_images)
+    write_tensorboard(report, request.output / "tensorboard")
     manager().hook.after_report(report=report.to_dict(), folder=str(request.output))
     page = next(path for path in paths if path.suffix == ".html")
     for text in (report.table(), "", report.verdict(), "", f"report: {page}"):

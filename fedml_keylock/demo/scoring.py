@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +17,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..builtin import KeyLockDefense
+from ..commands.auditing import silo_secrets
+from ..errors import AttackError
+from ..evaluation.audit.crew import Pool
+from ..evaluation.audit.plan import Task, Trial
+from ..evaluation.audit.score import baselines, row_of, score
+from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import LeakageRow
 from ..evaluation.metrics import mean_interval
 from ..evaluation.report import Gallery
-from ..evaluation.run import attack_updates, knowledge_of
-from ..keylock import (
-    Vault,
-    effective_state,
-    load_private_state_dict,
-    lock_model,
-    private_state_dict,
-)
+from ..inversion import PublicData
+from ..keylock import Vault, load_private_state_dict, lock_model, private_state_dict
 from ..plugins import metrics, one_of
-from ..types import ClientUpdate, Reconstruction
 from .jobs import VARIANTS, Scale, example
 
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
@@ -40,6 +37,8 @@ __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
 UNTRAINED_ONLY = ("dlg",)
 """Attacks that are run on the first rounds only: at trained weights DLG fails without any defense
 (measured, aligned SSIM .26), so that its failure there would say nothing of one."""
+
+BASELINES = ("mean image", "mean image of the class")
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,6 @@ class Leakage:
     rows: list[LeakageRow]
     galleries: list[Gallery]
     originals: Tensor
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One attack at one level on one job's captured updates; run in a process of its own."""
-
-    folder: Path
-    variant: str
-    attack: str
-    level: str
-    settings: Mapping[str, Any]
-    before: int
-    seed: int
 
 
 def _load(name: str) -> ModuleType:
@@ -114,62 +100,44 @@ def accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float
 
 
 def _with_silos_lock(
-    model: nn.Module, defense: KeyLockDefense, folder: Path, silo: int, at: int | None = None
+    model: nn.Module, defense: KeyLockDefense, folder: Path, silo: int
 ) -> nn.Module:
-    """A copy of the model under a silo's lock: as it is, or as it was when a round began."""
+    """A copy of the model under a silo's lock."""
     vault = Vault(folder / defense.config.vault, silo, defense.describe(model).layout)
     copy = deepcopy(model)
     lock_model(copy, defense.config)
-    vault.load(copy, None if at is None else vault.history_path(at))
+    vault.load(copy)
     return copy
 
 
-def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[_Task]:
-    for attack, settings in scale.attacks.items():
+def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Task]:
+    """Every attack on every job at every level. None of them holds the truth."""
+    for name, settings in scale.attacks.items():
         for variant, folder in folders.items():
-            levels = ("oblivious",) if variant == "none" else ("adaptive", "oracle", "oblivious")
-            for level in levels:
-                more = scale.adaptive[attack] if level == "adaptive" else {}
-                before = scale.single if attack in UNTRAINED_ONLY else scale.rounds
-                yield _Task(folder, variant, attack, level, {**settings, **more}, before, seed)
-
-
-def _run_task(task: _Task) -> Reconstruction:
-    """Attack every captured update of a job. Runs in a worker, which is given no truth."""
-    updates = _captured(task)
-    model = _load("model").LeNet()
-    settings = VARIANTS[task.variant]
-    defense = KeyLockDefense(settings) if settings is not None else None
-    surrogate = defense.surrogate(model) if defense else None
-    given = None
-    if defense is not None and task.level == "oracle":
-        given = _silos_secrets(model, defense, task.folder, updates)
-    knowledge = knowledge_of(
-        task.level, input_shape=(1, 28, 28), classes=10, surrogate=surrogate, given=given
-    )
-    return attack_updates(
-        one_of("attacks", task.attack)(**task.settings),
-        updates,
-        model,
-        knowledge=knowledge,
-        surrogate=surrogate,
-        seed=task.seed,
-    )
-
-
-def _captured(task: _Task) -> list[ClientUpdate]:
-    updates = Capture.open(task.folder / "leakage" / "capture").updates()
-    return [u for u in updates if u.round < task.before]
-
-
-def _silos_secrets(
-    model: nn.Module, defense: KeyLockDefense, folder: Path, updates: list[ClientUpdate]
-) -> dict[str, Tensor]:
-    """For the oracle: what each silo's lock came to when the attacked round began."""
-    states = [
-        effective_state(_with_silos_lock(model, defense, folder, u.silo, u.round)) for u in updates
-    ]
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+            model = _load("model").LeNet()
+            lock = VARIANTS[variant]
+            defense = KeyLockDefense(lock) if lock is not None else None
+            before = scale.single if name in UNTRAINED_ONLY else scale.rounds
+            capture = Capture.open(folder / "leakage" / "capture")
+            updates = tuple(update for update in capture.each() if update.round < before)
+            for level in ("oblivious",) if defense is None else ("adaptive", "oracle", "oblivious"):
+                more = scale.adaptive[name] if level == "adaptive" else {}
+                given = None
+                if defense is not None and level == "oracle":
+                    given = silo_secrets(model, defense, folder / defense.config.vault, updates)
+                yield Task(
+                    trial=Trial(variant, name, level),
+                    seed=0,
+                    rows=tuple(range(len(updates))),
+                    attack=one_of("attacks", name)(**{**settings, **more}),
+                    updates=updates,
+                    given=given,
+                    known={"input_shape": (1, 28, 28), "classes": 10},
+                    rebuild=None,
+                    model=model,
+                    surrogate=defense.surrogate(model) if defense else None,
+                    start=seed,
+                )
 
 
 def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
@@ -177,82 +145,54 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     (public, public_labels), loaders = example_data(folders["none"])
     updates = Capture.open(folders["none"] / "leakage" / "capture").updates()
     digits = [loaders[u.silo].single_digit(u.round) for u in updates]
-    truth = torch.cat([image for image, _ in digits])
-    labels = torch.cat([label for _, label in digits])
+    truth = torch.stack([image for image, _ in digits])
+    labels = torch.stack([label for _, label in digits])
     stages = {
         "trained": torch.tensor([u.round >= scale.single for u in updates]),
         "untrained": torch.tensor([u.round < scale.single for u in updates]),
     }
-    torch.set_num_threads(1)
-    rows = list(_baselines(public, public_labels, truth, labels, stages, scale))
+    late = stages["trained"]
+    given = PublicData(public, public_labels)
+    floor = baselines(
+        truth[late, 0],
+        labels[late, 0],
+        given,
+        metrics(),
+        stage="trained",
+        round_index=scale.rounds - 1,
+    )
+    rows = [row for row in floor if row.attack in BASELINES]
     shown = "untrained"  # the weights at which every attack is run
     galleries = []
-    tasks = list(_tasks(folders, scale, seed))
-    made: dict[int, Reconstruction] = {}
-    # forked, so that no worker imports everything again; safe, as this process has no torch threads
-    context = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(min(len(tasks), os.cpu_count() or 1), mp_context=context) as pool:
-        running = {pool.submit(_run_task, task): index for index, task in enumerate(tasks)}
-        with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
-            for done in as_completed(running):
-                made[running[done]] = done.result()
-                bar.update()
-    for index, task in enumerate(tasks):
-        result = made[index]
-        level = "none" if task.variant == "none" else task.level
-        name = f"{task.variant}, {task.attack}" + ("" if level == "none" else f", {level}")
+    for trial, result in _results(list(_tasks(folders, scale, seed))):
+        level = "" if trial.shown == "none" else f", {trial.shown}"
+        count = len(result.images)
+        scored = score(result, truth[:count], labels[:count], metrics())
         for stage, wanted in stages.items():
-            attacked = wanted[: len(result.images)]
-            if stage == shown and attacked.any():
-                galleries.append(Gallery(name, result.images[attacked, 0]))
-            # an update of which every restart diverged was not reconstructed: no defense's merit
-            chosen = (attacked & result.cost.isfinite()).nonzero().flatten()
-            if not len(chosen):
+            attacked = wanted[:count]
+            if not attacked.any():
                 continue
-            rows.append(
-                LeakageRow(
-                    attack=task.attack,
-                    knowledge=level,
-                    defense=task.variant,
-                    round=0 if stage == "untrained" else scale.rounds - 1,
-                    stage=stage,
-                    images=len(chosen),
-                    metrics={
-                        **_scores(result.images[chosen, 0], truth[chosen]),
-                        "label_accuracy": mean_interval(
-                            (result.labels[chosen, 0] == labels[chosen]).float()
-                        ),
-                    },
-                    cost=mean_interval(result.cost[chosen]),
-                )
-            )
-    return Leakage(rows, galleries, truth[stages[shown]])
+            if stage == shown:
+                name = f"{trial.variant}, {trial.attack}{level}"
+                galleries.append(Gallery(name, result.images[attacked, 0]))
+            place = 0 if stage == "untrained" else scale.rounds - 1
+            row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
+            if row is not None:
+                rows.append(row)
+    return Leakage(rows, galleries, truth[stages[shown], 0])
 
 
-def _baselines(
-    public: Tensor,
-    public_labels: Tensor,
-    truth: Tensor,
-    labels: Tensor,
-    stages: Mapping[str, Tensor],
-    scale: Scale,
-) -> Iterator[LeakageRow]:
-    """What public images alone give, without any gradient: a score means nothing below this."""
-    of_class = torch.stack([public[public_labels == label].mean(0) for label in labels])
-    anyone = public.mean(0).expand_as(truth)
-    chosen = stages["trained"]
-    for name, guess in (("mean image", anyone), ("mean image of the class", of_class)):
-        yield LeakageRow(
-            attack=name,
-            knowledge="no gradient",
-            defense="none",
-            round=scale.rounds - 1,
-            stage="trained",
-            images=int(chosen.sum()),
-            metrics=_scores(guess[chosen], truth[chosen]),
-            cost={},
-        )
+def _results(tasks: list[Task]) -> Iterator[tuple[Trial, Result]]:
+    """What each task makes, in their order."""
+    made: dict[int, bytes] = {}
+    with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
 
+        def done(index: int, result: bytes | str) -> None:
+            if isinstance(result, str):
+                raise AttackError(result)
+            made[index] = result
+            bar.update()
 
-def _scores(images: Tensor, truth: Tensor) -> dict[str, dict[str, float | int | None]]:
-    return {name: mean_interval(metric(images, truth)) for name, metric in metrics().items()}
+        Pool(os.cpu_count() or 1).run([(task, None) for task in tasks], done)
+    for index, task in enumerate(tasks):
+        yield task.trial, Result.of(made[index])

@@ -5,7 +5,8 @@ The rules use the mean aligned SSIM of each row and the constants below, and not
 1. An attack *works* if the run without a defense reaches ``WORKS`` in any round. The failure of an
    attack that does not work says nothing; its success still does, from ``WORKS`` on.
 2. An attacker *recovers the images* behind a lock from ``RECOGNISABLE`` on.
-3. A score counts only above the best that public data gives with no gradient, where that was run.
+3. A score counts only above the best that public data gives with no gradient, where that was run;
+   the nearest of the public images, which only the truth tells, is no such thing.
 4. A failure is evidence only if the oracle, the attack with the silo's private state, reaches
    ``SELF_TEST``, and ``CLEARLY_MORE`` than the attackers: else it is the search that failed.
 """
@@ -34,6 +35,8 @@ FEW_IMAGES = 20
 """A row with fewer images is an indication, not a figure to publish."""
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
+NEAREST = "nearest public image"
+"""A baseline that is chosen by the truth, so that it is shown and excuses nothing."""
 CONTROL = "public norm"
 """The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
 IGNORANT = ("oblivious", "none")
@@ -115,7 +118,8 @@ class _Trial:
         best = {name: _best(row for row in plain if row.attack == name) for name in _names(plain)}
         object.__setattr__(self, "attacked", attacked)
         object.__setattr__(self, "control", tuple(row for row in shown if row.defense == CONTROL))
-        object.__setattr__(self, "floor", _best(r for r in self.rows if r.knowledge == BASELINE))
+        blind = [r for r in self.rows if r.knowledge == BASELINE and r.attack != NEAREST]
+        object.__setattr__(self, "floor", _best(blind))
         object.__setattr__(self, "undefended", {k: v for k, v in best.items() if v is not None})
 
     def sunk(self, row: LeakageRow) -> bool:

@@ -1,6 +1,6 @@
 """What the lock costs: a training step, memory, an import, and locking itself.
 
-pytest plugin_tests/benchmarks --benchmark-only
+pytest plugin_tests/benchmarks --benchmark-only -n 0
 """
 
 import statistics

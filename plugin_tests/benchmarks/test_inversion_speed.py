@@ -1,6 +1,6 @@
 """How fast gradients are inverted, beside breaching and beside a plain loop, and in what memory.
 
-pytest plugin_tests/benchmarks/test_inversion_speed.py --benchmark-only
+pytest plugin_tests/benchmarks/test_inversion_speed.py --benchmark-only -n 0
 
 It needs breaching, which the project does not: pip install breaching==0.1.2. Everything runs in one
 process, by turns, on as many threads as torch takes by itself. A machine with other work to do

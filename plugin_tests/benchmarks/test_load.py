@@ -1,6 +1,6 @@
 """Twelve silos on one machine: what the lock adds to a whole job's payload, time and memory.
 
-pytest plugin_tests/benchmarks/test_load.py --benchmark-only
+pytest plugin_tests/benchmarks/test_load.py --benchmark-only -n 0
 
 Real jobs over 13 MPI ranks and 20 rounds, by turns plain FedML and each lock. Set LOAD_PAIRS (3),
 LOAD_SILOS (12), LOAD_ROUNDS (20) and LOAD_NETS for fewer or more. A machine with other work to do

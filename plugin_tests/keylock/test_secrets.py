@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import KeyLockError, PrivateStateError
 from fedml_keylock.host.gate import check_state, public_copy
+from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
 from fedml_keylock.keylock import (
     KeyLock,
@@ -366,10 +367,11 @@ def test_no_private_number_is_in_an_error(silo, tmp_path):
 def test_no_private_number_is_in_a_log(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     defense = KeyLockDefense({"key_length": 64, "module": "mixing", "vault": str(tmp_path / "v")})
-    session = Session(SimpleNamespace(role="client", rank=1, round_idx=0), "keylock", defense, None)
+    args = SimpleNamespace(role="client", rank=1, round_idx=0)
+    session = Session(args, "keylock", defense, Observer(args))
     model = made()
     session.adopt(model)
-    session.train(SimpleNamespace(model=model), lambda: train(model))
+    session.train(SimpleNamespace(model=model), None, lambda: train(model))
     assert "locked 0" in caplog.text
     captured = capfd.readouterr()
     for text in (caplog.text, captured.out, captured.err):

@@ -21,6 +21,7 @@ from torch import nn
 
 from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import ConfigError, MissingExtra, PrivateStateError, VaultError
+from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
 from fedml_keylock.keylock import (
     KeyLockConfig,
@@ -514,9 +515,8 @@ def test_what_was_read_is_not_in_its_repr(written, model, tmp_path):
 
 def session(tmp_path, model, **more):
     fields = {"key_length": 16, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
-    made = Session(
-        SimpleNamespace(role="client", rank=1, round_idx=0), "keylock", KeyLockDefense(fields), None
-    )
+    args = SimpleNamespace(role="client", rank=1, round_idx=0)
+    made = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
     made.adopt(model)
     return made
 
@@ -550,7 +550,8 @@ def test_no_passphrase_stops_a_job_before_anything_is_done(tmp_path, monkeypatch
 
 def test_the_server_needs_no_passphrase(tmp_path):
     fields = {"vault": str(tmp_path / "v"), "encrypt_vault": True}
-    server = Session(SimpleNamespace(role="server"), "keylock", KeyLockDefense(fields), None)
+    args = SimpleNamespace(role="server")
+    server = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
     server.adopt(plain_model())
     assert not (tmp_path / "v").exists()
 
@@ -560,7 +561,7 @@ def test_a_job_saves_and_goes_on_under_the_passphrase(tmp_path, monkeypatch, cap
     monkeypatch.setenv(PASSPHRASE, WORDS.decode())
     model = plain_model()
     first = session(tmp_path, model, keep_history=True)
-    first.train(SimpleNamespace(model=model), lambda: train(model))
+    first.train(SimpleNamespace(model=model), None, lambda: train(model))
     files = sorted((tmp_path / "v").rglob("*.safetensors"))
     assert [path.name for path in files] == ["round-00000.safetensors", "silo-0.safetensors"]
     assert all(Stored.read(path).sealed for path in files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -90,7 +91,7 @@ class Task:
     @property
     def id(self) -> str:
         """Sixteen hex digits of all that the result depends on, and of this package's version."""
-        public: PublicData | None = self.known["public"]
+        public: PublicData | None = self.known.get("public")
         settings = (
             version("fedml-keylock"),
             self.attack,
@@ -118,13 +119,25 @@ class Task:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["rebuild"] is not None:
-            model, surrogate = state["rebuild"]()
+            model, surrogate = _rebuilt(state["rebuild"])
             state = {
                 **state,
                 "model": model,
                 "surrogate": surrogate if state["surrogate"] else None,
             }
         vars(self).update(state)
+
+
+def _rebuilt(rebuild: Rebuild) -> tuple[nn.Module, Surrogate | None]:
+    """The last models that were made so in this process: no attack changes them."""
+    name = pickle.dumps(rebuild)
+    if name not in _LAST:
+        _LAST.clear()
+        _LAST[name] = rebuild()
+    return _LAST[name]
+
+
+_LAST: dict[bytes, tuple[nn.Module, Surrogate | None]] = {}
 
 
 def trials_of(

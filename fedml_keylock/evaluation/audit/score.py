@@ -12,6 +12,7 @@ from ...inversion import PublicData
 from ..leakage import Interval, LeakageRow
 from ..matching import match
 from ..metrics import mean_interval, psnr, psnr_aligned, ssim, ssim_aligned
+from ..verdict import NEAREST
 from .plan import Trial
 from .work import Result
 
@@ -165,7 +166,7 @@ def baselines(
         )
         some = images[:MOST_PUBLIC]
         near = ssim_aligned(some, image.expand_as(some)).argmax()
-        guesses.setdefault("nearest public image", []).append(some[near])
+        guesses.setdefault(NEAREST, []).append(some[near])
     for name, found in guesses.items():
         yield LeakageRow(
             attack=name,

@@ -289,7 +289,7 @@ def _check_labels(labels: Tensor, classes: int) -> None:
 
 def _check_model(model: nn.Module, update: ClientUpdate) -> None:
     state = model.state_dict()
-    for name, value in update.before.items():
+    for name, value in sorted(update.before.items()):  # a file has them in any order
         own = state.get(name)
         if own is None or own.shape != value.shape:
             has = "has no such entry" if own is None else f"has {tuple(own.shape)}"

@@ -35,6 +35,19 @@ class Result:
     cost: Tensor
     history: Tensor
 
+    @classmethod
+    def of(cls, content: bytes) -> Result:
+        """Read what `work_on` made.
+
+        Raises:
+            AttackError: it is damaged.
+
+        """
+        try:
+            return cls(**load(content))
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise AttackError(f"damaged: {error}") from None
+
 
 def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
     """Do a task, in whatever process.
@@ -123,6 +136,6 @@ class Store:
         """
         path = self.path(name)
         try:
-            return Result(**load(path.read_bytes()))
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
-            raise AttackError(f"{path}: damaged: {error}; remove it") from None
+            return Result.of(path.read_bytes())
+        except (OSError, AttackError) as error:
+            raise AttackError(f"{path}: {error}; remove it") from None

@@ -1,0 +1,18 @@
+"""Tests run two at a time and more: how they are shared out.
+
+A file's tests stay together, as they share what is made once; real jobs are shared out one by one.
+"""
+
+import os
+
+import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there; others use the cores too
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        one_by_one = item.path.parent.name == "jobs" and item.path.stem != "test_wire"
+        if not one_by_one:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
