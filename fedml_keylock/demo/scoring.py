@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..builtin import KeyLockDefense
-from ..commands.auditing import silo_secrets
+from ..commands.subjects import silo_secrets
 from ..errors import AttackError
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial

@@ -23,7 +23,7 @@ from torch import nn
 
 from fedml_keylock import KeyLockConfig, cli, lock_model
 from fedml_keylock.builtin import KeyLockDefense
-from fedml_keylock.commands.auditing import _fresh
+from fedml_keylock.commands.subjects import _fresh
 from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.audit import (
     Alone,
@@ -481,7 +481,7 @@ def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
 
 def stored_secrets_are_right(job):
     """The oracle's knowledge is what the silo's lock was, and no newer one."""
-    from fedml_keylock.commands.auditing import silo_secrets
+    from fedml_keylock.commands.subjects import silo_secrets
 
     defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16})
     updates = Capture.open(job / "capture").updates()

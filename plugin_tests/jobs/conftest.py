@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from job_harness import LIMIT, Job, RunJob, await_port, free_ports, variables, write_job
+from job_harness import LIMIT, Job, RunJob, await_port, free_ports, run_line, variables, write_job
 
 from fedml_keylock.host.launch import command
 
@@ -37,19 +37,7 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
             line = line[line.index(sys.executable) :]
         if not plugin:
             line = [part for part in line if part not in ("-m", "fedml_keylock")]
-        began = time.monotonic()
-        done = subprocess.run(
-            line,
-            cwd=folder,
-            env=variables(ranks, case) | dict(env or {}),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
-        (folder / "job.log").write_text(done.stdout)
-        return Job(folder, done.returncode, done.stdout, time.monotonic() - began)
+        return run_line(line, folder, ranks=ranks, case=case, env=env)
 
     os.environ.pop("FEDML_KEYLOCK_RANKS", None)
     return run

@@ -7,8 +7,9 @@ import json
 import pickle
 import shutil
 import socket
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,28 @@ def await_port(port: int) -> None:
             return
         time.sleep(0.1)
     raise TimeoutError(f"nobody listens on port {port}")
+
+
+def run_line(
+    line: Sequence[str],
+    folder: Path,
+    *,
+    ranks: int = 3,
+    case: str = "",
+    env: Mapping[str, str] | None = None,
+    limit: float = LIMIT,
+) -> Job:
+    """Run a job's command in its folder, and keep what it says there."""
+    began = time.monotonic()
+    done = subprocess.run(
+        line,
+        cwd=folder,
+        env=variables(ranks, case) | dict(env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    (folder / "job.log").write_text(done.stdout)
+    return Job(folder, done.returncode, done.stdout, time.monotonic() - began)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from job_harness import LIMIT, Job, variables
+from job_harness import LIMIT, Job, run_line
 from safetensors.torch import load_file
 
 from fedml_keylock.host.launch import command
@@ -38,17 +37,8 @@ def run_example(tmp_path):
             "gradient_inversion": {"attacks": {"inverting_gradients": SEARCH}, **inversion},
         }
         (tmp_path / "fedml_config.yaml").write_text(yaml.safe_dump(sections))
-        done = subprocess.run(
-            command(3, ["main.py", "--cf", "fedml_config.yaml"]),
-            cwd=tmp_path,
-            env=variables(3, ""),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=3 * LIMIT,
-            check=False,
-        )
-        return Job(tmp_path, done.returncode, done.stdout, 0.0)
+        line = command(3, ["main.py", "--cf", "fedml_config.yaml"])
+        return run_line(line, tmp_path, limit=3 * LIMIT)
 
     return run
 

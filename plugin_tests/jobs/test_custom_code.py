@@ -10,15 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from job_harness import LIMIT, Job, config, variables
+from job_harness import config, run_line
 from safetensors.torch import load_file
 from test_wire import runs_of
 from torch import nn
@@ -80,19 +78,7 @@ def run_script(tmp_path_factory):
             shutil.copy(path, folder)
         (folder / where).parent.mkdir(exist_ok=True)
         (folder / where).write_text(yaml.safe_dump(config(settings, **changes)))
-        began = time.monotonic()
-        done = subprocess.run(
-            command(3, [script, "--cf", where]),
-            cwd=folder,
-            env=variables(3, case),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=LIMIT,
-            check=False,
-        )
-        (folder / "job.log").write_text(done.stdout)
-        return Job(folder, done.returncode, done.stdout, time.monotonic() - began)
+        return run_line(command(3, [script, "--cf", where]), folder, case=case)
 
     return run
 

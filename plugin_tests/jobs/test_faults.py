@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from job_harness import Job, config
+from job_harness import config, run_line
 from safetensors.torch import load_file
 
-from fedml_keylock.host.launch import command, environment
+from fedml_keylock.host.launch import command
 from fedml_keylock.keylock import KeyLockConfig, load_private_state_dict, lock_model
 from fedml_keylock.keylock.vault.file import Stored
 
@@ -128,19 +128,7 @@ def run(folder: Path, case: str, *, fault: Fault | None = None, **changes: Any):
         line = [sys.executable, "-c", cli, "run", "-n", "3", *job]
     if fault is not None and fault.disk:
         line = on_small_disk(line, folder)
-    began = time.monotonic()
-    done = subprocess.run(
-        line,
-        cwd=folder,
-        env=environment(3) | {"JOB_CASE": case, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-    (folder / "job.log").write_text(done.stdout)
-    return Job(folder, done.returncode, done.stdout, time.monotonic() - began)
+    return run_line(line, folder, case=case)
 
 
 def assert_vaults_can_be_read(folder: Path) -> list[Stored]:

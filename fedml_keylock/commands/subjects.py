@@ -1,0 +1,280 @@
+"""What `fedml-keylock audit` audits: what a job captured, or what a model would send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ..builtin import KeyLockDefense
+from ..errors import AttackError, ConfigError
+from ..evaluation.audit import (
+    Protection,
+    Subject,
+    from_capture,
+    load_pictures,
+    load_truth,
+    probe,
+)
+from ..evaluation.audit.training import count_classes
+from ..evaluation.capture import Capture
+from ..inversion import LocalTraining, PublicData
+from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
+from ..keylock.key import seeded_uniform
+from ..keylock.vault import Cipher
+from ..plugins import one_of
+from ..types import ClientUpdate, Defense, Surrogate
+from .job import build_model, keylock_settings
+
+if TYPE_CHECKING:
+    from .auditing import Request
+
+__all__ = ["captured", "probes", "silo_secrets"]
+
+MOST_PUBLIC = 1000
+SIZES = (32, 28, 64, 224)
+
+
+def silo_secrets(
+    model: nn.Module, defense: KeyLockDefense, folder: Path, updates: Sequence[ClientUpdate]
+) -> dict[str, Tensor]:
+    """For the oracle: what each silo's lock came to when the round of its update began.
+
+    Args:
+        model: the job's, unprotected.
+        defense: the job's.
+        folder: the silos' vaults.
+        updates: u of them.
+
+    Returns:
+        Name to ``(u, *shape)``.
+
+    Raises:
+        VaultError: a vault is missing, or is another's.
+
+    """
+    layout = defense.describe(model).layout
+    cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
+    states = []
+    for update in updates:
+        vault = Vault(folder, update.silo, layout, cipher)
+        path = vault.history_path(update.round)
+        if vault.exists() and not path.exists():
+            raise ConfigError(
+                f"--vault {folder}: it has not what round {update.round} of silo {update.silo} "
+                "began with: the job's YAML must say keylock: {keep_history: true}"
+            )
+        copy = deepcopy(model)
+        lock_model(copy, defense.config)
+        vault.load(copy, path)
+        states.append(effective_state(copy))
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def captured(request: Request) -> tuple[Subject, dict[str, Any]]:
+    """What a job captured, with its truth; and what the report is to say of it.
+
+    Raises:
+        KeyLockError: in one line.
+
+    """
+    assert request.capture is not None
+    assert request.truth is not None
+    capture = Capture.open(request.capture)
+    meta = capture.meta
+    if str(meta.get("client_optimizer") or "sgd").lower() != "sgd":
+        raise AttackError(
+            f"capture {request.capture}: its silos trained with {meta['client_optimizer']}; an "
+            "audit inverts SGD"
+        )
+    model = _model(request, 0)
+    truth = load_truth(request.truth)
+    protection, secrets_of = None, None
+    settings = meta.get("settings") or {}
+    if meta.get("defense"):
+        protection, defense = _protection(str(meta["defense"]), settings, model)
+        if request.vault is not None:
+            if not isinstance(defense, KeyLockDefense):
+                raise ConfigError(
+                    f"--vault is keylock's; the capture's defense is {meta['defense']}"
+                )
+            secrets_of = partial(silo_secrets, model, defense, request.vault)
+    batch = int(meta.get("batch_size") or 0)
+    largest = max(len(images) for images, _ in truth.values())
+    training = None
+    if request.epochs is not None or 0 < batch < largest:
+        training = LocalTraining(batch_size=batch or largest, epochs=request.epochs or 1)
+    subject = from_capture(
+        capture,
+        truth,
+        model,
+        protection=protection,
+        secrets_of=secrets_of,
+        training=training,
+        limit=-(-request.images // largest),
+    )
+    subject = replace(
+        subject, rebuild=partial(_rebuild, request.builder, meta.get("defense"), settings)
+    )
+    return subject, {"capture": str(request.capture), "rounds": sorted({r for r, _ in truth})}
+
+
+def probes(request: Request) -> tuple[list[Subject], dict[str, Any]]:
+    """What a model would send, one subject a seed; and what the report is to say of it.
+
+    Raises:
+        KeyLockError: in one line.
+
+    """
+    assert request.data is not None
+    model = _model(request, 0)
+    channels = _channels(model)
+    size = request.size or _size(request.builder, model, channels)
+    images, labels, _ = load_pictures(
+        request.data,
+        size=(size, size),
+        channels=channels,
+        labels=request.labels,
+        limit=request.images + MOST_PUBLIC,
+    )
+    shown, rest = images[: request.images], images[request.images :]
+    public = PublicData(rest, labels[request.images :]) if len(rest) else None
+    training = None
+    if request.epochs is not None:
+        training = LocalTraining(batch_size=request.batch, epochs=request.epochs)
+    name = request.defense or "keylock"
+    settings = _settings(request, name)
+    subjects = []
+    for seed in range(request.seeds):
+        model = _model(request, seed)
+        subject = probe(
+            model,
+            shown,
+            labels[: request.images],
+            protection=None if name == "none" else _protection(name, settings, model)[0],
+            public=public,
+            batch=request.batch,
+            training=training,
+            stage="untrained" if request.weights is None else "trained",
+            seed=seed,
+        )
+        kind = None if name == "none" else name
+        again = partial(_rebuild, request.builder, kind, settings)
+        subjects.append(replace(subject, rebuild=again))
+    facts = {
+        "data": f"{len(shown)} pictures of {request.data}, {size} x {size}; "
+        f"{len(rest)} others are public",
+        "attacked": f"updates of one silo each, of {request.batch} images",
+        "weights": "drawn" if request.weights is None else str(request.weights),
+    }
+    return subjects, facts
+
+
+def _model(request: Request, seed: int) -> nn.Module:
+    """The model, its own random start drawn from the seed, or with the weights of a file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _made(request.builder)
+    if request.weights is not None:
+        try:
+            model.load_state_dict(load_file(request.weights))
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"--weights {request.weights}: cannot be read: {error}") from None
+        except RuntimeError as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f"--weights {request.weights}: not of this model: {said}") from None
+    return model
+
+
+def _rebuild(
+    builder: str, defense: str | None, settings: Mapping[str, Any]
+) -> tuple[nn.Module, Surrogate | None]:
+    """The attacker's models, in another rank. Their weights do not matter: he has what was sent."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = _made(builder)
+    return model, _protection(defense, settings, model)[0].surrogate if defense else None
+
+
+def _made(builder: str) -> nn.Module:
+    start, _, name = builder.partition(":")
+    return _torchvision(name) if start == "torchvision" else build_model(builder)
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(f"--model torchvision:{name}: torchvision has no such classifier")
+    own = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+    model: nn.Module = models.get_model(name, weights=None, **own.get(name, {}))
+    return model
+
+
+def _size(builder: str, model: nn.Module, channels: int) -> int:
+    """The side of the pictures that a model is made for."""
+    start, _, name = builder.partition(":")
+    if start == "torchvision":
+        from torchvision import models
+
+        published = list(models.get_model_weights(name))
+        return int(published[-1].transforms().crop_size[0]) if published else 224
+    for size in SIZES:
+        try:
+            count_classes(model, torch.zeros(1, channels, size, size))
+        except AttackError:
+            continue
+        return size
+    raise ConfigError(f"--model {builder}: takes no pictures of {SIZES}: give --size")
+
+
+def _channels(model: nn.Module) -> int:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return 3
+
+
+def _settings(request: Request, name: str) -> dict[str, Any]:
+    if name != "keylock":
+        if request.module or request.targets:
+            raise click.UsageError("--module and --targets are keylock's")
+        return {}
+    settings = dict(keylock_settings(request.config))
+    if request.module:
+        settings["module"] = request.module
+    if request.targets:
+        words = request.targets
+        settings["targets"] = words if words in ("first", "all") else words.split(",")
+    return settings
+
+
+def _protection(
+    name: str, settings: Mapping[str, Any], model: nn.Module
+) -> tuple[Protection, Defense]:
+    defense: Defense = one_of("defenses", name)(settings)
+    if not isinstance(defense, KeyLockDefense):
+        return Protection(name, defense.surrogate(model)), defense
+    config = defense.config
+    targets = config.targets if isinstance(config.targets, str) else ",".join(config.targets)
+    title = f"{name}:{config.module}:{targets}{':chained' if config.chained else ''}"
+    protection = Protection(title, defense.surrogate(model), partial(_fresh, config=config))
+    return protection, defense
+
+
+def _fresh(
+    model: nn.Module, generator: torch.Generator, *, config: KeyLockConfig
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """A lock that protects nothing, drawn so that the same audit can be run again."""
+    copy = deepcopy(model)
+    lock_model(copy, config, uniform=seeded_uniform(generator))
+    return copy, effective_state(copy)
