@@ -38,14 +38,16 @@ class Watch:
             watched[name or "the model"] = lock.bias_beta
         self._scale = {n: float(p.detach().abs().max().clamp(min=1.0)) for n, p in watched.items()}
         self._largest: dict[str, float] = {}
+        self._seen: dict[str, int] = {}
         self._handles = [
             p.register_hook(partial(self._see, n))  # type: ignore[no-untyped-call]  # torch has none
             for n, p in watched.items()
         ]
 
     def _see(self, name: str, gradient: Tensor) -> None:
-        # once above the threshold there is nothing more to learn from a channel's worth of numbers
-        if self._largest.get(name, 0.0) < self.VISIBLE:
+        self._seen[name] = count = self._seen.get(name, 0) + 1
+        # the first ones, then fewer and fewer: on a small model to look at each one would be felt
+        if count & (count - 1) == 0 and self._largest.get(name, 0.0) < self.VISIBLE:
             share = float(gradient.abs().max()) / self._scale[name]
             self._largest[name] = max(share, self._largest.get(name, 0.0))
 

@@ -238,6 +238,7 @@ def hub_cnn():
     return CNN_DropOut(False)
 
 
+@pytest.mark.long
 def test_fedmls_own_data_and_cnn(run_custom, mnist):
     job = run_custom("hub", model="cnn", comm_round=1, **mnist)
     ran(job)

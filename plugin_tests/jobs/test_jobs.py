@@ -45,7 +45,12 @@ BAD_JOBS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_JOBS)
+QUICK = [case for case in BAD_JOBS if case not in ("shape", "scale", "linear")]
+
+
+@pytest.mark.parametrize(
+    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.long) for c in BAD_JOBS]
+)
 def test_bad_jobs_stop_in_one_line_with_nothing_sent(case, run_job):
     given, words = BAD_JOBS[case]
     job = run_job(case, **given)

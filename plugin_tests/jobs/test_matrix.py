@@ -58,6 +58,7 @@ def assert_constants(state):
         assert (state[name] == constant).all(), name
 
 
+@pytest.mark.long
 def test_krum_chooses_among_locked_updates(run_job):
     job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, **SETTINGS["krum"]))
     uploads = [models(job, rank) for rank in (1, 2, 3)]
@@ -70,6 +71,7 @@ def test_krum_chooses_among_locked_updates(run_job):
         assert sum(same) == 1
 
 
+@pytest.mark.long
 def test_local_noise_is_on_public_state_only(run_job, monkeypatch):
     job = ended(
         run_job(
