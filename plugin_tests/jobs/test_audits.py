@@ -34,7 +34,7 @@ def run_example(tmp_path):
         sections["attack_args"] = {
             "enable_attack": True,
             "attack_type": "gradient_inversion",
-            "gradient_inversion": {"attacks": {"inverting_gradients": SEARCH}, **inversion},
+            "gradient_inversion": {"attacks": {"inverting_gradients": SEARCH}} | inversion,
         }
         (tmp_path / "fedml_config.yaml").write_text(yaml.safe_dump(sections))
         line = command(3, ["main.py", "--cf", "fedml_config.yaml"])
@@ -94,6 +94,7 @@ def test_a_silo_audits_what_it_really_sends(run_example):
         single_digit_rounds=1,
         side="silo",
         probe="as_sent",
+        attacks={"inverting_gradients": SEARCH | {"steps": 300}},
         rounds=[0],
         images=1,
     )
