@@ -58,6 +58,11 @@ class KeyLockDefense:
         self._locks: list[nn.Module] = []
 
     @property
+    def title(self) -> str:
+        """How reports name it: "keylock:mixing:all"."""
+        return self.config.title
+
+    @property
     def then(self) -> str | None:
         """FedML's own defense that is to run on the locked updates."""
         return self.config.then
@@ -158,7 +163,6 @@ class KeyLockDefense:
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """A copy of a silo's locked model, and its gamma, beta and mixing: for its own audit."""
         copy = deepcopy(model)
-        copy.load_state_dict(protected.state_dict())
         lock_model(copy, self.config)
         load_private_state_dict(copy, private_state_dict(protected))
         return copy, effective_state(copy)

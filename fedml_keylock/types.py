@@ -194,9 +194,10 @@ class Defense(Protocol):
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """For a silo's audit of itself: a copy of its protected model, from the unprotected one.
+        """For a silo's audit of itself: a copy of its protected model.
 
-        And what the surrogate's private parameters are in it. Neither leaves the process.
+        It is made from the unprotected one, which has the same public state. Beside it, what the
+        surrogate's private parameters are in it. Neither leaves the process.
         """
 
 

@@ -11,7 +11,8 @@ pictures at the same weights. Run again, it does what is left.
 
 import subprocess
 import sys
-from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +21,12 @@ import torch
 import yaml
 
 from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.commands.subjects import locked_copy, silo_secrets
 from fedml_keylock.evaluation.audit import Protection, Truth, audit, from_capture, muster
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import command, environment
 from fedml_keylock.inversion import PublicData, dlg, grnn, inverting_gradients
-from fedml_keylock.keylock import Vault, effective_state, lock_model
+from fedml_keylock.keylock import Vault
 
 JOB = Path(__file__).resolve().parent.parent / "mnist_cross_silo"
 sys.path.insert(0, str(JOB))
@@ -32,10 +34,7 @@ sys.path.insert(0, str(JOB))
 from data import load_data  # noqa: E402  # the job's own
 from model import MODELS  # noqa: E402
 
-LOCKS = {
-    "keylock:affine:first": {"module": "affine", "targets": "first"},
-    "keylock:mixing:all": {"module": "mixing", "targets": "all"},
-}
+LOCKS = ({"module": "affine", "targets": "first"}, {"module": "mixing", "targets": "all"})
 SINGLE, SILOS = 2, 3
 SEARCH = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
 ATTACKS = {
@@ -99,12 +98,9 @@ def tell_accuracy(folder: Path, net: str, defense: KeyLockDefense, dataset) -> d
 
     plain = MODELS[net]()
     plain.load_state_dict(Capture.open(folder / "leakage" / "capture").final())
-    own = []
-    for silo in range(SILOS):
-        model = deepcopy(plain)
-        lock_model(model, defense.config)
-        Vault(folder / "keylock_vault", silo, defense.describe(plain).layout).load(model)
-        own.append(correct(model))
+    layout = defense.describe(plain).layout
+    vaults = [Vault(folder / "keylock_vault", silo, layout) for silo in range(SILOS)]
+    own = [correct(locked_copy(plain, defense, vault)) for vault in vaults]
     mean = sum(own) / len(own)
     none = {"low": None, "high": None}
     return {
@@ -113,31 +109,19 @@ def tell_accuracy(folder: Path, net: str, defense: KeyLockDefense, dataset) -> d
     }
 
 
-def make_subject(folder: Path, net: str, name: str, defense: KeyLockDefense, dataset):
+def make_subject(folder: Path, net: str, defense: KeyLockDefense, dataset):
     """What crossed the wire, the pictures behind it, and the silos' private state."""
     capture = Capture.open(folder / "leakage" / "capture")
     truth: Truth = {
         (index, silo): dataset[5][silo].single_digit(index) for index, silo in capture.entries()
     }
     model, (images, labels) = MODELS[net](), dataset[3].dataset.tensors
-    layout = defense.describe(model).layout
-
-    def secrets_of(updates):
-        states = []
-        for update in updates:
-            vault = Vault(folder / "keylock_vault", update.silo, layout)
-            locked = deepcopy(model)
-            lock_model(locked, defense.config)
-            vault.load(locked, vault.history_path(update.round))
-            states.append(effective_state(locked))
-        return {key: torch.stack([state[key] for state in states]) for key in states[0]}
-
     return from_capture(
         capture,
         truth,
         model,
-        protection=Protection(name, defense.surrogate(model)),
-        secrets_of=secrets_of,
+        protection=Protection(defense.title, defense.surrogate(model)),
+        secrets_of=partial(silo_secrets, model, defense, folder / "keylock_vault"),
         public=PublicData(images, labels),
         trained_from=SINGLE,
     )
@@ -153,27 +137,25 @@ def main(output: Path, nets: str, data: str, rounds: int, workers: int | None) -
     torch.set_num_threads(1)
     for net in nets.split(","):
         for one in data.split(","):
-            for name, lock in LOCKS.items():
-                folder = output / f"{net}-{one}-{name.replace(':', '-')}"
+            for lock in LOCKS:
+                defense = KeyLockDefense(lock)
+                folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
                 run_job(folder, net, one, lock, rounds)
-                dataset, defense = read_data(folder), KeyLockDefense(lock)
+                dataset = read_data(folder)
                 with muster(workers) as crew:
                     report = audit(
-                        make_subject(folder, net, name, defense, dataset),
+                        make_subject(folder, net, defense, dataset),
                         {attack: make() for attack, make in ATTACKS[net].items()},
                         output=folder,
                         crew=crew,
                         job={"data": one, "model": net, "silos": SILOS, "rounds": rounds},
                     )
-                report = report.__class__(
-                    {name: tell_accuracy(folder, net, defense, dataset)},
-                    report.leakage,
-                    report.originals,
-                    report.galleries,
-                    report.job,
-                )
+                accuracy = tell_accuracy(folder, net, defense, dataset)
+                report = replace(report, accuracy={defense.title: accuracy})
                 report.save(folder)
-                click.echo(f"== {net}, {one}, {name}\n{report.table()}\n\n{report.verdict()}\n")
+                click.echo(
+                    f"== {net}, {one}, {defense.title}\n{report.table()}\n\n{report.verdict()}\n"
+                )
 
 
 if __name__ == "__main__":

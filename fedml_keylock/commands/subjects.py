@@ -38,7 +38,7 @@ from .job import build_model, keylock_settings
 if TYPE_CHECKING:
     from .auditing import Request
 
-__all__ = ["captured", "probes", "silo_secrets"]
+__all__ = ["captured", "locked_copy", "probes", "silo_secrets"]
 
 MOST_PUBLIC = 1000
 SIZES = (32, 28, 64, 224)
@@ -73,11 +73,29 @@ def silo_secrets(
                 f"--vault {folder}: it has not what round {update.round} of silo {update.silo} "
                 "began with: the job's YAML must say keylock: {keep_history: true}"
             )
-        copy = deepcopy(model)
-        lock_model(copy, defense.config)
-        vault.load(copy, path)
-        states.append(effective_state(copy))
+        states.append(effective_state(locked_copy(model, defense, vault, path)))
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def locked_copy(
+    model: nn.Module, defense: KeyLockDefense, vault: Vault, path: Path | None = None
+) -> nn.Module:
+    """A copy of a model under a silo's lock.
+
+    Args:
+        model: the job's, unprotected.
+        defense: the job's.
+        vault: the silo's.
+        path: of its file, where it is not the current one.
+
+    Raises:
+        VaultError: the file is missing, or is another's.
+
+    """
+    copy = deepcopy(model)
+    lock_model(copy, defense.config)
+    vault.load(copy, path)
+    return copy
 
 
 def captured(request: Request) -> tuple[Subject, dict[str, Any]]:
@@ -264,11 +282,8 @@ def _protection(
     defense: Defense = one_of("defenses", name)(settings)
     if not isinstance(defense, KeyLockDefense):
         return Protection(name, defense.surrogate(model)), defense
-    config = defense.config
-    targets = config.targets if isinstance(config.targets, str) else ",".join(config.targets)
-    title = f"{name}:{config.module}:{targets}{':chained' if config.chained else ''}"
-    protection = Protection(title, defense.surrogate(model), partial(_fresh, config=config))
-    return protection, defense
+    fresh = partial(_fresh, config=defense.config)
+    return Protection(defense.title, defense.surrogate(model), fresh), defense
 
 
 def _fresh(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..builtin import KeyLockDefense
-from ..commands.subjects import silo_secrets
+from ..commands.subjects import locked_copy, silo_secrets
 from ..errors import AttackError
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
@@ -83,7 +83,8 @@ def accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float
     if settings is None:
         return result
     defense = KeyLockDefense(settings)
-    own = [_with_silos_lock(model, defense, folder, silo) for silo in range(3)]
+    layout, vaults = defense.describe(model).layout, folder / defense.config.vault
+    own = [locked_copy(model, defense, Vault(vaults, silo, layout)) for silo in range(3)]
     result["own_lock"] = mean_interval([correct(one) for one in own])
     fresh = []
     for index in range(scale.fresh):
@@ -97,17 +98,6 @@ def accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float
         fresh.append(correct(candidate))
     result["fresh_lock"] = mean_interval(fresh)
     return result
-
-
-def _with_silos_lock(
-    model: nn.Module, defense: KeyLockDefense, folder: Path, silo: int
-) -> nn.Module:
-    """A copy of the model under a silo's lock."""
-    vault = Vault(folder / defense.config.vault, silo, defense.describe(model).layout)
-    copy = deepcopy(model)
-    lock_model(copy, defense.config)
-    vault.load(copy)
-    return copy
 
 
 def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Task]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -146,19 +147,15 @@ def attack_updates(
         AttackError: the updates, the model and the knowledge do not fit together.
 
     """
-    known = model if surrogate is None else surrogate.model
-    generator = torch.Generator().manual_seed(seed)
-    if checkpoint is not None and isinstance(attack, GradientInversion):
-        return attack.reconstruct(
-            updates,
-            known,
-            knowledge=knowledge,
-            generator=generator,
-            progress=progress,
-            checkpoint=checkpoint,
-        )
-    return attack.reconstruct(
-        updates, known, knowledge=knowledge, generator=generator, progress=progress
+    reconstruct = attack.reconstruct
+    if isinstance(attack, GradientInversion):
+        reconstruct = partial(attack.reconstruct, checkpoint=checkpoint)
+    return reconstruct(
+        updates,
+        model if surrogate is None else surrogate.model,
+        knowledge=knowledge,
+        generator=torch.Generator().manual_seed(seed),
+        progress=progress,
     )
 
 

@@ -20,7 +20,7 @@ from ..inversion import Attack, PublicData
 from ..plugins import manager, one_of
 from ..types import Defense
 
-__all__ = ["Attacker", "images_of", "make_attacks"]
+__all__ = ["Attacker", "images_of"]
 
 _PUBLIC = 1000
 """How many of the server's test images a simulating attacker has."""
@@ -54,7 +54,7 @@ class Attacker:
             AttackError: an attack can run at none of the levels.
 
         """
-        made = make_attacks(settings)
+        made = {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
         return cls(settings, made, trials(made, settings.knowledge, defended=defended))
 
     def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
@@ -124,20 +124,6 @@ class Attacker:
                 f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}",
                 err=True,
             )
-
-
-def make_attacks(settings: InversionSettings) -> dict[str, Attack]:
-    """The attacks of a section, by name.
-
-    Raises:
-        ConfigError: there is no such attack, or a field of one is wrong.
-
-    Example:
-        >>> list(make_attacks(InversionSettings(attacks=["dlg"])))
-        ['dlg']
-
-    """
-    return {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
 
 
 def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:

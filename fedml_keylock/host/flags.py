@@ -203,7 +203,6 @@ def _beside(args: Arguments) -> list[tuple[str, Any, str]]:
         found.append(("dp_solution_type", solution, "ldp and cdp, which FedML adds"))
     if getattr(args, "enable_dp", False) and getattr(args, "enable_rdp_accountant", False):
         found.append(("enable_rdp_accountant", True, "False: FedML's accountant cannot be made"))
-    attack = str(getattr(args, "attack_type", "")).strip()
     if getattr(args, "enable_attack", False) and attack == "dlg":
         found.append(("attack_type", attack, f"{INVERSION}: FedML's own dlg never optimises"))
     return found

@@ -128,10 +128,7 @@ class Observer:
         elif self.attacks_itself and self._attacker is not None:
             from .self_audit import SelfAudit
 
-            known = agreement.settings if agreement else {}
-            parts = [known.get(part) for part in ("module", "targets")]
-            title = ":".join([name or "none", *(p for p in parts if isinstance(p, str))])
-            self._own = SelfAudit(self.settings, title)
+            self._own = SelfAudit(self._attacker, getattr(defense, "title", name) or "none")
 
     def round_begins(self, turn: Turn, protected: nn.Module | None, data: Any) -> None:
         """In a silo that attacks itself, before it trains.
@@ -152,8 +149,6 @@ class Observer:
             return
         from .self_audit import Twin
 
-        assert self._attacker is not None
-        self._own.public = self._attacker.public
         self._twin = Twin.of(self._model, protected, self._defense)
         if self._own.settings.probe == "single_step":
             rate = float(self.args.learning_rate)

@@ -9,7 +9,10 @@ from typing import Any
 
 from ..errors import HostError
 
-__all__ = ["Patches", "Seam"]
+__all__ = ["Function", "Patches", "Seam"]
+
+Function = Callable[..., Any]
+"""A function of the host's, or what stands in its place."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Seam:
     owner: Any
     name: str
     parameters: tuple[str, ...] | None
-    wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    wrap: Callable[[Function], Function]
 
     @property
     def label(self) -> str:

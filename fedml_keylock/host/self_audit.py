@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from ..errors import AttackError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
+from ..evaluation.audit.training import count_classes
 from ..evaluation.leakage import LeakageRow
 from ..evaluation.settings import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
-from ..inversion import LocalTraining, PublicData
+from ..inversion import LocalTraining
 from ..types import ClientUpdate, Defense, Surrogate
-from .attack import images_of, make_attacks
+from .attack import Attacker, images_of
 from .observer import Turn
 
 __all__ = ["MOST", "SelfAudit", "Twin"]
@@ -54,11 +55,11 @@ class Twin:
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
-        twin, private = defense.twin(model, protected)
+        twin, private = defense.twin(plain, protected)
         return cls(twin, private, plain, defense.surrogate(plain))
 
 
-@dataclass
+@dataclass(frozen=True)
 class SelfAudit:
     """One silo's audit of itself, as its YAML asks for it.
 
@@ -66,15 +67,18 @@ class SelfAudit:
     and go with it. What stays are scores.
 
     Attributes:
-        settings: the `gradient_inversion` section, with `side: silo`.
+        attacker: the section's attacks, with `side: silo`, and the test data that the server has.
         name: of the defense and its settings, "keylock:mixing:all"; "none" without one.
-        public: test data that the server has too; None where they are not images.
 
     """
 
-    settings: InversionSettings
+    attacker: Attacker
     name: str
-    public: PublicData | None = field(default=None, repr=False)
+
+    @property
+    def settings(self) -> InversionSettings:
+        """The `gradient_inversion` section."""
+        return self.attacker.settings
 
     def single_step(self, turn: Turn, twin: Twin, data: Iterable[Any], *, rate: float) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
@@ -97,7 +101,7 @@ class SelfAudit:
                 images,
                 labels,
                 protection=self._protection(twin),
-                public=self.public,
+                public=self.attacker.public,
                 learning_rate=rate,
                 stage="trained" if turn.round else "untrained",
             )
@@ -134,19 +138,17 @@ class SelfAudit:
                     f"probe: as_sent follows at most {MOST} images a round, and it has more; use "
                     "probe: single_step"
                 )
-            with torch.no_grad():
-                classes = twin.plain.eval()(images[:1]).shape[1]
             defended = twin.surrogate is not None
             return Subject(
                 (update,),
                 images[None],
                 labels[None],
                 twin.plain,
-                classes=classes,
+                classes=count_classes(twin.plain, images),
                 defense=self.name,
                 surrogate=twin.surrogate,
                 secrets={n: t[None] for n, t in twin.private.items()} if defended else None,
-                public=self.public,
+                public=self.attacker.public,
                 training=training if training.steps(len(images)) > 1 else None,
             )
 
@@ -203,7 +205,7 @@ class SelfAudit:
         with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as work:
             report = audit(
                 subject,
-                make_attacks(self.settings),
+                self.attacker.attacks,
                 self.settings.knowledge,
                 output=Path(work),
                 job={"side": "silo", "probe": self.settings.probe},

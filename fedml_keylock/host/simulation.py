@@ -70,12 +70,6 @@ class Simulation(Session):
         """Index of the round whose aggregate the server has sent last."""
         return self.round - 1
 
-    def tests_now(self) -> bool:
-        """Whether a silo that was just given a model is to test it: when FedML's server does."""
-        every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
-        asked = self.defense is not None and every > 0 and self.last_round >= 0
-        return asked and self.last_round % every == 0
-
     def adopt(self, model: nn.Module) -> None:
         """Take the job's model; what the server tests is a copy without a lock."""
         if self._plain is None and isinstance(model, nn.Module):

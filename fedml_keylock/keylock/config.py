@@ -46,6 +46,18 @@ class KeyLockConfig(Settings):
     """Encrypt the vault under the passphrase in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file
     that FEDML_KEYLOCK_PASSPHRASE_FILE names. Needs the extra crypto."""
 
+    @property
+    def title(self) -> str:
+        """How reports name it, by what sets one lock apart from another.
+
+        Example:
+            >>> KeyLockConfig(module="mixing", targets=["stem", "head.*"], chained=True).title
+            'keylock:mixing:stem,head.*:chained'
+
+        """
+        targets = self.targets if isinstance(self.targets, str) else ",".join(self.targets)
+        return f"{self.section}:{self.module}:{targets}{':chained' if self.chained else ''}"
+
     @field_validator("targets", mode="before")
     @classmethod
     def _some_layers(cls, value: Any) -> Any:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 import fedml
 import job_recorder
 import torch
+from custom_net import Net
 from fedml.core import ClientTrainer, ServerAggregator
 from fedml.ml.aggregator.default_aggregator import DefaultServerAggregator
 from torch import nn
@@ -14,22 +15,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 CASE = os.environ.get("JOB_CASE", "")
 HEAD = ("7.weight", "7.bias")
-
-
-class Net(nn.Sequential):
-    """A convolution with a norm behind it, one without, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Identity(),
-            nn.Linear(64, 3),
-        )
 
 
 class Trainer(ClientTrainer):

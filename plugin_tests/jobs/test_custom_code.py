@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from custom_net import Net
 from job_harness import config, run_line
 from safetensors.torch import load_file
 from test_wire import runs_of
@@ -85,7 +86,7 @@ def run_script(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_custom(run_script):
-    files = [HERE / "custom_job.py", HERE / "job_recorder.py"]
+    files = [HERE / f"{name}.py" for name in ("custom_job", "custom_net", "job_recorder")]
 
     def run(case, settings=LOCK, **changes):
         return run_script(case, "custom_job.py", files, settings, **changes)
@@ -149,16 +150,7 @@ def models(job, rank):
 
 def made():
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Conv2d(4, 4, 3, padding=1, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Identity(),
-        nn.Linear(64, 3),
-    )
+    return Net()
 
 
 # --- a trainer of its own

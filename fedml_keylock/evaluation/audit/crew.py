@@ -26,7 +26,7 @@ Job = tuple[Task, Path | None]
 Done = Callable[[int, bytes | str], None]
 """Takes a job's index and what `work_on` made of it."""
 
-_LAUNCHED = {"PMI_SIZE": "MPICH", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMIX_RANK": "PMIx"}
+_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")  # MPICH, Open MPI, PMIx
 _PATIENCE = 0.005  # seconds between two looks of a rank that waits
 
 

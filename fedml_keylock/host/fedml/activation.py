@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from typing import Any
 
@@ -13,13 +13,11 @@ import fedml
 from ...errors import HostError
 from ..abort import AbortOnError, end_job, in_mpi_job
 from ..flags import INVERSION, our_attack, our_defense
-from ..patching import Patches, Seam
+from ..patching import Function, Patches, Seam
 from ..supported import unsupported
 from . import cross_silo, job, security, simulation
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
-
-Function = Callable[..., Any]
 
 
 def activate() -> None:

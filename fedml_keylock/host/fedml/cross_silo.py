@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import fedml
 
 from ...errors import ConfigError, HostError
 from ..accuracy import report
-from ..patching import Seam
+from ..patching import Function, Seam
 from .job import begin, final, index_key, state_key
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from fedml.runner import FedMLRunner
 
 __all__ = ["seams"]
-
-Function = Callable[..., Any]
 
 
 def seams() -> tuple[Seam, ...]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...plugins import defenses
 from ..flags import INVERSION, our_attack, our_defense
-from ..patching import Seam
+from ..patching import Function, Seam
 from ..session import Session
 from .job import begin
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fedml.core.security.fedml_defender import FedMLDefender
 
 __all__ = ["seams"]
-
-Function = Callable[..., Any]
 
 
 def seams() -> tuple[Seam, ...]:

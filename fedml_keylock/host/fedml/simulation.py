@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..accuracy import report
-from ..patching import Seam
+from ..patching import Function, Seam
 from ..simulation import Simulation
 from .job import begin
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
 
 __all__ = ["seams"]
-
-Function = Callable[..., Any]
 
 
 def seams() -> tuple[Seam, ...]:
