@@ -67,10 +67,15 @@ class KeyLockDefense:
         """FedML's own defense that is to run on the locked updates."""
         return self.config.then
 
+    @property
+    def own_accuracy(self) -> bool:
+        """Whether silos test under their own lock."""
+        return self.config.own_accuracy
+
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state, planned = model.state_dict(), plan(model, self.config)
-        own = {"vault", "keep_history", "encrypt_vault"}  # each silo's own affair
+        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy"}  # each silo's own affair
         server = {"then"}
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},

@@ -73,6 +73,8 @@ def test_keylock_names_field_value_and_what_is_allowed(section, field, value, al
         ("rounds: [0, 0.5]", "rounds", "0.5", "integer"),
         ("images: 0", "images", "0", "greater than or equal to 1"),
         ("images: many", "images", "'many'", "integer"),
+        ("bounds: [1, 0]", "bounds", "[1, 0]", "the least and the greatest"),
+        ("bounds: 1", "bounds", "1", ""),
         ("output: 3", "output", "3", "path"),
         ("when: now", "when", "'now'", "'after' or 'never'"),
     ],
@@ -122,7 +124,7 @@ def test_every_field_can_be_set_from_yaml():
         yaml.safe_load(
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
-            "chained: true, encrypt_vault: true, then: krum}"
+            "chained: true, encrypt_vault: true, then: krum, own_accuracy: false}"
         )
     )
     changed = config.model_dump()

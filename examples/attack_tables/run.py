@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,26 +22,34 @@ import torch
 import yaml
 
 from fedml_keylock.builtin import KeyLockDefense
-from fedml_keylock.commands.subjects import locked_copy, silo_secrets
-from fedml_keylock.evaluation.audit import Protection, Truth, audit, from_capture, muster
+from fedml_keylock.commands.subjects import own_locks, silo_secrets
+from fedml_keylock.evaluation.audit import (
+    Protection,
+    Truth,
+    accuracy_by_round,
+    audit,
+    from_capture,
+    muster,
+)
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import command, environment
-from fedml_keylock.inversion import PublicData, dlg, grnn, inverting_gradients
-from fedml_keylock.keylock import Vault
+from fedml_keylock.inversion import Pixels, PublicData, dlg, grnn, inverting_gradients
 
 JOB = Path(__file__).resolve().parent.parent / "mnist_cross_silo"
 sys.path.insert(0, str(JOB))
 
 from data import load_data  # noqa: E402  # the job's own
 from model import MODELS  # noqa: E402
+from tables import tables  # noqa: E402
 
 LOCKS = ({"module": "affine", "targets": "first"}, {"module": "mixing", "targets": "all"})
 SINGLE, SILOS = 2, 3
+UNIFORM = Pixels("uniform")
 SEARCH = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
 ATTACKS = {
     # DLG's L-BFGS is the paper's attack on LeNet; on a ResNet it finds nothing without any lock
     "lenet": {
-        "dlg": lambda: dlg(start="uniform", labels="recover", steps=40, restarts=2),
+        "dlg": lambda: dlg(parametrisation=UNIFORM, labels="recover", steps=40, restarts=2),
         "grnn": lambda: grnn(steps=600),
         "inverting_gradients": lambda: inverting_gradients(steps=400, restarts=2, **SEARCH),
     },
@@ -82,49 +91,40 @@ def run_job(folder: Path, net: str, data: str, lock: dict, rounds: int) -> None:
         )
 
 
-def read_data(folder: Path):
-    """The job's dataset tuple, as its silos had it."""
+def read_silos(folder: Path):
+    """The job's test images, and the loaders of its silos."""
     sections = yaml.safe_load((folder / "fedml_config.yaml").read_text()).values()
-    return load_data(SimpleNamespace(**{k: v for section in sections for k, v in section.items()}))
+    args = SimpleNamespace(**{k: v for section in sections for k, v in section.items()})
+    dataset = load_data(args)
+    return PublicData(*dataset[3].dataset.tensors), dataset[5]
 
 
-def tell_accuracy(folder: Path, net: str, defense: KeyLockDefense, dataset) -> dict:
-    """Accuracy of the final model: on the server, and under each silo's own lock."""
-    images, labels = dataset[3].dataset.tensors
+def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, workers: int | None):
+    """Attack what the job's server captured, with every control; and say how well its model works.
 
-    def correct(model) -> float:
-        with torch.no_grad():
-            return float((model.eval()(images).argmax(1) == labels).float().mean())
-
-    plain = MODELS[net]()
-    plain.load_state_dict(Capture.open(folder / "leakage" / "capture").final())
-    layout = defense.describe(plain).layout
-    vaults = [Vault(folder / "keylock_vault", silo, layout) for silo in range(SILOS)]
-    own = [correct(locked_copy(plain, defense, vault)) for vault in vaults]
-    mean = sum(own) / len(own)
-    none = {"low": None, "high": None}
-    return {
-        "server": {"mean": correct(plain), **none, "n": 1},
-        "own_lock": {"mean": mean, "low": min(own), "high": max(own), "n": SILOS},
-    }
-
-
-def make_subject(folder: Path, net: str, defense: KeyLockDefense, dataset):
-    """What crossed the wire, the pictures behind it, and the silos' private state."""
-    capture = Capture.open(folder / "leakage" / "capture")
+    What is left undone by an earlier run is done.
+    """
+    public, loaders = read_silos(folder)
+    model, capture = MODELS[net](), Capture.open(folder / "leakage" / "capture")
+    own_lock = own_locks(model, defense, folder / "keylock_vault")
     truth: Truth = {
-        (index, silo): dataset[5][silo].single_digit(index) for index, silo in capture.entries()
+        (index, silo): loaders[silo].single_digit(index) for index, silo in capture.entries()
     }
-    model, (images, labels) = MODELS[net](), dataset[3].dataset.tensors
-    return from_capture(
+    subject = from_capture(
         capture,
         truth,
         model,
         protection=Protection(defense.title, defense.surrogate(model)),
-        secrets_of=partial(silo_secrets, model, defense, folder / "keylock_vault"),
-        public=PublicData(images, labels),
+        secrets_of=partial(silo_secrets, model, own_lock),
+        public=public,
         trained_from=SINGLE,
     )
+    attacks = {name: make() for name, make in ATTACKS[net].items()}
+    with muster(workers) as crew:
+        report = audit(subject, attacks, output=folder, crew=crew, job=facts, progress=True)
+    final, rounds = accuracy_by_round(capture, model, public, own_lock)
+    title = defense.title
+    return replace(report, accuracy={title: final}, accuracy_rounds={title: rounds})
 
 
 @click.command(help=__doc__)
@@ -135,27 +135,17 @@ def make_subject(folder: Path, net: str, defense: KeyLockDefense, dataset):
 @click.option("--workers", type=int, help="Processes that attack; as many as cores without it.")
 def main(output: Path, nets: str, data: str, rounds: int, workers: int | None) -> None:
     torch.set_num_threads(1)
-    for net in nets.split(","):
-        for one in data.split(","):
-            for lock in LOCKS:
-                defense = KeyLockDefense(lock)
-                folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
-                run_job(folder, net, one, lock, rounds)
-                dataset = read_data(folder)
-                with muster(workers) as crew:
-                    report = audit(
-                        make_subject(folder, net, defense, dataset),
-                        {attack: make() for attack, make in ATTACKS[net].items()},
-                        output=folder,
-                        crew=crew,
-                        job={"data": one, "model": net, "silos": SILOS, "rounds": rounds},
-                    )
-                accuracy = tell_accuracy(folder, net, defense, dataset)
-                report = replace(report, accuracy={defense.title: accuracy})
-                report.save(folder)
-                click.echo(
-                    f"== {net}, {one}, {defense.title}\n{report.table()}\n\n{report.verdict()}\n"
-                )
+    for net, one, lock in product(nets.split(","), data.split(","), LOCKS):
+        defense = KeyLockDefense(lock)
+        folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
+        run_job(folder, net, one, lock, rounds)
+        facts = {"data": one, "model": net, "silos": SILOS, "rounds": rounds}
+        report = audit_job(folder, net, defense, facts, workers)
+        report.save(folder)
+        click.echo(f"== {net}, {one}, {defense.title}\n{report.table()}\n\n{report.verdict()}\n")
+    page = output / "tables.md"
+    page.write_text(tables(output))
+    click.echo(f"tables: {page}")
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option(
     "--data",
     type=_FOLDER,
-    help="Without CAPTURE: a folder of PNG or JPEG pictures, a sub-folder for each class. Those "
-    "that are not attacked are the attacker's public data.",
+    help="A folder of PNG or JPEG pictures, a sub-folder for each class. Without CAPTURE, those "
+    "that are not attacked are the attacker's public data; beside one, all of them are, and "
+    "accuracy is measured on them.",
 )
 @click.option("--labels", type=_FILE, help="With --data: a CSV of lines like cat.png,3 instead.")
 @click.option("--size", type=click.IntRange(11), help="Height and width of the model's pictures.")
@@ -64,8 +65,8 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "--knowledge",
     default="oblivious,adaptive",
     show_default=True,
-    help="Levels with commas between them; also temporal and simulating. The oracle runs wherever "
-    "the private state is known.",
+    help="Levels with commas between them; also statistics, insider, temporal and simulating. The "
+    "oracle runs wherever the private state is known.",
 )
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="To attack.")
 @click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="An update's.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,7 @@ import click
 import yaml
 
 from ..errors import AttackError
-from ..evaluation.audit import (
-    Crew,
-    audit,
-)
+from ..evaluation.audit import Crew, audit
 from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
 from ..plugins import manager, metrics, one_of
@@ -60,8 +57,10 @@ class Request:
     no_images: bool
 
     def __post_init__(self) -> None:
-        if (self.capture is None) == (self.data is None):
+        if self.capture is None and self.data is None:
             raise click.UsageError("give a CAPTURE with its --truth, or --data for a model alone")
+        if self.labels is not None and self.data is None:
+            raise click.UsageError("--labels goes with --data")
         if self.capture is not None and self.truth is None:
             raise click.UsageError("CAPTURE needs --truth: what its silos trained on")
         probing = {"--truth": self.truth, "--vault": self.vault}
@@ -71,7 +70,6 @@ class Request:
             "--config": self.config,
             "--module": self.module,
             "--targets": self.targets,
-            "--labels": self.labels,
         }
         for name, value in (probing if self.capture is None else capturing).items():
             if value is not None:
@@ -94,9 +92,9 @@ def run_audit(request: Request, crew: Crew) -> Path:
     attacks = _attacks(request)
     levels = _listed(request.knowledge)
     made = captured if request.capture is not None else probes
-    subjects, facts = made(request)
+    material = made(request)
     report = audit(
-        subjects,
+        material.subjects,
         attacks,
         levels,
         output=request.output,
@@ -106,13 +104,14 @@ def run_audit(request: Request, crew: Crew) -> Path:
         job={
             "command": shlex.join(["fedml-keylock", *sys.argv[1:]]),
             "model": request.builder,
-            **facts,
+            **material.facts,
             "attacks": {name: _differs(name, request) for name in attacks},
             "versions": {p: version(p) for p in ("fedml-keylock", "torch")},
         },
         on_error=_tell,
         progress=True,
     )
+    report = replace(report, accuracy=material.accuracy, accuracy_rounds=material.accuracy_rounds)
     paths = report.save(request.output, images=not request.no_images)
     write_tensorboard(report, request.output / "tensorboard")
     manager().hook.after_report(report=report.to_dict(), folder=str(request.output))

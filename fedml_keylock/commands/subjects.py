@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,11 @@ from torch import Tensor, nn
 from ..builtin import KeyLockDefense
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
+    OwnLock,
     Protection,
+    Rounds,
     Subject,
+    accuracy_by_round,
     from_capture,
     load_pictures,
     load_truth,
@@ -27,6 +30,7 @@ from ..evaluation.audit import (
 )
 from ..evaluation.audit.training import count_classes
 from ..evaluation.capture import Capture
+from ..evaluation.leakage import Interval
 from ..inversion import LocalTraining, PublicData
 from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
 from ..keylock.key import seeded_uniform
@@ -38,21 +42,52 @@ from .job import build_model, keylock_settings
 if TYPE_CHECKING:
     from .auditing import Request
 
-__all__ = ["captured", "locked_copy", "probes", "silo_secrets"]
+__all__ = ["Material", "captured", "own_locks", "probes", "silo_secrets"]
 
 MOST_PUBLIC = 1000
 SIZES = (32, 28, 64, 224)
 
 
-def silo_secrets(
-    model: nn.Module, defense: KeyLockDefense, folder: Path, updates: Sequence[ClientUpdate]
-) -> dict[str, Tensor]:
-    """For the oracle: what each silo's lock came to when the round of its update began.
+def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLock:
+    """What the silos' vaults give: copies of a model under a silo's lock.
 
     Args:
         model: the job's, unprotected.
         defense: the job's.
         folder: the silos' vaults.
+
+    Returns:
+        A function that raises VaultError where a vault is missing or another's, and ConfigError
+        where it does not have the round.
+
+    """
+    layout = defense.describe(model).layout
+    cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
+
+    def locked(plain: nn.Module, silo: int, round_index: int | None) -> nn.Module:
+        vault = Vault(folder, silo, layout, cipher)
+        path = None if round_index is None else vault.history_path(round_index)
+        if path is not None and vault.exists() and not path.exists():
+            raise ConfigError(
+                f"--vault {folder}: it has not what round {round_index} of silo {silo} began with: "
+                "the job's YAML must say keylock: {keep_history: true}"
+            )
+        copy = deepcopy(plain)
+        lock_model(copy, defense.config)
+        vault.load(copy, path)
+        return copy
+
+    return locked
+
+
+def silo_secrets(
+    model: nn.Module, own_lock: OwnLock, updates: Sequence[ClientUpdate]
+) -> dict[str, Tensor]:
+    """For the oracle: what each silo's lock came to when the round of its update began.
+
+    Args:
+        model: the job's, unprotected.
+        own_lock: of the silos' vaults.
         updates: u of them.
 
     Returns:
@@ -62,44 +97,30 @@ def silo_secrets(
         VaultError: a vault is missing, or is another's.
 
     """
-    layout = defense.describe(model).layout
-    cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
-    states = []
-    for update in updates:
-        vault = Vault(folder, update.silo, layout, cipher)
-        path = vault.history_path(update.round)
-        if vault.exists() and not path.exists():
-            raise ConfigError(
-                f"--vault {folder}: it has not what round {update.round} of silo {update.silo} "
-                "began with: the job's YAML must say keylock: {keep_history: true}"
-            )
-        states.append(effective_state(locked_copy(model, defense, vault, path)))
+    states = [effective_state(own_lock(model, update.silo, update.round)) for update in updates]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
-def locked_copy(
-    model: nn.Module, defense: KeyLockDefense, vault: Vault, path: Path | None = None
-) -> nn.Module:
-    """A copy of a model under a silo's lock.
+@dataclass(frozen=True)
+class Material:
+    """What is audited, and what the report says beside it.
 
-    Args:
-        model: the job's, unprotected.
-        defense: the job's.
-        vault: the silo's.
-        path: of its file, where it is not the current one.
-
-    Raises:
-        VaultError: the file is missing, or is another's.
+    Attributes:
+        subjects: one for every seed, or one for all.
+        facts: of the run, in plain values.
+        accuracy: defense to role to interval; empty where nobody can tell.
+        accuracy_rounds: defense to role to ``(round, share)``.
 
     """
-    copy = deepcopy(model)
-    lock_model(copy, defense.config)
-    vault.load(copy, path)
-    return copy
+
+    subjects: Subject | Sequence[Subject]
+    facts: Mapping[str, Any]
+    accuracy: Mapping[str, Mapping[str, Interval]] = field(default_factory=dict)
+    accuracy_rounds: Mapping[str, Rounds] = field(default_factory=dict)
 
 
-def captured(request: Request) -> tuple[Subject, dict[str, Any]]:
-    """What a job captured, with its truth; and what the report is to say of it.
+def captured(request: Request) -> Material:
+    """What a job captured, with its truth.
 
     Raises:
         KeyLockError: in one line.
@@ -116,7 +137,7 @@ def captured(request: Request) -> tuple[Subject, dict[str, Any]]:
         )
     model = _model(request, 0)
     truth = load_truth(request.truth)
-    protection, secrets_of = None, None
+    protection, own_lock = None, None
     settings = meta.get("settings") or {}
     if meta.get("defense"):
         protection, defense = _protection(str(meta["defense"]), settings, model)
@@ -125,29 +146,57 @@ def captured(request: Request) -> tuple[Subject, dict[str, Any]]:
                 raise ConfigError(
                     f"--vault is keylock's; the capture's defense is {meta['defense']}"
                 )
-            secrets_of = partial(silo_secrets, model, defense, request.vault)
+            own_lock = own_locks(model, defense, request.vault)
     batch = int(meta.get("batch_size") or 0)
+    images = next(iter(truth.values()))[0]
     largest = max(len(images) for images, _ in truth.values())
     training = None
     if request.epochs is not None or 0 < batch < largest:
         training = LocalTraining(batch_size=batch or largest, epochs=request.epochs or 1)
+    public = _public(request, capture, images)
     subject = from_capture(
         capture,
         truth,
         model,
         protection=protection,
-        secrets_of=secrets_of,
+        secrets_of=partial(silo_secrets, model, own_lock) if own_lock else None,
+        public=public,
         training=training,
         limit=-(-request.images // largest),
     )
-    subject = replace(
-        subject, rebuild=partial(_rebuild, request.builder, meta.get("defense"), settings)
+    again = partial(_rebuild, request.builder, meta.get("defense"), settings)
+    subject = replace(subject, rebuild=again)
+    facts = {"capture": str(request.capture), "rounds": sorted({r for r, _ in truth})}
+    if public is None:
+        return Material(subject, facts)
+    facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
+    final, rounds = accuracy_by_round(capture, model, public, own_lock)
+    name = subject.defense
+    return Material(subject, facts, {name: final} if final else {}, {name: rounds})
+
+
+def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | None:
+    """The pictures of ``--data``, beside a capture of images like these."""
+    if request.data is None:
+        return None
+    bounds = tuple(capture.meta.get("bounds") or (0.0, 1.0))
+    if bounds != (0.0, 1.0):
+        raise ConfigError(
+            f"--data: pictures are on 0 to 1, and the job's model was fed {bounds[0]:.2f} to "
+            f"{bounds[1]:.2f}: normalise inside the model, or leave --data out"
+        )
+    found, labels, _ = load_pictures(
+        request.data,
+        size=(images.shape[2], images.shape[3]),
+        channels=images.shape[1],
+        labels=request.labels,
+        limit=MOST_PUBLIC,
     )
-    return subject, {"capture": str(request.capture), "rounds": sorted({r for r, _ in truth})}
+    return PublicData(found, labels)
 
 
-def probes(request: Request) -> tuple[list[Subject], dict[str, Any]]:
-    """What a model would send, one subject a seed; and what the report is to say of it.
+def probes(request: Request) -> Material:
+    """What a model would send, one subject a seed.
 
     Raises:
         KeyLockError: in one line.
@@ -194,7 +243,7 @@ def probes(request: Request) -> tuple[list[Subject], dict[str, Any]]:
         "attacked": f"updates of one silo each, of {request.batch} images",
         "weights": "drawn" if request.weights is None else str(request.weights),
     }
-    return subjects, facts
+    return Material(subjects, facts)
 
 
 def _model(request: Request, seed: int) -> nn.Module:

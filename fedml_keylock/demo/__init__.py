@@ -69,10 +69,12 @@ def run_demo(
         leakage = attack_all(folders, scale, seed) if attack else None
         for job in running:
             job.done.result()
+    measured = {name: accuracy(name, folder, scale) for name, folder in folders.items()}
     report = LeakageReport(
-        accuracy={name: accuracy(name, folder, scale) for name, folder in folders.items()},
+        accuracy={name: final for name, (final, _) in measured.items()},
+        accuracy_rounds={name: rounds for name, (_, rounds) in measured.items()},
         leakage=leakage.rows if leakage else [],
-        originals=leakage.originals if leakage else example_data(folders["none"])[0][0][:0],
+        originals=leakage.originals if leakage else example_data(folders["none"])[0].images[:0],
         galleries=leakage.galleries if leakage else [],
         job={
             "command": f"fedml-keylock demo{' --quick' if quick else ''}"

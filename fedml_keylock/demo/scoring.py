@@ -13,22 +13,23 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from ..builtin import KeyLockDefense
-from ..commands.subjects import locked_copy, silo_secrets
+from ..commands.subjects import own_locks, silo_secrets
 from ..errors import AttackError
+from ..evaluation.audit import Rounds, accuracy_by_round, share_correct
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
 from ..evaluation.audit.score import baselines, row_of, score
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
-from ..evaluation.leakage import LeakageRow
+from ..evaluation.leakage import Interval, LeakageRow
 from ..evaluation.metrics import mean_interval
 from ..evaluation.report import Gallery
 from ..inversion import PublicData
-from ..keylock import Vault, load_private_state_dict, lock_model, private_state_dict
+from ..keylock import load_private_state_dict, lock_model, private_state_dict
 from ..plugins import metrics, one_of
 from .jobs import VARIANTS, Scale, example
 
@@ -59,45 +60,40 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-def example_data(folder: Path) -> tuple[Any, dict[int, Any]]:
-    """Test images ``(n, 1, 28, 28)`` and labels ``(n,)``, and each silo's loader, as in the job."""
+def example_data(folder: Path) -> tuple[PublicData, dict[int, Any]]:
+    """The test images ``(n, 1, 28, 28)``, and each silo's loader, as in the job."""
     sections = yaml.safe_load((folder / "fedml_config.yaml").read_text()).values()
     args = SimpleNamespace(**{key: value for section in sections for key, value in section.items()})
     dataset = _load("data").load_data(args)
-    return dataset[3].dataset.tensors, dataset[5]
+    return PublicData(*dataset[3].dataset.tensors), dataset[5]
 
 
-def accuracy(name: str, folder: Path, scale: Scale) -> dict[str, dict[str, float | int | None]]:
-    """Accuracy of the final global model: on the server, under each silo's lock, under new ones."""
-    (images, labels), _ = example_data(folder)
-    model = _load("model").LeNet()
-    model.load_state_dict(Capture.open(folder / "leakage" / "capture").final())
+def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval], Rounds]:
+    """Accuracy of the final global model, and of the captured rounds.
 
-    def correct(candidate: nn.Module) -> float:
-        candidate.eval()
-        with torch.no_grad():
-            return float((candidate(images).argmax(1) == labels).float().mean())
-
-    result = {"server": mean_interval([correct(model)])}
+    On the server, under each silo's lock; of the final one also under new ones.
+    """
+    data, _ = example_data(folder)
+    model, capture = _load("model").LeNet(), Capture.open(folder / "leakage" / "capture")
     settings = VARIANTS[name]
     if settings is None:
-        return result
+        return accuracy_by_round(capture, model, data)
     defense = KeyLockDefense(settings)
-    layout, vaults = defense.describe(model).layout, folder / defense.config.vault
-    own = [locked_copy(model, defense, Vault(vaults, silo, layout)) for silo in range(3)]
-    result["own_lock"] = mean_interval([correct(one) for one in own])
+    own_lock = own_locks(model, defense, folder / defense.config.vault)
+    result, rounds = accuracy_by_round(capture, model, data, own_lock)
+    model.load_state_dict(capture.final())
     fresh = []
     for index in range(scale.fresh):
         candidate = deepcopy(model)
         lock_model(candidate, defense.config)
         # a new lock has seen no data: give it a silo's statistics, so that it fails for its key
         state = private_state_dict(candidate)
-        known = private_state_dict(own[index % len(own)])
+        known = private_state_dict(own_lock(model, index % 3, None))
         state |= {n: t for n, t in known.items() if "running_" in n}
         load_private_state_dict(candidate, state)
-        fresh.append(correct(candidate))
+        fresh.append(share_correct(candidate, data))
     result["fresh_lock"] = mean_interval(fresh)
-    return result
+    return result, rounds
 
 
 def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Task]:
@@ -114,7 +110,8 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                 more = scale.adaptive[name] if level == "adaptive" else {}
                 given = None
                 if defense is not None and level == "oracle":
-                    given = silo_secrets(model, defense, folder / defense.config.vault, updates)
+                    vaults = folder / defense.config.vault
+                    given = silo_secrets(model, own_locks(model, defense, vaults), updates)
                 yield Task(
                     trial=Trial(variant, name, level),
                     seed=0,
@@ -132,7 +129,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
 
 def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     """Every attack on every job, scored against the truth."""
-    (public, public_labels), loaders = example_data(folders["none"])
+    public, loaders = example_data(folders["none"])
     updates = Capture.open(folders["none"] / "leakage" / "capture").updates()
     digits = [loaders[u.silo].single_digit(u.round) for u in updates]
     truth = torch.stack([image for image, _ in digits])
@@ -142,11 +139,10 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
         "untrained": torch.tensor([u.round < scale.single for u in updates]),
     }
     late = stages["trained"]
-    given = PublicData(public, public_labels)
     floor = baselines(
         truth[late, 0],
         labels[late, 0],
-        given,
+        public,
         metrics(),
         stage="trained",
         round_index=scale.rounds - 1,

@@ -143,9 +143,14 @@ class Capture:
             AttackError: there is none, because the job did not end; or it is damaged.
 
         """
-        if FINAL not in self._files:
+        if not self.ended:
             raise AttackError(f"capture {self.folder}: the job did not end: there is no {FINAL}")
         return self._load(FINAL)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job ended, so that there is a final state."""
+        return FINAL in self._files
 
     def entries(self) -> list[tuple[int, int]]:
         """Round and silo of every update, in order."""
@@ -155,6 +160,17 @@ class Capture:
     def rounds(self) -> list[int]:
         """The rounds that were captured, in order."""
         return sorted({index for index, _ in self.entries()})
+
+    def sent(self, round_index: int) -> dict[str, Tensor]:
+        """The public state that a round began with. The last one asked for is kept.
+
+        Raises:
+            AttackError: as `load`.
+
+        """
+        if self._sent[0] != round_index:
+            self._sent = (round_index, self._load(f"{_round(round_index)}/sent.safetensors"))
+        return self._sent[1]
 
     def load(self, round_index: int, silo: int) -> ClientUpdate:
         """One update. Those of one round share what was sent, if they are loaded in a row.
@@ -168,11 +184,9 @@ class Capture:
         name = f"{folder}/silo-{silo}.safetensors"
         if name not in self._files:
             raise AttackError(f"capture {self.folder}: no update of silo {silo} in {folder}")
-        if self._sent[0] != round_index:
-            self._sent = (round_index, self._load(f"{folder}/sent.safetensors"))
         facts = self._files[name]
         return ClientUpdate(
-            before=self._sent[1],
+            before=self.sent(round_index),
             after=self._load(name),
             learning_rate=float(facts.get("learning_rate", self.meta["learning_rate"])),
             samples=int(facts.get("samples", 1)),

@@ -79,20 +79,24 @@ def knowledge_of(
     given: Mapping[str, Tensor] | None = None,
     peers: Mapping[str, Tensor] | None = None,
     public: PublicData | None = None,
+    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     batch: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
     training: LocalTraining | None = None,
 ) -> Knowledge:
     """What an attacker of that level knows.
 
     Args:
-        level: one of ``inversion.LEVELS`` but ``statistics``.
+        level: one of ``inversion.LEVELS``.
         input_shape: ``(c, h, w)``.
         classes: how many the model has.
         surrogate: the defended model as the attacker knows it; None where nothing is defended.
         given: for the oracle, name to ``(u, *shape)``: the silos' own private state.
         peers: for the insider, name to ``(p, *shape)``: that of colluding silos.
         public: for the simulating attacker: used at no other level.
+        statistics: for the level of that name: see ``Knowledge``.
         batch: images in each update.
+        bounds: least and greatest pixel value.
         training: how the silos trained; None for one step on all the images.
 
     Raises:
@@ -104,19 +108,26 @@ def knowledge_of(
 
     """
     grants = GRANTS[level]
-    data = public if "public data" in grants else None
-    if surrogate is None:
-        if level not in ("oblivious", "simulating"):
-            raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
-        return Knowledge(level, input_shape, classes, batch, public=data, training=training)
-    secrets = Secrets(
-        surrogate.names,
-        draw=surrogate.draw if "kind" in grants else None,
-        given=given if "private state" in grants else None,
-        peers=peers if "peer" in grants else None,
-    )
+    secrets = None
+    if surrogate is not None:
+        secrets = Secrets(
+            surrogate.names,
+            draw=surrogate.draw if "kind" in grants else None,
+            given=given if "private state" in grants else None,
+            peers=peers if "peer" in grants else None,
+        )
+    elif level not in ("oblivious", "simulating"):
+        raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
     return Knowledge(
-        level, input_shape, classes, batch, secrets=secrets, public=data, training=training
+        level,
+        input_shape,
+        classes,
+        batch,
+        bounds=bounds,
+        secrets=secrets,
+        statistics=statistics if "statistics" in grants else None,
+        public=public if "public data" in grants else None,
+        training=training,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -40,6 +41,9 @@ class InversionSettings(Settings):
     """Which rounds are captured and attacked; negative ones count from the end."""
     images: int = Field(default=4, ge=1, strict=True)
     """How many updates are attacked, at the most."""
+    bounds: tuple[float, float] | None = None
+    """Least and greatest pixel value that the model is fed. Left out: 0 and 1, or where the
+    server's test images go beyond, those of the first hundred."""
     output: Path = Path("leakage")
     """Folder for the capture and what the attacks make of it."""
     when: Literal["inline", "after", "never"] = "after"
@@ -61,6 +65,13 @@ class InversionSettings(Settings):
         if self.side == "silo" and self.when == "inline":
             raise ValueError("when: inline is the server's; a silo attacks before it sends")
         return self
+
+    @field_validator("bounds")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and not -math.inf < bounds[0] < bounds[1] < math.inf:
+            raise ValueError("bounds are the least and the greatest pixel value: [-1, 1]")
+        return bounds
 
     @field_validator("attacks", mode="before")
     @classmethod

@@ -24,6 +24,8 @@ __all__ = ["Attacker", "images_of"]
 
 _PUBLIC = 1000
 """How many of the server's test images a simulating attacker has."""
+_SEEN = 100
+"""How many tell the range of pixels."""
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Attacker:
         trials: each with the levels of knowledge that it runs at.
         public: the server's own test data, or None where they are not images.
         classes: how many the model has.
+        bounds: least and greatest pixel value: the settings', or those of the test data.
 
     """
 
@@ -44,6 +47,7 @@ class Attacker:
     trials: list[tuple[str, str]]
     public: PublicData | None = None
     classes: int = 0
+    bounds: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def begin(cls, settings: InversionSettings, *, defended: bool) -> Attacker:
@@ -59,8 +63,14 @@ class Attacker:
 
     def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
         """Keep what is needed of the server's test data: for most attackers only what they are."""
-        wanted = _PUBLIC if any(level == "simulating" for _, level in self.trials) else 1
-        self.public, self.classes = images_of(loader, wanted), classes
+        simulating = any(level == "simulating" for _, level in self.trials)
+        self.public, self.classes = images_of(loader, _PUBLIC if simulating else _SEEN), classes
+        if self.settings.bounds is not None:
+            self.bounds = self.settings.bounds
+        elif self.public is not None:
+            low, high = self.public.images.min().item(), self.public.images.max().item()
+            if low < 0 or high > 1:  # normalised by the job's own loader
+                self.bounds = low, high
 
     def run(
         self,
@@ -102,6 +112,7 @@ class Attacker:
                 classes=self.classes,
                 surrogate=surrogate,
                 public=self.public,
+                bounds=self.bounds,
             )
             try:
                 with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:

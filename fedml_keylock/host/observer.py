@@ -120,6 +120,7 @@ class Observer:
                 "client_optimizer": str(getattr(self.args, "client_optimizer", "")),
                 "batch_size": int(getattr(self.args, "batch_size", 0)),
                 "rounds": int(self.args.comm_round),
+                "bounds": list(self._attacker.bounds) if self._attacker else None,
                 "defense": name,
                 "settings": dict(agreement.settings) if agreement else {},
                 "layers": list(agreement.layers) if agreement else [],

@@ -102,6 +102,7 @@ class SelfAudit:
                 labels,
                 protection=self._protection(twin),
                 public=self.attacker.public,
+                bounds=self.attacker.bounds,
                 learning_rate=rate,
                 stage="trained" if turn.round else "untrained",
             )
@@ -150,6 +151,7 @@ class SelfAudit:
                 secrets={n: t[None] for n, t in twin.private.items()} if defended else None,
                 public=self.attacker.public,
                 training=training if training.steps(len(images)) > 1 else None,
+                bounds=self.attacker.bounds,
             )
 
         self._judge(turn, subject)
@@ -158,12 +160,6 @@ class SelfAudit:
         own = images_of(data, wanted)
         if own is None:
             raise AttackError("its training data are no (c, h, w) images")
-        low, high = float(own.images.min()), float(own.images.max())
-        if low < 0 or high > 1:
-            raise AttackError(
-                f"its images span {low:.2f} to {high:.2f}, and an audit needs them on 0 to 1; "
-                "normalise inside the model"
-            )
         return own.images[:wanted], own.labels[:wanted]
 
     def _protection(self, twin: Twin) -> Protection | None:

@@ -135,7 +135,9 @@ class Session:
         """Whether a silo that was just given a model is to test it: when FedML's server does."""
         every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
         rounds, last = int(self.args.comm_round), self.last_round
-        if self.defense is None or not self.is_silo or every < 1 or last < 0:
+        if not getattr(self.defense, "own_accuracy", self.defense is not None):
+            return False
+        if not self.is_silo or every < 1 or last < 0:
             return False
         # after the last round FedML gives a rank the data of a silo whose lock it does not have
         return self._locked_for == self.silo and (last % every == 0 or last == rounds - 1)

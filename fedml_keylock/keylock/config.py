@@ -40,6 +40,9 @@ class KeyLockConfig(Settings):
     then: str | None = None
     """FedML's own defense that its server runs on the locked updates, such as krum or rfa; its
     settings stand in defense_args as FedML has them. None: nothing but the average."""
+    own_accuracy: bool = Field(default=True, strict=True)
+    """Whether a silo tests each model that it is given under its own lock, whenever FedML's server
+    tests; it tells FedML's log, mlops.log and wandb."""
     keep_history: bool = Field(default=False, strict=True)
     """Keep the private state that each round began with, for an audit with an oracle."""
     encrypt_vault: bool = Field(default=False, strict=True)

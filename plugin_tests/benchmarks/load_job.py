@@ -63,7 +63,8 @@ class Record:
         FedMLServerManager.handle_message_receive_model_from_client = handled
 
     def write(self, rank: int) -> None:
-        found = vars(self) | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        found = vars(self) | {"cpu": used.ru_utime + used.ru_stime, "peak": 1024 * used.ru_maxrss}
         Path(f"load-{rank}.json").write_text(json.dumps(found))
 
     def _counted(self, message: Any, *how: Any) -> bytes:

@@ -1,10 +1,10 @@
-"""Twelve silos on one machine: what the lock adds to a whole job's payload, time and memory.
+"""Twelve silos on one machine: what the lock, or a capture, adds to a job's payload, time, memory.
 
 pytest plugin_tests/benchmarks/test_load.py --benchmark-only -n 0
 
-Real jobs over 13 MPI ranks and 20 rounds, by turns plain FedML and each lock. Set LOAD_PAIRS (3),
-LOAD_SILOS (12), LOAD_ROUNDS (20) and LOAD_NETS for fewer or more. A machine with other work to do
-disturbs it.
+Real jobs over 13 MPI ranks and 20 rounds, by turns plain FedML, with each lock, and without a lock
+but with all updates captured. Set LOAD_PAIRS (3), LOAD_SILOS (12), LOAD_ROUNDS (20), LOAD_NETS and
+LOAD_KINDS for fewer or more. A machine with other work to do disturbs it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,11 +41,24 @@ COMPARED = ("payload", "aggregation", "aggregation, CPU", "rounds", "whole job")
 
 # net: digits of each silo, epochs in a round, digits to test on
 NETS = {"LeNet": (320, 4, 1000), "ResNet-20": (128, 1, 200)}
-LOCKS: dict[str, dict[str, str] | None] = {
-    "plain": None,
-    "affine, first": {},
-    "mixing, all": {"module": "mixing", "targets": "all"},
+CAPTURE = {
+    "enable_attack": True,
+    "attack_type": "gradient_inversion",
+    "gradient_inversion": {"when": "never", "rounds": list(range(ROUNDS))},
 }
+LOCKS = {"affine": {}, "mixing": {"module": "mixing", "targets": "all"}}
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    # plain FedML's silos test nothing
+    **{
+        name: {"defense_args": {"enable_defense": True, "keylock": lock | {"own_accuracy": False}}}
+        for name, lock in LOCKS.items()
+    },
+    "captured": {"attack_args": CAPTURE},
+}
+"""Kind of job to what its YAML says: the published lock, mixing in all layers, no lock but all
+updates kept."""
+ASKED = ["plain", *os.environ.get("LOAD_KINDS", "affine,mixing,captured").split(",")]
 
 
 def digits(to: Path) -> None:
@@ -59,7 +71,7 @@ def digits(to: Path) -> None:
     torch.save((table[:, :-1].float().view(-1, 1, 28, 28) / 255, table[:, -1].long()), to)
 
 
-def config(net: str, lock: Mapping[str, str] | None) -> dict[str, Any]:
+def config(net: str, kind: str) -> dict[str, Any]:
     """The example's YAML with this load."""
     sections: dict[str, Any] = yaml.safe_load((EXAMPLE / "fedml_config.yaml").read_text())
     each, epochs, tests = NETS[net]
@@ -68,21 +80,22 @@ def config(net: str, lock: Mapping[str, str] | None) -> dict[str, Any]:
     sections["train_args"] |= {"comm_round": ROUNDS, "epochs": epochs}
     sections["train_args"] |= {"client_num_in_total": SILOS, "client_num_per_round": SILOS}
     sections["device_args"]["worker_num"] = SILOS
-    keylock = dict(lock or {})
-    sections["defense_args"] |= {"enable_defense": lock is not None, "keylock": keylock}
+    sections["defense_args"]["enable_defense"] = False
+    for section, fields in KINDS[kind].items():
+        sections[section] = sections.get(section, {}) | fields
     return sections
 
 
-def run(folder: Path, net: str, lock: str) -> dict[str, float]:
+def run(folder: Path, net: str, kind: str) -> dict[str, float]:
     """One job; its figures, in bytes and seconds."""
     folder.mkdir()
     for path in (HERE / "load_job.py", EXAMPLE / "model.py"):
         shutil.copy(path, folder)
     (folder / "digits.pt").symlink_to(folder.parent / "digits.pt")
-    (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config(net, LOCKS[lock])))
+    (folder / "fedml_config.yaml").write_text(yaml.safe_dump(config(net, kind)))
     # plain FedML by mpi4py's own runner, which ends all ranks when one fails, as ours does
     line = command(SILOS + 1, ["load_job.py", "--cf", "fedml_config.yaml"])
-    if LOCKS[lock] is None:
+    if not KINDS[kind]:
         line[line.index("fedml_keylock")] = "mpi4py"
     began = time.monotonic()
     with (folder / "job.log").open("w") as log:
@@ -119,9 +132,9 @@ def figures(ranks: list[dict[str, Any]]) -> dict[str, float]:
         "rounds": server["ended"] - server["began"],
         "CPU: the server's messages": spent(server, "server"),
         "CPU: silos' training": sum(spent(silo, "training") for silo in silos),
-        # with the lock a silo also tests it here, in the rounds in which the server tests
         "CPU: silos' taking in a model": sum(spent(silo, "loading") for silo in silos),
         "CPU: silos' sending": sum(spent(silo, "sending") for silo in silos),
+        "CPU: all ranks": sum(rank["cpu"] for rank in ranks),
         "memory settled": server["memory"][settled],
         "memory at the end": server["memory"][-1],
         "memory, most since": max(server["memory"][settled:]),
@@ -133,13 +146,13 @@ def test_a_job_with_many_silos(
     net: str, report: Report, benchmark: BenchmarkFixture, tmp_path: Path
 ) -> None:
     digits(tmp_path / "digits.pt")
-    found: dict[str, list[dict[str, float]]] = {lock: [] for lock in LOCKS}
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in ASKED}
 
     def each_once() -> None:
         turn = len(found["plain"])
         # the other way round every other time: a machine that slows down favours no side
-        for lock in list(LOCKS)[:: -1 if turn % 2 else 1]:
-            found[lock].append(run(tmp_path / f"{lock}-{turn}".replace(", ", "-"), net, lock))
+        for kind in ASKED[:: -1 if turn % 2 else 1]:
+            found[kind].append(run(tmp_path / f"{kind}-{turn}", net, kind))
 
     benchmark.pedantic(each_once, rounds=PAIRS)  # type: ignore[no-untyped-call]
     (tmp_path / "found.json").write_text(json.dumps(found))

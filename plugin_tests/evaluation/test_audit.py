@@ -29,6 +29,7 @@ from fedml_keylock.evaluation.audit import (
     Alone,
     Pool,
     Protection,
+    accuracy_by_round,
     audit,
     from_capture,
     load_pictures,
@@ -38,13 +39,15 @@ from fedml_keylock.evaluation.audit import (
 )
 from fedml_keylock.evaluation.audit.plan import PUBLIC_NORM, tasks_of
 from fedml_keylock.evaluation.audit.score import Result, baselines, matched, score
+from fedml_keylock.evaluation.audit.statistics import shared_statistics
 from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, undefended
 from fedml_keylock.evaluation.audit.work import Store, work_on
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import find_mpiexec
-from fedml_keylock.inversion import LocalTraining, PublicData, inverting_gradients
+from fedml_keylock.inversion import LocalTraining, PublicData, gradinversion, inverting_gradients
 from fedml_keylock.keylock import Vault, effective_state
+from fedml_keylock.types import ClientUpdate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist_cross_silo"
 FEW = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
@@ -283,14 +286,89 @@ def test_an_attack_that_cannot_run_is_told_and_the_others_go_on(digits, tmp_path
 
 def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
     one = subject_of(digits)
-    with pytest.raises(AttackError, match=r"an audit runs oblivious.*not 'insider'"):
-        audit(one, attack(), ("insider",), output=tmp_path)
+    with pytest.raises(AttackError, match=r"levels of knowledge are oblivious.*not 'clever'"):
+        audit(one, attack(), ("clever",), output=tmp_path)
+    with pytest.raises(AttackError, match=r"level 'insider' needs another silo's update"):
+        audit(subject_of(digits, count=1), attack(), ("insider",), output=tmp_path)
+    with pytest.raises(AttackError, match=r"'statistics' .* share_norm_statistics: true"):
+        audit(one, {"gradinversion": gradinversion(steps=1)}, ("statistics",), output=tmp_path)
+    with pytest.raises(AttackError, match=r"span -1\.00 to 0\.00, and the bounds are 0\.00"):
+        probe(net(), digits[0][:2] - 1, digits[1][:2])
     with pytest.raises(AttackError, match="a subject and an attack"):
         audit(one, {}, output=tmp_path)
     with pytest.raises(AttackError, match="labels span 0 to 12, and the model has classes 0 to 9"):
         probe(net(), digits[0][:2], torch.tensor([0, 12]))
     with pytest.raises(AttackError, match=r"cannot be trained on images \(2, 1, 20, 20\)"):
         probe(net(), torch.rand(2, 1, 20, 20), torch.tensor([0, 1]), batch=2)
+
+
+def test_pixels_may_be_normalised(digits, tmp_path):
+    """What a job's loader has normalised is attacked within its bounds, and scored on [0, 1]."""
+    model = net()
+
+    def rows(shift, scale):
+        inner = nn.Sequential(Affine(shift, scale), *model)
+        images, labels = digits[0][:2], digits[1][:2]
+        one = probe(
+            inner,
+            (images - shift) / scale,
+            labels,
+            public=PublicData((digits[0][20:] - shift) / scale, digits[1][20:]),
+            bounds=((0 - shift) / scale, (1 - shift) / scale),
+        )
+        folder = tmp_path / f"{shift}"
+        return audit(one, attack(200, restarts=1), ("oblivious",), output=folder).leakage
+
+    plain, shifted = rows(0.0, 1.0), rows(0.5, 0.5)
+    for one, other in zip(plain, shifted, strict=True):
+        assert other.metrics["ssim"]["mean"] == pytest.approx(one.metrics["ssim"]["mean"], abs=0.1)
+        assert other.metrics["psnr"]["mean"] == pytest.approx(one.metrics["psnr"]["mean"], rel=0.1)
+    assert shifted[-1].metrics["ssim"]["mean"] > 0.5
+
+
+def test_an_insider_is_told_of_other_silos_only(digits):
+    one = subject_of(digits, count=3)
+    tasks = [t for t in tasks_of(one, attack(), ("insider",)) if t.trial.level == "insider"]
+    assert [task.rows for task in tasks] == [(0,), (1,), (2,)]
+    for task in tasks:
+        others = [row for row in range(3) if row not in task.rows]
+        peers = task.knowledge().secrets.peers
+        assert task.knowledge().secrets.given is None
+        for name, value in one.secrets.items():
+            assert torch.equal(peers[name], value[others])
+
+
+def test_shared_statistics_are_the_batchs_own(digits):
+    """Read off the running ones; those that a lock keeps back are not there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 5, 2, 2), nn.BatchNorm2d(4), nn.GELU(), nn.Flatten(), nn.Linear(784, 10)
+    )
+    for share in (True, False):
+        known = protection(model, share_norm_statistics=share)
+        one = subject_of(digits, count=4, model=model, protection=known, batch=2)
+        if not share:
+            with pytest.raises(AttackError, match="none are shared"):
+                shared_statistics(known.surrogate.model, one.updates, one.images[0])
+            continue
+        ((mean, variance),) = shared_statistics(
+            known.surrogate.model, one.updates, one.images[0]
+        ).values()
+        seen = [model[0](images).detach() for images in one.images]
+        torch.testing.assert_close(mean, torch.stack([x.mean((0, 2, 3)) for x in seen]))
+        own = torch.stack([x.var((0, 2, 3), unbiased=False) for x in seen])
+        torch.testing.assert_close(variance, own, atol=1e-6, rtol=1e-3)
+
+
+class Affine(nn.Module):
+    """Pixels as a loader that normalises had them, back to [0, 1]."""
+
+    def __init__(self, shift, scale):
+        super().__init__()
+        self.shift, self.scale = shift, scale
+
+    def forward(self, x):
+        return x * self.scale + self.shift
 
 
 def test_workers_get_no_truth(digits):
@@ -481,11 +559,11 @@ def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
 
 def stored_secrets_are_right(job):
     """The oracle's knowledge is what the silo's lock was, and no newer one."""
-    from fedml_keylock.commands.subjects import silo_secrets
+    from fedml_keylock.commands.subjects import own_locks, silo_secrets
 
     defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16})
     updates = Capture.open(job / "capture").updates()
-    made = silo_secrets(net(), defense, job / "vault", updates)
+    made = silo_secrets(net(), own_locks(net(), defense, job / "vault"), updates)
     silo = net()
     lock_model(silo, defense.config)
     vault = Vault(job / "vault", 1, defense.describe(net()).layout)
@@ -498,6 +576,52 @@ def test_without_a_vault_there_is_no_verdict_on_the_lock(job):
     assert result.exit_code == 0, result.output
     assert "keylock:mixing:all: no verdict" in result.output
     assert "no oracle" in json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
+
+
+def test_a_capture_beside_public_pictures(job, folder):
+    """They are the attacker's, and what accuracy is measured on, round by round."""
+    levels = ("--knowledge", "adaptive,insider")
+    options = ("--vault", job / "vault", "--data", folder, *levels)
+    result = invoke(*of_job(job, *options), output=job / "out")
+    assert result.exit_code == 0, result.output
+    report = json.loads((job / "out" / "report.json").read_text())
+    assert report["job"]["data"].startswith("100 pictures of ")
+    assert "no public data" not in report["job"]["controls"]
+    assert {"insider", "oracle"} <= {row["knowledge"] for row in report["leakage"]}
+    # this job did not end: there is no final model
+    assert report["accuracy"] == {}
+    rounds = report["accuracy_rounds"]["keylock:mixing:all"]
+    assert [[at for at, _ in points] for points in rounds.values()] == [[0, 2], [0, 2]]
+    assert "accuracy" in (job / "out" / "report.html").read_text().lower()
+
+
+def test_accuracy_is_that_of_each_rounds_weights(digits, tmp_path):
+    """Under a silo's own lock, as it was; the last under the lock that it ended with."""
+    model, data = net(), PublicData(*digits)
+    capture = Capture.create(tmp_path / "c", {"learning_rate": 0.1, "rounds": 2})
+    right, wrong = (nn.Linear(294, 10) for _ in range(2))
+    states = []
+    for index, head in enumerate((wrong, right)):
+        with torch.no_grad():
+            head.weight.zero_()
+            head.bias.copy_(torch.eye(10)[3 if index else 4])
+        model[len(model) - 1] = head
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        capture.add(ClientUpdate(states[-1], states[-1], 0.1, silo=1, round=index))
+    shares = [float((digits[1] == label).float().mean()) for label in (4, 3)]
+    final, rounds = accuracy_by_round(capture, net(), data)
+    assert (final, rounds) == ({}, {"server": [(0, shares[0]), (1, shares[1])]})
+    capture.finish(states[0])
+    asked = []
+
+    def own_lock(plain, silo, index):
+        asked.append((silo, index))
+        return plain
+
+    final, rounds = accuracy_by_round(Capture.open(capture.folder), net(), data, own_lock)
+    assert asked == [(1, 0), (1, 1), (1, None)]
+    assert rounds["own_lock"] == rounds["server"] == [*enumerate(shares), (2, shares[0])]
+    assert final["own_lock"]["mean"] == pytest.approx(shares[0])
 
 
 def test_no_images_means_none(job):
@@ -558,7 +682,7 @@ def test_a_capture_of_another_model_is_named(job, digits):
     ):
         from_capture(Capture.open(job / "capture"), truth, LeNet(8))
     one = from_capture(Capture.open(job / "capture"), truth, net(), protection=protection(net()))
-    with pytest.raises(AttackError, match="oracle needs the silos' private state"):
+    with pytest.raises(AttackError, match="'oracle' needs the silos' private state"):
         audit(one, attack(), ("oracle",), output=job / "out")
 
 
@@ -580,7 +704,8 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("--data", "{}", "--set", "inverting_gradients.stepz=3"), 1, "no field stepz"),
         (("--data", "{}", "--attacks", "nothing"), 1, "no attack is named 'nothing'"),
         (("--data", "{}", "--defense", "nothing"), 1, "no defense is named 'nothing'"),
-        (("--data", "{}", "--knowledge", "insider"), 1, "not 'insider'"),
+        (("--data", "{}", "--knowledge", "clever"), 1, "not 'clever'"),
+        (("cap", "--truth", "t", "--labels", "l.csv"), 2, "--labels goes with --data"),
         (("--data", "{}", "--module", "mix"), 1, "keylock.module: 'mix' is not allowed"),
         (("--data", "{}", "--weights", "none.safetensors"), 1, "--weights none.safetensors"),
         (("--data", "nowhere"), 1, "nowhere: no such folder"),

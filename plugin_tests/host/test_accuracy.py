@@ -25,8 +25,9 @@ class Picks(nn.Module):
 DATA = [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]
 
 
-def silo(tmp_path, **changes):
-    session = Session.begin(arguments(keylock={"key_length": 16, "vault": tmp_path}, **changes))
+def silo(tmp_path, *, own_accuracy=True, **changes):
+    keylock = {"key_length": 16, "vault": tmp_path, "own_accuracy": own_accuracy}
+    session = Session.begin(arguments(keylock=keylock, **changes))
     session.adopt(made())
     return session
 
@@ -97,6 +98,7 @@ def test_a_silo_tells_fedml_its_accuracy_under_a_name_of_its_own(tmp_path):
         ({"frequency_of_the_test": 3}, [0, 3, 4]),  # and the last one
         ({}, []),
         ({"frequency_of_the_test": 0}, []),
+        ({"frequency_of_the_test": 1, "own_accuracy": False}, []),
     ],
 )
 def test_a_silo_tests_when_the_server_does(changes, rounds, tmp_path):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 from ...errors import AttackError
-from ...inversion import Attack
+from ...inversion import Attack, PublicData
 from ..leakage import CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
+from .accuracy import OwnLock, Rounds, accuracy_by_round, share_correct
 from .crew import Alone, Crew, Job, Pool, Ranks, muster
 from .pictures import load_pictures
 from .plan import PUBLIC_NORM, Task, Trial, tasks_of
@@ -36,11 +38,14 @@ __all__ = [
     "Alone",
     "Crew",
     "Fresh",
+    "OwnLock",
     "Pool",
     "Protection",
     "Ranks",
+    "Rounds",
     "Subject",
     "Truth",
+    "accuracy_by_round",
     "audit",
     "from_capture",
     "load_pictures",
@@ -48,6 +53,7 @@ __all__ = [
     "muster",
     "probe",
     "save_truth",
+    "share_correct",
 ]
 
 MOST_SHOWN = 8
@@ -123,7 +129,7 @@ def audit(
         trial: [
             joined(
                 [
-                    store.read(name)
+                    store.read(name).mapped(runs[seed].scaled)
                     for name, task in zip(names, tasks, strict=True)
                     if (task.trial, task.seed) == (trial, seed)
                 ]
@@ -132,7 +138,8 @@ def audit(
         ]
         for trial in left
     }
-    rows, lost = _rows(runs[0], results, metrics)
+    shown = _scaled(runs[0])
+    rows, lost = _rows(shown, results, metrics)
     facts = {
         **(job or {}),
         "images": runs[0].labels.numel(),
@@ -144,9 +151,18 @@ def audit(
         facts["not run"] = {_title(trial): reason for trial, reason in failures.items()}
     if lost:
         facts["diverged in every restart, not scored"] = lost
-    originals, galleries = _galleries(runs[0], results)
+    originals, galleries = _galleries(shown, results)
     curves = [_curve(trial, runs[0], attacks[trial.attack]) for trial, runs in results.items()]
     return LeakageReport({}, rows, originals, galleries, facts, costs=curves)
+
+
+def _scaled(subject: Subject) -> Subject:
+    """The same with all its pictures on [0, 1]."""
+    public = subject.public
+    if public is not None:
+        public = PublicData(subject.scaled(public.images), public.labels)
+    images = subject.scaled(subject.images)
+    return replace(subject, images=images, public=public, bounds=(0.0, 1.0))
 
 
 def _work(

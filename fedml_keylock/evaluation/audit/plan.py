@@ -11,21 +11,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...inversion import GRANTS, Attack, Knowledge, PublicData
+from ...inversion import GRANTS, LEVELS, Attack, Knowledge, PublicData
 from ...inversion.engine.checkpoint import fingerprint
 from ...types import ClientUpdate, Surrogate
 from ..run import knowledge_of, trials
 from ..verdict import CONTROL
+from .statistics import shared_statistics
 from .subject import Rebuild, Subject
 from .twins import public_norm, undefended
 
-__all__ = ["LEVELS", "PUBLIC_NORM", "Task", "Trial", "chunk_of", "tasks_of", "trials_of"]
+__all__ = ["PUBLIC_NORM", "Task", "Trial", "chunk_of", "tasks_of", "trials_of"]
 
 PUBLIC_NORM = CONTROL
 """The control whose normalisation is the lock's, with a scale and a shift that all know."""
-LEVELS = ("oblivious", "adaptive", "temporal", "simulating", "oracle")
-"""Levels of knowledge that an audit can run."""
-
 _SMALL = 100_000  # parameters, up to which candidates run much faster side by side
 
 
@@ -61,7 +59,8 @@ class Task:
         rows: which of the subject's updates.
         attack: configured.
         updates: those of the rows.
-        given: for the oracle: the private state behind them.
+        given: for the oracle: the private state behind them; for the insider: that of others, who
+            collude.
         known: what else the attacker knows: arguments of ``knowledge_of``.
         rebuild: makes model and surrogate in another process.
         model: the public one.
@@ -85,25 +84,31 @@ class Task:
     def knowledge(self) -> Knowledge:
         """The attacker's."""
         return knowledge_of(
-            self.trial.level, surrogate=self.surrogate, given=self.given, **self.known
+            self.trial.level,
+            surrogate=self.surrogate,
+            given=self.given,
+            peers=self.given,
+            **self.known,
         )
 
     @property
     def id(self) -> str:
         """Sixteen hex digits of all that the result depends on, and of this package's version."""
         public: PublicData | None = self.known.get("public")
+        statistics = self.known.get("statistics") or {}
         settings = (
             version("fedml-keylock"),
             self.attack,
             self.trial,
             self.start,
-            {name: value for name, value in self.known.items() if name != "public"},
+            {n: value for n, value in self.known.items() if n not in ("public", "statistics")},
             str(self.model if self.surrogate is None else self.surrogate.model),
             [(update.learning_rate, update.silo, update.round) for update in self.updates],
         )
         tensors = [
             *(self.given or {}).values(),
             *([public.images, public.labels] if public else []),
+            *(part for _, pair in sorted(statistics.items()) for part in pair),
         ]
         # what was sent is one memory to many updates
         states = {id(state): state for u in self.updates for state in (u.before, u.after)}
@@ -152,14 +157,15 @@ def trials_of(
         control: whether the control with public norm differs from the undefended twin.
 
     Raises:
-        AttackError: a level is none that an audit runs, or needs what is not there.
+        AttackError: there is no such level, or it needs what is not there.
 
     """
     odd = [level for level in levels if level not in LEVELS]
     if odd:
-        raise AttackError(f"an audit runs {', '.join(LEVELS)}, not {odd[0]!r}")
-    if subject.surrogate is not None and subject.secrets is None and "oracle" in levels:
-        raise AttackError("an oracle needs the silos' private state: name their vault")
+        raise AttackError(f"levels of knowledge are {', '.join(LEVELS)}, not {odd[0]!r}")
+    for level in ("oracle", "insider"):
+        if subject.surrogate is not None and subject.secrets is None and level in levels:
+            raise AttackError(f"level {level!r} needs the silos' private state: name their vault")
     if subject.public is None and "simulating" in levels:
         raise AttackError("a simulating attacker needs public data: name a folder of pictures")
     wanted = [level for level in levels if level != "oracle"]
@@ -219,13 +225,37 @@ def tasks_of(
     for trial in trials_of(subject, attacks, levels, control=norm is not None):
         attack = attacks[trial.attack]
         grants = GRANTS[trial.level]
-        every = range(len(subject.updates))
+        groups = [tuple(range(len(subject.updates)))]
+        if "peer" in grants:
+            groups = _by_peers(subject)
         # what is learned or pooled over all updates is done once
         whole = "public data" in attack.needs or "rounds" in grants
-        size = len(every) if whole else chunk or chunk_of(subject.model)
-        for rows in (tuple(every[at : at + size]) for at in range(0, len(every), size)):
-            tasks.append(_task(subject, trial, attack, sent[trial.variant], rows, seed))
+        for every in groups:
+            size = len(every) if whole else chunk or chunk_of(subject.model)
+            for rows in (every[at : at + size] for at in range(0, len(every), size)):
+                tasks.append(_task(subject, trial, attack, sent[trial.variant], rows, seed))
     return tasks
+
+
+def _by_peers(subject: Subject) -> list[tuple[int, ...]]:
+    """The updates by silo and round: those that the same other silos can be colluded against."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, update in enumerate(subject.updates):
+        groups.setdefault((update.round, update.silo), []).append(row)
+    return [tuple(rows) for rows in groups.values()]
+
+
+def _peers(subject: Subject, row: int) -> list[int]:
+    """The updates that the other silos made in the same round."""
+    own = subject.updates[row]
+    found = [
+        other
+        for other, update in enumerate(subject.updates)
+        if update.round == own.round and update.silo != own.silo
+    ]
+    if not found:
+        raise AttackError(f"level 'insider' needs another silo's update of round {own.round}")
+    return found
 
 
 def _task(
@@ -236,9 +266,14 @@ def _task(
     rows: tuple[int, ...],
     seed: int,
 ) -> Task:
-    given = None
-    if trial.level == "oracle" and subject.secrets is not None:
-        given = {name: value[list(rows)] for name, value in sorted(subject.secrets.items())}
+    given, statistics, grants = None, None, GRANTS[trial.level]
+    if subject.secrets is not None and grants & {"private state", "peer"}:
+        whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
+        given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
+    if "statistics" in grants and subject.surrogate is not None:
+        statistics = shared_statistics(
+            subject.surrogate.model, [updates[row] for row in rows], subject.images[0]
+        )
     return Task(
         trial=trial,
         seed=seed,
@@ -250,8 +285,10 @@ def _task(
             "input_shape": subject.input_shape,
             "classes": subject.classes,
             "batch": subject.batch,
+            "bounds": subject.bounds,
             "training": subject.training,
-            "public": subject.public if "public data" in GRANTS[trial.level] else None,
+            "statistics": statistics,
+            "public": subject.public if "public data" in grants else None,
         },
         rebuild=subject.rebuild,
         model=subject.model,

@@ -49,7 +49,7 @@ class Subject:
 
     Attributes:
         updates: u of them.
-        images: ``(u, n, c, h, w)`` on [0, 1].
+        images: ``(u, n, c, h, w)`` within the bounds.
         labels: ``(u, n)`` integers.
         model: the public one, unprotected.
         classes: how many it tells apart.
@@ -61,6 +61,7 @@ class Subject:
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.
         plain: the state of the undefended model, where what was sent is not that.
+        bounds: least and greatest pixel value, as the model is fed them. Anybody knows them.
         rebuild: makes model and surrogate in another process, which a surrogate cannot be sent to:
             needed only by MPI's ranks. It is pickled by its name, such as a ``functools.partial``.
 
@@ -81,6 +82,7 @@ class Subject:
     stages: tuple[str, ...] = ()
     training: LocalTraining | None = None
     plain: Mapping[str, Tensor] | None = field(default=None, repr=False)
+    bounds: tuple[float, float] = (0.0, 1.0)
     rebuild: Rebuild | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +97,13 @@ class Subject:
         if len(self.images) != count or len(self.stages) not in (0, count):
             raise AttackError(f"{count} updates, and the truth of {len(self.images)}")
         _check_labels(self.labels, self.classes)
+        low, high = float(self.images.min()), float(self.images.max())
+        if not self.bounds[0] <= low <= high <= self.bounds[1]:
+            raise AttackError(
+                f"pixels span {low:.2f} to {high:.2f}, and the bounds are {self.bounds[0]:.2f} to "
+                f"{self.bounds[1]:.2f}: name the least and the greatest that the model is fed "
+                "(gradient_inversion: {bounds: [low, high]})"
+            )
         if (self.surrogate is None) != (self.defense == "none"):
             raise AttackError(f"defense {self.defense!r} and its surrogate do not go together")
         if not self.stages:
@@ -111,6 +120,11 @@ class Subject:
         """Of one image, ``(c, h, w)``."""
         return tuple(self.images.shape[2:])
 
+    def scaled(self, images: Tensor) -> Tensor:
+        """Images from the bounds to [0, 1], on which metrics and pictures are."""
+        low, high = self.bounds
+        return (images - low) / (high - low)
+
 
 def probe(
     model: nn.Module,
@@ -120,6 +134,7 @@ def probe(
     protection: Protection | None = None,
     public: PublicData | None = None,
     batch: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
     learning_rate: float = 0.1,
     training: LocalTraining | None = None,
     stage: str = "untrained",
@@ -132,11 +147,12 @@ def probe(
 
     Args:
         model: with the weights that the server would send. It is not changed.
-        images: ``(m, c, h, w)`` on [0, 1].
+        images: ``(m, c, h, w)`` within the bounds.
         labels: ``(m,)``.
         protection: the defense; None for none.
         public: data of the same kind.
         batch: images a silo; what is left over is left out.
+        bounds: see `Subject`.
         learning_rate: of the silos' SGD.
         training: see `Subject`.
         stage: of the model's weights: "untrained" or "trained".
@@ -186,6 +202,7 @@ def probe(
         stages=(stage,) * count,
         training=training,
         plain=model.state_dict(),
+        bounds=bounds,
     )
 
 
@@ -233,6 +250,7 @@ def from_capture(
     updates = tuple(capture.load(*entry) for entry in chosen)
     _check_model(model, updates[0])
     images = torch.stack([truth[entry][0] for entry in chosen])
+    low, high = capture.meta.get("bounds") or (0.0, 1.0)
     return Subject(
         updates=updates,
         images=images,
@@ -245,6 +263,7 @@ def from_capture(
         public=public,
         stages=tuple("untrained" if entry in early else "trained" for entry in chosen),
         training=training,
+        bounds=(float(low), float(high)),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ class Result:
     """What a task made, one entry an update: see ``Reconstruction``.
 
     Attributes:
-        images: ``(u, n, c, h, w)``.
+        images: ``(u, n, c, h, w)`` within the attack's bounds.
         labels: ``(u, n)``.
         cost: ``(u,)``.
         history: ``(t, u)``.
@@ -47,6 +48,10 @@ class Result:
             return cls(**load(content))
         except (SafetensorError, TypeError, ValueError) as error:
             raise AttackError(f"damaged: {error}") from None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> Result:
+        """The same with other images."""
+        return replace(self, images=function(self.images))
 
 
 def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:

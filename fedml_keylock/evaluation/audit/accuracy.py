@@ -1,0 +1,101 @@
+"""How well a job's model worked, round by round: without a key, and under each silo's own lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+
+from ...inversion import PublicData
+from ..capture import Capture
+from ..leakage import Interval
+from ..metrics import mean_interval
+from .training import one_thread
+
+__all__ = ["OwnLock", "Rounds", "accuracy_by_round", "share_correct"]
+
+OwnLock = Callable[[nn.Module, int, int | None], nn.Module]
+"""A copy of a model under a silo's lock, as it was when a round began, or after the last (None)."""
+
+Rounds = dict[str, list[tuple[int, float]]]
+"""Role to ``(round, share)``: with what share of test images right that round began."""
+
+_AT_ONCE = 250
+
+
+def accuracy_by_round(
+    capture: Capture, model: nn.Module, data: PublicData, own_lock: OwnLock | None = None
+) -> tuple[dict[str, Interval], Rounds]:
+    """Test the weights that were sent in each captured round, and those that training ended with.
+
+    Args:
+        capture: of a job.
+        model: the job's, unprotected; its own weights do not matter.
+        data: to test with.
+        own_lock: gives what a silo has; None where nobody has the silos' private state.
+
+    Returns:
+        The final model's accuracy by role, empty if the job did not end, and that of the rounds.
+        Roles: "server", without a lock; "own_lock", the mean over the captured silos.
+
+    Raises:
+        AttackError: the capture is damaged.
+        VaultError: a silo's private state is missing.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from ...types import ClientUpdate
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> capture = Capture.create(Path(tempfile.mkdtemp()), {"learning_rate": 0.1, "rounds": 1})
+        >>> capture.add(ClientUpdate(net.state_dict(), net.state_dict(), 0.1))
+        >>> data = PublicData(torch.rand(8, 1, 2, 2), torch.zeros(8, dtype=torch.long))
+        >>> [len(points) for points in accuracy_by_round(capture, net, data)[1].values()]
+        [1]
+
+    """
+    plain = deepcopy(model)
+    rounds: Rounds = {}
+    final: dict[str, Interval] = {}
+    for index in capture.rounds():
+        silos = [silo for number, silo in capture.entries() if number == index]
+        plain.load_state_dict(capture.sent(index))
+        for role, shares in _shares(plain, data, silos, index, own_lock).items():
+            rounds.setdefault(role, []).append((index, sum(shares) / len(shares)))
+    if capture.ended:
+        plain.load_state_dict(capture.final())
+        every = sorted({silo for _, silo in capture.entries()})
+        for role, shares in _shares(plain, data, every, None, own_lock).items():
+            final[role] = mean_interval(torch.tensor(shares))
+            rounds[role].append((int(capture.meta["rounds"]), sum(shares) / len(shares)))
+    return final, rounds
+
+
+def _shares(
+    plain: nn.Module,
+    data: PublicData,
+    silos: list[int],
+    index: int | None,
+    own_lock: OwnLock | None,
+) -> dict[str, list[float]]:
+    found = {"server": [share_correct(plain, data)]}
+    if own_lock is not None:
+        locked = (own_lock(plain, silo, index) for silo in silos)
+        found["own_lock"] = [share_correct(one, data) for one in locked]
+    return found
+
+
+def share_correct(model: nn.Module, data: PublicData) -> float:
+    """The share of images of which a model names the label. It is put into eval mode."""
+    model.eval()
+    parts = zip(torch.split(data.images, _AT_ONCE), torch.split(data.labels, _AT_ONCE), strict=True)
+    with one_thread(), torch.no_grad():
+        right = [_right(model, images, labels) for images, labels in parts]
+    return float(torch.cat(right).float().mean())
+
+
+def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    scores: Tensor = model(images)
+    return scores.argmax(1) == labels

@@ -1,0 +1,89 @@
+"""The statistics of normalisation layers that an update gives away, where they are shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ...errors import AttackError
+from ...types import ClientUpdate
+
+__all__ = ["shared_statistics"]
+
+
+def shared_statistics(
+    model: nn.Module, updates: Sequence[ClientUpdate], images: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What each BatchNorm saw in the one step behind each update.
+
+    Running statistics move by ``momentum`` towards those of the batch, so that two of them tell the
+    batch's exactly; its variance there is over n - 1 values, and here over n, as the layer
+    normalises by it.
+
+    Args:
+        model: the attacker's.
+        updates: u of one step each.
+        images: ``(n, c, h, w)``, of which only the shape matters.
+
+    Returns:
+        Name of a module to mean and variance, each ``(u, channels)``.
+
+    Raises:
+        AttackError: no update holds any such statistics.
+
+    Example:
+        >>> from .subject import probe
+        >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
+        ...                     nn.Linear(8, 3))
+        >>> subject = probe(net, torch.rand(1, 1, 4, 4), torch.tensor([0]))
+        >>> mean, variance = shared_statistics(net, subject.updates, subject.images[0])["1"]
+        >>> mean.shape
+        torch.Size([1, 2])
+
+    """
+    copy = deepcopy(model).train()
+    norms = {
+        name: module
+        for name, module in copy.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.momentum is not None
+        and all(_moved(update, f"{name}.running_mean") for update in updates)
+    }
+    if not norms:
+        raise AttackError(
+            "level 'statistics' needs those of a BatchNorm, and none are shared: a lock keeps "
+            "them unless its YAML says share_norm_statistics: true"
+        )
+    counts: dict[str, int] = {}
+    for name, module in norms.items():
+        module.register_forward_pre_hook(partial(_count, counts, name))
+    with torch.no_grad():
+        copy(images)
+    found = {}
+    for name, n in counts.items():
+        momentum = float(norms[name].momentum or 0)
+        mean, variance = (
+            torch.stack([_batchs(u, f"{name}.running_{what}", momentum) for u in updates])
+            for what in ("mean", "var")
+        )
+        found[name] = mean, (variance * (n - 1) / n).clamp(min=0)
+    return found
+
+
+def _moved(update: ClientUpdate, name: str) -> bool:
+    """Whether it is in the update, and no constant in the place of what is kept back."""
+    return name in update.after and not torch.equal(update.after[name], update.before[name])
+
+
+def _count(counts: dict[str, int], name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    counts[name] = inputs[0].numel() // inputs[0].shape[1]
+
+
+def _batchs(update: ClientUpdate, name: str, momentum: float) -> Tensor:
+    """A statistic of the batch, from the running one before and after it."""
+    return (update.after[name] - (1 - momentum) * update.before[name]) / momentum

@@ -1,0 +1,43 @@
+"""What a server that attacks learns of its own test data."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedml_keylock.evaluation.settings import InversionSettings
+from fedml_keylock.host.attack import Attacker
+
+IMAGES = torch.linspace(0, 1, 300 * 64).view(300, 1, 8, 8)
+
+
+def seen(images, **settings):
+    section = InversionSettings(attacks=["inverting_gradients"], **settings)
+    attacker = Attacker.begin(section, defended=True)
+    labels = torch.zeros(len(images), dtype=torch.long)
+    attacker.see_data(zip(images.split(50), labels.split(50), strict=True), classes=10)
+    return attacker
+
+
+@pytest.mark.parametrize(
+    ("images", "bounds"),
+    [
+        (IMAGES, (0.0, 1.0)),
+        (IMAGES * 0.5, (0.0, 1.0)),  # dark pictures are no narrower range
+        ((IMAGES.flip(0) - 0.5) / 0.25, (pytest.approx(-2 + 8 / 3, abs=1e-3), 2.0)),
+    ],
+)
+def test_the_range_of_pixels_is_that_of_the_first_hundred(images, bounds):
+    assert seen(images).bounds == bounds
+
+
+def test_the_settings_bounds_come_first():
+    assert seen(IMAGES, bounds=(-1, 1)).bounds == (-1, 1)
+
+
+def test_only_a_simulating_attacker_keeps_more_of_the_data():
+    assert len(seen(IMAGES).public.images) == 100
+    section = InversionSettings(attacks=["learned"], knowledge=("simulating",))
+    attacker = Attacker.begin(section, defended=True)
+    attacker.see_data([(IMAGES, torch.zeros(300, dtype=torch.long))], classes=10)
+    assert len(attacker.public.images) == 300
