@@ -22,7 +22,7 @@ from .keylock import (
     private_state_dict,
     surrogate,
 )
-from .keylock.module import locks
+from .keylock.module import every_lock
 from .keylock.vault import Cipher
 from .keylock.watch import Watch
 from .types import Agreement, DefenseFactory, Surrogate
@@ -105,7 +105,7 @@ class KeyLockDefense:
         self._layout = agreement.layout
         self._plain = deepcopy(model) if silo is None else None
         info = str(lock_model(model, self.config))
-        self._locks = [lock for _, _, lock in locks(model)]
+        self._locks = [lock for _, _, lock in every_lock(model)]
         return info if silo is None else f"{info}; {self.enter_silo(model, silo=silo)}"
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
@@ -174,7 +174,7 @@ class KeyLockDefense:
 
     def _check_locks(self, model: nn.Module, round_index: int) -> None:
         """Refuse a model that the job's own code has unlocked, or unlocked and locked again."""
-        if [id(lock) for _, _, lock in locks(model)] != [id(lock) for lock in self._locks]:
+        if [id(lock) for _, _, lock in every_lock(model)] != [id(lock) for lock in self._locks]:
             raise LockError(
                 f"the model was unlocked or locked anew before the end of round {round_index}, and "
                 "what it learned so is not sent: the job's own code must call neither unlock_model "

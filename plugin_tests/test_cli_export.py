@@ -134,7 +134,7 @@ def same(model, loaded):
     return torch.allclose(wanted, got, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
 @pytest.mark.parametrize("silo", [0, 1])
 def test_a_state_dict_for_the_jobs_own_class(job, module, silo, tmp_path):
     made, silos = job(module=module)

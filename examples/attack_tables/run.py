@@ -42,8 +42,14 @@ from data import load_data  # noqa: E402  # the job's own
 from model import MODELS  # noqa: E402
 from tables import tables  # noqa: E402
 
-LOCKS = ({"module": "affine", "targets": "first"}, {"module": "mixing", "targets": "all"})
+LOCKS = (
+    {"module": "affine", "targets": "first"},
+    {"module": "mixing", "targets": "all"},
+    {"module": "weights", "targets": "all"},
+)
 SINGLE, SILOS = 2, 3
+LIMIT = {"lenet": 6, "resnet20": 4}
+"""Updates attacked at untrained weights, and as many at trained ones."""
 UNIFORM = Pixels("uniform")
 SEARCH = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
 ATTACKS = {
@@ -117,6 +123,7 @@ def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, work
         protection=Protection(defense.title, defense.surrogate(model)),
         secrets_of=partial(silo_secrets, model, own_lock),
         public=public,
+        limit=LIMIT[net],
         trained_from=SINGLE,
     )
     attacks = {name: make() for name, make in ATTACKS[net].items()}

@@ -14,7 +14,7 @@ from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
 from .key import Uniform, secret_uniform
 from .locked import public_parameter, put_under_lock, release, seen
-from .module import KeyLock, locks
+from .module import KeyLock, WeightMixing, every_lock, locks
 from .state import keep_private, lock_tensors, show_public
 from .validate import PINNED, plan
 
@@ -100,9 +100,10 @@ def lock_model(
     like = [_weight(model, site.layers[0]) for site in sites]
     if config.chained and any(weight.is_meta for weight in like):
         raise LockError("a chained lock needs a model with values: take it off meta before")
-    made = []
+    made: dict[str, KeyLock | WeightMixing] = {}
     values = None
     for site, weight in zip(sites, like, strict=True):
+        draw = _shapes if weight.is_meta else uniform
         lock = KeyLock(
             site.channels,
             config,
@@ -110,14 +111,24 @@ def lock_model(
             channel_dim=site.channel_dim,
             key=key,
             keys=values,
-            uniform=_shapes if weight.is_meta else uniform,
+            mixes=site.mixes,
+            on_weights=site.on_weights,
+            transposed=_is_transposed(model, site.holder),
+            uniform=draw,
         )
         lock.layers = site.layers
-        made.append(lock)
+        made[site.holder] = lock
         if config.chained:
             values = next_values(lock, values)
-    for site, lock, weight in zip(sites, made, like, strict=True):
-        _attach(model.get_submodule(site.holder), lock.to(device=weight.device, dtype=weight.dtype))
+        # a layer may feed several norms: it is mixed once
+        for name in site.mixed:
+            if name not in made:
+                made[name] = _mixing(model, name, draw)
+    owners = {site.holder: site.layers[0] for site in sites}
+    for name, part in made.items():
+        weight = _weight(model, owners.get(name, name))
+        part.to(device=weight.device, dtype=weight.dtype)
+        _attach(model.get_submodule(name), part)
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
     _hide_from_ddp(model)
@@ -142,7 +153,7 @@ def lock_info(model: nn.Module) -> LockInfo:
     if not found:
         raise LockError("the model is not locked")
     gamma = _gammas(model)
-    private = sum(p.numel() for _, _, lock in found for p in lock.parameters())
+    private = sum(p.numel() for _, _, lock in every_lock(model) for p in lock.parameters())
     return LockInfo(
         layers=tuple(dict.fromkeys(layer for _, _, lock in found for layer in lock.layers)),
         holders=tuple(name for name, _, _ in found),
@@ -177,11 +188,12 @@ def unlock_model(model: nn.Module) -> None:
         raise LockError("this is part of a locked model, or holds one: unlock the model itself")
     detach_chain(model)
     _show_to_ddp(model)
-    for _, holder, lock in found:
+    for _, holder, lock in list(every_lock(model)):
         release(holder)
         del holder.keylock
         remove_hooks(holder, seen, show_public, keep_private)
-        for name, (value, trained) in lock.before.items():
+        before = lock.before if isinstance(lock, KeyLock) else {}
+        for name, (value, trained) in before.items():
             tensor = public_parameter(holder, name)
             assert tensor is not None
             with torch.no_grad():
@@ -212,9 +224,23 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
                 del hooks[handle]
 
 
-def _attach(holder: nn.Module, lock: KeyLock) -> None:
+def _mixing(model: nn.Module, layer: str, uniform: Uniform) -> WeightMixing:
+    transposed = _is_transposed(model, layer)
+    weight = _weight(model, layer)
+    return WeightMixing(weight.shape[int(transposed)], transposed=transposed, uniform=uniform)
+
+
+def _is_transposed(model: nn.Module, layer: str) -> bool:
+    return isinstance(model.get_submodule(layer), nn.modules.conv._ConvTransposeNd)
+
+
+def _attach(holder: nn.Module, lock: KeyLock | WeightMixing) -> None:
     lock.train(holder.training)
     holder.keylock = lock
+    if lock.on_weights:
+        put_under_lock(holder)
+        return
+    assert isinstance(lock, KeyLock)
     if lock.normalise is None:
         for name, constant in PINNED.items():
             tensor = public_parameter(holder, name)

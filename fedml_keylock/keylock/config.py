@@ -25,8 +25,9 @@ class KeyLockConfig(Settings):
 
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
     """K, how many numbers the key has."""
-    module: Literal["affine", "mixing"] = "affine"
-    """affine: gamma and beta, as published. mixing: and a private matrix across the channels."""
+    module: Literal["affine", "mixing", "weights"] = "affine"
+    """affine: gamma and beta, as published. mixing: and a private matrix across the channels.
+    weights: that matrix on the layer's weights, which costs less and brings no norm."""
     targets: Literal["first", "all"] | tuple[str, ...] = "first"
     """Which layers: the first convolution, every convolution, or globs of module names."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"

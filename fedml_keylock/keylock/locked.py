@@ -7,9 +7,11 @@ lock, in silence. A changed class it notices.
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LockError
@@ -19,16 +21,20 @@ __all__ = ["public_parameter", "put_under_lock", "release"]
 
 
 class _Locked(Private):
-    """Gives what it computes to its lock."""
+    """A layer that has a lock."""
 
     keylock: Any
+
+
+class _LockedOutput(_Locked):
+    """Gives what it computes to its lock."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
         return self.keylock(output)
 
 
-class _LockedNorm(_Locked):
+class _LockedNorm(_LockedOutput):
     """A normalisation layer: gamma and beta stand where its own weight and bias did.
 
     It computes as ever, in one fused call. Its public constants, 1 and 0, are in `_parameters`.
@@ -36,7 +42,8 @@ class _LockedNorm(_Locked):
 
     @property
     def weight(self) -> Tensor:
-        return _from_lock(self, "scale")
+        gamma: Tensor = _from_lock(self, "scale")
+        return gamma
 
     @weight.setter
     def weight(self, constant: Tensor) -> None:
@@ -44,16 +51,72 @@ class _LockedNorm(_Locked):
 
     @property
     def bias(self) -> Tensor:
-        return _from_lock(self, "shift")
+        beta: Tensor = _from_lock(self, "shift")
+        return beta
 
     @bias.setter
     def bias(self, constant: Tensor) -> None:
         """As for weight."""
 
 
-def _from_lock(holder: Any, what: str) -> Tensor:
+class _LockedWeights(_Locked):
+    """A convolution or linear layer that computes with what its lock makes of weight and bias.
+
+    Its own, which are public, are in `_parameters`. Where its output has fewer numbers a channel
+    than its weight, as in the last layers of wide nets, the lock acts on that: the sum is the same.
+    """
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        weight, bias = _own(self, "weight"), _own(self, "bias")
+        linear = isinstance(self, nn.Linear)
+        transposed = isinstance(self, nn.modules.conv._ConvTransposeNd)
+        if transposed or _positions(self, x, linear=linear) >= weight[0].numel():
+            made: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
+            return made
+        conv: Any = self
+        made = F.linear(x, weight, bias) if linear else conv._conv_forward(x, weight, bias)
+        changed: Tensor = self.keylock.on_output(made, channel_dim=-1 if linear else 1)
+        return changed
+
+    @property
+    def weight(self) -> Tensor:
+        made: Tensor = _from_lock(self, "on_weight", _own(self, "weight"))
+        return made
+
+    @weight.setter
+    def weight(self, own: Tensor) -> None:
+        vars(self)[_REPLICA + "weight"] = own
+
+    @property
+    def bias(self) -> Tensor | None:
+        made: Tensor | None = _from_lock(self, "on_bias", _own(self, "bias"))
+        return made
+
+    @bias.setter
+    def bias(self, own: Tensor | None) -> None:
+        vars(self)[_REPLICA + "bias"] = own
+
+
+_REPLICA = "_keylock_replica_"
+"""Where DataParallel's replicas, which have no parameters, keep what they are handed for them."""
+
+
+def _positions(layer: Any, x: Tensor, *, linear: bool) -> int:
+    """How many numbers each channel of a layer's output has, about: those of a whole batch."""
+    if linear:
+        return x.numel() // max(1, x.shape[-1])
+    positions: int = x.numel() // max(1, layer.in_channels * math.prod(layer.stride))
+    return positions
+
+
+def _own(holder: Any, name: str) -> Any:
+    own = holder._parameters.get(name)
+    return vars(holder).get(_REPLICA + name) if own is None else own
+
+
+def _from_lock(holder: Any, what: str, *own: Any) -> Any:
     try:
-        made: Tensor = getattr(holder.keylock, what)()
+        made = getattr(holder.keylock, what)(*own)
     except AttributeError as error:
         # torch would take an AttributeError for "look in the parameters", and compute without lock
         raise LockError(f"a locked {type(holder).__name__} has lost its lock ({error})") from error
@@ -69,7 +132,8 @@ def _locked_class(kind: Any, base: Any) -> Any:
 def put_under_lock(holder: nn.Module) -> bool:
     """Let a layer run its `keylock`; whether it applies gamma and beta itself.
 
-    A normalisation layer with a weight and a bias does. Of any other the lock gets the output.
+    A normalisation layer with a weight and a bias does. Of any other the lock gets the output, or
+    if it is made for that, the weight and the bias.
 
     Example:
         >>> put_under_lock(nn.InstanceNorm2d(4)), put_under_lock(nn.BatchNorm2d(4))
@@ -82,7 +146,10 @@ def put_under_lock(holder: nn.Module) -> bool:
         public_parameter(holder, "bias"),
     )
     own: Any = type(holder)  # torch's stubs say that a module's class cannot be hashed
-    holder.__class__ = _locked_class(own, _LockedNorm if fused else _Locked)
+    kind: Any = _LockedNorm if fused else _LockedOutput
+    if getattr(getattr(holder, "keylock", None), "on_weights", False):
+        kind = _LockedWeights
+    holder.__class__ = _locked_class(own, kind)
     # torch's fused transformer layers go around a module's forward, unless it has a hook
     holder.register_forward_hook(seen)
     return fused

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +12,10 @@ from ..errors import LockError
 from .config import KeyLockConfig
 from .formula import ACTIVATIONS, apply_lock, mix
 from .key import Uniform, draw_key, normal, orthogonal, secret_uniform
-from .private import Private
+from .private import Unsent
+from .rows import Mixing, OnWeights
 
-__all__ = ["KeyLock", "locks"]
+__all__ = ["KeyLock", "WeightMixing", "every_lock", "locks"]
 
 GAMMA_RANGE = (0.3, 1.7)
 """Where a new gamma lies. Away from 1, so that another lock does not do; away from 0, where relu
@@ -24,7 +24,7 @@ BETA_SPREAD = 0.3
 """Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
 
 
-class KeyLock(Private, nn.Module):
+class KeyLock(OnWeights, Unsent):
     """One holder's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
 
     Everything in it is private. Its parameters are trained in the silo like any other of the
@@ -45,6 +45,9 @@ class KeyLock(Private, nn.Module):
         channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
         key: ``(K,)``; drawn from the system's entropy when not given.
         keys: for a chained lock, the gamma and beta of the one before it.
+        mixes: whether it has a mixing; by the module without it.
+        on_weights: it acts on its holder's weight and bias, and not on what the holder computes.
+        transposed: the holder is a transposed convolution, whose weight is ``(in, out, ...)``.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -75,10 +78,15 @@ class KeyLock(Private, nn.Module):
         channel_dim: int = 1,
         key: Tensor | None = None,
         keys: tuple[Tensor, Tensor] | None = None,
+        mixes: bool | None = None,
+        on_weights: bool = False,
+        transposed: bool = False,
         uniform: Uniform = secret_uniform,
     ) -> None:
         super().__init__()
         self.channels = channels
+        self.on_weights = on_weights
+        self.transposed = transposed
         self.normalise = normalise
         self.channel_dim = channel_dim
         self.activation = config.activation
@@ -108,7 +116,9 @@ class KeyLock(Private, nn.Module):
                 self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
             self.register_parameter(f"bias_{name}", nn.Parameter(bias))
-        mixing = nn.Parameter(orthogonal(channels, uniform)) if config.module == "mixing" else None
+        if mixes is None:
+            mixes = config.module == "mixing"
+        mixing = nn.Parameter(orthogonal(channels, uniform)) if mixes else None
         self.register_parameter("mixing", mixing)
         batch = normalise == "batch"
         self.register_buffer("running_mean", torch.zeros(channels) if batch else None)
@@ -188,43 +198,21 @@ class KeyLock(Private, nn.Module):
                 getattr(self, f"weight_{name}").copy_(weight)
                 getattr(self, f"bias_{name}").copy_(weights[f"bias_{name}"])
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Nothing: private state is not part of a model's state."""
-        return kwargs.get("destination", args[0] if args else type(super().state_dict())())
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        _metadata: Any,
-        strict: bool,
-        _missing: list[str],
-        unexpected_keys: list[str],
-        _errors: list[str],
-    ) -> None:
-        """Load nothing and miss nothing; a state that has private names is not a model's state."""
-        if strict:
-            unexpected_keys += [name for name in state_dict if name.startswith(prefix)]
-
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> KeyLock:
-        """As torch's; a lock that had no values (on meta) draws them when it gets memory."""
-        was_meta = self.bias_beta.is_meta
-        super()._apply(function, recurse)  # type: ignore[no-untyped-call]  # torch has none
-        if was_meta and not self.bias_beta.is_meta:
-            drawn = KeyLock(
-                self.channels,
-                self._config,
-                normalise=self.normalise,
-                channel_dim=self.channel_dim,
-            )
-            with torch.no_grad():
-                for name, tensor in (*drawn.named_parameters(), *drawn.named_buffers()):
-                    getattr(self, name).copy_(tensor)
-        return self
+    def fresh(self) -> KeyLock:
+        """Another of the same kind, newly drawn; not of a chained one."""
+        return KeyLock(
+            self.channels,
+            self._config,
+            normalise=self.normalise,
+            channel_dim=self.channel_dim,
+            mixes=self.mixing is not None,
+            on_weights=self.on_weights,
+            transposed=self.transposed,
+        )
 
     def extra_repr(self) -> str:
         """What kind of lock it is; never its values."""
-        kind = "affine" if self.mixing is None else "mixing"
+        kind = "affine" if self.mixing is None else "weights" if self.on_weights else "mixing"
         own = f", own {self.normalise} norm" if self.normalise else ""
         key = "chained" if self.key is None else f"key_length={self.key.numel()}"
         return f"{self.channels}, {kind}, {key}{own}"
@@ -244,15 +232,63 @@ def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tens
     return wanted.expm1().log() if activation == "softplus" else wanted
 
 
+class WeightMixing(Mixing, Unsent):
+    """A private matrix M on a layer's weight and bias: it computes with ``M W`` and ``M b``.
+
+    It stands in front of a normalisation, which has the lock's gamma and beta; alone it would be no
+    lock. Its cost does not depend on the size of the layer's maps.
+
+    Args:
+        channels: how many the layer's output has.
+        transposed: the layer is a transposed convolution.
+        uniform: where random numbers come from; anything but the default is for attackers.
+
+    Example:
+        >>> WeightMixing(4).on_weight(torch.rand(4, 2, 3, 3)).shape
+        torch.Size([4, 2, 3, 3])
+
+    """
+
+    on_weights = True
+
+    def __init__(
+        self, channels: int, *, transposed: bool = False, uniform: Uniform = secret_uniform
+    ) -> None:
+        super().__init__()
+        self.transposed = transposed
+        self.mixing = nn.Parameter(orthogonal(channels, uniform))
+
+    def fresh(self) -> WeightMixing:
+        """Another of the same kind, newly drawn."""
+        return WeightMixing(len(self.mixing), transposed=self.transposed)
+
+    def extra_repr(self) -> str:
+        """Its size; never its values."""
+        return str(len(self.mixing))
+
+
+def every_lock(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock | WeightMixing]]:
+    """Each private module of a model, as (name of its holder, the holder, the private module).
+
+    Example:
+        >>> list(every_lock(nn.Conv2d(1, 6, 3)))
+        []
+
+    """
+    for name, module in model.named_modules():
+        lock = module._modules.get("keylock")
+        if isinstance(lock, (KeyLock, WeightMixing)):
+            yield name, module, lock
+
+
 def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
-    """Each lock of a model, as (name of its holder, the holder, the lock).
+    """Each lock of a model that has a gamma and a beta, like `every_lock`.
 
     Example:
         >>> list(locks(nn.Conv2d(1, 6, 3)))
         []
 
     """
-    for name, module in model.named_modules():
-        lock = module._modules.get("keylock")
+    for name, module, lock in every_lock(model):
         if isinstance(lock, KeyLock):
             yield name, module, lock

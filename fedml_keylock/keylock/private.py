@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, NoReturn, Self
 
+import torch
+from torch import Tensor, nn
+
 from ..errors import PrivateStateError
 
-__all__ = ["Private"]
+__all__ = ["Private", "Unsent"]
 
 
 class Private:
@@ -40,3 +44,48 @@ class Private:
             "a locked model cannot be pickled: its lock is private to the silo. Save "
             "model.state_dict() for the public part, and let the vault keep the private one"
         )
+
+
+class Unsent(Private, nn.Module):
+    """A module whose parameters are trained with the model, and are never part of its state.
+
+    They are in `parameters()`; `state_dict()` leaves them all out.
+
+    Example:
+        >>> Unsent().state_dict()
+        OrderedDict()
+
+    """
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing: private state is not part of a model's state."""
+        return kwargs.get("destination", args[0] if args else type(super().state_dict())())
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        _metadata: Any,
+        strict: bool,
+        _missing: list[str],
+        unexpected_keys: list[str],
+        _errors: list[str],
+    ) -> None:
+        """Load nothing and miss nothing; a state that has private names is not a model's state."""
+        if strict:
+            unexpected_keys += [name for name in state_dict if name.startswith(prefix)]
+
+    def fresh(self) -> Self:
+        """Another of the same kind, newly drawn."""
+        raise NotImplementedError
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch's; a lock that had no values (on meta) draws them when it gets memory."""
+        was_meta = any(parameter.is_meta for parameter in self.parameters())
+        super()._apply(function, recurse)  # type: ignore[no-untyped-call]  # torch has none
+        if was_meta and not any(parameter.is_meta for parameter in self.parameters()):
+            drawn = self.fresh()
+            with torch.no_grad():
+                for name, tensor in (*drawn.named_parameters(), *drawn.named_buffers()):
+                    getattr(self, name).copy_(tensor)
+        return self

@@ -17,13 +17,14 @@ from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
 from .formula import apply_lock, mix
 from .key import seeded_uniform
-from .module import KeyLock, locks
+from .module import KeyLock, WeightMixing, every_lock
+from .rows import Mixing, OnWeights
 from .state import keep_private, show_public
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 
 
-class RevealedLock(nn.Module):
+class RevealedLock(OnWeights, nn.Module):
     """A lock with gamma ``(c,)``, beta ``(c,)`` and mixing ``(c, c)`` as parameters.
 
     It keeps no running statistics: an attacker replays a training step, which normalises by the
@@ -34,6 +35,8 @@ class RevealedLock(nn.Module):
 
     def __init__(self, lock: KeyLock) -> None:
         super().__init__()
+        self.on_weights = lock.on_weights
+        self.transposed = lock.transposed
         self.normalise = lock.normalise
         self.channel_dim = lock.channel_dim
         self.fused = lock.fused
@@ -61,6 +64,15 @@ class RevealedLock(nn.Module):
         return apply_lock(x, self.gamma, self.beta, self.mixing, channel_dim=self.channel_dim)
 
 
+class RevealedMixing(Mixing, nn.Module):
+    """A mixing of a layer's weights as a plain parameter; at first the identity, which is none."""
+
+    def __init__(self, mixing: WeightMixing) -> None:
+        super().__init__()
+        self.transposed = mixing.transposed
+        self.mixing = nn.Parameter(torch.eye(len(mixing.mixing)))
+
+
 def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
     """The attacker's model: a copy of the public one with a revealed lock where silos have theirs.
 
@@ -78,8 +90,12 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     lock_model(copy, config)
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
-    for name, holder, lock in list(locks(copy)):
-        revealed = RevealedLock(lock).to(lock.bias_beta)
+    for name, holder, lock in list(every_lock(copy)):
+        revealed: nn.Module
+        if isinstance(lock, WeightMixing):
+            revealed = RevealedMixing(lock).to(lock.mixing)
+        else:
+            revealed = RevealedLock(lock).to(lock.bias_beta)
         holder.keylock = revealed
         # the layer's class runs whatever lock is there
         remove_hooks(holder, show_public, keep_private)
@@ -100,10 +116,11 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     values = lock_values(model)
-    for name, _, lock in locks(model):
+    for name, _, lock in every_lock(model):
         prefix = f"{name}.keylock." if name else "keylock."
-        gamma, beta = values[name]
-        state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
+        if name in values:
+            gamma, beta = values[name]
+            state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
         if lock.mixing is not None:
             state[f"{prefix}mixing"] = lock.mixing.detach().clone()
     return state

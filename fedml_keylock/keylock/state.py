@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import LockError, VaultError
 from .locked import public_parameter
-from .module import KeyLock, locks
+from .module import KeyLock, every_lock, locks
 from .validate import STATISTICS
 
 __all__ = [
@@ -95,7 +95,7 @@ def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     return {
         f"{name}.keylock.{own}" if name else f"keylock.{own}": tensor
-        for name, _, lock in locks(model)
+        for name, _, lock in every_lock(model)
         for own, tensor in (*lock.named_parameters(), *lock.named_buffers())
     }
 

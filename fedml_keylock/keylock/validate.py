@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import LockError
 from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
-from .kinds import CONVOLUTIONS
+from .kinds import CONVOLUTIONS, is_plain
 from .module import KeyLock
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
@@ -45,6 +45,9 @@ class Site:
         channels: how many channels the holder's output has.
         channel_dim: 1 or -1, where they are.
         normalise: the norm that the lock must bring: "batch", "layer" or None.
+        on_weights: whether the lock acts on the holder's weight and bias.
+        mixed: names of the layers whose weights are mixed in front of the holder.
+        mixes: whether the lock on the holder has a mixing.
 
     """
 
@@ -53,6 +56,9 @@ class Site:
     channels: int
     channel_dim: int
     normalise: str | None
+    on_weights: bool = False
+    mixed: tuple[str, ...] = ()
+    mixes: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,11 +147,12 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
                 + ", ".join(lockable),
             )
         )
-    sites = _sites(model, chosen, flow)
+    sites = [_placed(model, site, config) for site in _sites(model, chosen, flow)]
     issues += [
-        LockIssue(site.holder, "has an attribute named keylock of its own")
+        LockIssue(name, "has an attribute named keylock of its own")
         for site in sites
-        if hasattr(model.get_submodule(site.holder), "keylock")
+        for name in (site.holder, *site.mixed)
+        if hasattr(model.get_submodule(name), "keylock")
     ]
     if issues:
         return ModelCheck(tuple(issues))
@@ -249,11 +256,31 @@ def _site(module: nn.Module, holder: str, layers: tuple[str, ...], channel_dim: 
     return Site(layers, holder, norm_channels(module), channel_dim, None)
 
 
+def _placed(model: nn.Module, site: Site, config: KeyLockConfig) -> Site:
+    """The site with the module's mixing where it belongs: on weights, or behind the norm."""
+    if config.module != "weights":
+        return replace(site, mixes=config.module == "mixing")
+    if not all(_mixable(model.get_submodule(name)) for name in site.layers):
+        return replace(site, mixes=True)  # as mixing has it
+    if site.normalise is not None:
+        return replace(site, normalise=None, on_weights=True, mixes=True)
+    return replace(site, mixed=site.layers)
+
+
+def _mixable(layer: nn.Module) -> bool:
+    """Whether a layer's rows may be mixed: not in groups, which do not see the same inputs.
+
+    Nor where the weight is made of other parameters, or what is computed with it is the user's.
+    """
+    has = layer._parameters.get("weight") is not None
+    return has and getattr(layer, "groups", 1) == 1 and is_plain(layer)
+
+
 def _constants(model: nn.Module, sites: Sequence[Site], config: KeyLockConfig) -> dict[str, float]:
     values = PINNED if config.share_norm_statistics else PINNED | STATISTICS
     found: dict[str, float] = {}
     for site in sites:
-        if site.normalise is None:
+        if site.normalise is None and not site.on_weights:
             holder = model.get_submodule(site.holder)
             own = {**holder._parameters, **holder._buffers}
             prefix = f"{site.holder}." if site.holder else ""
@@ -265,8 +292,12 @@ def _verdict(name: str, sites: list[Site], left: dict[str, str]) -> LayerCheck:
     own = [site for site in sites if name in site.layers]
     if not own:
         return LayerCheck(name, locked=False, how=left.get(name, "not among the targets"))
-    if own[0].normalise is not None:
+    if own[0].on_weights:
+        how = "by a lock on its weights"
+    elif own[0].normalise is not None:
         how = f"by a lock on it, with a {own[0].normalise} norm of its own"
     else:
         how = "by a lock on " + ", ".join(site.holder for site in own)
+        if any(name in site.mixed for site in own):
+            how += ", and its weights are mixed"
     return LayerCheck(name, locked=True, how=how)

@@ -77,6 +77,7 @@ LOCKS = {
     "all": KeyLockConfig(targets="all"),
     "all, chained": KeyLockConfig(targets="all", chained=True),
     "mixing, all": KeyLockConfig(module="mixing", targets="all"),
+    "weights, all": KeyLockConfig(module="weights", targets="all"),
 }
 
 

@@ -44,7 +44,7 @@ def test_a_step_of_lenet_beside_the_same_with_public_norms(lock, control, paired
     report(f"step, LeNet, {lock}", f"{ratio:.3f} of the one with public batch norms in its place")
 
 
-@pytest.mark.parametrize("lock", ["first", "all", "all, chained", "mixing, all"])
+@pytest.mark.parametrize("lock", [*LOCKS][1:])
 @pytest.mark.parametrize("net", ROUNDS)
 def test_peak_memory(net, lock, report, benchmark):
     def peak(kind):
@@ -74,7 +74,7 @@ def test_importing(report, benchmark):
     report("import fedml_keylock", f"{1e3 * statistics.median(times):.1f} ms, without torch")
 
 
-@pytest.mark.parametrize("lock", ["first", "all", "all, chained", "mixing, all"])
+@pytest.mark.parametrize("lock", [*LOCKS][1:])
 def test_locking_resnet_152(lock, report, benchmark):
     model = models.resnet152()
     config = LOCKS[lock]

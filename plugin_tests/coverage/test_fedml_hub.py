@@ -12,7 +12,9 @@ HUB = fedml_hub()
 REFUSED = fedml_refused()
 
 
-@pytest.mark.parametrize("module", [pytest.param("affine", marks=pytest.mark.long), "mixing"])
+@pytest.mark.parametrize(
+    "module", [pytest.param("affine", marks=pytest.mark.long), "mixing", "weights"]
+)
 @pytest.mark.parametrize("model", HUB, ids=lambda model: model.name)
 def test_models_of_the_hub_lock_train_and_export(model, module):
     torch.manual_seed(0)

@@ -15,6 +15,7 @@ from fedml_keylock.keylock.module import locks as locks_of
 
 ALL = KeyLockConfig(targets="all")
 MIXING = KeyLockConfig(module="mixing", targets="all")
+WEIGHTS = KeyLockConfig(module="weights", targets="all")
 CHAINED = KeyLockConfig(targets="all", chained=True)
 
 
@@ -190,7 +191,9 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("config", [ALL, MIXING, CHAINED], ids=["affine", "mixing", "chained"])
+@pytest.mark.parametrize(
+    "config", [ALL, MIXING, WEIGHTS, CHAINED], ids=["affine", "mixing", "weights", "chained"]
+)
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_models_lock_train_unlock_and_export(kind, config):
     torch.manual_seed(0)
@@ -269,7 +272,9 @@ def test_a_lock_that_a_norm_would_take_out_stands_on_that_norm():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("config", [ALL, MIXING, CHAINED], ids=["affine", "mixing", "chained"])
+@pytest.mark.parametrize(
+    "config", [ALL, MIXING, WEIGHTS, CHAINED], ids=["affine", "mixing", "weights", "chained"]
+)
 def test_other_precisions(dtype, config):
     torch.manual_seed(0)
     model = Twice().to(dtype)
@@ -283,7 +288,7 @@ def test_other_precisions(dtype, config):
     assert all(p.grad is not None for _, _, lock in locks_of(model) for p in lock.parameters())
 
 
-@pytest.mark.parametrize("config", [ALL, MIXING], ids=["affine", "mixing"])
+@pytest.mark.parametrize("config", [ALL, MIXING, WEIGHTS], ids=["affine", "mixing", "weights"])
 def test_a_lock_made_on_meta_is_drawn_when_it_gets_memory(config):
     with torch.device("meta"):
         model = Twice()

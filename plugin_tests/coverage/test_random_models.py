@@ -80,7 +80,7 @@ def build(described, seed):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     described=st.lists(blocks(), min_size=1, max_size=4),
-    module=st.sampled_from(["affine", "mixing"]),
+    module=st.sampled_from(["affine", "mixing", "weights"]),
     targets=st.sampled_from(["first", "all"]),
     chained=st.booleans(),
     activation=st.sampled_from(["relu", "sigmoid", "softplus", "identity"]),

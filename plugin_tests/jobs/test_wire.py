@@ -14,6 +14,7 @@ from fedml_keylock.keylock import (
     load_private_state_dict,
     lock_model,
 )
+from fedml_keylock.keylock.module import every_lock
 
 LOCK = {"module": "mixing", "targets": "all", "key_length": 64, "keep_history": True}
 
@@ -41,7 +42,7 @@ def locked(run_job):
     return job
 
 
-def private_arrays(job):
+def private_arrays(job, settings=LOCK):
     """Every private array that the job's silos had at the start of a round, or at the end."""
     from job_main import Net
 
@@ -49,11 +50,16 @@ def private_arrays(job):
     for path in sorted((job.folder / "keylock_vault").rglob("*.safetensors")):
         state = load_file(path)
         model = Net()
-        lock_model(model, KeyLockConfig.from_mapping(LOCK))
+        lock_model(model, KeyLockConfig.from_mapping(settings))
         load_private_state_dict(model, state)
         where = str(path.relative_to(job.folder))
         found |= {(where, name): tensor for name, tensor in state.items()}
         found |= {(where, name): tensor for name, tensor in effective_state(model).items()}
+        found |= {
+            (where, f"{name}.weight, mixed"): holder.weight.detach()
+            for name, holder, lock in every_lock(model)
+            if lock.on_weights
+        }
     return found
 
 
@@ -79,6 +85,22 @@ def test_no_private_bytes_cross_the_wire(locked, monkeypatch):
     # two silos, each at the start of two rounds and at the end
     assert len({where for where, _ in arrays}) == 6
     crossed = windows(locked.wire())
+    for (where, name), tensor in arrays.items():
+        if tensor.numel() > 1:
+            assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
+
+
+@pytest.mark.long
+def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(run_job, monkeypatch):
+    settings = LOCK | {"module": "weights"}
+    job = run_job(settings=settings)
+    assert job.status == 0, job.output[-2000:]
+    monkeypatch.syspath_prepend(str(job.folder))
+    arrays = private_arrays(job, settings)
+    names = {name for _, name in arrays}
+    assert {"0.keylock.mixing", "1.keylock.gamma", "1.running_var", "3.keylock.mixing"} <= names
+    assert {"0.weight, mixed", "3.weight, mixed"} <= names
+    crossed = windows(job.wire())
     for (where, name), tensor in arrays.items():
         if tensor.numel() > 1:
             assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"

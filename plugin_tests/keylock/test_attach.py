@@ -111,7 +111,7 @@ def assert_same(before, after):
 
 EVERY_WAY = [
     KeyLockConfig(key_length=16, module=module, targets=targets, share_norm_statistics=share)
-    for module in ("affine", "mixing")
+    for module in ("affine", "mixing", "weights")
     for targets in ("first", "all", ("body.*", "head"))
     for share in (False, True)
 ]

@@ -302,7 +302,7 @@ def test_a_revealed_lock_starts_as_no_lock(normalise):
     assert torch.allclose(RevealedLock(lock).double()(x), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
 @pytest.mark.parametrize("targets", ["first", "all", ("0", "6")])
 def test_the_surrogate_with_a_silos_values_is_the_silos_model(targets, module):
     torch.manual_seed(0)

@@ -15,10 +15,8 @@ from ..flow import SHAPES
 from ..kinds import CONVOLUTIONS, NORMS
 from ..trace import optional_arguments, traced
 
-__all__ = ["Feeds", "feeds_of", "is_plain"]
+__all__ = ["Feeds", "feeds_of"]
 
-OWN = ("forward", "__call__", "_conv_forward", "weight", "bias")
-"""What makes a class of the user's compute something else than the class of torch's under it."""
 KEEP_RANK = {
     *(F.relu, F.relu6, F.gelu, F.silu, F.elu, F.leaky_relu, F.softplus, F.hardswish, F.dropout),
     *(torch.relu, torch.sigmoid, torch.tanh, "relu", "sigmoid", "tanh", "contiguous"),
@@ -33,27 +31,6 @@ FIXED_RANK: Mapping[type[nn.Module], int] = {
     nn.InstanceNorm3d: 5,
 }
 """Normalisations that take a batch with so many dimensions and no other."""
-
-
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what torch's class does, from parameters of its own.
-
-    Not so with a forward of the user's, with a hook in front of it, or with a weight that is made
-    of other parameters. Hooks behind it get what it computes.
-
-    Example:
-        >>> is_plain(nn.Conv2d(1, 2, 3))
-        True
-        >>> is_plain(torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3)))
-        False
-
-    """
-    kind = type(layer)
-    base = next(k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules."))
-    as_torch = all(
-        getattr(kind, n, None) is getattr(base, n, None) and n not in vars(layer) for n in OWN
-    )
-    return as_torch and not layer._forward_pre_hooks
 
 
 @dataclass(frozen=True)

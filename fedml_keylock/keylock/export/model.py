@@ -17,9 +17,11 @@ from torch.utils._pytree import tree_leaves
 from ...errors import LockError
 from ..attach import DDP_IGNORES, is_locked, unlock_model
 from ..chain import lock_values
-from ..module import KeyLock, locks
+from ..kinds import CONVOLUTIONS, is_plain
+from ..locked import public_parameter
+from ..module import KeyLock, WeightMixing, every_lock, locks
 from ..validate import PINNED
-from .feeds import Feeds, feeds_of, is_plain
+from .feeds import Feeds, feeds_of
 from .fold import (
     ChannelMap,
     batch_map,
@@ -54,9 +56,10 @@ def export_model(
     this package is not installed. It is for evaluation only, and is returned in that mode: what a
     convolution has taken in of a batch norm are the silo's running statistics.
 
-    Gamma and beta become a normalisation layer's own weight and bias, and a batch norm's mixing
-    goes into the convolution in front of it. Its state has the plain model's names then. What
-    cannot be folded becomes a module of its own, with the locked layer in a `nn.Sequential`:
+    What a lock does to a layer's weight and bias becomes these. Otherwise gamma and beta become a
+    normalisation layer's own weight and bias, and a batch norm's mixing goes into the convolution
+    in front of it. Its state has the plain model's names then. What cannot be folded becomes a
+    module of its own, with the locked layer in a `nn.Sequential`:
 
     - a mixing behind any other norm, a grouped convolution, or a batch norm that is not fed by one
       layer alone: a 1x1 convolution or a linear layer behind it;
@@ -91,8 +94,10 @@ def export_model(
         raise LockError("the model has no values to export: it is on meta")
     copy = _copy(model).eval()
     measured = None if example is None else _measured(model, copy, example)
-    taken = _take_out(copy)
+    taken, mixed = _take_out(copy)
     feeds = feeds_of(copy, measured)
+    for mixing in mixed:
+        _fold_weights(mixing.name, mixing.holder, ChannelMap(mixing.mixing, None), feeds)
     for lock in taken:
         _fold(lock, feeds)
     for module in copy.modules():
@@ -127,6 +132,15 @@ class _Taken:
         return self.lock.bias_beta
 
 
+@dataclass(frozen=True)
+class _Mixed:
+    """A mixing of a layer's weights, in float64 on the CPU."""
+
+    name: str
+    holder: nn.Module
+    mixing: Tensor
+
+
 def _kinds_in(module: nn.Module) -> set[type]:
     return {type(child) for child in module.children()}
 
@@ -135,9 +149,10 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _take_out(copy: nn.Module) -> list[_Taken]:
-    """Unlock a copy; what its locks did."""
-    taken = []
+def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_Mixed]]:
+    """Unlock a copy; what its locks and its mixings of weights did."""
+    taken: list[_Taken] = []
+    mixed: list[_Mixed] = []
     # the model that was locked may stand in a wrapping of the user's
     for prefix, root in reversed(list(copy.named_modules())):
         if not hasattr(root, DDP_IGNORES) or not is_locked(root):
@@ -148,10 +163,15 @@ def _take_out(copy: nn.Module) -> list[_Taken]:
             mixing = None if lock.mixing is None else _exact(lock.mixing)
             name = f"{prefix}.{name}" if prefix else name
             taken.append(_Taken(name, holder, lock, gamma, beta, mixing))
+        mixed += [
+            _Mixed(f"{prefix}.{name}" if prefix else name, holder, _exact(lock.mixing))
+            for name, holder, lock in every_lock(root)
+            if isinstance(lock, WeightMixing)
+        ]
         unlock_model(root)
     if is_locked(copy):
         raise LockError("this is a part of a model that was locked as a whole: export the whole")
-    return taken
+    return taken, mixed
 
 
 def _measured(
@@ -179,7 +199,11 @@ def _measured(
 
 
 def _fold(taken: _Taken, feeds: Feeds) -> None:
-    if taken.lock.normalise == "batch":
+    if taken.lock.on_weights:
+        assert taken.mixing is not None
+        change = ChannelMap(taken.gamma[:, None] * taken.mixing, taken.beta)
+        _fold_weights(taken.name, taken.holder, change, feeds)
+    elif taken.lock.normalise == "batch":
         _fold_batch(taken, feeds)
     elif taken.lock.normalise == "layer":
         norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
@@ -187,6 +211,22 @@ def _fold(taken: _Taken, feeds: Feeds) -> None:
         _put_behind(taken, feeds, norm, *_mixing(taken, feeds))
     elif not _fold_in_front(taken, feeds):
         _fold_norm(taken, feeds)
+
+
+def _fold_weights(name: str, layer: nn.Module, change: ChannelMap, feeds: Feeds) -> None:
+    """What was done to a layer's weight and bias, as its own; or done to its output, behind it."""
+    if not feeds.shares(layer) and not feeds.reads(layer, values=True) and is_plain(layer):
+        fold_into(layer, change)
+        return
+    if feeds.reads(layer, values=False):
+        raise LockError(
+            f"{name}: the model reads this layer's weight itself, so that its mixing cannot be "
+            "folded; lock others, or leave it to the silo to run the locked model"
+        )
+    weight = public_parameter(layer, "weight")
+    assert weight is not None
+    rank = feeds.rank(layer) if isinstance(layer, CONVOLUTIONS) else None
+    put_behind(layer, pointwise(change, rank, weight))
 
 
 def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
