@@ -69,14 +69,16 @@ class _LockedWeights(_Locked):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = _own(self, "weight"), _own(self, "bias")
         linear = isinstance(self, nn.Linear)
-        transposed = isinstance(self, nn.modules.conv._ConvTransposeNd)
-        if transposed or _positions(self, x, linear=linear) >= weight[0].numel():
+        if isinstance(self, nn.modules.conv._ConvTransposeNd):
             made: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
             return made
-        conv: Any = self
-        made = F.linear(x, weight, bias) if linear else conv._conv_forward(x, weight, bias)
-        changed: Tensor = self.keylock.on_output(made, channel_dim=-1 if linear else 1)
-        return changed
+        compute: Any = F.linear if linear else getattr(self, "_conv_forward", None)
+        if _positions(self, x, linear=linear) >= weight[0].numel():
+            made = compute(x, *_from_lock(self, "on_both", weight, bias))
+        else:
+            plain = compute(x, weight, bias)
+            made = _from_lock(self, "on_output", plain, -1 if linear else 1)
+        return made
 
     @property
     def weight(self) -> Tensor:

@@ -36,12 +36,20 @@ class OnWeights:
 
     def on_bias(self, bias: Tensor | None) -> Tensor | None:
         """What stands in the place of its own bias b ``(out,)``, or of none."""
+        return self._moved(self._rows(), bias)
+
+    def on_both(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """`on_weight` and `on_bias` at once, which takes less time; not of a transposed one."""
+        rows = self._rows()
+        return _times(rows, weight), self._moved(rows, bias)
+
+    def _moved(self, rows: Tensor, bias: Tensor | None) -> Tensor | None:
         shift = self._shift()
         if bias is None or shift is None:
-            return shift if bias is None else torch.mv(self._rows(), bias)
-        return torch.addmv(shift, self._rows(), bias)
+            return shift if bias is None else torch.mv(rows, bias)
+        return torch.addmv(shift, rows, bias)
 
-    def on_output(self, x: Tensor, *, channel_dim: int) -> Tensor:
+    def on_output(self, x: Tensor, channel_dim: int) -> Tensor:
         """The same of what the layer computed with its own weight and bias."""
         mixed = mix(x, self._rows(), channel_dim=channel_dim)
         shift = self._shift()

@@ -100,7 +100,7 @@ def test_the_lock_acts_where_it_costs_less_and_gives_the_same_gradients(size):
     model.double()
     used = []
     lock = lock_of(model, "0")
-    for name in ("on_weight", "on_output"):
+    for name in ("on_both", "on_output"):
         function = getattr(lock, name)
 
         def seen(*args, _name=name, _function=function, **kwargs):
@@ -109,10 +109,10 @@ def test_the_lock_acts_where_it_costs_less_and_gives_the_same_gradients(size):
 
         setattr(lock, name, seen)
     model(x).square().sum().backward()
-    assert used == ["on_output" if size == 3 else "on_weight"]
+    assert used == ["on_output" if size == 3 else "on_both"]
     found = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    for name in ("on_weight", "on_output"):
+    for name in ("on_both", "on_output"):
         delattr(lock, name)
     layer = model[0]
     y = layer._conv_forward(x, layer.weight, layer.bias)  # by the mixed weight, whatever it costs
