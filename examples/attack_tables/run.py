@@ -15,7 +15,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
 import click
 import torch
@@ -23,6 +22,7 @@ import yaml
 
 from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.commands.subjects import own_locks, silo_secrets
+from fedml_keylock.demo.scoring import example_data
 from fedml_keylock.evaluation.audit import (
     Protection,
     Truth,
@@ -33,13 +33,12 @@ from fedml_keylock.evaluation.audit import (
 )
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import command, environment
-from fedml_keylock.inversion import Pixels, PublicData, dlg, grnn, inverting_gradients
+from fedml_keylock.inversion import Pixels, dlg, grnn, inverting_gradients
 
 JOB = Path(__file__).resolve().parent.parent / "mnist_cross_silo"
 sys.path.insert(0, str(JOB))
 
-from data import load_data  # noqa: E402  # the job's own
-from model import MODELS  # noqa: E402
+from model import MODELS  # noqa: E402  # the job's own
 from tables import tables  # noqa: E402
 
 LOCKS = (
@@ -97,20 +96,12 @@ def run_job(folder: Path, net: str, data: str, lock: dict, rounds: int) -> None:
         )
 
 
-def read_silos(folder: Path):
-    """The job's test images, and the loaders of its silos."""
-    sections = yaml.safe_load((folder / "fedml_config.yaml").read_text()).values()
-    args = SimpleNamespace(**{k: v for section in sections for k, v in section.items()})
-    dataset = load_data(args)
-    return PublicData(*dataset[3].dataset.tensors), dataset[5]
-
-
 def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, workers: int | None):
     """Attack what the job's server captured, with every control; and say how well its model works.
 
     What is left undone by an earlier run is done.
     """
-    public, loaders = read_silos(folder)
+    public, loaders = example_data(folder)
     model, capture = MODELS[net](), Capture.open(folder / "leakage" / "capture")
     own_lock = own_locks(model, defense, folder / "keylock_vault")
     truth: Truth = {

@@ -179,11 +179,11 @@ def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | 
     """The pictures of ``--data``, beside a capture of images like these."""
     if request.data is None:
         return None
-    bounds = tuple(capture.meta.get("bounds") or (0.0, 1.0))
-    if bounds != (0.0, 1.0):
+    low, high = capture.bounds
+    if (low, high) != (0.0, 1.0):
         raise ConfigError(
-            f"--data: pictures are on 0 to 1, and the job's model was fed {bounds[0]:.2f} to "
-            f"{bounds[1]:.2f}: normalise inside the model, or leave --data out"
+            f"--data: pictures are on 0 to 1, and the job's model was fed {low:.2f} to "
+            f"{high:.2f}: normalise inside the model, or leave --data out"
         )
     found, labels, _ = load_pictures(
         request.data,

@@ -148,6 +148,12 @@ class Capture:
         return self._load(FINAL)
 
     @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and greatest pixel value that the job's model was fed; 0 and 1 if none is said."""
+        low, high = self.meta.get("bounds") or (0.0, 1.0)
+        return float(low), float(high)
+
+    @property
     def ended(self) -> bool:
         """Whether the job ended, so that there is a final state."""
         return FINAL in self._files

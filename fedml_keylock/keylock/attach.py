@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import LockError
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
+from .flow import out_channels
 from .key import Uniform, secret_uniform
 from .locked import public_parameter, put_under_lock, release, seen
 from .module import KeyLock, WeightMixing, every_lock, locks
@@ -100,7 +101,7 @@ def lock_model(
     like = [_weight(model, site.layers[0]) for site in sites]
     if config.chained and any(weight.is_meta for weight in like):
         raise LockError("a chained lock needs a model with values: take it off meta before")
-    made: dict[str, KeyLock | WeightMixing] = {}
+    made: dict[str, tuple[KeyLock | WeightMixing, Tensor]] = {}
     values = None
     for site, weight in zip(sites, like, strict=True):
         draw = _shapes if weight.is_meta else uniform
@@ -113,20 +114,18 @@ def lock_model(
             keys=values,
             mixes=site.mixes,
             on_weights=site.on_weights,
-            transposed=_is_transposed(model, site.holder),
             uniform=draw,
         )
         lock.layers = site.layers
-        made[site.holder] = lock
+        made[site.holder] = lock, weight
         if config.chained:
             values = next_values(lock, values)
         # a layer may feed several norms: it is mixed once
         for name in site.mixed:
             if name not in made:
-                made[name] = _mixing(model, name, draw)
-    owners = {site.holder: site.layers[0] for site in sites}
-    for name, part in made.items():
-        weight = _weight(model, owners.get(name, name))
+                channels = out_channels(model.get_submodule(name))
+                made[name] = WeightMixing(channels, uniform=draw), _weight(model, name)
+    for name, (part, weight) in made.items():
         part.to(device=weight.device, dtype=weight.dtype)
         _attach(model.get_submodule(name), part)
     if config.chained:
@@ -222,16 +221,6 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
         for handle, hook in list(hooks.items()):
             if getattr(hook, "hook", hook) in functions:
                 del hooks[handle]
-
-
-def _mixing(model: nn.Module, layer: str, uniform: Uniform) -> WeightMixing:
-    transposed = _is_transposed(model, layer)
-    weight = _weight(model, layer)
-    return WeightMixing(weight.shape[int(transposed)], transposed=transposed, uniform=uniform)
-
-
-def _is_transposed(model: nn.Module, layer: str) -> bool:
-    return isinstance(model.get_submodule(layer), nn.modules.conv._ConvTransposeNd)
 
 
 def _attach(holder: nn.Module, lock: KeyLock | WeightMixing) -> None:

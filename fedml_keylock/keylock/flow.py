@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from .kinds import CONVOLUTIONS, EMBEDDINGS, LEARNED, LOCKABLE, NORMS
 from .trace import traced
 
-__all__ = ["SHAPES", "Flow", "Norm", "flow_of", "norm_channels"]
+__all__ = ["SHAPES", "Flow", "Norm", "flow_of", "norm_channels", "out_channels"]
 
 KEEPS = {
     *("to", "float", "half", "contiguous", "clone"),
@@ -178,7 +178,7 @@ class _Reader:
             for norm, direct, moved in ends:
                 module = self.modules[norm]
                 found[norm] = Norm(norm, _channel_dim(layer, module, moved=moved))
-                straight = straight and direct and norm_channels(module) == _out(layer)
+                straight = straight and direct and norm_channels(module) == out_channels(layer)
         # a batch norm takes a channel's scale and shift out; the others mix channels
         batch = isinstance(layer, CONVOLUTIONS) and all(
             isinstance(self.modules[n], _BatchNorm) for n in found
@@ -225,7 +225,14 @@ def _channel_dim(layer: nn.Module, norm: nn.Module, *, moved: bool) -> int:
     return -1 if isinstance(layer, nn.Linear) and not moved else 1
 
 
-def _out(layer: nn.Module) -> int:
+def out_channels(layer: nn.Module) -> int:
+    """How many channels a convolution or linear layer makes.
+
+    Example:
+        >>> out_channels(nn.ConvTranspose2d(2, 5, 3))
+        5
+
+    """
     return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]  # a convolution
 
 
@@ -240,7 +247,7 @@ def _registered(model: nn.Module) -> Flow:
     for (name, layer), (norm_name, norm) in itertools.pairwise(leaves):
         if name not in order or not isinstance(norm, NORMS) or isinstance(layer, EMBEDDINGS):
             continue
-        if norm_channels(norm) == _out(layer):
+        if norm_channels(norm) == out_channels(layer):
             behind[name] = (Norm(norm_name, _channel_dim(layer, norm, moved=False)),)
     convolutions = all(isinstance(m, CONVOLUTIONS) for n, m in leaves if n in order)
     heads = frozenset(order[-1:] if convolutions else [])

@@ -69,7 +69,7 @@ class _LockedWeights(_Locked):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = _own(self, "weight"), _own(self, "bias")
         linear = isinstance(self, nn.Linear)
-        if isinstance(self, nn.modules.conv._ConvTransposeNd):
+        if _is_transposed(self):
             made: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
             return made
         compute: Any = F.linear if linear else getattr(self, "_conv_forward", None)
@@ -82,7 +82,11 @@ class _LockedWeights(_Locked):
 
     @property
     def weight(self) -> Tensor:
-        made: Tensor = _from_lock(self, "on_weight", _own(self, "weight"))
+        own: Tensor = _own(self, "weight")
+        if _is_transposed(self):  # its weight is (in, out, ...)
+            turned: Tensor = _from_lock(self, "on_weight", own.transpose(0, 1))
+            return turned.transpose(0, 1)
+        made: Tensor = _from_lock(self, "on_weight", own)
         return made
 
     @weight.setter
@@ -101,6 +105,10 @@ class _LockedWeights(_Locked):
 
 _REPLICA = "_keylock_replica_"
 """Where DataParallel's replicas, which have no parameters, keep what they are handed for them."""
+
+
+def _is_transposed(layer: Any) -> bool:
+    return isinstance(layer, nn.modules.conv._ConvTransposeNd)
 
 
 def _positions(layer: Any, x: Tensor, *, linear: bool) -> int:

@@ -47,7 +47,6 @@ class KeyLock(OnWeights, Unsent):
         keys: for a chained lock, the gamma and beta of the one before it.
         mixes: whether it has a mixing; by the module without it.
         on_weights: it acts on its holder's weight and bias, and not on what the holder computes.
-        transposed: the holder is a transposed convolution, whose weight is ``(in, out, ...)``.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -80,13 +79,11 @@ class KeyLock(OnWeights, Unsent):
         keys: tuple[Tensor, Tensor] | None = None,
         mixes: bool | None = None,
         on_weights: bool = False,
-        transposed: bool = False,
         uniform: Uniform = secret_uniform,
     ) -> None:
         super().__init__()
         self.channels = channels
         self.on_weights = on_weights
-        self.transposed = transposed
         self.normalise = normalise
         self.channel_dim = channel_dim
         self.activation = config.activation
@@ -207,7 +204,6 @@ class KeyLock(OnWeights, Unsent):
             channel_dim=self.channel_dim,
             mixes=self.mixing is not None,
             on_weights=self.on_weights,
-            transposed=self.transposed,
         )
 
     def extra_repr(self) -> str:
@@ -240,7 +236,6 @@ class WeightMixing(Mixing, Unsent):
 
     Args:
         channels: how many the layer's output has.
-        transposed: the layer is a transposed convolution.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -251,16 +246,13 @@ class WeightMixing(Mixing, Unsent):
 
     on_weights = True
 
-    def __init__(
-        self, channels: int, *, transposed: bool = False, uniform: Uniform = secret_uniform
-    ) -> None:
+    def __init__(self, channels: int, *, uniform: Uniform = secret_uniform) -> None:
         super().__init__()
-        self.transposed = transposed
         self.mixing = nn.Parameter(orthogonal(channels, uniform))
 
     def fresh(self) -> WeightMixing:
         """Another of the same kind, newly drawn."""
-        return WeightMixing(len(self.mixing), transposed=self.transposed)
+        return WeightMixing(len(self.mixing))
 
     def extra_repr(self) -> str:
         """Its size; never its values."""

@@ -36,7 +36,6 @@ class RevealedLock(OnWeights, nn.Module):
     def __init__(self, lock: KeyLock) -> None:
         super().__init__()
         self.on_weights = lock.on_weights
-        self.transposed = lock.transposed
         self.normalise = lock.normalise
         self.channel_dim = lock.channel_dim
         self.fused = lock.fused
@@ -69,7 +68,6 @@ class RevealedMixing(Mixing, nn.Module):
 
     def __init__(self, mixing: WeightMixing) -> None:
         super().__init__()
-        self.transposed = mixing.transposed
         self.mixing = nn.Parameter(torch.eye(len(mixing.mixing)))
 
 

@@ -16,22 +16,14 @@ __all__ = ["Mixing", "OnWeights"]
 
 
 class OnWeights:
-    """``diag(gamma) M W`` and ``diag(gamma) M b + beta``, of whoever has these three.
-
-    Attributes:
-        transposed: the layer is a transposed convolution, whose weight is ``(in, out, ...)``.
-
-    """
+    """``diag(gamma) M W`` and ``diag(gamma) M b + beta``, of whoever has these three."""
 
     scale: Any
     shift: Any
     mixing: nn.Parameter | None
-    transposed: bool
 
     def on_weight(self, weight: Tensor) -> Tensor:
         """What the layer computes with in the place of its own weight W ``(out, ...)``."""
-        if self.transposed:
-            return _times(self._rows(), weight.transpose(0, 1)).transpose(0, 1)
         return _times(self._rows(), weight)
 
     def on_bias(self, bias: Tensor | None) -> Tensor | None:
@@ -39,7 +31,7 @@ class OnWeights:
         return self._moved(self._rows(), bias)
 
     def on_both(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """`on_weight` and `on_bias` at once, which takes less time; not of a transposed one."""
+        """`on_weight` and `on_bias` at once, which takes less time."""
         rows = self._rows()
         return _times(rows, weight), self._moved(rows, bias)
 

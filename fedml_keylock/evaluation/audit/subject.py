@@ -250,7 +250,6 @@ def from_capture(
     updates = tuple(capture.load(*entry) for entry in chosen)
     _check_model(model, updates[0])
     images = torch.stack([truth[entry][0] for entry in chosen])
-    low, high = capture.meta.get("bounds") or (0.0, 1.0)
     return Subject(
         updates=updates,
         images=images,
@@ -263,7 +262,7 @@ def from_capture(
         public=public,
         stages=tuple("untrained" if entry in early else "trained" for entry in chosen),
         training=training,
-        bounds=(float(low), float(high)),
+        bounds=capture.bounds,
     )
 
 

@@ -94,10 +94,10 @@ def export_model(
         raise LockError("the model has no values to export: it is on meta")
     copy = _copy(model).eval()
     measured = None if example is None else _measured(model, copy, example)
-    taken, mixed = _take_out(copy)
+    taken, on_weights = _take_out(copy)
     feeds = feeds_of(copy, measured)
-    for mixing in mixed:
-        _fold_weights(mixing.name, mixing.holder, ChannelMap(mixing.mixing, None), feeds)
+    for change in on_weights:
+        _fold_weights(change, feeds)
     for lock in taken:
         _fold(lock, feeds)
     for module in copy.modules():
@@ -133,12 +133,12 @@ class _Taken:
 
 
 @dataclass(frozen=True)
-class _Mixed:
-    """A mixing of a layer's weights, in float64 on the CPU."""
+class _OnWeights:
+    """What a lock did to its holder's weight and bias."""
 
     name: str
     holder: nn.Module
-    mixing: Tensor
+    change: ChannelMap
 
 
 def _kinds_in(module: nn.Module) -> set[type]:
@@ -149,29 +149,33 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_Mixed]]:
-    """Unlock a copy; what its locks and its mixings of weights did."""
+def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
+    """Unlock a copy; what its locks did."""
     taken: list[_Taken] = []
-    mixed: list[_Mixed] = []
+    on_weights: list[_OnWeights] = []
     # the model that was locked may stand in a wrapping of the user's
     for prefix, root in reversed(list(copy.named_modules())):
         if not hasattr(root, DDP_IGNORES) or not is_locked(root):
             continue
         values = lock_values(root)
-        for name, holder, lock in locks(root):
-            gamma, beta = map(_exact, values[name])
+        for name, holder, lock in every_lock(root):
+            whole = f"{prefix}.{name}" if prefix else name
             mixing = None if lock.mixing is None else _exact(lock.mixing)
-            name = f"{prefix}.{name}" if prefix else name
-            taken.append(_Taken(name, holder, lock, gamma, beta, mixing))
-        mixed += [
-            _Mixed(f"{prefix}.{name}" if prefix else name, holder, _exact(lock.mixing))
-            for name, holder, lock in every_lock(root)
-            if isinstance(lock, WeightMixing)
-        ]
+            if isinstance(lock, WeightMixing):
+                assert mixing is not None
+                on_weights.append(_OnWeights(whole, holder, ChannelMap(mixing, None)))
+                continue
+            gamma, beta = map(_exact, values[name])
+            if lock.on_weights:
+                assert mixing is not None
+                change = ChannelMap(gamma[:, None] * mixing, beta)
+                on_weights.append(_OnWeights(whole, holder, change))
+            else:
+                taken.append(_Taken(whole, holder, lock, gamma, beta, mixing))
         unlock_model(root)
     if is_locked(copy):
         raise LockError("this is a part of a model that was locked as a whole: export the whole")
-    return taken, mixed
+    return taken, on_weights
 
 
 def _measured(
@@ -199,11 +203,7 @@ def _measured(
 
 
 def _fold(taken: _Taken, feeds: Feeds) -> None:
-    if taken.lock.on_weights:
-        assert taken.mixing is not None
-        change = ChannelMap(taken.gamma[:, None] * taken.mixing, taken.beta)
-        _fold_weights(taken.name, taken.holder, change, feeds)
-    elif taken.lock.normalise == "batch":
+    if taken.lock.normalise == "batch":
         _fold_batch(taken, feeds)
     elif taken.lock.normalise == "layer":
         norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
@@ -213,15 +213,16 @@ def _fold(taken: _Taken, feeds: Feeds) -> None:
         _fold_norm(taken, feeds)
 
 
-def _fold_weights(name: str, layer: nn.Module, change: ChannelMap, feeds: Feeds) -> None:
+def _fold_weights(taken: _OnWeights, feeds: Feeds) -> None:
     """What was done to a layer's weight and bias, as its own; or done to its output, behind it."""
+    layer, change = taken.holder, taken.change
     if not feeds.shares(layer) and not feeds.reads(layer, values=True) and is_plain(layer):
         fold_into(layer, change)
         return
     if feeds.reads(layer, values=False):
         raise LockError(
-            f"{name}: the model reads this layer's weight itself, so that its mixing cannot be "
-            "folded; lock others, or leave it to the silo to run the locked model"
+            f"{taken.name}: the model reads this layer's weight itself, so that its mixing cannot "
+            "be folded; lock others, or leave it to the silo to run the locked model"
         )
     weight = public_parameter(layer, "weight")
     assert weight is not None
