@@ -20,6 +20,7 @@ from .keylock import (
     lock_model,
     plan,
     private_state_dict,
+    redraw_lock,
     surrogate,
 )
 from .keylock.module import every_lock
@@ -132,7 +133,10 @@ class KeyLockDefense:
         return f"private state in {vault.path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Start to watch the lock train; keep its state on disk if history is wanted."""
+        """Start to watch the lock train; draw it anew, and keep its state on disk, if wanted."""
+        every = self.config.rotate_every
+        if every is not None and round_index and round_index % every == 0:
+            redraw_lock(model, self.config)
         self._watch = Watch(model)
         if self.config.keep_history:
             self._open_vault().keep(model, round_index=round_index)

@@ -14,7 +14,7 @@ __all__ = ["check"]
 @click.command()
 @model_option
 @config_option
-@click.option("--module", help="Without --config: affine, mixing or weights.")
+@click.option("--module", help="Without --config: affine, mixing, weights, weights+norm, ...")
 @click.option("--targets", help="Without --config: first, all, or globs with commas between them.")
 def check(builder: str, config: Path | None, module: str | None, targets: str | None) -> None:
     """Say of each layer of a model whether it would be locked, how, and why not.

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..builtin import KeyLockDefense
 from ..errors import VaultError
-from ..keylock import load_private_state_dict, lock_model, private_state_dict
+from ..keylock import load_private_state_dict, lock_model, private_state_dict, redraw_lock
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.disk import open_private, write_private
 from ..keylock.vault.file import Stored, write_state
@@ -69,9 +69,8 @@ def rotate_silo(
     stored = Stored.read(path)
     check_owner(stored, silo, layout)
     old = stored.state(cipher)
-    fresh = private_state_dict(model)
     load_private_state_dict(model, old)  # refuses what another lock than the settings' has left
-    load_private_state_dict(model, fresh | {n: t for n, t in old.items() if _is_statistic(n)})
+    redraw_lock(model, defense.config)
     aside = folder / f"silo-{silo}.rotated-{stored.round_index}.safetensors" if keep_old else None
     if aside is not None:
         _set_aside(stored.content, aside)
@@ -87,11 +86,6 @@ def rotate_silo(
         for past in history_of(folder, silo):
             _delete(past)
     return aside
-
-
-def _is_statistic(name: str) -> bool:
-    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
-    return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
 def _set_aside(content: bytes, aside: Path) -> None:

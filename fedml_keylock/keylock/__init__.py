@@ -6,7 +6,7 @@ Source: Ren, Deng, Xie, Ma, Ma, "Gradient Leakage Defense with Key-Lock Module f
 Learning", arXiv 2305.04095.
 """
 
-from .attach import LockInfo, is_locked, lock_info, lock_model, unlock_model
+from .attach import LockInfo, is_locked, lock_info, lock_model, redraw_lock, unlock_model
 from .config import KeyLockConfig
 from .export import export_model
 from .key import draw_key
@@ -36,6 +36,7 @@ __all__ = [
     "lock_model",
     "plan",
     "private_state_dict",
+    "redraw_lock",
     "surrogate",
     "unlock_model",
 ]

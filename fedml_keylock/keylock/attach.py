@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,28 @@ from torch import Tensor, nn
 from ..errors import LockError
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
-from .flow import out_channels
 from .key import Uniform, secret_uniform
+from .kinds import LOCKABLE
 from .locked import public_parameter, put_under_lock, release, seen
-from .module import KeyLock, WeightMixing, every_lock, locks
-from .state import keep_private, lock_tensors, show_public
+from .module import KeyLock, WeightLock, every_lock, locks
+from .state import (
+    keep_private,
+    load_private_state_dict,
+    lock_tensors,
+    private_state_dict,
+    show_public,
+)
 from .validate import PINNED, plan
 
-__all__ = ["LockInfo", "is_locked", "lock_info", "lock_model", "remove_hooks", "unlock_model"]
+__all__ = [
+    "LockInfo",
+    "is_locked",
+    "lock_info",
+    "lock_model",
+    "redraw_lock",
+    "remove_hooks",
+    "unlock_model",
+]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 """The attribute by which a model tells DistributedDataParallel what not to send."""
@@ -96,37 +111,37 @@ def lock_model(
     config = config or KeyLockConfig()
     if key is not None:
         _check_key(key, config)
-    sites = plan(model, config).sites
+    planned = plan(model, config)
+    sites = planned.sites
     # everything that can fail is made before the model is touched
-    like = [_weight(model, site.layers[0]) for site in sites]
-    if config.chained and any(weight.is_meta for weight in like):
+    like = {site.holder: _weight(model, site.layers[0]) for site in sites}
+    like |= {name: _weight(model, name) for name in planned.weights}
+    if config.chained and any(weight.is_meta for weight in like.values()):
         raise LockError("a chained lock needs a model with values: take it off meta before")
-    made: dict[str, tuple[KeyLock | WeightMixing, Tensor]] = {}
+    draw = _shapes if any(weight.is_meta for weight in like.values()) else uniform
+    made: dict[str, KeyLock | WeightLock] = {}
     values = None
-    for site, weight in zip(sites, like, strict=True):
-        draw = _shapes if weight.is_meta else uniform
-        lock = KeyLock(
+    for site in sites:
+        made[site.holder] = lock = KeyLock(
             site.channels,
             config,
             normalise=site.normalise,
             channel_dim=site.channel_dim,
             key=key,
             keys=values,
-            mixes=site.mixes,
+            pieces=site.pieces,
             on_weights=site.on_weights,
             uniform=draw,
         )
         lock.layers = site.layers
-        made[site.holder] = lock, weight
         if config.chained:
             values = next_values(lock, values)
-        # a layer may feed several norms: it is mixed once
-        for name in site.mixed:
-            if name not in made:
-                channels = out_channels(model.get_submodule(name))
-                made[name] = WeightMixing(channels, uniform=draw), _weight(model, name)
-    for name, (part, weight) in made.items():
-        part.to(device=weight.device, dtype=weight.dtype)
+    counted = {name for site in sites for name in site.layers}
+    for name, pieces in planned.weights.items():
+        layer = None if name in counted else name
+        made[name] = WeightLock(pieces, config, layer=layer, uniform=draw)
+    for name, part in made.items():
+        part.to(device=like[name].device, dtype=like[name].dtype)
         _attach(model.get_submodule(name), part)
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
@@ -154,7 +169,7 @@ def lock_info(model: nn.Module) -> LockInfo:
     gamma = _gammas(model)
     private = sum(p.numel() for _, _, lock in every_lock(model) for p in lock.parameters())
     return LockInfo(
-        layers=tuple(dict.fromkeys(layer for _, _, lock in found for layer in lock.layers)),
+        layers=tuple(dict.fromkeys(n for _, _, lock in every_lock(model) for n in lock.layers)),
         holders=tuple(name for name, _, _ in found),
         private_parameters=private,
         public_parameters=sum(p.numel() for p in model.parameters()) - private,
@@ -191,13 +206,45 @@ def unlock_model(model: nn.Module) -> None:
         release(holder)
         del holder.keylock
         remove_hooks(holder, seen, show_public, keep_private)
-        before = lock.before if isinstance(lock, KeyLock) else {}
-        for name, (value, trained) in before.items():
+        for name, (value, trained) in lock.before.items():
             tensor = public_parameter(holder, name)
             assert tensor is not None
             with torch.no_grad():
                 tensor.copy_(value)
             tensor.requires_grad_(trained)
+
+
+def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
+    """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
+
+    Only values change: an optimizer may hold the parameters already.
+
+    Args:
+        model: locked.
+        config: what it was locked with.
+
+    Raises:
+        LockError: the model is not locked.
+        VaultError: it was locked otherwise.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info, before = lock_model(model), lock_values(model)["0"][0].detach()
+        >>> redraw_lock(model, KeyLockConfig())
+        >>> lock_values(model)["0"][0].equal(before)
+        False
+
+    """
+    statistics = {n: t for n, t in private_state_dict(model).items() if _is_statistic(n)}
+    fresh = deepcopy(model)
+    unlock_model(fresh)
+    lock_model(fresh, config)
+    load_private_state_dict(model, private_state_dict(fresh) | statistics)
+
+
+def _is_statistic(name: str) -> bool:
+    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
+    return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
 def is_locked(model: nn.Module) -> bool:
@@ -223,25 +270,29 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
                 del hooks[handle]
 
 
-def _attach(holder: nn.Module, lock: KeyLock | WeightMixing) -> None:
+def _attach(holder: nn.Module, lock: KeyLock | WeightLock) -> None:
     lock.train(holder.training)
     holder.keylock = lock
-    if lock.on_weights:
-        put_under_lock(holder)
-        return
-    assert isinstance(lock, KeyLock)
-    if lock.normalise is None:
-        for name, constant in PINNED.items():
-            tensor = public_parameter(holder, name)
-            if tensor is not None:
-                lock.before[name] = (tensor.detach().clone(), tensor.requires_grad)
-                with torch.no_grad():
-                    tensor.fill_(constant)
-                tensor.requires_grad_(False)
-    lock.fused = put_under_lock(holder)
+    for name, constant in _constants(holder, lock).items():
+        tensor = public_parameter(holder, name)
+        if tensor is not None:
+            lock.before[name] = (tensor.detach().clone(), tensor.requires_grad)
+            with torch.no_grad():
+                tensor.fill_(constant)
+            tensor.requires_grad_(False)
+    fused = put_under_lock(holder)
+    if isinstance(lock, KeyLock):
+        lock.fused = fused
     # torch leaves these two without types
     holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
     holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]
+
+
+def _constants(holder: nn.Module, lock: KeyLock | WeightLock) -> dict[str, float]:
+    """What the holder's own parameters are shown as, where the lock's stand in their place."""
+    if lock.own_weight is not None:
+        return dict.fromkeys(PINNED, 0.0)
+    return {} if isinstance(holder, LOCKABLE) else dict(PINNED)
 
 
 def _gammas(model: nn.Module) -> Tensor:

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ..settings import Settings
 
 __all__ = ["KeyLockConfig"]
+
+BASES = ("affine", "mixing", "weights")
+ADDITIONS = ("norm", "inputs", "stem", "head", "map")
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": {
+        "module": "affine",
+        "targets": "first",
+        "activation": "relu",
+        "key_length": 1024,
+        "chained": False,
+    }
+}
+"""The published lock is that of arXiv 2305.04095's numbers: its "single" variant."""
 
 
 class KeyLockConfig(Settings):
@@ -25,11 +39,25 @@ class KeyLockConfig(Settings):
 
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
     """K, how many numbers the key has."""
-    module: Literal["affine", "mixing", "weights"] = "affine"
-    """affine: gamma and beta, as published. mixing: and a private matrix across the channels.
-    weights: that matrix on the layer's weights, which costs less and brings no norm."""
+    preset: Literal["paper"] | None = None
+    """paper: the published lock. Fields beside it have the last word."""
+    module: str = "affine"
+    """One of affine: gamma and beta, as published; mixing: and a private matrix across the
+    channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
+    And any of these, joined by + or as a list. norm: weights brings one where there is none, as the
+    others do. inputs: weights mixes each layer's input channels too. stem: the first layer's own
+    weights stay in the silo. head: the last linear layer's inputs are mixed, over channels and over
+    positions. map: scales and shifts that vary over a channel's map."""
     targets: Literal["first", "all"] | tuple[str, ...] = "first"
     """Which layers: the first convolution, every convolution, or globs of module names."""
+    mixed: Literal["all", "inner"] | tuple[str, ...] = "all"
+    """Which of these have the module's mixing: all, all but the model's first layer (unless that is
+    the only one), or globs of module names. The others have gamma and beta."""
+    form: Literal["full", "grouped", "householder"] = "full"
+    """Of the mixing matrices. grouped: blocks of up to 8 channels; householder: 8 reflections: both
+    cost less on wide layers."""
+    rotate_every: int | None = Field(default=None, ge=1, strict=True)
+    """Draw a fresh lock at the start of every so many rounds; None: keep it and go on training."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)
@@ -57,16 +85,73 @@ class KeyLockConfig(Settings):
         Example:
             >>> KeyLockConfig(module="mixing", targets=["stem", "head.*"], chained=True).title
             'keylock:mixing:stem,head.*:chained'
+            >>> KeyLockConfig(module=["weights", "norm"], targets="all", mixed="inner").title
+            'keylock:weights+norm:all:mixed=inner'
 
         """
-        targets = self.targets if isinstance(self.targets, str) else ",".join(self.targets)
-        return f"{self.section}:{self.module}:{targets}{':chained' if self.chained else ''}"
+        parts = [self.section, self.module, _listed(self.targets)]
+        if self.mixed != "all":
+            parts.append(f"mixed={_listed(self.mixed)}")
+        if self.form != "full":
+            parts.append(self.form)
+        if self.rotate_every is not None:
+            parts.append(f"rotated={self.rotate_every}")
+        return ":".join(parts + ["chained"] * self.chained)
 
-    @field_validator("targets", mode="before")
+    @property
+    def base(self) -> str:
+        """Which of affine, mixing and weights it is.
+
+        Example:
+            >>> KeyLockConfig(module="head").base
+            'affine'
+
+        """
+        return next((base for base in BASES if base in self.module.split("+")), BASES[0])
+
+    def has(self, addition: str) -> bool:
+        """Whether the module has norm, inputs, stem, head or map.
+
+        Example:
+            >>> KeyLockConfig(module="weights+head").has("head")
+            True
+
+        """
+        return addition in self.module.split("+")
+
+    @model_validator(mode="before")
     @classmethod
-    def _some_layers(cls, value: Any) -> Any:
-        if isinstance(value, str) and value not in ("first", "all"):
-            raise ValueError(f"use first, all, or a list of module-name globs such as [{value!r}]")
+    def _preset(cls, fields: Any) -> Any:
+        preset = PRESETS.get(str(fields.get("preset"))) if isinstance(fields, dict) else None
+        # it is what it stands for: two silos that write the same lock in two ways agree
+        return fields if preset is None else {**preset, **fields, "preset": None}
+
+    @field_validator("module", mode="before")
+    @classmethod
+    def _some_module(cls, value: Any) -> Any:
+        words = value.split("+") if isinstance(value, str) else value
+        known = isinstance(words, (list, tuple)) and all(w in (*BASES, *ADDITIONS) for w in words)
+        if not known or not words or len({*words}) < len(words) or len({*words} & {*BASES}) > 1:
+            raise ValueError(
+                f"use one of {', '.join(BASES)}, and any of {', '.join(ADDITIONS)}, such as "
+                "weights+norm"
+            )
+        for name in ("norm", "inputs"):
+            if name in words and "weights" not in words:
+                raise ValueError(f"{name} goes with weights: weights+{name}")
+        return "+".join(word for word in (*BASES, *ADDITIONS) if word in words)
+
+    @field_validator("targets", "mixed", mode="before")
+    @classmethod
+    def _some_layers(cls, value: Any, info: ValidationInfo) -> Any:
+        words = ("first", "all") if info.field_name == "targets" else ("all", "inner")
+        known = f"use {', '.join(words)}, or a list of module-name globs"
+        if isinstance(value, str) and value not in words:
+            raise ValueError(f"{known} such as [{value!r}]")
         if isinstance(value, (list, tuple)) and not value:
-            raise ValueError("use first, all, or a list of module-name globs")
+            raise ValueError(known)
         return value
+
+
+def _listed(layers: str | tuple[str, ...]) -> str:
+    return layers if isinstance(layers, str) else ",".join(layers)

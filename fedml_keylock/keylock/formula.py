@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .pieces import turn
+
 __all__ = ["ACTIVATIONS", "apply_lock", "mix"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -23,7 +25,7 @@ def mix(x: Tensor, mixing: Tensor | None, *, channel_dim: int) -> Tensor:
 
     Args:
         x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1.
-        mixing: ``(c, c)``, or None for the published lock.
+        mixing: ``(c, c)``, or of another form (`turn`); None for the published lock.
         channel_dim: 1 or -1.
 
     Example:
@@ -33,9 +35,10 @@ def mix(x: Tensor, mixing: Tensor | None, *, channel_dim: int) -> Tensor:
     """
     if mixing is None:
         return x
-    if channel_dim == -1:
-        return F.linear(x, mixing)
-    return (mixing @ x.flatten(2)).view_as(x) if x.dim() > 2 else F.linear(x, mixing)
+    last = channel_dim == -1 or x.dim() == 2
+    if mixing.dim() > 2:
+        return turn(mixing, x[..., None])[..., 0] if last else turn(mixing, x.flatten(2)).view_as(x)
+    return F.linear(x, mixing) if last else (mixing @ x.flatten(2)).view_as(x)
 
 
 def apply_lock(

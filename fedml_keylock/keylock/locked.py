@@ -69,16 +69,16 @@ class _LockedWeights(_Locked):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         weight, bias = _own(self, "weight"), _own(self, "bias")
         linear = isinstance(self, nn.Linear)
-        if _is_transposed(self):
-            made: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
-            return made
         compute: Any = F.linear if linear else getattr(self, "_conv_forward", None)
-        if _positions(self, x, linear=linear) >= weight[0].numel():
-            made = compute(x, *_from_lock(self, "on_both", weight, bias))
-        else:
+        if _is_transposed(self):
+            made = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
+        elif _from_lock(self, "is_cheaper_behind", _positions(self, x, linear=linear), weight):
             plain = compute(x, weight, bias)
             made = _from_lock(self, "on_output", plain, -1 if linear else 1)
-        return made
+        else:
+            made = compute(x, *_from_lock(self, "on_both", weight, bias))
+        locked: Tensor = _from_lock(self, "on_result", made)
+        return locked
 
     @property
     def weight(self) -> Tensor:
@@ -157,7 +157,7 @@ def put_under_lock(holder: nn.Module) -> bool:
     )
     own: Any = type(holder)  # torch's stubs say that a module's class cannot be hashed
     kind: Any = _LockedNorm if fused else _LockedOutput
-    if getattr(getattr(holder, "keylock", None), "on_weights", False):
+    if getattr(getattr(holder, "keylock", None), "touches_weights", False):
         kind = _LockedWeights
     holder.__class__ = _locked_class(own, kind)
     # torch's fused transformer layers go around a module's forward, unless it has a hook

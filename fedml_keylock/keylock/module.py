@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from ..errors import LockError
 from .config import KeyLockConfig
-from .formula import ACTIVATIONS, apply_lock, mix
-from .key import Uniform, draw_key, normal, orthogonal, secret_uniform
+from .formula import ACTIVATIONS, apply_lock
+from .key import Uniform, draw_key, normal, secret_uniform
+from .on_weights import OnWeights
+from .pieces import Pieces, draw_pieces
 from .private import Unsent
-from .rows import Mixing, OnWeights
 
-__all__ = ["KeyLock", "WeightMixing", "every_lock", "locks"]
+__all__ = ["KeyLock", "WeightLock", "every_lock", "locks"]
 
 GAMMA_RANGE = (0.3, 1.7)
 """Where a new gamma lies. Away from 1, so that another lock does not do; away from 0, where relu
@@ -45,8 +46,9 @@ class KeyLock(OnWeights, Unsent):
         channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
         key: ``(K,)``; drawn from the system's entropy when not given.
         keys: for a chained lock, the gamma and beta of the one before it.
-        mixes: whether it has a mixing; by the module without it.
-        on_weights: it acts on its holder's weight and bias, and not on what the holder computes.
+        pieces: what else is private; by the module without it.
+        on_weights: its mixing acts on its holder's weight and bias, and not on what the holder
+            computes; so do gamma and beta, if it brings no norm.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -64,7 +66,6 @@ class KeyLock(OnWeights, Unsent):
     bias_gamma: nn.Parameter
     weight_beta: nn.Parameter
     bias_beta: nn.Parameter
-    mixing: nn.Parameter | None
     running_mean: Tensor | None
     running_var: Tensor | None
 
@@ -77,7 +78,7 @@ class KeyLock(OnWeights, Unsent):
         channel_dim: int = 1,
         key: Tensor | None = None,
         keys: tuple[Tensor, Tensor] | None = None,
-        mixes: bool | None = None,
+        pieces: Pieces | None = None,
         on_weights: bool = False,
         uniform: Uniform = secret_uniform,
     ) -> None:
@@ -113,14 +114,13 @@ class KeyLock(OnWeights, Unsent):
                 self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
             self.register_parameter(f"bias_{name}", nn.Parameter(bias))
-        if mixes is None:
-            mixes = config.module == "mixing"
-        mixing = nn.Parameter(orthogonal(channels, uniform)) if mixes else None
-        self.register_parameter("mixing", mixing)
+        if pieces is None:
+            pieces = Pieces(mixing=channels if config.base == "mixing" else 0)
+        self.hold(draw_pieces(pieces, config.form, uniform))
         batch = normalise == "batch"
         self.register_buffer("running_mean", torch.zeros(channels) if batch else None)
         self.register_buffer("running_var", torch.ones(channels) if batch else None)
-        self._config = config
+        self._made = pieces, config
 
     def scale(self, key: Tensor | None = None) -> Tensor:
         """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); of a chained lock, from this key."""
@@ -147,10 +147,19 @@ class KeyLock(OnWeights, Unsent):
             )
         return self.values[0 if name == "gamma" else 1]
 
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gamma and beta, where they stand on the weight."""
+        alone = self.on_weights and self.normalise is None
+        return (self.scale(), self.shift()) if alone else (None, None)
+
+    def on_result(self, x: Tensor) -> Tensor:
+        """What its holder computed with what was made of its weight, locked."""
+        alone = self.on_weights and self.normalise is None and self.map_scale is None
+        return x if alone else self(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """Lock a layer's output; the shape stays."""
-        if self.fused:  # the holder has applied gamma and beta as its own weight and bias
-            return mix(x, self.mixing, channel_dim=self.channel_dim)
+        # a fused holder has applied gamma and beta as its own weight and bias
         if self.normalise == "batch":
             # one fused call, with gamma and beta in the place of an affine norm's own
             x = F.batch_norm(
@@ -161,11 +170,11 @@ class KeyLock(OnWeights, Unsent):
                 self.shift(),
                 training=self.training,
             )
-            return mix(x, self.mixing, channel_dim=1)
-        if self.normalise == "layer":
+        elif self.normalise == "layer":
             x = F.layer_norm(x, (self.channels,), self.scale(), self.shift())
-            return mix(x, self.mixing, channel_dim=-1)
-        return apply_lock(x, self.scale(), self.shift(), self.mixing, channel_dim=self.channel_dim)
+        elif not self.fused and not self.on_weights:
+            x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
+        return self.behind(x)
 
     def set_published(self, weights: Mapping[str, Tensor], key: Tensor | None = None) -> None:
         """Take over weights and a key of the paper's form.
@@ -197,18 +206,19 @@ class KeyLock(OnWeights, Unsent):
 
     def fresh(self) -> KeyLock:
         """Another of the same kind, newly drawn; not of a chained one."""
+        pieces, config = self._made
         return KeyLock(
             self.channels,
-            self._config,
+            config,
             normalise=self.normalise,
             channel_dim=self.channel_dim,
-            mixes=self.mixing is not None,
+            pieces=pieces,
             on_weights=self.on_weights,
         )
 
     def extra_repr(self) -> str:
         """What kind of lock it is; never its values."""
-        kind = "affine" if self.mixing is None else "weights" if self.on_weights else "mixing"
+        kind = "weights" if self.on_weights else "affine" if self.mixing is None else "mixing"
         own = f", own {self.normalise} norm" if self.normalise else ""
         key = "chained" if self.key is None else f"key_length={self.key.numel()}"
         return f"{self.channels}, {kind}, {key}{own}"
@@ -228,38 +238,50 @@ def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tens
     return wanted.expm1().log() if activation == "softplus" else wanted
 
 
-class WeightMixing(Mixing, Unsent):
-    """A private matrix M on a layer's weight and bias: it computes with ``M W`` and ``M b``.
+class WeightLock(OnWeights, Unsent):
+    """What is private on a layer's weight and bias, without a gamma and beta.
 
-    It stands in front of a normalisation, which has the lock's gamma and beta; alone it would be no
-    lock. Its cost does not depend on the size of the layer's maps.
+    A mixing M stands in front of a normalisation, which has the lock's gamma and beta; alone it
+    would be no lock. Its cost does not depend on the size of the layer's maps.
 
     Args:
-        channels: how many the layer's output has.
+        pieces: what it has.
+        config: what form its matrices have.
+        layer: name of the layer, where no other lock counts it among its own.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
-        >>> WeightMixing(4).on_weight(torch.rand(4, 2, 3, 3)).shape
+        >>> lock = WeightLock(Pieces(mixing=4), KeyLockConfig())
+        >>> lock.on_weight(torch.rand(4, 2, 3, 3)).shape
         torch.Size([4, 2, 3, 3])
 
     """
 
-    on_weights = True
-
-    def __init__(self, channels: int, *, uniform: Uniform = secret_uniform) -> None:
+    def __init__(
+        self,
+        pieces: Pieces,
+        config: KeyLockConfig,
+        *,
+        layer: str | None = None,
+        uniform: Uniform = secret_uniform,
+    ) -> None:
         super().__init__()
-        self.mixing = nn.Parameter(orthogonal(channels, uniform))
+        self.on_weights = bool(pieces.mixing)
+        self.layers = () if layer is None else (layer,)
+        self.before: dict[str, tuple[Tensor, bool]] = {}
+        self.hold(draw_pieces(pieces, config.form, uniform))
+        self._made = pieces, config
 
-    def fresh(self) -> WeightMixing:
+    def fresh(self) -> WeightLock:
         """Another of the same kind, newly drawn."""
-        return WeightMixing(len(self.mixing))
+        return WeightLock(*self._made)
 
     def extra_repr(self) -> str:
-        """Its size; never its values."""
-        return str(len(self.mixing))
+        """What it has; never its values."""
+        return ", ".join(f"{name} {tuple(p.shape)}" for name, p in self.pieces.items())
 
 
-def every_lock(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock | WeightMixing]]:
+def every_lock(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock | WeightLock]]:
     """Each private module of a model, as (name of its holder, the holder, the private module).
 
     Example:
@@ -269,7 +291,7 @@ def every_lock(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock | Wei
     """
     for name, module in model.named_modules():
         lock = module._modules.get("keylock")
-        if isinstance(lock, (KeyLock, WeightMixing)):
+        if isinstance(lock, (KeyLock, WeightLock)):
             yield name, module, lock
 
 

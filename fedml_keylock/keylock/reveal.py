@@ -15,60 +15,63 @@ from torch import Tensor, nn
 from .attach import lock_model, remove_hooks
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
-from .formula import apply_lock, mix
+from .formula import apply_lock
 from .key import seeded_uniform
-from .module import KeyLock, WeightMixing, every_lock
-from .rows import Mixing, OnWeights
+from .module import KeyLock, WeightLock, every_lock
+from .on_weights import OnWeights
+from .pieces import neutral
 from .state import keep_private, show_public
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 
 
 class RevealedLock(OnWeights, nn.Module):
-    """A lock with gamma ``(c,)``, beta ``(c,)`` and mixing ``(c, c)`` as parameters.
+    """A lock with gamma ``(c,)``, beta ``(c,)`` and each of its pieces as parameters.
 
     It keeps no running statistics: an attacker replays a training step, which normalises by the
-    batch. It starts as no lock at all: gamma 1, beta 0, mixing the identity.
+    batch. It starts as no lock at all: gamma 1, beta 0, every mixing the identity; but weights
+    that are private altogether start at 0.
     """
 
-    mixing: nn.Parameter | None
-
-    def __init__(self, lock: KeyLock) -> None:
+    def __init__(self, lock: KeyLock | WeightLock) -> None:
         super().__init__()
         self.on_weights = lock.on_weights
-        self.normalise = lock.normalise
-        self.channel_dim = lock.channel_dim
-        self.fused = lock.fused
-        self.gamma = nn.Parameter(torch.ones(lock.channels))
-        self.beta = nn.Parameter(torch.zeros(lock.channels))
-        mixed = lock.mixing is not None
-        self.register_parameter("mixing", nn.Parameter(torch.eye(lock.channels)) if mixed else None)
+        self.gamma: nn.Parameter | None = None
+        if isinstance(lock, KeyLock):
+            self.normalise = lock.normalise
+            self.channel_dim = lock.channel_dim
+            self.fused = lock.fused
+            self.gamma = nn.Parameter(torch.ones(lock.channels))
+            self.beta = nn.Parameter(torch.zeros(lock.channels))
+        self.hold({name: neutral(name, piece.detach()) for name, piece in lock.pieces.items()})
 
     def scale(self) -> Tensor:
         """Gamma, for a normalisation layer that reads it."""
+        assert self.gamma is not None
         return self.gamma
 
     def shift(self) -> Tensor:
         """Beta, for a normalisation layer that reads it."""
         return self.beta
 
+    def affine(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gamma and beta, where they stand on the weight."""
+        alone = self.gamma is not None and self.on_weights and self.normalise is None
+        return (self.gamma, self.beta) if alone else (None, None)
+
+    def on_result(self, x: Tensor) -> Tensor:
+        """What the layer computed with what was made of its weight, locked."""
+        return x if self.gamma is None else self(x)
+
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
-        if self.fused:
-            return mix(x, self.mixing, channel_dim=self.channel_dim)
         if self.normalise == "batch":
             x = F.batch_norm(x, None, None, training=True)
         elif self.normalise == "layer":
             x = F.layer_norm(x, x.shape[-1:])
-        return apply_lock(x, self.gamma, self.beta, self.mixing, channel_dim=self.channel_dim)
-
-
-class RevealedMixing(Mixing, nn.Module):
-    """A mixing of a layer's weights as a plain parameter; at first the identity, which is none."""
-
-    def __init__(self, mixing: WeightMixing) -> None:
-        super().__init__()
-        self.mixing = nn.Parameter(torch.eye(len(mixing.mixing)))
+        if self.normalise is not None or not (self.fused or self.on_weights):
+            x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
+        return self.behind(x)
 
 
 def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
@@ -89,12 +92,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
     for name, holder, lock in list(every_lock(copy)):
-        revealed: nn.Module
-        if isinstance(lock, WeightMixing):
-            revealed = RevealedMixing(lock).to(lock.mixing)
-        else:
-            revealed = RevealedLock(lock).to(lock.bias_beta)
-        holder.keylock = revealed
+        holder.keylock = revealed = RevealedLock(lock).to(next(lock.parameters()))
         # the layer's class runs whatever lock is there
         remove_hooks(holder, show_public, keep_private)
         prefix = f"{name}." if name else ""
@@ -119,8 +117,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
         if name in values:
             gamma, beta = values[name]
             state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
-        if lock.mixing is not None:
-            state[f"{prefix}mixing"] = lock.mixing.detach().clone()
+        state |= {f"{prefix}{n}": piece.detach().clone() for n, piece in lock.pieces.items()}
     return state
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import LockError, VaultError
 from .locked import public_parameter
-from .module import KeyLock, every_lock, locks
+from .module import KeyLock, WeightLock, every_lock, locks
 from .validate import STATISTICS
 
 __all__ = [
@@ -116,7 +116,7 @@ def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata
 def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
     """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
     lock = holder.keylock
-    assert isinstance(lock, KeyLock)
+    assert isinstance(lock, (KeyLock, WeightLock))
     own: dict[str, Tensor | None] = {name: public_parameter(holder, name) for name in lock.before}
     own |= {name: holder._buffers[name] for name in _hidden_statistics(holder)}
     for name, tensor in own.items():

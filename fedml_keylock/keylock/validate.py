@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -12,8 +12,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import LockError
 from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
-from .kinds import CONVOLUTIONS, is_plain
+from .kinds import CONVOLUTIONS, LOCKABLE
 from .module import KeyLock
+from .pieces import Pieces
+from .placing import Placing, Site
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
 
@@ -35,33 +37,6 @@ class LockIssue:
 
 
 @dataclass(frozen=True)
-class Site:
-    """Where one lock goes.
-
-    Attributes:
-        layers: names of the convolutions or linear layers that it locks, the first one first.
-        holder: name of the module that the lock hangs on: the normalisation behind the layers, or
-            the layer itself where there is none.
-        channels: how many channels the holder's output has.
-        channel_dim: 1 or -1, where they are.
-        normalise: the norm that the lock must bring: "batch", "layer" or None.
-        on_weights: whether the lock acts on the holder's weight and bias.
-        mixed: names of the layers whose weights are mixed in front of the holder.
-        mixes: whether the lock on the holder has a mixing.
-
-    """
-
-    layers: tuple[str, ...]
-    holder: str
-    channels: int
-    channel_dim: int
-    normalise: str | None
-    on_weights: bool = False
-    mixed: tuple[str, ...] = ()
-    mixes: bool = False
-
-
-@dataclass(frozen=True)
 class LayerCheck:
     """What would become of one layer: locked, or the reason why not."""
 
@@ -77,6 +52,7 @@ class ModelCheck:
     Attributes:
         issues: everything that stands against it; empty when it can be locked.
         sites: where the locks would go, as the model runs.
+        weights: layers without a gamma and beta of their own to what is private on their weights.
         layers: every convolution, linear layer and embedding, locked or not and why.
         constants: public names that would always be sent as the same constant, with its value.
         shared: public names whose values the server would get, buffers included.
@@ -85,6 +61,7 @@ class ModelCheck:
 
     issues: tuple[LockIssue, ...]
     sites: tuple[Site, ...] = ()
+    weights: Mapping[str, Pieces] = field(default_factory=dict)
     layers: tuple[LayerCheck, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
@@ -147,20 +124,27 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
                 + ", ".join(lockable),
             )
         )
-    sites = [_placed(model, site, config) for site in _sites(model, chosen, flow)]
+    issues += [
+        LockIssue("", f"mixed: {glob!r} matches none of the locked layers: {', '.join(chosen)}")
+        for glob in (config.mixed if isinstance(config.mixed, tuple) else ())
+        if chosen and not any(fnmatchcase(name, glob) for name in chosen)
+    ]
+    placing = Placing(model, config, flow, tuple(chosen))
+    sites, weights = placing.place(_sites(model, chosen, flow))
+    issues += [LockIssue(*issue) for issue in placing.issues]
     issues += [
         LockIssue(name, "has an attribute named keylock of its own")
-        for site in sites
-        for name in (site.holder, *site.mixed)
+        for name in dict.fromkeys([*(site.holder for site in sites), *weights])
         if hasattr(model.get_submodule(name), "keylock")
     ]
     if issues:
         return ModelCheck(tuple(issues))
-    constants = _constants(model, sites, config)
+    constants = _constants(model, sites, weights, config)
     return ModelCheck(
         issues=(),
-        sites=tuple(sites),
-        layers=tuple(_verdict(name, sites, left) for name in flow.order),
+        sites=sites,
+        weights=weights,
+        layers=tuple(_verdict(name, sites, weights, left) for name in flow.order),
         constants=constants,
         shared=tuple(name for name in model.state_dict() if name not in constants),
     )
@@ -256,48 +240,45 @@ def _site(module: nn.Module, holder: str, layers: tuple[str, ...], channel_dim: 
     return Site(layers, holder, norm_channels(module), channel_dim, None)
 
 
-def _placed(model: nn.Module, site: Site, config: KeyLockConfig) -> Site:
-    """The site with the module's mixing where it belongs: on weights, or behind the norm."""
-    if config.module != "weights":
-        return replace(site, mixes=config.module == "mixing")
-    if not all(_mixable(model.get_submodule(name)) for name in site.layers):
-        return replace(site, mixes=True)  # as mixing has it
-    if site.normalise is not None:
-        return replace(site, normalise=None, on_weights=True, mixes=True)
-    return replace(site, mixed=site.layers)
-
-
-def _mixable(layer: nn.Module) -> bool:
-    """Whether a layer's rows may be mixed: not in groups, which do not see the same inputs.
-
-    Nor where the weight is made of other parameters, or what is computed with it is the user's.
-    """
-    has = layer._parameters.get("weight") is not None
-    return has and getattr(layer, "groups", 1) == 1 and is_plain(layer)
-
-
-def _constants(model: nn.Module, sites: Sequence[Site], config: KeyLockConfig) -> dict[str, float]:
+def _constants(
+    model: nn.Module,
+    sites: Sequence[Site],
+    weights: Mapping[str, Pieces],
+    config: KeyLockConfig,
+) -> dict[str, float]:
     values = PINNED if config.share_norm_statistics else PINNED | STATISTICS
     found: dict[str, float] = {}
+    pieces = {**weights, **{site.holder: site.pieces for site in sites}}
+    for name, each in pieces.items():
+        if each.own:
+            found |= {f"{name}.{n}": 0.0 for n, _ in model.get_submodule(name).named_parameters()}
     for site in sites:
-        if site.normalise is None and not site.on_weights:
-            holder = model.get_submodule(site.holder)
+        holder = model.get_submodule(site.holder)
+        if site.normalise is None and not isinstance(holder, LOCKABLE):
             own = {**holder._parameters, **holder._buffers}
             prefix = f"{site.holder}." if site.holder else ""
             found |= {f"{prefix}{n}": v for n, v in values.items() if own.get(n) is not None}
     return found
 
 
-def _verdict(name: str, sites: list[Site], left: dict[str, str]) -> LayerCheck:
+def _verdict(
+    name: str, sites: Sequence[Site], weights: Mapping[str, Pieces], left: Mapping[str, str]
+) -> LayerCheck:
     own = [site for site in sites if name in site.layers]
-    if not own:
+    here = weights.get(name, own[0].pieces if own and own[0].holder == name else Pieces())
+    said = []
+    if own and own[0].holder != name:
+        said.append("by a lock on " + ", ".join(site.holder for site in own))
+    elif own:
+        said.append("by a lock on its weights" if own[0].on_weights else "by a lock on it")
+        if own[0].normalise is not None:
+            said[0] += f", with a {own[0].normalise} norm of its own"
+    if here.own:
+        said.append("its own weights stay in the silo")
+    elif here.inputs:
+        said.append("its inputs are mixed" + (", and their positions" if here.positions else ""))
+    if name in weights and here.mixing:
+        said.append("and its weights are mixed" if own else "its weights are mixed")
+    if not said:
         return LayerCheck(name, locked=False, how=left.get(name, "not among the targets"))
-    if own[0].on_weights:
-        how = "by a lock on its weights"
-    elif own[0].normalise is not None:
-        how = f"by a lock on it, with a {own[0].normalise} norm of its own"
-    else:
-        how = "by a lock on " + ", ".join(site.holder for site in own)
-        if any(name in site.mixed for site in own):
-            how += ", and its weights are mixed"
-    return LayerCheck(name, locked=True, how=how)
+    return LayerCheck(name, locked=True, how=", ".join(said))

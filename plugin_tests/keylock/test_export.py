@@ -133,7 +133,7 @@ def check(make, how, shape, *, added=(), example=False):
     return exported
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 class TestLockedConvolutions:
     """A lock on a convolution itself, which brings its batch norm."""
 
@@ -244,7 +244,7 @@ CONV = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 class TestLockedNorms:
     @pytest.mark.parametrize(
         "norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], ids=["1d", "2d", "3d"]
@@ -477,7 +477,7 @@ class TestLockedNorms:
 class TestLinearLayers:
     TARGETS = ("body.0", "body.2")
 
-    @pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+    @pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
     def test_a_layer_norm_behind_it(self, module):
         class Mean(Net):
             def forward(self, x):
@@ -492,7 +492,7 @@ class TestLinearLayers:
             make, config(module, self.TARGETS), (2, 6), added=() if module == "weights" else added
         )
 
-    @pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+    @pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
     @pytest.mark.parametrize("affine", [True, False])
     def test_a_batch_norm_behind_it(self, module, affine):
         def make():
@@ -629,7 +629,7 @@ def test_every_kind_of_lock(activation, chained):
             *(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6)),
         )
 
-    for module in ("affine", "mixing", "weights"):
+    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
         how = config(module, activation=activation, chained=chained)
         check(make, how, (2, 8, 8), added=() if module == "affine" else None)
 
@@ -647,7 +647,7 @@ def test_what_was_trained_is_trained_and_what_was_frozen_is_frozen():
     for parameter in (*model.body[0].parameters(), *model.body[1].parameters()):
         parameter.requires_grad_(False)
     trained = {n: p.requires_grad for n, p in model.named_parameters()}
-    for module in ("affine", "mixing", "weights"):
+    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
         lock_model(model, config(module))
         exported = export_model(model)
         assert {n: p.requires_grad for n, p in exported.named_parameters()} == trained
@@ -697,7 +697,7 @@ def test_a_hook_between_a_convolution_and_its_norm():
     assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 def test_two_norms_that_share_a_weight(module):
     def make():
         model = Net(
@@ -734,7 +734,7 @@ class TestRefusals:
         assert is_locked(model)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
+@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_itself_is_not_touched(module, training):
     def make():
@@ -864,7 +864,7 @@ ZOO = {
 @pytest.mark.parametrize("name", ZOO)
 def test_torchvisions_models(name):
     make, size, folds = ZOO[name]
-    for module in ("affine", "mixing", "weights"):
+    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
         model = locked(make, config(module), (3, size, size), steps=2)
         x = drawn(6, 3, size, size)
         exact, exported = deepcopy(model), export_model(model)
@@ -940,7 +940,7 @@ def built(layers):
 
 @given(
     layers=blocks(),
-    module=st.sampled_from(["affine", "mixing", "weights"]),
+    module=st.sampled_from(["affine", "mixing", "weights", "weights+norm"]),
     targets=st.sampled_from(["first", "all"]),
     chained=st.booleans(),
     activation=st.sampled_from(["relu", "sigmoid", "identity"]),

@@ -23,7 +23,7 @@ from fedml_keylock.keylock import (
     unlock_model,
 )
 from fedml_keylock.keylock.key import seeded_uniform
-from fedml_keylock.keylock.module import KeyLock, WeightMixing, every_lock, locks
+from fedml_keylock.keylock.module import KeyLock, WeightLock, every_lock, locks
 from fedml_keylock.keylock.watch import Watch
 
 WEIGHTS = KeyLockConfig(key_length=16, module="weights", targets="all")
@@ -80,7 +80,7 @@ def test_in_front_of_a_norm_the_weights_are_mixed(layer):
     plain = model[0](x).detach()
     lock_model(model, WEIGHTS, uniform=uniform())
     model.double()
-    assert isinstance(lock_of(model, "0"), WeightMixing)
+    assert isinstance(lock_of(model, "0"), WeightLock)
     lock = lock_of(model, "1")
     assert isinstance(lock, KeyLock)
     assert lock.mixing is None
@@ -286,7 +286,7 @@ def test_a_layer_that_feeds_two_norms_is_mixed_once():
     model = Two()
     lock_model(model, WEIGHTS)
     kinds = {name: type(lock).__name__ for name, _, lock in every_lock(model)}
-    assert kinds == {"conv": "WeightMixing", "one": "KeyLock", "two": "KeyLock"}
+    assert kinds == {"conv": "WeightLock", "one": "KeyLock", "two": "KeyLock"}
 
 
 def test_from_meta_it_is_drawn_when_it_gets_memory():
@@ -341,4 +341,4 @@ def test_check_says_where_the_mixing_goes():
     assert info.layers == ("0", "3")
     assert info.private_parameters == 4 * 4 + 4 * 4 + (4 * 6 + 6 * 6)
     assert "weights" in repr(model[3].keylock)
-    assert repr(model[0].keylock) == "WeightMixing(4)"
+    assert repr(model[0].keylock) == "WeightLock(mixing (4, 4))"

@@ -19,7 +19,8 @@ from ..attach import DDP_IGNORES, is_locked, unlock_model
 from ..chain import lock_values
 from ..kinds import CONVOLUTIONS, is_plain
 from ..locked import public_parameter
-from ..module import KeyLock, WeightMixing, every_lock, locks
+from ..module import KeyLock, WeightLock, every_lock, locks
+from ..pieces import dense
 from ..validate import PINNED
 from .feeds import Feeds, feeds_of
 from .fold import (
@@ -117,7 +118,18 @@ def _copy(model: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Taken:
-    """What a lock did to its holder's output; gamma, beta and the rest in float64 on the CPU."""
+    """What a lock did to its holder's output; gamma, beta and the rest in float64 on the CPU.
+
+    Attributes:
+        name: the holder's.
+        holder: the layer.
+        lock: on it.
+        gamma: ``(c,)``.
+        beta: ``(c,)``.
+        mixing: behind them, ``(c, c)``.
+        front: in front of the norm that the lock brought, ``(c, c)``.
+
+    """
 
     name: str
     holder: nn.Module
@@ -125,6 +137,7 @@ class _Taken:
     gamma: Tensor
     beta: Tensor
     mixing: Tensor | None
+    front: Tensor | None = None
 
     @property
     def like(self) -> Tensor:
@@ -134,11 +147,20 @@ class _Taken:
 
 @dataclass(frozen=True)
 class _OnWeights:
-    """What a lock did to its holder's weight and bias."""
+    """What a lock did to its holder's weight and bias, and how that comes out on the output.
+
+    Attributes:
+        name: the holder's.
+        holder: the layer.
+        lock: on it.
+        change: of the output's channels; None where the weight is another, or its inputs mixed.
+
+    """
 
     name: str
     holder: nn.Module
-    change: ChannelMap
+    lock: KeyLock | WeightLock
+    change: ChannelMap | None
 
 
 def _kinds_in(module: nn.Module) -> set[type]:
@@ -160,18 +182,21 @@ def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
         values = lock_values(root)
         for name, holder, lock in every_lock(root):
             whole = f"{prefix}.{name}" if prefix else name
-            mixing = None if lock.mixing is None else _exact(lock.mixing)
-            if isinstance(lock, WeightMixing):
-                assert mixing is not None
-                on_weights.append(_OnWeights(whole, holder, ChannelMap(mixing, None)))
-                continue
-            gamma, beta = map(_exact, values[name])
-            if lock.on_weights:
-                assert mixing is not None
-                change = ChannelMap(gamma[:, None] * mixing, beta)
-                on_weights.append(_OnWeights(whole, holder, change))
-            else:
-                taken.append(_Taken(whole, holder, lock, gamma, beta, mixing))
+            if lock.map_scale is not None:
+                raise LockError(
+                    f"{whole}: scales and shifts over a map (module: map) cannot be folded"
+                )
+            mixing = None if lock.mixing is None else dense(_exact(lock.mixing))
+            if isinstance(lock, KeyLock) and lock.chained:  # it makes its own in no forward pass
+                lock.values = _exact(values[name][0]), _exact(values[name][1])
+            brings = isinstance(lock, KeyLock) and lock.normalise is not None
+            front = mixing if brings and lock.on_weights and lock.outward else None
+            if lock.touches_weights and front is None:
+                on_weights.append(_OnWeights(whole, holder, lock, _outward(lock, mixing)))
+            if isinstance(lock, KeyLock) and lock.affine()[0] is None:
+                gamma, beta = map(_exact, values[name])
+                mixing = None if lock.on_weights else mixing
+                taken.append(_Taken(whole, holder, lock, gamma, beta, mixing, front))
         unlock_model(root)
     if is_locked(copy):
         raise LockError("this is a part of a model that was locked as a whole: export the whole")
@@ -208,26 +233,53 @@ def _fold(taken: _Taken, feeds: Feeds) -> None:
     elif taken.lock.normalise == "layer":
         norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
         set_affine(norm, taken.gamma, taken.beta, taken.like)
-        _put_behind(taken, feeds, norm, *_mixing(taken, feeds))
+        _put_behind(taken, feeds, *_front(taken, feeds), norm, *_mixing(taken, feeds))
     elif not _fold_in_front(taken, feeds):
         _fold_norm(taken, feeds)
+
+
+def _outward(lock: KeyLock | WeightLock, mixing: Tensor | None) -> ChannelMap | None:
+    """What a lock does to weight and bias, as a map of the output."""
+    if not lock.outward:
+        return None
+    scale, shift = (None if t is None else _exact(t) for t in lock.affine())
+    if mixing is None:
+        assert scale is not None
+        return ChannelMap(scale, shift)
+    return ChannelMap(mixing if scale is None else scale[:, None] * mixing, shift)
 
 
 def _fold_weights(taken: _OnWeights, feeds: Feeds) -> None:
     """What was done to a layer's weight and bias, as its own; or done to its output, behind it."""
     layer, change = taken.holder, taken.change
     if not feeds.shares(layer) and not feeds.reads(layer, values=True) and is_plain(layer):
-        fold_into(layer, change)
+        if change is None:
+            _replace(layer, taken.lock)
+        else:
+            fold_into(layer, change)
         return
-    if feeds.reads(layer, values=False):
+    if change is None or feeds.reads(layer, values=False):
         raise LockError(
-            f"{taken.name}: the model reads this layer's weight itself, so that its mixing cannot "
-            "be folded; lock others, or leave it to the silo to run the locked model"
+            f"{taken.name}: the model reads this layer's weight itself, or shares it, so that what "
+            "is private on it cannot be folded; lock others, or leave it to the silo to run the "
+            "locked model"
         )
     weight = public_parameter(layer, "weight")
     assert weight is not None
     rank = feeds.rank(layer) if isinstance(layer, CONVOLUTIONS) else None
     put_behind(layer, pointwise(change, rank, weight))
+
+
+def _replace(layer: nn.Module, lock: KeyLock | WeightLock) -> None:
+    """Give a layer what its lock made of its weight and bias."""
+    exact = deepcopy(lock).cpu().double()
+    old, bias = public_parameter(layer, "weight"), public_parameter(layer, "bias")
+    assert old is not None
+    with torch.no_grad():
+        moved = exact.on_bias(None if bias is None else _exact(bias))
+        layer.weight = nn.Parameter(exact.on_weight(_exact(old)).to(old))
+        if moved is not None:
+            layer.bias = nn.Parameter(moved.to(old))
 
 
 def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
@@ -237,7 +289,8 @@ def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
     assert lock.running_var is not None
     mean, variance = _exact(lock.running_mean), _exact(lock.running_var)
     change = batch_map(mean, variance, EPS, taken.gamma, taken.beta).mixed(taken.mixing)
-    if _takes(layer, change, feeds):
+    front = _front(taken, feeds)
+    if not front and _takes(layer, change, feeds):
         fold_into(layer, change)
         return
     rank = feeds.rank(layer)
@@ -245,7 +298,18 @@ def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
     norm = OWN_NORM[rank](lock.channels, EPS).to(taken.like)
     norm.running_mean, norm.running_var = mean.to(taken.like), variance.to(taken.like)
     set_affine(norm, taken.gamma, taken.beta, taken.like)
-    _put_behind(taken, feeds, norm, *_mixing(taken, feeds))
+    _put_behind(taken, feeds, *front, norm, *_mixing(taken, feeds))
+
+
+def _front(taken: _Taken, feeds: Feeds) -> list[nn.Module]:
+    """What is to run between a layer and its norm, of a mixing that could not be folded into it."""
+    if taken.front is None:
+        return []
+    change = ChannelMap(taken.front, None)
+    if not _takes(taken.holder, change, feeds):
+        return [_pointwise(taken, change, feeds)]
+    fold_into(taken.holder, change)
+    return []
 
 
 def _fold_in_front(taken: _Taken, feeds: Feeds) -> bool:
