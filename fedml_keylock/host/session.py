@@ -256,6 +256,7 @@ class Session:
         if state is not None:
             self._note("while sending its model" if self.is_server else "while uploading")
         if self.is_server:
+            self.pin(state)
             if self.defense is not None and isinstance(state, Mapping):
                 self._replays.sent(receiver, state)
             if state is not None and state is not self._sent:
@@ -308,17 +309,17 @@ class Session:
             self._show("after_upload", state, entries, silo)
 
     def pin(self, state: Any) -> None:
-        """On the server: give locked layers' constants back what noise and attacks made of them.
+        """On the server: give locked layers their constants, before a model is sent.
 
-        They say nothing, so that nothing is lost. Silos refuse a model in which they are others.
+        A first model has other values there, and noise and attacks change them. They say nothing,
+        so that nothing is lost. Silos refuse a model in which they are others.
 
         Args:
-            state: the model that FedML's server made; changed in place.
+            state: the model that FedML's server is about to send; changed in place.
 
         """
-        if self.agreement is None or not isinstance(state, MutableMapping) or not self._changes():
-            return
-        state.update(pinned(state, self.agreement))
+        if self.agreement is not None and isinstance(state, MutableMapping):
+            state.update(pinned(state, self.agreement))
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
@@ -359,11 +360,6 @@ class Session:
             note(f"rank 0: the server, round {current}: {doing}")
         else:
             note(f"rank {self.args.rank}: {self.who}: {doing}")
-
-    def _changes(self) -> bool:
-        """Whether FedML's server does more than average, which leaves constants as they are."""
-        asked = (getattr(self.args, f"enable_{what}", False) for what in ("dp", "attack"))
-        return self.then is not None or any(asked)
 
     def _finished(self) -> bool:
         return self._trained >= int(self.args.comm_round)

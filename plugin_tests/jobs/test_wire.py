@@ -58,7 +58,7 @@ def private_arrays(job, settings=LOCK):
         found |= {
             (where, f"{name}.weight, mixed"): holder.weight.detach()
             for name, holder, lock in every_lock(model)
-            if lock.on_weights
+            if lock.touches_weights
         }
     return found
 
@@ -90,15 +90,25 @@ def test_no_private_bytes_cross_the_wire(locked, monkeypatch):
             assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
 
 
+ON_WEIGHTS = {"0.keylock.mixing", "1.keylock.gamma", "1.running_var", "3.keylock.mixing"}
+STEM_AND_HEAD = {"0.keylock.own_weight", "3.keylock.mixing_inputs", "9.keylock.mixing_inputs"}
+
+
 @pytest.mark.long
-def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(run_job, monkeypatch):
-    settings = LOCK | {"module": "weights"}
+@pytest.mark.parametrize(
+    ("module", "private"),
+    [("weights", ON_WEIGHTS), ("weights+norm+inputs+stem+head", STEM_AND_HEAD)],
+)
+def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(
+    run_job, monkeypatch, module, private
+):
+    settings = LOCK | {"module": module}
     job = run_job(settings=settings)
     assert job.status == 0, job.output[-2000:]
     monkeypatch.syspath_prepend(str(job.folder))
     arrays = private_arrays(job, settings)
     names = {name for _, name in arrays}
-    assert {"0.keylock.mixing", "1.keylock.gamma", "1.running_var", "3.keylock.mixing"} <= names
+    assert private <= names
     assert {"0.weight, mixed", "3.weight, mixed"} <= names
     crossed = windows(job.wire())
     for (where, name), tensor in arrays.items():

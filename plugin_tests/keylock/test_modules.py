@@ -342,6 +342,13 @@ class TestPresets:
             module="affine", targets="first", activation="relu", key_length=1024, chained=False
         )
 
+    def test_the_strong_one(self):
+        model = lenet()
+        lock_model(model, KeyLockConfig(preset="strong"))
+        mixed = [name for name, _, lock in every_lock(model) if lock.mixing is not None]
+        assert mixed == ["2", "4"]
+        assert all(lock.normalise == "batch" for _, _, lock in every_lock(model))
+
     def test_fields_beside_it_have_the_last_word(self):
         assert KeyLockConfig(preset="paper", targets="all").title == "keylock:affine:all"
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
     from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
-    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.runner import FedMLRunner
 
 __all__ = ["seams"]
@@ -29,15 +28,12 @@ def seams() -> tuple[Seam, ...]:
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
     from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
-    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.runner import FedMLRunner
-    from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
     from fedml.simulation.mpi.fedavg.FedAVGTrainer import FedAVGTrainer
 
     job = ("args", "device", "dataset", "model", "client_trainer", "server_aggregator")
     runner = ("self", *job, "algorithm_flow")
     messages = ("self", "msg_type", "msg_params")
-    state = ("self", "model_parameters")
     return (
         Seam(ClientTrainer, "__init__", ("self", "model", "args"), _trainer_constructor),
         Seam(FedMLRunner, "__init__", runner, _runner_constructor),
@@ -45,11 +41,9 @@ def seams() -> tuple[Seam, ...]:
         Seam(FedMLTrainer, "update_model", ("self", "weights"), _update_model),
         Seam(FedMLTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
         Seam(TrainerDistAdapter, "update_dataset", ("self", "client_index"), _same_dataset),
-        Seam(FedMLAggregator, "set_global_model_params", state, _set_global_model_params),
         # FedML's MPI simulation has classes of its own for the same
         Seam(FedAVGTrainer, "train", ("self", "round_idx"), _simulated_train),
         Seam(FedAVGTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
-        Seam(FedAVGAggregator, "set_global_model_params", state, _set_global_model_params),
         Seam(FedMLCommManager, "send_message", ("self", "message"), _send_message),
         Seam(FedMLCommManager, "receive_message", messages, _receive_message),
         Seam(fedml, "_manage_mpi_args", ("args",), _manage_mpi_args),
@@ -158,17 +152,6 @@ def _same_dataset(original: Function) -> Function:
             self.trainer.update_dataset(int(client_index))
 
     return update_dataset
-
-
-def _set_global_model_params(original: Function) -> Function:
-    @functools.wraps(original)
-    def set_global_model_params(self: FedMLAggregator, model_parameters: Any) -> None:
-        session = begin(self.args)
-        if session is not None:
-            session.pin(model_parameters)
-        original(self, model_parameters)
-
-    return set_global_model_params
 
 
 def _send_message(original: Function) -> Function:

@@ -1,0 +1,458 @@
+"""What an update of a point's silo gives away, to attackers who know how silos protect themselves.
+
+Each update is one plain SGD step of one silo. The attacks are the package's own, run as its audit
+runs them; the truth comes in where they are scored. Update u is silo u % silos' step on images of
+its own.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from files import load, save
+from points import Point, transforms_at_clip
+from splits import Setting, first_model, parts, pictures
+from torch import Tensor, nn
+from training import global_state, silo_locks
+
+from fedml_keylock.errors import ConfigError, KeyLockError
+from fedml_keylock.evaluation.audit import Protection, Subject, probe
+from fedml_keylock.evaluation.audit.crew import Crew
+from fedml_keylock.evaluation.audit.plan import Task, tasks_of
+from fedml_keylock.evaluation.audit.score import baselines, joined, score
+from fedml_keylock.evaluation.audit.work import Store
+from fedml_keylock.inversion import (
+    Attack,
+    Knowledge,
+    PublicData,
+    Transform,
+    inverting_gradients,
+    learned,
+)
+from fedml_keylock.inversion.engine.checkpoint import fingerprint
+from fedml_keylock.keylock import effective_state, lock_model
+from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.types import ClientUpdate
+
+STAGES = ("untrained", "trained")
+SEARCH = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
+ALTERNATE = 10
+HALF, FEW = 0.5, 0.2
+FLOOR = "no gradient"
+MOST_LAYERS = 4
+"""Layers of a net whose gradient alone is attacked, evenly spread, the first and last too."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard attackers try.
+
+    Attributes:
+        images: attacked, in each seed and stage.
+        restarts: of a search.
+        steps: of a search.
+        learning: steps by which a decoder is trained.
+        rate: of the attacked step of SGD. So great a one keeps the gradient whole, as if it was
+            sent itself. At a job's own the update of an image that the model is sure of is rounded
+            to little or nothing, whatever the lock (LeNet after 20 rounds: at 0.1 its norm is
+            1e-13 to 2): that would be no lock's merit.
+
+    """
+
+    images: int = 20
+    restarts: int = 10
+    steps: int = 600
+    learning: int = 1200
+    rate: float = 1e6
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """One row: who attacks, with what.
+
+    Attributes:
+        name: in files and tables.
+        level: of knowledge, where silos have a lock.
+        attack: makes it.
+        variant: "own", or "twin" for the same step at the same weights without any protection.
+        rivals: whether it makes sense where there is no lock, but a rival.
+        none: or nothing at all.
+        stages: at whose weights it differs from the others.
+        knows: whether it is somebody who knows the protection, and has no silo's private state.
+        shared: whether silos send several updates each, under one lock.
+        single: whether it takes one image an update only.
+
+    """
+
+    name: str
+    level: str
+    attack: Callable[[Effort], Attack]
+    variant: str = "own"
+    rivals: bool = False
+    none: bool = False
+    stages: tuple[str, ...] = STAGES
+    knows: bool = True
+    shared: bool = False
+    single: bool = False
+
+
+def _search(share: float = 1.0, **more: Any) -> Callable[[Effort], Attack]:
+    """Inverting gradients, with a share of the restarts: the others have fewer than `joint`."""
+
+    def made(effort: Effort) -> Attack:
+        restarts = max(1, round(share * effort.restarts))
+        return inverting_gradients(steps=effort.steps, restarts=restarts, **SEARCH, **more)
+
+    return made
+
+
+def _alone(layer: str) -> Callable[[Effort], Attack]:
+    """One layer decides; where its step was rounded to nothing, the others do."""
+    return _search(HALF, layer_weights={"*": 1e-6, f"{layer}.*": 1.0})
+
+
+ATTACKERS = (
+    "oblivious",
+    "joint",
+    "alternating",
+    "first-layer",
+    "per-layer",
+    "insider",
+    "temporal",
+    "simulating",
+    "oracle",
+    "twin",
+)
+"""On the command line. `per-layer` is one attacker a layer."""
+
+
+def attackers(net: str) -> dict[str, list[Attacker]]:
+    """All of them, by the command line's names."""
+    first, *others = _layers(first_model(net, 0))
+
+    def decoder(tuned: float) -> Callable[[Effort], Attack]:
+        return lambda effort: learned(steps=effort.learning, tuned=tuned)
+
+    everywhere = {"rivals": True, "none": True}
+    per_layer = [
+        Attacker(f"{layer} alone", "adaptive", _alone(layer), **everywhere) for layer in others
+    ]
+    return {
+        "oblivious": [Attacker("oblivious", "oblivious", _search(FEW), rivals=True)],
+        "joint": [Attacker("joint", "adaptive", _search(), **everywhere)],
+        "alternating": [Attacker("alternating", "adaptive", _search(HALF, alternate=ALTERNATE))],
+        "first-layer": [Attacker("first layer", "adaptive", _alone(first), **everywhere)],
+        "per-layer": per_layer,
+        # of a fresh lock another fresh lock says nothing: there an insider is `joint` again
+        "insider": [Attacker("insider", "insider", _search(HALF), stages=("trained",))],
+        "temporal": [Attacker("temporal", "temporal", _search(HALF), shared=True)],
+        # a lock of the first round is not tuned to the weights, and of a later one more or less
+        "simulating": [
+            Attacker(
+                "simulating",
+                "simulating",
+                decoder(tuned),
+                stages=(stage,),
+                single=True,
+                **everywhere,
+            )
+            for stage, tuned in zip(STAGES, (0.0, 0.5), strict=True)
+        ],
+        "oracle": [Attacker("oracle", "oracle", _search(FEW), knows=False)],
+        "twin": [
+            Attacker("twin", "oblivious", _search(FEW), variant="twin", rivals=True, knows=False)
+        ],
+    }
+
+
+def _layers(model: nn.Module) -> list[str]:
+    """Some of those that have a matrix of weights, the first and the last among them."""
+    found = [
+        name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    count = min(len(found), MOST_LAYERS)
+    places = torch.linspace(0, len(found) - 1, count).round().int().tolist()
+    return [found[place] for place in places]
+
+
+@dataclass(frozen=True)
+class Knowing(Task):
+    """A task whose attacker knows what a rival does to an update, and does it to his own too."""
+
+    transforms: tuple[Transform, ...] = field(default=(), repr=False)
+
+    def knowledge(self) -> Knowledge:
+        """The attacker's."""
+        return replace(super().knowledge(), transforms=self.transforms)
+
+    @property
+    def id(self) -> str:
+        """Of all that the result depends on."""
+        return fingerprint((super().id, self.transforms), [])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One attacker's result file: what is to be done for it, and what it is scored with."""
+
+    title: str
+    path: Path
+    settings: Mapping[str, Any]
+    subject: Subject = field(repr=False)
+    tasks: Mapping[str, Task] = field(repr=False)
+
+
+def file_of(folder: Path, stage: str, batch: int, name: str) -> Path:
+    """Where a result is."""
+    return folder / "leakage" / f"{stage}-batch{batch}-{name.replace(' ', '-')}.json"
+
+
+def settings_of(attacker: Attacker, effort: Effort) -> dict[str, Any]:
+    """What a result is bound to, beside its folder."""
+    return {**floor_settings(effort), "attack": str(attacker.attack(effort))}
+
+
+def floor_settings(effort: Effort) -> dict[str, Any]:
+    """What the attacked updates are bound to, beside their folder."""
+    return {"images": effort.images, "rate": effort.rate}
+
+
+def wanted_of(
+    point: Point, net: str, names: Sequence[str], stages: Sequence[str], batches: Sequence[int]
+) -> Iterator[tuple[Attacker, str, int]]:
+    """Which attackers there are against a point, at which stage, on how many images an update."""
+    every = attackers(net)
+    for stage in stages:
+        for batch in batches:
+            for attacker in (one for name in names for one in every[name]):
+                fits = point.lock is not None or (attacker.rivals if point.rival else attacker.none)
+                if fits and stage in attacker.stages and (batch == 1 or not attacker.single):
+                    yield attacker, stage, batch
+
+
+def attack(
+    point: Point,
+    setting: Setting,
+    folder: Path,
+    effort: Effort,
+    wanted: Sequence[tuple[Attacker, str, int]],
+    *,
+    crew: Crew,
+    tell: Callable[[str], None],
+) -> None:
+    """Run every attacker who has no result, all of them at once, and the baselines.
+
+    Twins at untrained weights are the same for all points: the store of tasks is theirs together.
+    """
+    store = Store(folder.parent / "work")
+    left: list[Part] = []
+    for attacker, stage, batch in wanted:
+        path = file_of(folder, stage, batch, attacker.name)
+        settings, title = settings_of(attacker, effort), f"{attacker.name}, {stage}, batch {batch}"
+        if load(path, settings) is not None:
+            continue
+        subject = _subject(point, setting, folder, effort, stage, batch, attacker)
+        _floor(subject, file_of(folder, stage, batch, FLOOR), effort)
+        try:
+            tasks = _tasks(point, subject, attacker, effort, setting.seed)
+        except KeyLockError as error:
+            _refuse(path, settings, title, str(error), tell)
+            continue
+        left.append(Part(title, path, settings, subject, {task.id: task for task in tasks}))
+    # what two rows have in common is done once
+    todo = {name: task for part in left for name, task in part.tasks.items() if not store.has(name)}
+    names, began = list(todo), time.monotonic()
+    refused: dict[str, str] = {}
+
+    def finish() -> None:
+        for part in list(left):
+            reasons = [refused[name] for name in part.tasks if name in refused]
+            if reasons:
+                _refuse(part.path, part.settings, part.title, reasons[0], tell)
+            elif all(store.has(name) for name in part.tasks):
+                result = _scored(part, store)
+                save(part.path, result, part.settings)
+                took = f"after {time.monotonic() - began:.0f} s"
+                tell(f"{part.title}: {result['ssim_aligned']:.3f} aligned SSIM ({took})")
+            else:
+                continue
+            left.remove(part)
+
+    def done(index: int, result: bytes | str) -> None:
+        if isinstance(result, str):
+            refused[names[index]] = result
+        else:
+            store.write(names[index], result)
+        finish()
+
+    finish()
+    crew.run([(todo[name], store.checkpoint(name)) for name in names], done)
+
+
+def _refuse(
+    path: Path, settings: Mapping[str, Any], title: str, reason: str, tell: Callable[[str], None]
+) -> None:
+    """An attack that cannot be run, such as on a layer that is not sent: said, and tried again."""
+    tell(f"{title}: not run: {reason}")
+    save(path, {"refused": reason}, settings)
+
+
+def _scored(part: Part, store: Store) -> dict[str, Any]:
+    """The mean over the images, and each one's; an image without any picture is counted."""
+    result = joined([store.read(name) for name in part.tasks])
+    scored = score(result, part.subject.images, part.subject.labels)
+    found: dict[str, Any] = {name: float(value.nanmean()) for name, value in scored.metrics.items()}
+    return found | {
+        "cost": float(scored.cost.nanmean()),
+        "lost": int(scored.cost.isnan().sum()),
+        "each": [round(one, 4) for one in scored.metrics["ssim_aligned"].flatten().tolist()],
+    }
+
+
+def _floor(subject: Subject, path: Path, effort: Effort) -> None:
+    """What the same images' kind gives with no gradient at all."""
+    settings = floor_settings(effort)
+    if load(path, settings) is None:
+        truth, labels = subject.images.flatten(0, 1), subject.labels.flatten()
+        rows = baselines(truth, labels, subject.public, stage=subject.stages[0], round_index=0)
+        means = {
+            row.attack: {name: value["mean"] for name, value in row.metrics.items()} for row in rows
+        }
+        save(path, means, settings)
+
+
+def _rows(setting: Setting, count: int, batch: int) -> tuple[Tensor, Tensor]:
+    """Rows of `pictures`: those attacked, update by update, and those that are public."""
+    silos, rest = parts(setting)
+    rows = []
+    for update in range(count // batch):
+        turn = (update // setting.silos) * batch
+        rows.append(silos[update % setting.silos][turn : turn + batch])
+    if not rows or min(len(some) for some in rows) < batch:
+        raise ConfigError(f"--images {count}: too few, or too many, for updates of {batch}")
+    return torch.cat(rows), rest
+
+
+def _subject(
+    point: Point,
+    setting: Setting,
+    folder: Path,
+    effort: Effort,
+    stage: str,
+    batch: int,
+    attacker: Attacker,
+) -> Subject:
+    """The updates that an attacker has."""
+    model = first_model(setting.net, setting.seed)
+    if stage == "trained":
+        model.load_state_dict(global_state(folder))
+    images, labels = pictures(setting.data)
+    attacked, rest = _rows(setting, effort.images, batch)
+    grouped = stage == "trained" or attacker.shared
+    subject = probe(
+        model,
+        images[attacked],
+        labels[attacked],
+        protection=None
+        if point.lock is None
+        else _protection(point, setting, folder, model, stage, grouped),
+        public=PublicData(images[rest], labels[rest]),
+        batch=batch,
+        learning_rate=effort.rate,
+        stage=stage,
+        seed=setting.seed,
+    )
+    updates = subject.updates
+    if grouped:
+        updates = tuple(replace(u, silo=i % setting.silos) for i, u in enumerate(updates))
+    if point.rival and attacker.variant == "own":
+        draw = torch.Generator().manual_seed(104_729 * (setting.seed + 1))
+        updates = tuple(_perturbed(update, model, point, draw) for update in updates)
+    return _that_moved(replace(subject, updates=updates))
+
+
+def _that_moved(subject: Subject) -> Subject:
+    """Without updates that changed nothing: there is nothing in them, with any lock and without."""
+    moved = [
+        row
+        for row, update in enumerate(subject.updates)
+        if any(not torch.equal(update.before[name], update.after[name]) for name in update.after)
+    ]
+    secrets = subject.secrets
+    return replace(
+        subject,
+        updates=tuple(subject.updates[row] for row in moved),
+        images=subject.images[moved],
+        labels=subject.labels[moved],
+        stages=tuple(subject.stages[row] for row in moved),
+        secrets=secrets and {name: value[moved] for name, value in secrets.items()},
+    )
+
+
+def _protection(
+    point: Point, setting: Setting, folder: Path, model: nn.Module, stage: str, grouped: bool
+) -> Protection:
+    """Silos with fresh locks, or with those that they have trained.
+
+    Args:
+        point: with a lock.
+        setting: of the job.
+        folder: of the point.
+        model: the public one.
+        stage: of its weights.
+        grouped: whether there are as many locks as silos; or else each update's is another one.
+
+    """
+    defense, own = silo_locks(point, setting, folder)
+    turns = cycle(range(setting.silos))
+    seed = 15_485_863 * (setting.seed + 1)
+
+    def fresh(plain: nn.Module, draw: torch.Generator) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        turn = next(turns)
+        if stage == "trained":
+            locked = own(plain, turn, None)
+        else:
+            locked = deepcopy(plain)
+            some = torch.Generator().manual_seed(seed + turn) if grouped else draw
+            lock_model(locked, defense.config, uniform=seeded_uniform(some))
+        return locked, effective_state(locked)
+
+    return Protection(defense.title, defense.surrogate(model), fresh)
+
+
+def _perturbed(
+    update: ClientUpdate, model: nn.Module, point: Point, draw: torch.Generator
+) -> ClientUpdate:
+    """What a rival sends instead, with nothing left of earlier rounds."""
+    names = [name for name, _ in model.named_parameters()]
+    sent = {name: update.before[name] - update.after[name] for name in names}
+    for transform in transforms_at_clip(point.rival):
+        sent = transform.apply(sent, draw)
+    changed = {name: update.before[name] - sent[name] for name in names}
+    return replace(update, after={**update.after, **changed})
+
+
+def _tasks(
+    point: Point, subject: Subject, attacker: Attacker, effort: Effort, seed: int
+) -> list[Task]:
+    """The audit's own tasks, of this one row."""
+    level, variant = attacker.level, subject.defense
+    if attacker.variant == "twin":
+        level, variant = "oblivious", "none"
+    elif subject.surrogate is None and level != "simulating":
+        level = "oblivious"  # there is no lock to know of
+    tasks = [
+        task
+        for task in tasks_of(subject, {"attack": attacker.attack(effort)}, [level], seed=seed)
+        if (task.trial.variant, task.trial.level) == (variant, level)
+    ]
+    knows = attacker.knows and attacker.level != "oblivious"
+    if point.rival and knows:
+        known = transforms_at_clip(point.rival)
+        return [Knowing(**vars(task), transforms=known) for task in tasks]
+    return tasks
