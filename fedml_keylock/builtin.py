@@ -105,7 +105,7 @@ class KeyLockDefense:
         self._cipher = Cipher.from_environment() if self.config.encrypt_vault else None
         self._layout = agreement.layout
         self._plain = deepcopy(model) if silo is None else None
-        info = str(lock_model(model, self.config))
+        info = "; ".join(filter(None, [str(lock_model(model, self.config)), self.config.weakness]))
         self._locks = [lock for _, _, lock in every_lock(model)]
         return info if silo is None else f"{info}; {self.enter_silo(model, silo=silo)}"
 

@@ -33,11 +33,16 @@ def test_every_command_has_help_and_is_listed(command):
 def test_check_says_what_would_be_locked_and_what_would_not():
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", "--targets", "all")
     assert result.exit_code == 0
-    lines = result.output.splitlines()
+    assert result.stderr.startswith("affine does not withstand an attacker who knows of it")
+    lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["features.0", "locked"]
     assert "classifier.1" in lines[-2]
     assert "the head" in lines[-2]
     assert lines[-1].startswith("constant: 0; shared: ")
+    strong = ("--targets", "all", "--preset", "strong")
+    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *strong)
+    assert "affine" not in result.output
+    assert "by a lock on its weights, with a batch norm of its own" in result.output
     result = invoke("check", "--model", "torch.nn:Identity")
     assert result.exit_code == 1
     assert "cannot lock the model: Identity has no convolution" in result.output

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .options import lock_options
+
 __all__ = ["audit"]
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
@@ -41,8 +43,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 @click.option("--weights", type=_FILE, help="Without CAPTURE: the model's state, safetensors.")
 @click.option("--defense", help="Without CAPTURE: keylock (the default), none, or a plugin's.")
 @click.option("--config", type=_FILE, help="A job's fedml_config.yaml, for its keylock section.")
-@click.option("--module", help="Without --config: affine, mixing, weights, weights+norm, ...")
-@click.option("--targets", help="Without --config: first, all, or globs with commas between them.")
+@lock_options
 @click.option(
     "--vault",
     type=_FOLDER,

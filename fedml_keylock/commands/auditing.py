@@ -42,6 +42,7 @@ class Request:
     weights: Path | None
     defense: str | None
     config: Path | None
+    preset: str | None
     module: str | None
     targets: str | None
     vault: Path | None
@@ -68,6 +69,7 @@ class Request:
             "--weights": self.weights,
             "--defense": self.defense,
             "--config": self.config,
+            "--preset": self.preset,
             "--module": self.module,
             "--targets": self.targets,
         }
@@ -75,8 +77,11 @@ class Request:
             if value is not None:
                 role = "only with" if self.capture is None else "not with"
                 raise click.UsageError(f"{name} goes {role} a CAPTURE")
-        if self.config is not None and (self.module or self.targets):
-            raise click.UsageError("--config has module and targets: give it, or these")
+
+    @property
+    def lock(self) -> dict[str, str | None]:
+        """The options that say what lock it is."""
+        return {"preset": self.preset, "module": self.module, "targets": self.targets}
 
 
 def run_audit(request: Request, crew: Crew) -> Path:

@@ -8,13 +8,37 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import click
 import yaml
 from torch import nn
 
 from ..errors import ConfigError, VaultError
 from ..keylock.vault.file import Stored
 
-__all__ = ["build_model", "check_owner", "keylock_settings"]
+__all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings"]
+
+
+def lock_settings(
+    config: Path | None, *, preset: str | None, module: str | None, targets: str | None
+) -> dict[str, Any]:
+    """A `keylock` section: a job's, or what `lock_options` say.
+
+    Raises:
+        ConfigError: the file cannot be read, or its job is not defended by keylock.
+        UsageError: both are given.
+
+    Example:
+        >>> lock_settings(None, preset="strong", module=None, targets="conv*,head")
+        {'preset': 'strong', 'targets': ['conv*', 'head']}
+
+    """
+    named = {"preset": preset, "module": module, "targets": targets}
+    chosen: dict[str, Any] = {name: value for name, value in named.items() if value}
+    if config is not None and chosen:
+        raise click.UsageError("--config has preset, module and targets: give it, or these")
+    if targets and targets not in ("first", "all"):
+        chosen["targets"] = targets.split(",")
+    return {**keylock_settings(config), **chosen}
 
 
 def keylock_settings(config: Path | None) -> Mapping[str, Any]:

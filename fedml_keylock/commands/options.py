@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
-__all__ = ["config_option", "model_option"]
+__all__ = ["config_option", "lock_options", "model_option"]
 
 model_option = click.option(
     "--model",
@@ -21,3 +23,22 @@ config_option = click.option(
     type=click.Path(path_type=Path, dir_okay=False),
     help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
 )
+
+_LOCK = (
+    click.option(
+        "--preset",
+        type=click.Choice(["paper", "strong"]),
+        help="Without --config: the published lock, or the best against who knows it.",
+    ),
+    click.option("--module", help="Without --config: affine, mixing, weights, weights+norm, ..."),
+    click.option(
+        "--targets", help="Without --config: first, all, or globs with commas between them."
+    ),
+)
+
+
+def lock_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say what lock it is, where no job's YAML does: `lock_settings` reads them."""
+    for option in reversed(_LOCK):
+        command = option(command)
+    return command

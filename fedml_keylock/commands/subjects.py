@@ -37,7 +37,7 @@ from ..keylock.key import seeded_uniform
 from ..keylock.vault import Cipher
 from ..plugins import one_of
 from ..types import ClientUpdate, Defense, Surrogate
-from .job import build_model, keylock_settings
+from .job import build_model, lock_settings
 
 if TYPE_CHECKING:
     from .auditing import Request
@@ -312,17 +312,11 @@ def _channels(model: nn.Module) -> int:
 
 
 def _settings(request: Request, name: str) -> dict[str, Any]:
-    if name != "keylock":
-        if request.module or request.targets:
-            raise click.UsageError("--module and --targets are keylock's")
-        return {}
-    settings = dict(keylock_settings(request.config))
-    if request.module:
-        settings["module"] = request.module
-    if request.targets:
-        words = request.targets
-        settings["targets"] = words if words in ("first", "all") else words.split(",")
-    return settings
+    if name == "keylock":
+        return lock_settings(request.config, **request.lock)
+    if any(request.lock.values()):
+        raise click.UsageError("--preset, --module and --targets are keylock's")
+    return {}
 
 
 def _protection(

@@ -126,6 +126,24 @@ class KeyLockConfig(Settings):
         """
         return addition in self.module.split("+")
 
+    @property
+    def weakness(self) -> str:
+        """What its user should know of it, in one line; empty where nothing is known.
+
+        Example:
+            >>> KeyLockConfig().weakness[:36]
+            'affine does not withstand an attacke'
+            >>> KeyLockConfig(preset="strong").weakness
+            ''
+
+        """
+        if self.base != "affine":
+            return ""
+        return (
+            "affine does not withstand an attacker who knows of it, as the README shows: keylock: "
+            "{preset: strong} has withstood more"
+        )
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, fields: Any) -> Any:

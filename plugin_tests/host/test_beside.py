@@ -223,6 +223,28 @@ def test_constants_are_given_back_and_nothing_else_is_touched(tmp_path):
     session.pin({0: "a model for each silo"})
 
 
+@pytest.mark.parametrize("module", ["affine", "stem"])
+def test_a_first_model_is_sent_with_the_constants_of_locked_layers(tmp_path, module):
+    """Of a model that was trained before, or whose first layer's weights are the silos' own."""
+    locked = {"key_length": 16, "vault": tmp_path, "module": module}
+    session = Session.begin(arguments(role="server", rank=0, keylock=locked))
+    model = made()
+    with torch.no_grad():
+        model[1].weight.fill_(0.3)
+        model[1].running_mean.fill_(2.0)
+    own = {n: t.clone() for n, t in model.state_dict().items()}
+    session.adopt(model)
+    message = {"model_params": model.state_dict()}
+    session.outgoing(message, "model_params", 1)
+    assert session.agreement is not None
+    constants = session.agreement.constants
+    assert ("0.weight" in constants) is (module == "stem")
+    for name, tensor in message["model_params"].items():
+        wanted = torch.full_like(tensor, constants[name]) if name in constants else own[name]
+        assert torch.equal(tensor, wanted), name
+    assert all(torch.equal(t, own[n]) for n, t in model.state_dict().items())  # its own stays
+
+
 # --- silo after silo
 
 
