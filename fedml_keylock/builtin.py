@@ -23,6 +23,7 @@ from .keylock import (
     redraw_lock,
     surrogate,
 )
+from .keylock.group import group_uniform
 from .keylock.module import every_lock
 from .keylock.vault import Cipher
 from .keylock.watch import Watch
@@ -76,14 +77,16 @@ class KeyLockDefense:
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state, planned = model.state_dict(), plan(model, self.config)
-        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy"}  # each silo's own affair
+        # each silo's own affair; of the group's secret, only whether there is one
+        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "group_key"}
+        grouped = {"group": self.config.group_key is not None}
         server = {"then"}
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             dtypes={name: tensor.dtype for name, tensor in state.items()},
             constants=planned.constants,
             layers=tuple(layer.layer for layer in planned.layers if layer.locked),
-            settings=self.config.model_dump(mode="json", exclude=own | server),
+            settings=self.config.model_dump(mode="json", exclude=own | server) | grouped,
             aggregation=self.config.model_dump(mode="json", include=server),
         )
 
@@ -136,7 +139,9 @@ class KeyLockDefense:
         """Start to watch the lock train; draw it anew, and keep its state on disk, if wanted."""
         every = self.config.rotate_every
         if every is not None and round_index and round_index % every == 0:
-            redraw_lock(model, self.config)
+            path, turn = self.config.group_key, round_index // every
+            drawn = None if path is None else group_uniform(path, drawing=turn)
+            redraw_lock(model, self.config, uniform=drawn)
         self._watch = Watch(model)
         if self.config.keep_history:
             self._open_vault().keep(model, round_index=round_index)

@@ -150,7 +150,8 @@ def step_ratio(point: Point, net: str) -> dict[str, Any]:
         return {"step_ratio": 1.0}  # a rival changes the update once a round
     images, labels = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
     plain, locked = first_model(net, 0), first_model(net, 0)
-    lock_model(locked, KeyLockDefense(point.lock).config)
+    config = KeyLockDefense(point.lock).config
+    lock_model(locked, config, uniform=seeded_uniform(torch.Generator().manual_seed(0)))
     with one_thread():
         steps = [_step_of(model, images, labels) for model in (plain, locked)]
         medians = []

@@ -418,7 +418,9 @@ def _protection(
             locked = own(plain, turn, None)
         else:
             locked = deepcopy(plain)
-            some = torch.Generator().manual_seed(seed + turn) if grouped else draw
+            common = defense.config.group_key is not None
+            some = torch.Generator().manual_seed(seed + turn * (not common))
+            some = some if grouped or common else draw
             lock_model(locked, defense.config, uniform=seeded_uniform(some))
         return locked, effective_state(locked)
 

@@ -76,6 +76,7 @@ POINTS = {
         locked("strong+map", "strong", preset="strong", module="weights+norm+map"),
         locked("strong-grouped", "strong", preset="strong", form="grouped"),
         locked("strong-householder", "strong", preset="strong", form="householder"),
+        locked("strong-group", "group", preset="strong", group_key="group"),
         locked("strong-rotated", "strong", preset="strong", rotate_every=1),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),

@@ -1,5 +1,6 @@
 """One training of one point: a real FedML job in a folder of its own, once."""
 
+import secrets
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,10 @@ def train(point: Point, setting: Setting, folder: Path) -> bool:
         shutil.rmtree(folder)
     job.mkdir(parents=True)
     text.write_text(wanted)
+    if "group_key" in (point.lock or {}):
+        secret = job / point.lock["group_key"]
+        secret.touch(mode=0o600)
+        secret.write_bytes(secrets.token_bytes(32))
     line = [sys.executable, "-m", "fedml_keylock", str(SCRIPT), "--cf", "fedml_config.yaml"]
     with (job / "job.log").open("w") as log:
         done = subprocess.run(  # noqa: S603  # this environment's own Python

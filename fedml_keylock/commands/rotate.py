@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..builtin import KeyLockDefense
-from ..errors import VaultError
+from ..errors import ConfigError, VaultError
 from ..keylock import load_private_state_dict, lock_model, private_state_dict, redraw_lock
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.disk import open_private, write_private
@@ -62,6 +62,11 @@ def rotate_silo(
 
     """
     defense = KeyLockDefense(settings)
+    if defense.config.group_key is not None:
+        raise ConfigError(
+            "this silo's lock is its group's: give all silos another secret (keylock.group_key), "
+            "and let them begin with empty vaults"
+        )
     layout = defense.describe(model).layout
     lock_model(model, defense.config)
     claim_silo(folder, silo)

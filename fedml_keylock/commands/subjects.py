@@ -33,7 +33,7 @@ from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
 from ..inversion import LocalTraining, PublicData
 from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
-from ..keylock.key import seeded_uniform
+from ..keylock.key import secret_uniform, seeded_uniform
 from ..keylock.vault import Cipher
 from ..plugins import one_of
 from ..types import ClientUpdate, Defense, Surrogate
@@ -73,7 +73,7 @@ def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLoc
                 "the job's YAML must say keylock: {keep_history: true}"
             )
         copy = deepcopy(plain)
-        lock_model(copy, defense.config)
+        lock_model(copy, defense.config, uniform=secret_uniform)  # the vault has the values
         vault.load(copy, path)
         return copy
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import LockError
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
+from .group import group_uniform
 from .key import Uniform, secret_uniform
 from .kinds import LOCKABLE
 from .locked import public_parameter, put_under_lock, release, seen
@@ -79,7 +80,7 @@ def lock_model(
     config: KeyLockConfig | None = None,
     *,
     key: Tensor | None = None,
-    uniform: Uniform = secret_uniform,
+    uniform: Uniform | None = None,
 ) -> LockInfo:
     """Lock a model in place.
 
@@ -92,10 +93,12 @@ def lock_model(
         config: which layers and which module; the published lock by default.
         key: ``(K,)``, the same for every lock that has one; drawn from the system's entropy when
             not given.
-        uniform: where random numbers come from; anything but the default is for attackers and
-            tests, who simulate locks.
+        uniform: where random numbers come from: the system's entropy, or the group's secret.
+            Anything but the default is for attackers and tests, who simulate locks.
 
     Raises:
+        ConfigError: the group's secret is too short.
+        VaultError: its file is missing, or others may read it.
         LockError: nothing in it can be locked, it is locked already, or the key does not fit. The
             model is unchanged.
 
@@ -111,6 +114,8 @@ def lock_model(
     config = config or KeyLockConfig()
     if key is not None:
         _check_key(key, config)
+    if uniform is None:
+        uniform = secret_uniform if config.group_key is None else group_uniform(config.group_key)
     planned = plan(model, config)
     sites = planned.sites
     # everything that can fail is made before the model is touched
@@ -142,6 +147,8 @@ def lock_model(
         made[name] = WeightLock(pieces, config, layer=layer, uniform=draw)
     for name, part in made.items():
         part.to(device=like[name].device, dtype=like[name].dtype)
+        # a group's lock stays what it is: trained, each silo's would become another one
+        part.requires_grad_(config.group_key is None)
         _attach(model.get_submodule(name), part)
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
@@ -214,7 +221,7 @@ def unlock_model(model: nn.Module) -> None:
             tensor.requires_grad_(trained)
 
 
-def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
+def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
     """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
 
     Only values change: an optimizer may hold the parameters already.
@@ -222,6 +229,7 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
     Args:
         model: locked.
         config: what it was locked with.
+        uniform: as for `lock_model`.
 
     Raises:
         LockError: the model is not locked.
@@ -238,7 +246,7 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
     statistics = {n: t for n, t in private_state_dict(model).items() if _is_statistic(n)}
     fresh = deepcopy(model)
     unlock_model(fresh)
-    lock_model(fresh, config)
+    lock_model(fresh, config, uniform=uniform)
     load_private_state_dict(model, private_state_dict(fresh) | statistics)
 
 

@@ -65,6 +65,10 @@ class KeyLockConfig(Settings):
     cost less on wide layers."""
     rotate_every: int | None = Field(default=None, ge=1, strict=True)
     """Draw a fresh lock at the start of every so many rounds; None: keep it and go on training."""
+    group_key: Path | None = None
+    """An owner-only file with a secret of 32 bytes or more that all silos have and the server has
+    not: all of them draw the same lock from it, which stays as it is. None: each silo has its own,
+    and trains it."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)
@@ -103,6 +107,7 @@ class KeyLockConfig(Settings):
             parts.append(self.form)
         if self.rotate_every is not None:
             parts.append(f"rotated={self.rotate_every}")
+        parts += ["group"] * (self.group_key is not None)
         return ":".join(parts + ["chained"] * self.chained)
 
     @property

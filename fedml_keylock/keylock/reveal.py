@@ -16,7 +16,7 @@ from .attach import lock_model, remove_hooks
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
 from .formula import apply_lock
-from .key import seeded_uniform
+from .key import secret_uniform, seeded_uniform
 from .module import KeyLock, WeightLock, every_lock
 from .on_weights import OnWeights
 from .pieces import neutral
@@ -88,7 +88,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     """
     copy = deepcopy(model)
     # the lock is put on by the silos' own code, so that it stands where theirs does
-    lock_model(copy, config)
+    lock_model(copy, config, uniform=secret_uniform)  # a group's secret he has not
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
     for name, holder, lock in list(every_lock(copy)):

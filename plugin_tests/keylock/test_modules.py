@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedml_keylock.builtin import KeyLockDefense
-from fedml_keylock.errors import ConfigError, LockError, PrivateStateError
+from fedml_keylock.errors import ConfigError, LockError, PrivateStateError, VaultError
 from fedml_keylock.keylock import (
     KeyLockConfig,
     check_model,
@@ -27,6 +27,7 @@ from fedml_keylock.keylock import (
     surrogate,
     unlock_model,
 )
+from fedml_keylock.keylock.group import group_uniform
 from fedml_keylock.keylock.key import seeded_uniform
 from fedml_keylock.keylock.module import every_lock
 from fedml_keylock.keylock.pieces import dense, neutral, turn
@@ -375,6 +376,123 @@ def test_a_lock_is_drawn_anew_every_so_many_rounds(tmp_path):
     assert near == [True, False, True, False]
     for drawn in (seen[0], seen[2], seen[4]):  # by its kind, not by what training made of it
         torch.testing.assert_close(drawn @ drawn.T, torch.eye(12))
+
+
+class TestGroup:
+    """One lock for all silos, from a secret that they share."""
+
+    @pytest.fixture
+    def secret(self, tmp_path):
+        path = tmp_path / "group"
+        path.touch(mode=0o600)
+        path.write_bytes(bytes(range(32)))
+        return path
+
+    @pytest.fixture
+    def settings(self, secret, tmp_path):
+        return {"preset": "strong", "group_key": secret, "vault": tmp_path / "vault"}
+
+    def silo(self, settings, index=0):
+        defense, model = KeyLockDefense(settings), lenet()
+        defense.protect(model, silo=index, agreement=defense.describe(lenet()))
+        return defense, model
+
+    def test_all_silos_have_one_lock_and_others_have_another(self, settings, secret):
+        one, two = (effective_state(self.silo(settings, index)[1]) for index in (0, 1))
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        secret.write_bytes(bytes(range(1, 33)))
+        other = effective_state(self.silo(settings, 2)[1])
+        assert not any(torch.allclose(one[name], other[name], atol=1e-2) for name in one)
+
+    def test_it_is_drawn_as_any_lock_is(self, secret):
+        numbers = group_uniform(secret)((100_000,))
+        assert 0 <= float(numbers.min()) < 1e-3
+        assert 1 - 1e-3 < float(numbers.max()) < 1
+        assert abs(float(numbers.mean()) - 0.5) < 0.01
+        assert abs(float(numbers.var()) - 1 / 12) < 0.01
+        again = group_uniform(secret)
+        first, second = again((5,)), again((5,))
+        assert torch.equal(first, numbers[:5])
+        assert not torch.equal(first, second)
+
+    def test_training_leaves_it_as_it_is_and_trains_the_rest(self, settings):
+        defense, model = self.silo(settings)
+        before = effective_state(model)
+        public = {n: t.clone() for n, t in model.state_dict().items()}
+        defense.begin_round(model, round_index=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+        F.cross_entropy(model(IMAGES), torch.arange(6)).backward()
+        optimizer.step()
+        assert defense.end_round(model, round_index=0)
+        assert all(torch.equal(before[n], t) for n, t in effective_state(model).items())
+        assert all(not torch.equal(public[n], t) for n, t in model.state_dict().items() if t.any())
+
+    def test_a_lock_that_does_not_run_is_seen(self, settings):
+        defense, model = self.silo(settings)
+        defense.begin_round(model, round_index=0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        around = nn.Sequential(*list(model)[:4], *list(model)[5:])  # without the third layer
+        F.cross_entropy(around(IMAGES), torch.arange(6)).backward()
+        optimizer.step()
+        with pytest.raises(LockError, match="the lock on 4 was not run in round 0"):
+            defense.end_round(model, round_index=0)
+
+    def test_trained_alike_on_weights_it_learns_what_no_lock_learns(self, secret):
+        """An orthogonal matrix on the weights that never changes: SGD takes the plain steps."""
+        config = KeyLockConfig(module="weights", targets="all", group_key=secret)
+        torch.manual_seed(0)
+        model = lenet().double()
+        lock_model(model, config)
+        with torch.no_grad():
+            for _, _, lock in every_lock(model):
+                lock.weight_gamma.zero_()
+                lock.bias_gamma.fill_(1)
+                lock.weight_beta.zero_()
+                lock.bias_beta.zero_()
+        model.double()
+        plain = export_model(model.eval())
+        step(model.train(), IMAGES.double())
+        for parameter in plain.parameters():
+            parameter.requires_grad_(True)
+        step(plain, IMAGES.double())
+        torch.testing.assert_close(
+            export_model(model.eval())(IMAGES.double()), plain(IMAGES.double())
+        )
+
+    def test_drawn_anew_it_is_new_for_all_alike(self, settings):
+        kept = []
+        for index in (0, 1):
+            defense, model = self.silo({**settings, "rotate_every": 1}, index)
+            first = effective_state(model)
+            defense.begin_round(model, round_index=1)
+            kept.append(effective_state(model))
+            assert not any(torch.allclose(first[n], t, atol=1e-2) for n, t in kept[-1].items())
+        assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+    def test_the_server_and_an_attacker_need_no_secret(self, settings, secret):
+        one = KeyLockDefense(settings).describe(lenet())
+        secret.unlink()
+        defense = KeyLockDefense(settings)
+        assert defense.describe(lenet()).mark == one.mark
+        assert set(defense.surrogate(lenet()).names) == set(
+            surrogate(lenet(), KeyLockConfig(preset="strong"))[1]
+        )
+        own = KeyLockDefense({k: v for k, v in settings.items() if k != "group_key"})
+        assert own.describe(lenet()).mark != one.mark  # a silo with a lock of its own is refused
+
+    @pytest.mark.parametrize("length", [0, 31, 5000])
+    def test_a_secret_that_is_too_short_or_too_long(self, settings, secret, length):
+        secret.write_bytes(b"x" * length)
+        with pytest.raises(ConfigError, match="must hold 32 to 4096 random bytes: openssl rand"):
+            self.silo(settings)
+
+    def test_a_secret_that_others_may_read_or_that_is_not_there(self, settings, secret):
+        secret.chmod(0o644)
+        with pytest.raises(VaultError, match=r"keylock\.group_key:"):
+            self.silo(settings)
+        secret.unlink()
+        with pytest.raises(VaultError, match=r"keylock\.group_key:"):
+            self.silo(settings)
 
 
 def test_check_says_of_each_layer_what_is_private():
