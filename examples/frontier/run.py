@@ -29,8 +29,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import accuracy as accuracies
+from attackers import ATTACKERS, STAGES, Effort, wanted_of
 from files import load, save
-from leakage import ATTACKERS, STAGES, Effort, attack, wanted_of
+from leakage import attack
 from picture import draw
 from points import NETS, POINTS, Point
 from splits import DATA, SPLITS, Setting

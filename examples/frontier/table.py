@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import BOUND
+from attackers import wanted_of
 from files import load
-from leakage import FLOOR, file_of, floor_settings, settings_of, wanted_of
+from leakage import FLOOR, file_of, floor_settings, settings_of
 
 from fedml_keylock.evaluation.metrics import mean_interval
 

@@ -16,9 +16,20 @@ import yaml
 from safetensors.torch import save_file
 
 from fedml_keylock import KeyLockConfig, lock_model
+from fedml_keylock.keylock.key import seeded_uniform
 
 FRONTIER = Path(__file__).parents[2] / "examples" / "frontier"
-OWN = ("accuracy", "files", "leakage", "picture", "points", "splits", "table", "training")
+OWN = (
+    "accuracy",
+    "attackers",
+    "files",
+    "leakage",
+    "picture",
+    "points",
+    "splits",
+    "table",
+    "training",
+)
 OTHERS = ("data", "model")  # of the example beside it
 
 
@@ -86,7 +97,9 @@ def test_every_point_can_be_put_on_the_nets_that_it_is_for(frontier):
             assert sections["defense_args"]["enable_defense"] is (point.lock is not None)
             if point.lock is not None:
                 config = KeyLockConfig.from_mapping(sections["defense_args"]["keylock"])
-                assert lock_model(frontier.splits.first_model(net, 0), config).layers
+                uniform = seeded_uniform(torch.Generator().manual_seed(0))
+                net_of = frontier.splits.first_model(net, 0)
+                assert lock_model(net_of, config, uniform=uniform).layers
         sent = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0))}
         for transform in frontier.points.transforms(point.rival):
             sent = transform.apply(sent, torch.Generator().manual_seed(1))
@@ -218,8 +231,8 @@ def test_a_result_counts_only_with_the_settings_that_it_was_made_with(frontier, 
 
 def subject_of(frontier, tmp_path, point, name):
     setting = frontier.splits.Setting("lenet", "mnist", 3, "iid", 0, 2)
-    effort = frontier.leakage.Effort(images=6, restarts=1, steps=1)
-    (one,) = frontier.leakage.attackers("lenet")[name]
+    effort = frontier.attackers.Effort(images=6, restarts=1, steps=1)
+    (one,) = frontier.attackers.attackers("lenet")[name]
     arguments = (frontier.points.POINTS[point], setting, tmp_path, effort, "untrained", 1, one)
     subject = frontier.leakage._subject(*arguments)
     return subject, frontier.leakage._tasks(arguments[0], subject, one, effort, 0)
