@@ -23,6 +23,7 @@ from fedml_keylock.evaluation.audit.training import one_thread
 from fedml_keylock.inversion import PublicData
 from fedml_keylock.keylock import load_private_state_dict, lock_model, private_state_dict
 from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.types import Surrogate
 
 PUBLIC = 64
 FRESH = 5
@@ -65,7 +66,7 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         "own": statistics.mean(each),
         "own_each": each,
         "fresh": _under_fresh_locks(plain, defense, own, setting, draw, test),
-        "fitted": _fitted(plain, defense, draw, public, test),
+        "fitted": fit_lock(defense.surrogate(plain), draw, public, test)[1],
     }
 
 
@@ -93,15 +94,15 @@ def _under_fresh_locks(
     return statistics.mean(found)
 
 
-def _fitted(
-    plain: nn.Module,
-    defense: KeyLockDefense,
-    draw: torch.Generator,
-    public: PublicData,
-    test: PublicData,
-) -> float:
-    """Under a lock that was fitted: all that is unknown, from locks drawn as a new silo's are."""
-    known = defense.surrogate(plain)
+def fit_lock(
+    known: Surrogate, draw: torch.Generator, public: PublicData, test: PublicData
+) -> tuple[dict[str, Tensor], float]:
+    """A lock that works on public images, all of it fitted, from locks drawn as a new silo's are.
+
+    Returns:
+        Its values by the surrogate's names, and its accuracy on the test's images.
+
+    """
     starts = known.draw(STARTS, draw)
     found = []
     for index in range(STARTS):
@@ -110,8 +111,10 @@ def _fitted(
         with torch.no_grad():
             for name, parameter in unknown.items():
                 parameter.copy_(starts[name][index])
-        found.append(_tuned(net, list(unknown.values()), FIT_RATE, public, test))
-    return min(found)[1]
+        loss, share = _tuned(net, list(unknown.values()), FIT_RATE, public, test)
+        found.append((loss, share, {n: p.detach() for n, p in unknown.items()}))
+    _, share, fitted = min(found, key=lambda one: one[0])
+    return fitted, share
 
 
 def _tuned(

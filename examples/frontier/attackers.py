@@ -57,6 +57,7 @@ class Attacker:
         knows: whether it is somebody who knows the protection, and has no silo's private state.
         shared: whether silos send several updates each, under one lock.
         single: whether it takes one image an update only.
+        fits: whether it has a lock that it fitted on all public images, in the place of a silo's.
 
     """
 
@@ -70,6 +71,7 @@ class Attacker:
     knows: bool = True
     shared: bool = False
     single: bool = False
+    fits: bool = False
 
 
 def _search(share: float = 1.0, **more: Any) -> Callable[[Effort], Attack]:
@@ -96,6 +98,7 @@ ATTACKERS = (
     "insider",
     "temporal",
     "simulating",
+    "fitted",
     "oracle",
     "twin",
 )
@@ -134,6 +137,8 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
             )
             for stage, tuned in zip(STAGES, (0.0, 0.5), strict=True)
         ],
+        # at untrained weights no lock fits better than another
+        "fitted": [Attacker("fitted", "oracle", _search(FEW), stages=("trained",), fits=True)],
         "oracle": [Attacker("oracle", "oracle", _search(FEW), knows=False)],
         "twin": [
             Attacker("twin", "oblivious", _search(FEW), variant="twin", rivals=True, knows=False)

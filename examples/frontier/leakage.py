@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accuracy import fit_lock
 from attackers import Attacker, Effort
 from files import load, save
 from points import Point, transforms_at_clip
@@ -220,7 +221,19 @@ def _subject(
     if point.rival and attacker.variant == "own":
         draw = torch.Generator().manual_seed(104_729 * (setting.seed + 1))
         updates = tuple(_perturbed(update, model, point, draw) for update in updates)
-    return _that_moved(replace(subject, updates=updates))
+    subject = replace(subject, updates=updates)
+    return _that_moved(_with_fitted_lock(subject, setting) if attacker.fits else subject)
+
+
+def _with_fitted_lock(subject: Subject, setting: Setting) -> Subject:
+    """In place of the silos' private state that of a lock fitted on everything that is public."""
+    assert subject.surrogate is not None
+    assert subject.public is not None
+    draw = torch.Generator().manual_seed(15_487_469 * (setting.seed + 1))
+    fitted, _ = fit_lock(subject.surrogate, draw, subject.public, subject.public)
+    count = len(subject.updates)
+    secrets = {name: value.expand(count, *value.shape) for name, value in fitted.items()}
+    return replace(subject, secrets=secrets)
 
 
 def _that_moved(subject: Subject) -> Subject:

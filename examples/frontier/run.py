@@ -49,7 +49,7 @@ QUICK = {
     "steps": 300,
     "learning": 300,
     "batches": (1,),
-    "attackers": ("oblivious", "joint", "first-layer", "simulating", "oracle"),
+    "attackers": ("oblivious", "joint", "first-layer", "simulating", "fitted", "oracle"),
 }
 """What --quick means for options that are not given."""
 
