@@ -477,6 +477,9 @@ class TestGroup:
         assert set(defense.surrogate(lenet()).names) == set(
             surrogate(lenet(), KeyLockConfig(preset="strong"))[1]
         )
+        again = KeyLockDefense(one.settings)  # as an audit reads a capture
+        assert again.title == defense.title
+        assert str(settings["group_key"]) not in str(one.settings)
         own = KeyLockDefense({k: v for k, v in settings.items() if k != "group_key"})
         assert own.describe(lenet()).mark != one.mark  # a silo with a lock of its own is refused
 
