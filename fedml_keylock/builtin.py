@@ -77,8 +77,8 @@ class KeyLockDefense:
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state, planned = model.state_dict(), plan(model, self.config)
-        # each silo's own affair; of the group's secret, only whether there is one is everyone's
-        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "group_key"}
+        # each silo's own affair; of the group's secret, all but whether there is one
+        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
         server = {"then"}
         return Agreement(

@@ -279,9 +279,9 @@ def _protection(
         else:
             locked = deepcopy(plain)
             common = defense.config.group_key is not None
-            some = torch.Generator().manual_seed(seed + turn * (not common))
-            some = some if grouped or common else draw
-            lock_model(locked, defense.config, uniform=seeded_uniform(some))
+            if grouped or common:
+                draw = torch.Generator().manual_seed(seed + (0 if common else turn))
+            lock_model(locked, defense.config, uniform=seeded_uniform(draw))
         return locked, effective_state(locked)
 
     return Protection(defense.title, defense.surrogate(model), fresh)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 from points import Point
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from splits import Setting, first_model
 from torch import Tensor
 
@@ -18,7 +18,6 @@ from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.commands.subjects import own_locks
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
-from fedml_keylock.keylock import effective_state
 
 SCRIPT = Path(__file__).resolve().with_name("main.py")
 BATCH, LEARNING_RATE = 16, 0.1
@@ -104,7 +103,6 @@ def train(point: Point, setting: Setting, folder: Path) -> bool:
         raise DivergedError(said)
     if done.returncode:
         raise click.ClickException(f"{point.name}: its job ended: {said} ({job / 'job.log'})")
-    _keep_effective(point, setting, folder)
     return True
 
 
@@ -118,17 +116,3 @@ def silo_locks(point: Point, setting: Setting, folder: Path) -> tuple[KeyLockDef
     defense = KeyLockDefense(point.lock or {})
     plain = first_model(setting.net, setting.seed)
     return defense, own_locks(plain, defense, folder / "job" / defense.config.vault)
-
-
-def _keep_effective(point: Point, setting: Setting, folder: Path) -> None:
-    """What each silo's lock came to, beside the vaults. It protects nobody: it is an experiment."""
-    if point.lock is None:
-        return
-    plain = first_model(setting.net, setting.seed)
-    plain.load_state_dict(global_state(folder))
-    _, own = silo_locks(point, setting, folder)
-    for silo in range(setting.silos):
-        path = folder / "job" / f"private-{silo}.safetensors"
-        path.touch(mode=0o600)
-        state = effective_state(own(plain, silo, None))
-        save_file({name: value.contiguous() for name, value in state.items()}, path)

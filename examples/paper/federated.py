@@ -8,7 +8,6 @@ already and then trains it twice.
 
 import json
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from cells import KEYLOCK, Cell, Recipe
 from safetensors import safe_open
 
 from fedml_keylock.errors import HostError
-from fedml_keylock.host.launch import command, environment
+from fedml_keylock.host.launch import follow
 
 HERE = Path(__file__).resolve().parent
 CHECKPOINT, START = "global.safetensors", "start.safetensors"
@@ -151,34 +150,18 @@ def train(
 
 def run(folder: Path, ranks: int, first: int, progress: Callable[[int], Any]) -> None:
     """Run the job in its folder, with the plugin active."""
-    began, done, ours = time.monotonic(), first, ""
-    with (
-        (folder / "job.log").open("a") as log,
-        subprocess.Popen(  # noqa: S603  # this environment's own mpiexec
-            command(ranks, [str(HERE / "main.py"), "--cf", "fedml_config.yaml"]),
-            cwd=folder,
-            env=environment(ranks),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as job,
-    ):
-        assert job.stdout is not None
-        try:
-            for line in job.stdout:
-                log.write(line)
-                if "-th round training===" in line:
-                    done += 1
-                    progress(done)
-                    spent = seconds(folder) | {str(first): time.monotonic() - began}
-                    (folder / "seconds.json").write_text(json.dumps(spent))
-                if line.startswith("fedml-keylock: "):
-                    ours = line.strip().removeprefix("fedml-keylock: ")
-        except BaseException:  # Ctrl-C among them: the job is not to go on alone
-            job.terminate()
-            raise
-    if job.returncode:
-        raise HostError(f"{folder}: the job failed: {ours or 'its job.log says why'}")
+    began, done = time.monotonic(), first
+
+    def round_over() -> None:
+        nonlocal done
+        done += 1
+        progress(done)
+        spent = seconds(folder) | {str(first): time.monotonic() - began}
+        (folder / "seconds.json").write_text(json.dumps(spent))
+
+    script = [str(HERE / "main.py"), "--cf", "fedml_config.yaml"]
+    with (folder / "job.log").open("a") as log:
+        follow(ranks, script, folder, log, round_over)
 
 
 def seconds(folder: Path) -> dict[str, float]:

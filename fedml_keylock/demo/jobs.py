@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -14,7 +13,7 @@ import yaml
 from tqdm import tqdm
 
 from ..errors import HostError
-from ..host.launch import command, environment
+from ..host.launch import follow
 
 __all__ = ["FULL", "QUICK", "VARIANTS", "Running", "Scale", "example", "start_jobs"]
 
@@ -151,25 +150,12 @@ def _train(name: str, folder: Path, scale: Scale, seed: int, trained: Callable[[
     with (
         (folder / "job.log").open("w") as log,
         tqdm(total=scale.rounds, desc=f"train {name}", unit="round") as bar,
-        subprocess.Popen(  # noqa: S603  # this environment's own mpiexec
-            command(ranks, script),
-            cwd=folder,
-            env=environment(ranks),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        ) as job,
     ):
-        assert job.stdout is not None
-        ours = ""
-        for line in job.stdout:
-            log.write(line)
-            if "-th round training===" in line:
-                bar.update()
-                if bar.n == scale.rounds:
-                    bar.close()
-                    trained()
-            if line.startswith("fedml-keylock: "):
-                ours = line.strip().removeprefix("fedml-keylock: ")
-    if job.returncode:
-        raise HostError(f"the job {name} failed: {ours or 'see its log'} ({folder / 'job.log'})")
+
+        def round_over() -> None:
+            bar.update()
+            if bar.n == scale.rounds:
+                bar.close()
+                trained()
+
+        follow(ranks, script, folder, log, round_over)

@@ -6,8 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TextIO
 
 from ..errors import HostError
 
@@ -17,6 +18,8 @@ __all__ = [
     "command",
     "environment",
     "find_mpiexec",
+    "follow",
+    "run",
     "started_by",
     "without_runtime",
 ]
@@ -126,3 +129,43 @@ def run(ranks: int, script: Sequence[str]) -> int:
 
     """
     return subprocess.run(command(ranks, script), env=environment(ranks), check=False).returncode  # noqa: S603  # the user's own command
+
+
+def follow(
+    ranks: int, script: Sequence[str], folder: Path, log: TextIO, round_over: Callable[[], Any]
+) -> None:
+    """Run a job in a folder, and say whenever it has trained a round.
+
+    Args:
+        ranks: of the job.
+        script: and its arguments.
+        folder: to run it in.
+        log: gets all that the job prints.
+        round_over: is called after each round.
+
+    Raises:
+        HostError: the job failed: with this plugin's last word on it.
+
+    """
+    ours = "its log says why"
+    with subprocess.Popen(  # noqa: S603  # this environment's own mpiexec
+        command(ranks, script),
+        cwd=folder,
+        env=environment(ranks),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        assert job.stdout is not None
+        try:
+            for line in job.stdout:
+                log.write(line)
+                if "-th round training===" in line:
+                    round_over()
+                if line.startswith("fedml-keylock: "):
+                    ours = line.strip().removeprefix("fedml-keylock: ")
+        except BaseException:  # Ctrl-C among them: the job is not to go on alone
+            job.terminate()
+            raise
+    if job.returncode:
+        raise HostError(f"the job failed: {ours} ({log.name})")

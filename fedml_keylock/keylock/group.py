@@ -11,12 +11,10 @@ import hashlib
 import math
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from .key import Uniform
+from .key import Uniform, uniform_of
 from .vault.disk import open_private
 
 __all__ = ["LEAST", "group_uniform"]
@@ -42,7 +40,7 @@ def group_uniform(path: Path, *, drawing: int = 0) -> Uniform:
         VaultError: the file is missing, or others may read it.
 
     Example:
-        >>> import os, tempfile
+        >>> import os, tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "group"
         >>> with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as file:
         ...     n = file.write(bytes(range(32)))
@@ -64,8 +62,6 @@ def group_uniform(path: Path, *, drawing: int = 0) -> Uniform:
         nonlocal drawn
         block = hashlib.shake_256(seed + drawn.to_bytes(8, "big"))
         drawn += 1
-        words = np.frombuffer(block.digest(4 * math.prod(shape)), dtype="<u4")
-        numbers = (words >> 8).astype(np.float32) * np.float32(2**-24)
-        return torch.from_numpy(numbers).reshape(shape)
+        return uniform_of(block.digest(4 * math.prod(shape)), shape)
 
     return uniform

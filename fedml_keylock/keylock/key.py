@@ -15,7 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Uniform", "draw_key", "normal", "orthogonal", "secret_uniform", "seeded_uniform"]
+__all__ = [
+    "Uniform",
+    "draw_key",
+    "normal",
+    "orthogonal",
+    "secret_uniform",
+    "seeded_uniform",
+    "uniform_of",
+]
 
 Uniform = Callable[[tuple[int, ...]], Tensor]
 """Draws float32 numbers in [0, 1) of a shape: from the system's entropy, or for an attacker who
@@ -30,8 +38,18 @@ def secret_uniform(shape: tuple[int, ...]) -> Tensor:
         torch.Size([2, 3])
 
     """
-    count = math.prod(shape)
-    words = np.frombuffer(os.urandom(4 * count), dtype=np.uint32)
+    return uniform_of(os.urandom(4 * math.prod(shape)), shape)
+
+
+def uniform_of(data: bytes, shape: tuple[int, ...]) -> Tensor:
+    """Uniform float32 numbers in [0, 1) of random bytes, four each.
+
+    Example:
+        >>> uniform_of(bytes([0, 0, 0, 64]), (1,))
+        tensor([0.2500])
+
+    """
+    words = np.frombuffer(data, dtype="<u4")
     return torch.from_numpy((words >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 

@@ -55,7 +55,7 @@ class Pieces:
         channels: of the grids.
 
     Example:
-        >>> Pieces(mixing=4).touches_weights, Pieces(inputs=4).touches_weights
+        >>> Pieces(mixing=4) == Pieces(), Pieces() == Pieces(own=())
         (False, True)
 
     """
@@ -67,11 +67,6 @@ class Pieces:
     own_bias: bool = False
     map: int = 0
     channels: int = 0
-
-    @property
-    def touches_weights(self) -> bool:
-        """Whether the layer computes with another weight, wherever the mixing stands."""
-        return bool(self.inputs or self.positions or self.own)
 
 
 def draw_pieces(pieces: Pieces, form: str, uniform: Uniform) -> dict[str, Tensor]:
@@ -133,7 +128,7 @@ def neutral(name: str, like: Tensor) -> Tensor:
 
     """
     if name in MIXINGS:
-        if like.shape[-1] == 1 < like.shape[-2]:  # the same reflection an even number of times
+        if _is_reflections(like):  # the same reflection an even number of times
             return torch.ones_like(like)
         return torch.eye(like.shape[-1]).to(like).expand(like.shape).clone()
     return torch.ones_like(like) if name == "map_scale" else torch.zeros_like(like)
@@ -155,12 +150,17 @@ def turn(mixing: Tensor, x: Tensor) -> Tensor:
     """
     if mixing.dim() == 2:
         return mixing @ x
-    if mixing.shape[-1] > 1:
-        blocks = x.view(*x.shape[:-2], *mixing.shape[:2], x.shape[-1])
-        return (mixing @ blocks).view(x.shape)
-    for v in mixing.flip(0):
-        x = x - v * (2 / v.square().sum() * (v.mT @ x))
-    return x
+    if _is_reflections(mixing):
+        for v in mixing.flip(0):
+            x = x - v * (2 / v.square().sum() * (v.mT @ x))
+        return x
+    blocks = x.view(*x.shape[:-2], *mixing.shape[:2], x.shape[-1])
+    return (mixing @ blocks).view(x.shape)
+
+
+def _is_reflections(mixing: Tensor) -> bool:
+    """Whether it is vectors: blocks are never so small, and no mixing is of one channel."""
+    return mixing.dim() == 3 and mixing.shape[-1] == 1
 
 
 def dense(mixing: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ def size_of(mixing: Tensor) -> int:
         (6, 5)
 
     """
-    blocks = len(mixing) if mixing.dim() == 3 and mixing.shape[-1] > 1 else 1
+    blocks = 1 if mixing.dim() == 2 or _is_reflections(mixing) else len(mixing)
     return blocks * mixing.shape[-2]
 
 

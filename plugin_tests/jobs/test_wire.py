@@ -77,6 +77,14 @@ def runs_of(tensor) -> np.ndarray:
     return np.ascontiguousarray(pairs).view(np.uint64).ravel()
 
 
+def assert_kept(arrays, crossed: bytes):
+    """Nothing of the private arrays is among the bytes that crossed."""
+    sent = windows(crossed)
+    for (where, name), tensor in arrays.items():
+        if tensor.numel() > 1:
+            assert not np.isin(runs_of(tensor), sent).any(), f"{name} of {where} was sent"
+
+
 def test_no_private_bytes_cross_the_wire(locked, monkeypatch):
     monkeypatch.syspath_prepend(str(locked.folder))
     arrays = private_arrays(locked)
@@ -84,10 +92,7 @@ def test_no_private_bytes_cross_the_wire(locked, monkeypatch):
     assert {"key", "weight_gamma", "bias_beta", "gamma", "beta", "mixing", "running_var"} <= kinds
     # two silos, each at the start of two rounds and at the end
     assert len({where for where, _ in arrays}) == 6
-    crossed = windows(locked.wire())
-    for (where, name), tensor in arrays.items():
-        if tensor.numel() > 1:
-            assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
+    assert_kept(arrays, locked.wire())
 
 
 ON_WEIGHTS = {"0.keylock.mixing", "1.keylock.gamma", "1.running_var", "3.keylock.mixing"}
@@ -110,10 +115,7 @@ def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(
     names = {name for _, name in arrays}
     assert private <= names
     assert {"0.weight, mixed", "3.weight, mixed"} <= names
-    crossed = windows(job.wire())
-    for (where, name), tensor in arrays.items():
-        if tensor.numel() > 1:
-            assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
+    assert_kept(arrays, job.wire())
 
 
 @pytest.mark.long
@@ -138,10 +140,7 @@ def test_silos_of_a_group_have_one_lock_and_neither_it_nor_the_secret_crosses_th
         assert all(torch.equal(same[0], other) for other in same)
     crossed = job.wire()
     assert secret.read_bytes()[:8] not in crossed
-    seen = windows(crossed)
-    for (where, name), tensor in arrays.items():
-        if tensor.numel() > 1:
-            assert not np.isin(runs_of(tensor), seen).any(), f"{name} of {where} was sent"
+    assert_kept(arrays, crossed)
 
 
 def test_the_search_finds_what_is_sent(locked):
