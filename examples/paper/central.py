@@ -5,7 +5,6 @@ lock that file holds the lock as well: nobody but its owner can read it.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,7 @@ from cells import KEYLOCK, Cell, Recipe
 from data import Batches, Pictures, test_batches
 from nets import build
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import nn
 from training import count_right, rate, sgd, train_epoch
 
@@ -27,6 +26,7 @@ from fedml_keylock import (
     lock_model,
     private_state_dict,
 )
+from fedml_keylock.files import replacing
 
 SECONDS = 60
 """At least so many between two checkpoints."""
@@ -114,11 +114,9 @@ def keep(
         if buffer is not None:
             tensors[f"momentum.{index}"] = buffer
     told = {"curve": json.dumps(curve), "seconds": str(seconds)}
-    new = path.with_suffix(".new")
-    new.unlink(missing_ok=True)
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, told))
-    os.replace(new, path)
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as part:
+        save_file(whole, part, told)
 
 
 def resume(

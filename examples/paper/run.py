@@ -21,7 +21,6 @@ in the output folder, as table.md.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from table import ROLES, every, head, last, line, results, table
 from tqdm import tqdm
 
 from fedml_keylock.errors import KeyLockError
+from fedml_keylock.files import replacing
 
 SMOKE = Recipe(rounds=1, batch_size=4, train_images=12, test_images=8)
 """One step in each silo, or three centrally: batches small enough for VGG-16 on a laptop."""
@@ -139,9 +139,8 @@ class Work:
                 found = central.train(cell, self.recipe, seed, pictures, checkpoint, progress)
         found = {"cell": asdict(cell), "seed": seed, "settings": self._settings(cell), **found}
         found["published"] = cell.published
-        new = result.with_suffix(".new")
-        new.write_text(json.dumps(found, indent=1) + "\n")
-        os.replace(new, result)
+        with replacing(result, mode=0o666) as part:
+            part.write_text(json.dumps(found, indent=1) + "\n")
         return True
 
     def _settings(self, cell: Cell) -> dict[str, Any]:

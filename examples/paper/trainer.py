@@ -5,7 +5,6 @@ model after each round, with which a job that was interrupted goes on.
 """
 
 import json
-import os
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 from fedml.core import ClientTrainer, ServerAggregator
 from safetensors.torch import save_file
 from training import count_right, rate, sgd, train_epoch
+
+from fedml_keylock.files import replacing
 
 GLOBAL = Path("global.safetensors")
 """The global model, and in its metadata after how many rounds."""
@@ -69,9 +70,8 @@ class Aggregator(ServerAggregator):
         mean = OrderedDict((name, tensor.cpu().contiguous()) for name, tensor in mean.items())
         done = self.args.first_round + self.args.round_idx + 1
         if done < self.args.all_rounds:
-            new = GLOBAL.with_suffix(".new")
-            save_file(mean, new, {"rounds": str(done)})
-            os.replace(new, GLOBAL)
+            with replacing(GLOBAL, mode=0o666) as part:
+                save_file(mean, part, {"rounds": str(done)})
         return mean
 
     def test(self, test_data, device, args):

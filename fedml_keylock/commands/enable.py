@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import py_compile
 import site
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 import click
 
 from ..errors import HostError
+from ..files import replacing
 
 __all__ = ["StartUp", "disable", "enable"]
 
@@ -173,14 +173,10 @@ def _read(path: Path) -> str | None:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            partial.write_text(text, encoding="utf-8")
-            partial.chmod(0o644)  # whoever uses the environment reads it, whatever the umask here
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+            part.chmod(0o644)  # whoever uses the environment reads it, whatever the umask here
     except OSError as error:
         raise _cannot("be written", path, error) from None
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import AttackError
+from ..files import replacing
 from ..types import ClientUpdate
 
 __all__ = ["Capture"]
@@ -225,9 +225,8 @@ class Capture:
         path = self.folder / name
         entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **facts}
         try:
-            part = path.with_name(f".{path.name}.part")
-            part.write_bytes(content)
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_bytes(content)
             with (self.folder / INDEX).open("a") as index:
                 index.write(json.dumps({"file": name, **entry}) + "\n")
         except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...errors import AttackError
+from ...files import replacing
 
 __all__ = ["Truth", "load_truth", "save_truth"]
 
@@ -45,12 +45,10 @@ def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]
         _check(f"truth {path}: {name}", images, labels)
         tensors[f"{name}/images"] = images.detach().float().cpu().contiguous()
         tensors[f"{name}/labels"] = labels.detach().long().cpu().contiguous()
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch(mode=0o600)
-        save_file(tensors, part)
-        os.replace(part, path)
+        with replacing(path) as part:
+            save_file(tensors, part)
     except (OSError, SafetensorError) as error:
         raise AttackError(f"truth {path}: cannot be written: {error}") from None
 

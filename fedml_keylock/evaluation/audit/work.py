@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ...errors import AttackError, KeyLockError
+from ...files import replacing
 from ..run import attack_updates
 from .plan import Task
 from .training import one_thread
@@ -124,11 +124,9 @@ class Store:
 
         """
         path = self.path(name)
-        part = path.with_name(f".{path.name}.new")
         try:
-            part.touch(mode=0o600)
-            part.write_bytes(content)
-            os.replace(part, path)
+            with replacing(path) as part:
+                part.write_bytes(content)
         except OSError as error:
             raise AttackError(f"{path}: cannot be written: {error.strerror}") from None
 

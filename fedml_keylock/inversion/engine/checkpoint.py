@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import AttackError
+from ...files import replacing
 
 __all__ = ["Checkpoint", "fingerprint"]
 
@@ -88,14 +88,11 @@ class Checkpoint:
             AttackError: it cannot be written.
 
         """
-        part = self.path.with_name(f"{self.path.name}.part")
         whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            part.touch(mode=0o600)
-            part.chmod(0o600)
-            save_file(whole, part, {"fingerprint": self.fingerprint})
-            os.replace(part, self.path)
+            with replacing(self.path) as part:
+                save_file(whole, part, {"fingerprint": self.fingerprint})
         except (OSError, SafetensorError) as error:
             raise AttackError(f"checkpoint {self.path}: cannot be written: {error}") from None
         self._written = time.monotonic()
