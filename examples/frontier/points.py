@@ -73,6 +73,7 @@ POINTS = {
         locked("strong+stem", "strong", preset="strong", module="weights+norm+stem"),
         locked("strong+head", "strong", preset="strong", module="weights+norm+head"),
         locked("strong+inputs", "strong", preset="strong", module="weights+norm+inputs"),
+        locked("strong+inputs+head", "strong", preset="strong", module="weights+norm+inputs+head"),
         locked("strong+map", "strong", preset="strong", module="weights+norm+map"),
         locked("strong-grouped", "strong", preset="strong", form="grouped"),
         locked("strong-householder", "strong", preset="strong", form="householder"),

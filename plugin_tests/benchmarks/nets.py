@@ -68,6 +68,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "LeNet": (lenet, 64),
     "LeNet, one batch norm": (lambda: lenet(norm=(0,)), 64),
     "LeNet, three batch norms": (lambda: lenet(norm=(0, 1, 2)), 64),
+    "ResNet-20": (resnet20, 64),
     "ResNet-18": (lambda: models.resnet18(num_classes=10), 64),
     "ViT-tiny": (vit_tiny, 32),
 }
@@ -78,6 +79,7 @@ LOCKS = {
     "all, chained": KeyLockConfig(targets="all", chained=True),
     "mixing, all": KeyLockConfig(module="mixing", targets="all"),
     "weights, all": KeyLockConfig(module="weights", targets="all"),
+    "strong": KeyLockConfig(preset="strong"),
 }
 
 

@@ -16,7 +16,7 @@ from torchvision import models
 from fedml_keylock import KeyLockConfig, lock_model, unlock_model
 
 HERE = Path(__file__).parent
-ROUNDS = {"LeNet": 300, "ResNet-18": 25, "ViT-tiny": 9}
+ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,12 @@ def test_a_training_step(net, lock, paired, report):
 
 
 @pytest.mark.parametrize(
-    ("lock", "control"), [("first", "LeNet, one batch norm"), ("all", "LeNet, three batch norms")]
+    ("lock", "control"),
+    [
+        ("first", "LeNet, one batch norm"),
+        ("all", "LeNet, three batch norms"),
+        ("strong", "LeNet, three batch norms"),
+    ],
 )
 def test_a_step_of_lenet_beside_the_same_with_public_norms(lock, control, paired, report):
     """The published lock brings a batch norm where there was none; this is the lock alone."""
