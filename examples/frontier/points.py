@@ -78,6 +78,13 @@ POINTS = {
         locked("strong-grouped", "strong", preset="strong", form="grouped"),
         locked("strong-householder", "strong", preset="strong", form="householder"),
         locked("strong-group", "group", preset="strong", group_key="group"),
+        locked(
+            "strong-group+inputs+head",
+            "group",
+            preset="strong",
+            module="weights+norm+inputs+head",
+            group_key="group",
+        ),
         locked("strong-rotated", "strong", preset="strong", rotate_every=1),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),
