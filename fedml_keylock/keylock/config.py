@@ -8,12 +8,19 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from ..errors import ConfigError
 from ..settings import Settings
 
 __all__ = ["KeyLockConfig"]
 
 BASES = ("affine", "mixing", "weights")
 ADDITIONS = ("norm", "inputs", "stem", "head", "map")
+_STRONG = {
+    "module": "weights+norm",
+    "targets": "all",
+    "mixed": "inner",
+    "activation": "identity",
+}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "module": "affine",
@@ -22,14 +29,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "key_length": 1024,
         "chained": False,
     },
-    "strong": {
-        "module": "weights+norm",
-        "targets": "all",
-        "mixed": "inner",
-        "activation": "identity",
-    },
+    "strong": _STRONG,
+    "group": {**_STRONG, "module": "weights+norm+inputs+head"},
 }
-"""paper is that of arXiv 2305.04095's numbers, its "single" variant; strong is the frontier's."""
+"""paper is that of arXiv 2305.04095's numbers, its "single" variant; the others are the frontier's:
+the best where each silo has a lock of its own, and where all have one."""
 
 
 class KeyLockConfig(Settings):
@@ -45,9 +49,11 @@ class KeyLockConfig(Settings):
 
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
     """K, how many numbers the key has."""
-    preset: Literal["paper", "strong"] | None = None
-    """paper: the published lock. strong: the best that was measured against who knows the lock, a
-    mixing on the weights of all layers but the first. Fields beside it have the last word."""
+    preset: Literal["paper", "strong", "group"] | None = None
+    """paper: the published lock. strong: a mixing on the weights of all layers but the first.
+    group, which needs a group_key: on the inputs of these and of the head too, which costs accuracy
+    where each silo has its own lock, and none where all have one. Fields beside it have the last
+    word."""
     module: str = "affine"
     """One of affine: gamma and beta, as published; mixing: and a private matrix across the
     channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
@@ -153,6 +159,11 @@ class KeyLockConfig(Settings):
     @classmethod
     def _preset(cls, fields: Any) -> Any:
         preset = PRESETS.get(str(fields.get("preset"))) if isinstance(fields, dict) else None
+        if preset is PRESETS["group"] and fields.get("group_key") is None:
+            raise ConfigError(
+                "keylock.preset: group goes with group_key, a file with a secret that all silos "
+                "have and the server has not: openssl rand -out FILE 32"
+            )
         # it is what it stands for: two silos that write the same lock in two ways agree
         return fields if preset is None else {**preset, **fields, "preset": None}
 

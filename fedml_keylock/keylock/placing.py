@@ -154,7 +154,9 @@ class Placing:
                     else Pieces(inputs=channels, positions=positions)
                 )
         if not found:
-            self.issues.append(("", "module: head: the model has no plain linear layer at its end"))
+            self.issues.append(
+                ("", "module: head: the model has no plain linear layer at its end; leave head out")
+            )
         return found
 
 

@@ -125,16 +125,16 @@ def test_silos_of_a_group_have_one_lock_and_neither_it_nor_the_secret_crosses_th
     secret = tmp_path / "group"
     secret.touch(mode=0o600)
     secret.write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 32, dtype=np.uint8)))
-    settings = {"preset": "strong", "group_key": str(secret), "keep_history": True}
+    settings = {"preset": "group", "group_key": str(secret), "keep_history": True}
     job = run_job(settings=settings)
     assert job.status == 0, job.output[-2000:]
     monkeypatch.syspath_prepend(str(job.folder))
     arrays = private_arrays(job, settings)
     locks: dict[str, list] = {}
     for (_, name), tensor in arrays.items():
-        if name.endswith((".gamma", ".beta", ".mixing")):
+        if name.endswith((".gamma", ".beta", ".mixing", ".mixing_inputs")):
             locks.setdefault(name, []).append(tensor)
-    assert {"1.keylock.gamma", "3.keylock.mixing"} <= set(locks)
+    assert {"1.keylock.gamma", "3.keylock.mixing", "9.keylock.mixing_inputs"} <= set(locks)
     for same in locks.values():  # of both silos, in every round
         assert len(same) == 6
         assert all(torch.equal(same[0], other) for other in same)

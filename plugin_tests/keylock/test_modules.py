@@ -350,6 +350,13 @@ class TestPresets:
         assert mixed == ["2", "4"]
         assert all(lock.normalise == "batch" for _, _, lock in every_lock(model))
 
+    def test_that_of_a_group_needs_its_secret(self):
+        with pytest.raises(ConfigError, match=r"preset: group goes with group_key.*openssl rand"):
+            KeyLockConfig.from_mapping({"preset": "group"})
+        config = KeyLockConfig(preset="group", group_key="group")
+        assert config.title == "keylock:weights+norm+inputs+head:all:mixed=inner:group"
+        assert KeyLockConfig(**config.model_dump()) == config  # as an audit reads it of a capture
+
     def test_fields_beside_it_have_the_last_word(self):
         assert KeyLockConfig(preset="paper", targets="all").title == "keylock:affine:all"
 
@@ -388,9 +395,9 @@ class TestGroup:
         path.write_bytes(bytes(range(32)))
         return path
 
-    @pytest.fixture
-    def settings(self, secret, tmp_path):
-        return {"preset": "strong", "group_key": secret, "vault": tmp_path / "vault"}
+    @pytest.fixture(params=["strong", "group"])
+    def settings(self, request, secret, tmp_path):
+        return {"preset": request.param, "group_key": secret, "vault": tmp_path / "vault"}
 
     def silo(self, settings, index=0):
         defense, model = KeyLockDefense(settings), lenet()
@@ -474,13 +481,12 @@ class TestGroup:
         secret.unlink()
         defense = KeyLockDefense(settings)
         assert defense.describe(lenet()).mark == one.mark
-        assert set(defense.surrogate(lenet()).names) == set(
-            surrogate(lenet(), KeyLockConfig(preset="strong"))[1]
-        )
+        config = KeyLockConfig(module=defense.config.module, targets="all", mixed="inner")
+        assert set(defense.surrogate(lenet()).names) == set(surrogate(lenet(), config)[1])
         again = KeyLockDefense(one.settings)  # as an audit reads a capture
         assert again.title == defense.title
         assert str(settings["group_key"]) not in str(one.settings)
-        own = KeyLockDefense({k: v for k, v in settings.items() if k != "group_key"})
+        own = KeyLockDefense({**one.settings, "group_key": None})
         assert own.describe(lenet()).mark != one.mark  # a silo with a lock of its own is refused
 
     @pytest.mark.parametrize("length", [0, 31, 5000])
