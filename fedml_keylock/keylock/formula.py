@@ -36,9 +36,9 @@ def mix(x: Tensor, mixing: Tensor | None, *, channel_dim: int) -> Tensor:
     if mixing is None:
         return x
     last = channel_dim == -1 or x.dim() == 2
-    if mixing.dim() > 2:
-        return turn(mixing, x[..., None])[..., 0] if last else turn(mixing, x.flatten(2)).view_as(x)
-    return F.linear(x, mixing) if last else (mixing @ x.flatten(2)).view_as(x)
+    if not last:
+        return turn(mixing, x.flatten(2)).reshape(x.shape)
+    return F.linear(x, mixing) if mixing.dim() == 2 else turn(mixing, x[..., None])[..., 0]
 
 
 def apply_lock(
