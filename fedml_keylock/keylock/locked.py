@@ -62,8 +62,9 @@ class _LockedNorm(_LockedOutput):
 class _LockedWeights(_Locked):
     """A convolution or linear layer that computes with what its lock makes of weight and bias.
 
-    Its own, which are public, are in `_parameters`. Where its output has fewer numbers a channel
-    than its weight, as in the last layers of wide nets, the lock acts on that: the sum is the same.
+    Its own, which are public, are in `_parameters`. Where its input and output have fewer numbers a
+    channel than its weight, as in the last layers of wide nets, the lock acts on those: the sum is
+    the same.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -72,9 +73,12 @@ class _LockedWeights(_Locked):
         compute: Any = F.linear if linear else getattr(self, "_conv_forward", None)
         if _is_transposed(self):
             made = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
-        elif _from_lock(self, "is_cheaper_behind", _positions(self, x, linear=linear), weight):
-            plain = compute(x, weight, bias)
-            made = _from_lock(self, "on_output", plain, -1 if linear else 1)
+        elif (linear or x.dim() == weight.dim()) and _from_lock(
+            self, "is_cheaper_around", *_positions(self, x, linear=linear), weight
+        ):  # one picture without a batch has its channels elsewhere
+            channel_dim = -1 if linear else 1
+            plain = compute(_from_lock(self, "on_input", x, channel_dim), weight, bias)
+            made = _from_lock(self, "on_output", plain, channel_dim)
         else:
             made = compute(x, *_from_lock(self, "on_both", weight, bias))
         locked: Tensor = _from_lock(self, "on_result", made)
@@ -111,12 +115,10 @@ def _is_transposed(layer: Any) -> bool:
     return isinstance(layer, nn.modules.conv._ConvTransposeNd)
 
 
-def _positions(layer: Any, x: Tensor, *, linear: bool) -> int:
-    """How many numbers each channel of a layer's output has, about: those of a whole batch."""
-    if linear:
-        return x.numel() // max(1, x.shape[-1])
-    positions: int = x.numel() // max(1, layer.in_channels * math.prod(layer.stride))
-    return positions
+def _positions(layer: Any, x: Tensor, *, linear: bool) -> tuple[int, int]:
+    """How many numbers each channel of a layer's input and, about, of its output has."""
+    before = x.numel() // max(1, x.shape[-1] if linear else layer.in_channels)
+    return before, before if linear else before // math.prod(layer.stride)
 
 
 def _own(holder: Any, name: str) -> Any:

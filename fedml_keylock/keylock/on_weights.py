@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import LockError
 from .formula import mix
-from .pieces import PIECES, size_of, spread, turn
+from .pieces import PIECES, size_of, spread, transposed, turn
 
 __all__ = ["OnWeights"]
 
@@ -87,9 +87,26 @@ class OnWeights:
             x = x * scale.view(over)
         return x if shift is None else x + shift.view(over)
 
-    def is_cheaper_behind(self, positions: int, weight: Tensor) -> bool:
-        """Whether `on_output` does the same for less, where each channel has so many positions."""
-        return positions < weight[0].numel() and self.outward
+    def on_input(self, x: Tensor, channel_dim: int) -> Tensor:
+        """What the layer's own weight W gives the same with as W N with x: ``N^T x``."""
+        mixing = None if self.mixing_inputs is None else transposed(self.mixing_inputs)
+        return mix(x, mixing, channel_dim=channel_dim)
+
+    def is_cheaper_around(self, before: int, behind: int, weight: Tensor) -> bool:
+        """Whether `on_input` and `on_output` do the same for less.
+
+        Args:
+            before: how many numbers each channel of the layer's input has, those of a whole batch.
+            behind: the same of its output.
+            weight: the layer's own, which sees all of its input channels.
+
+        """
+        if self.own_weight is not None or self.mixing_positions is not None:
+            return False
+        if self.mixing is not None and not self.on_weights:
+            return False  # `behind` has it
+        saves = self.mixing_inputs is None or before < weight[:, 0].numel()
+        return saves and behind < weight[0].numel()
 
     def on_result(self, x: Tensor) -> Tensor:
         """What is left to be done to what the layer then computed: nothing."""

@@ -24,6 +24,7 @@ __all__ = [
     "neutral",
     "size_of",
     "spread",
+    "transposed",
     "turn",
 ]
 
@@ -159,6 +160,18 @@ def turn(mixing: Tensor, x: Tensor) -> Tensor:
         return x
     blocks = x.view(*x.shape[:-2], *mixing.shape[:2], x.shape[-1])
     return (mixing @ blocks).view(x.shape)
+
+
+def transposed(mixing: Tensor) -> Tensor:
+    """The transpose of a mixing of any form, in the same form.
+
+    Example:
+        >>> transposed(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
+        tensor([[0., 2.],
+                [1., 3.]])
+
+    """
+    return mixing.flip(0) if _is_reflections(mixing) else mixing.mT
 
 
 def _is_reflections(mixing: Tensor) -> bool:

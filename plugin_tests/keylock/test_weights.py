@@ -27,6 +27,8 @@ from fedml_keylock.keylock.module import KeyLock, WeightLock, every_lock, locks
 from fedml_keylock.keylock.watch import Watch
 
 WEIGHTS = KeyLockConfig(key_length=16, module="weights", targets="all")
+INPUTS = KeyLockConfig(module="weights+inputs", targets="all")
+FORMS = [INPUTS.model_copy(update={"form": form}) for form in ("grouped", "householder")]
 LAYERS = {
     "conv1d": (lambda: nn.Conv1d(2, 5, 3, stride=2), (4, 2, 9)),
     "conv2d": (lambda: nn.Conv2d(2, 5, 3, padding=1), (4, 2, 6, 7)),
@@ -90,16 +92,20 @@ def test_in_front_of_a_norm_the_weights_are_mixed(layer):
     torch.testing.assert_close(model(x), expected)
 
 
-@pytest.mark.parametrize("size", [3, 9])
-def test_the_lock_acts_where_it_costs_less_and_gives_the_same_gradients(size):
-    """On the output of a layer with few positions, on the weight of one with many."""
-    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Flatten(), nn.LazyLinear(2)).double()
+@pytest.mark.parametrize("config", [WEIGHTS, INPUTS, *FORMS])
+@pytest.mark.parametrize("size", [3, 12])
+def test_the_lock_acts_where_it_costs_less_and_gives_the_same_gradients(size, config):
+    """On what a layer with few positions gets and gives, on the weight of one with many."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 12, 1), nn.Conv2d(12, 10, 3), nn.Flatten(), nn.LazyLinear(2)
+    ).double()
     x = drawn(1, 2, size, size)
     model(x)
-    lock_model(model, WEIGHTS, uniform=uniform())
+    lock_model(model, config, uniform=uniform())
     model.double()
     used = []
-    lock = lock_of(model, "0")
+    lock = lock_of(model, "1")
+    assert (lock.mixing_inputs is not None) == (config is not WEIGHTS)
     for name in ("on_both", "on_output"):
         function = getattr(lock, name)
 
@@ -114,11 +120,20 @@ def test_the_lock_acts_where_it_costs_less_and_gives_the_same_gradients(size):
     model.zero_grad()
     for name in ("on_both", "on_output"):
         delattr(lock, name)
-    layer = model[0]
-    y = layer._conv_forward(x, layer.weight, layer.bias)  # by the mixed weight, whatever it costs
-    model[2](model[1](y)).square().sum().backward()
+    layer = model[1]
+    # by the mixed weight, whatever it costs
+    y = layer._conv_forward(model[0](x), layer.weight, layer.bias)
+    model[3](model[2](y)).square().sum().backward()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, found[name])
+
+
+@pytest.mark.parametrize("config", [WEIGHTS, INPUTS])
+def test_one_picture_without_a_batch(config):
+    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 3, 3))
+    lock_model(model, config, uniform=uniform())
+    x = torch.rand(2, 3, 3)
+    torch.testing.assert_close(model(x), model(x[None])[0])
 
 
 def test_of_a_linear_layer():
