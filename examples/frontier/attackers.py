@@ -58,6 +58,7 @@ class Attacker:
         shared: whether silos send several updates each, under one lock.
         single: whether it takes one image an update only.
         fits: whether it has a lock that it fitted on all public images, in the place of a silo's.
+        told: whether the locks that it simulates with are the silos' own: an oracle who learns.
 
     """
 
@@ -72,6 +73,7 @@ class Attacker:
     shared: bool = False
     single: bool = False
     fits: bool = False
+    told: bool = False
 
 
 def _search(share: float = 1.0, **more: Any) -> Callable[[Effort], Attack]:
@@ -139,7 +141,18 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
         ],
         # at untrained weights no lock fits better than another
         "fitted": [Attacker("fitted", "oracle", _search(FEW), stages=("trained",), fits=True)],
-        "oracle": [Attacker("oracle", "oracle", _search(FEW), knows=False)],
+        "oracle": [
+            Attacker("oracle", "oracle", _search(FEW), knows=False),
+            Attacker(
+                "oracle who simulates",
+                "simulating",
+                decoder(0.0),
+                knows=False,
+                shared=True,
+                single=True,
+                told=True,
+            ),
+        ],
         "twin": [
             Attacker("twin", "oblivious", _search(FEW), variant="twin", rivals=True, knows=False)
         ],

@@ -31,6 +31,7 @@ from fedml_keylock.evaluation.audit.work import Store
 from fedml_keylock.inversion import (
     Knowledge,
     PublicData,
+    Secrets,
     Transform,
 )
 from fedml_keylock.inversion.engine.checkpoint import fingerprint
@@ -55,6 +56,24 @@ class Knowing(Task):
     def id(self) -> str:
         """Of all that the result depends on."""
         return fingerprint((super().id, self.transforms), [])
+
+
+@dataclass(frozen=True)
+class Told(Task):
+    """A task whose attacker simulates updates with the silos' own locks, which are `given`."""
+
+    def knowledge(self) -> Knowledge:
+        """The attacker's."""
+        known = super().knowledge()
+        assert known.secrets is not None
+        return replace(known, secrets=Secrets(known.secrets.names, draw=self.drawn))
+
+    def drawn(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """As many of them at random: whose update it is he does not use."""
+        given = self.given or {}
+        several = len(next(iter(given.values())))
+        rows = torch.randint(several, (count,), generator=generator, device=generator.device)
+        return {name: value[rows.to(value.device)] for name, value in given.items()}
 
 
 @dataclass(frozen=True)
@@ -313,6 +332,8 @@ def _tasks(
         for task in tasks_of(subject, {"attack": attacker.attack(effort)}, [level], seed=seed)
         if (task.trial.variant, task.trial.level) == (variant, level)
     ]
+    if attacker.told:
+        return [Told(**{**vars(task), "given": subject.secrets}) for task in tasks]
     knows = attacker.knows and attacker.level != "oblivious"
     if point.rival and knows:
         known = transforms_at_clip(point.rival)

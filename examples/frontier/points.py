@@ -58,6 +58,7 @@ def pruned(name: str, keep: float) -> Point:
     return Point(name, "pruning", rival={"keep": keep})
 
 
+WITH_NORM = "weights+norm+inputs+head"
 POINTS = {
     point.name: point
     for point in (
@@ -73,12 +74,14 @@ POINTS = {
         locked("strong+stem", "strong", preset="strong", module="weights+norm+stem"),
         locked("strong+head", "strong", preset="strong", module="weights+norm+head"),
         locked("strong+inputs", "strong", preset="strong", module="weights+norm+inputs"),
-        locked("strong+inputs+head", "strong", preset="strong", module="weights+norm+inputs+head"),
+        locked("strong+inputs+head", "strong", preset="strong", module=WITH_NORM),
         locked("strong+map", "strong", preset="strong", module="weights+norm+map"),
         locked("strong-grouped", "strong", preset="strong", form="grouped"),
         locked("strong-householder", "strong", preset="strong", form="householder"),
         locked("strong-group", "group", preset="strong", group_key="group"),
         locked("group", "group", preset="group", group_key="group"),
+        locked("group+norm", "group", preset="group", module=WITH_NORM, group_key="group"),
+        locked("group-inputs", "group", preset="group", module="weights+head", group_key="group"),
         locked("strong-rotated", "strong", preset="strong", rotate_every=1),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),

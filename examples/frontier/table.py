@@ -37,7 +37,8 @@ NOTE = (
     "trained on those 64 alone. *Strongest*: mean aligned SSIM of the strongest attacker without "
     "a silo's private state. *Class mean*: the mean public image of the class, no gradient. "
     "*Plain*: the strongest attacker on plain FedAvg's update. *Twin*: `joint` on the same step "
-    "at the same weights, unprotected. *Oracle*: `joint` with the silo's private state. "
+    "at the same weights, unprotected. *Oracle*: the better of `joint` with "
+    "the silo's private state and of a decoder trained under the silos' own locks. "
     "*Labels*: share recovered, %, at the most. *Upload*, *step*: over plain FedAvg's. -: does "
     "not apply, or was not measured; what was not measured is named, and passes nothing."
 )
@@ -190,16 +191,11 @@ def _judged_stage(row: Row, stage: str) -> dict[str, bool | None]:
     names = ["leakage", "undefended", *(["oracle"] if row["locked"] else [])]
     if not made:
         return {f"{name}, {stage}": None for name in names}
-    oracle = [
-        mean
-        for score in made["attackers"].values()
-        if score["name"] == "oracle" and (mean := _mean(score["ssim_aligned"])) is not None
-    ]
-    plain = made["plain"]
+    oracle, plain = _best(made, "oracle"), made["plain"]
     found: dict[str, bool | None] = {
         "leakage": _below_floor(made),
         "undefended": None if plain is None else plain >= UNDEFENDED,
-        "oracle": max(oracle) >= ORACLE if oracle else None,
+        "oracle": None if oracle is None else oracle >= ORACLE,
     }
     return {f"{name}, {stage}": found[name] for name in names}
 
@@ -293,7 +289,7 @@ def _best(stage: Mapping[str, Any], name: str) -> float | None:
     found = [
         mean
         for score in stage["attackers"].values()
-        if score["name"] == name and (mean := _mean(score["ssim_aligned"])) is not None
+        if score["name"].startswith(name) and (mean := _mean(score["ssim_aligned"])) is not None
     ]
     return max(found, default=None)
 

@@ -30,7 +30,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "chained": False,
     },
     "strong": _STRONG,
-    "group": {**_STRONG, "module": "weights+norm+inputs+head"},
+    "group": {**_STRONG, "module": "weights+inputs+head"},
 }
 """paper is that of arXiv 2305.04095's numbers, its "single" variant; the others are the frontier's:
 the best where each silo has a lock of its own, and where all have one."""

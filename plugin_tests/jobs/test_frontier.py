@@ -232,7 +232,7 @@ def test_a_result_counts_only_with_the_settings_that_it_was_made_with(frontier, 
 def subject_of(frontier, tmp_path, point, name):
     setting = frontier.splits.Setting("lenet", "mnist", 3, "iid", 0, 2)
     effort = frontier.attackers.Effort(images=6, restarts=1, steps=1)
-    (one,) = frontier.attackers.attackers("lenet")[name]
+    one = frontier.attackers.attackers("lenet")[name][-1]
     arguments = (frontier.points.POINTS[point], setting, tmp_path, effort, "untrained", 1, one)
     subject = frontier.leakage._subject(*arguments)
     return subject, frontier.leakage._tasks(arguments[0], subject, one, effort, 0)
@@ -261,6 +261,20 @@ def test_an_attacker_knows_what_a_rival_does_and_the_oblivious_does_not(frontier
     assert task.id != ignorant.id
     share = [float((task.updates[0].pseudo_gradient(n) != 0).float().mean()) for n in TARGETS]
     assert max(share) < 0.02
+
+
+def test_the_oracle_who_simulates_has_the_silos_own_locks_and_a_result_of_his_own(
+    frontier, tmp_path
+):
+    subject, (task,) = subject_of(frontier, tmp_path, "weights-all", "oracle")
+    draw = torch.Generator().manual_seed(0)
+    drawn = task.knowledge().secrets.draw(50, draw)
+    for name, value in subject.secrets.items():
+        own = {tuple(one.flatten().tolist()) for one in value}
+        assert {tuple(one.flatten().tolist()) for one in drawn[name]} == own
+    _, (ignorant,) = subject_of(frontier, tmp_path, "weights-all", "simulating")
+    assert ignorant.trial.level == task.trial.level == "simulating"
+    assert task.id != ignorant.id
 
 
 TARGETS = ("features.2.weight", "classifier.weight")

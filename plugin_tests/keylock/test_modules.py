@@ -354,7 +354,7 @@ class TestPresets:
         with pytest.raises(ConfigError, match=r"preset: group goes with group_key.*openssl rand"):
             KeyLockConfig.from_mapping({"preset": "group"})
         config = KeyLockConfig(preset="group", group_key="group")
-        assert config.title == "keylock:weights+norm+inputs+head:all:mixed=inner:group"
+        assert config.title == "keylock:weights+inputs+head:all:mixed=inner:group"
         assert KeyLockConfig(**config.model_dump()) == config  # as an audit reads it of a capture
 
     def test_fields_beside_it_have_the_last_word(self):
