@@ -58,7 +58,7 @@ def pruned(name: str, keep: float) -> Point:
     return Point(name, "pruning", rival={"keep": keep})
 
 
-WITH_NORM = "weights+norm+inputs+head"
+NO_NORM, WITH_NORM = "weights+inputs+head", "weights+norm+inputs+head"
 POINTS = {
     point.name: point
     for point in (
@@ -80,8 +80,8 @@ POINTS = {
         locked("strong-householder", "strong", preset="strong", form="householder"),
         locked("strong-group", "group", preset="strong", group_key="group"),
         locked("group", "group", preset="group", group_key="group"),
-        locked("group+norm", "group", preset="group", module=WITH_NORM, group_key="group"),
-        locked("group-inputs", "group", preset="group", module="weights+head", group_key="group"),
+        locked("group+gamma", "group", preset="strong", module=NO_NORM, group_key="group"),
+        locked("group+norm", "group", preset="strong", module=WITH_NORM, group_key="group"),
         locked("strong-rotated", "strong", preset="strong", rotate_every=1),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),

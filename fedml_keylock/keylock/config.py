@@ -30,7 +30,12 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "chained": False,
     },
     "strong": _STRONG,
-    "group": {**_STRONG, "module": "weights+inputs+head"},
+    "group": {
+        "module": "weights+inputs+head",
+        "targets": "all",
+        "activation": "identity",
+        "spread": 0.0,
+    },
 }
 """paper is that of arXiv 2305.04095's numbers, its "single" variant; the others are the frontier's:
 the best where each silo has a lock of its own, and where all have one."""
@@ -51,9 +56,8 @@ class KeyLockConfig(Settings):
     """K, how many numbers the key has."""
     preset: Literal["paper", "strong", "group"] | None = None
     """paper: the published lock. strong: a mixing on the weights of all layers but the first.
-    group, which needs a group_key: on the inputs of these and of the head too, which costs accuracy
-    where each silo has its own lock, and none where all have one. Fields beside it have the last
-    word."""
+    group, which needs a group_key: on the weights and inputs of all and on the head's, and nothing
+    else, so that a job learns as without any lock. Fields beside it have the last word."""
     module: str = "affine"
     """One of affine: gamma and beta, as published; mixing: and a private matrix across the
     channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
@@ -69,6 +73,11 @@ class KeyLockConfig(Settings):
     form: Literal["full", "grouped", "householder"] = "full"
     """Of the mixing matrices. grouped: blocks of up to 8 channels; householder: 8 reflections: both
     cost less on wide layers."""
+    spread: float = Field(default=0.7, ge=0, le=0.9)
+    """How far from 1 a new gamma lies at the most; a new beta's deviation from 0 is 3/7 of it. Away
+    from 1, so that another lock does not do; away from 0, where relu would leave a channel dead,
+    and its vanishing gradient would show that to the server. 0: gamma is 1 and beta 0, and what is
+    private are the matrices. Of no effect under sigmoid."""
     rotate_every: int | None = Field(default=None, ge=1, strict=True)
     """Draw a fresh lock at the start of every so many rounds; None: keep it and go on training."""
     group_key: Path | None = None
@@ -111,10 +120,23 @@ class KeyLockConfig(Settings):
             parts.append(f"mixed={_listed(self.mixed)}")
         if self.form != "full":
             parts.append(self.form)
+        if self.spread != type(self).model_fields["spread"].default:
+            parts.append(f"spread={self.spread:g}")
         if self.rotate_every is not None:
             parts.append(f"rotated={self.rotate_every}")
         parts += ["group"] * (self.group_key is not None)
         return ":".join(parts + ["chained"] * self.chained)
+
+    @property
+    def turns_only(self) -> bool:
+        """Whether gamma and beta are 1 and 0 for good, as everybody knows.
+
+        Example:
+            >>> KeyLockConfig(preset="group", group_key="group").turns_only
+            True
+
+        """
+        return self.spread == 0 and self.group_key is not None
 
     @property
     def base(self) -> str:
@@ -166,6 +188,17 @@ class KeyLockConfig(Settings):
             )
         # it is what it stands for: two silos that write the same lock in two ways agree
         return fields if preset is None else {**preset, **fields, "preset": None}
+
+    @model_validator(mode="after")
+    def _is_a_lock(self) -> KeyLockConfig:
+        if self.spread == 0 and (
+            self.base == "affine" or self.mixed != "all" or self.activation != "identity"
+        ):
+            raise ConfigError(
+                "keylock.spread: 0 leaves only matrices private: use it with module: weights or "
+                "mixing, mixed: all and activation: identity"
+            )
+        return self
 
     @field_validator("module", mode="before")
     @classmethod

@@ -18,11 +18,9 @@ from .private import Unsent
 
 __all__ = ["KeyLock", "WeightLock", "every_lock", "locks"]
 
-GAMMA_RANGE = (0.3, 1.7)
-"""Where a new gamma lies. Away from 1, so that another lock does not do; away from 0, where relu
-would leave a channel dead, and its vanishing gradient would show that to the server."""
-BETA_SPREAD = 0.3
-"""Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
+BETA = 3 / 7
+"""Standard deviation of a new beta, over the spread of gamma; under relu, of the value whose
+magnitude it is."""
 
 
 class KeyLock(OnWeights, Unsent):
@@ -89,6 +87,7 @@ class KeyLock(OnWeights, Unsent):
         self.channel_dim = channel_dim
         self.activation = config.activation
         self.chained = keys is not None
+        self.turns_only = config.turns_only
         # what the chain last handed to this lock, in a forward pass of its model
         self.values: tuple[Tensor, Tensor] | None = None
         # what the holder's own weight and bias were, for unlock_model
@@ -102,14 +101,14 @@ class KeyLock(OnWeights, Unsent):
         self.register_buffer("key", None if keys else key)
         self.register_buffer("direction", None if keys else direction)
         for index, name in enumerate(("gamma", "beta")):
-            wanted = _wanted(name, channels, config.activation, uniform)
+            wanted = _wanted(name, channels, config, uniform)
             if keys is None:
-                weight = BETA_SPREAD * normal((channels,), uniform)
+                weight = BETA * config.spread * normal((channels,), uniform)
                 bias = wanted - weight
             else:
                 before = keys[index].detach()
                 scale = before.norm().clamp(min=1e-6).reciprocal()
-                weight = BETA_SPREAD * normal((channels, before.numel()), uniform)
+                weight = BETA * config.spread * normal((channels, before.numel()), uniform)
                 bias = wanted - torch.mv(weight, scale * before)
                 self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
@@ -147,15 +146,20 @@ class KeyLock(OnWeights, Unsent):
             )
         return self.values[0 if name == "gamma" else 1]
 
+    @property
+    def is_on_weight(self) -> bool:
+        """Whether gamma and beta stand on the weight, and not on what comes of it."""
+        return self.on_weights and self.normalise is None
+
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Gamma and beta, where they stand on the weight."""
-        alone = self.on_weights and self.normalise is None
-        return (self.scale(), self.shift()) if alone else (None, None)
+        if self.turns_only or not self.is_on_weight:
+            return None, None
+        return self.scale(), self.shift()
 
     def on_result(self, x: Tensor) -> Tensor:
         """What its holder computed with what was made of its weight, locked."""
-        alone = self.on_weights and self.normalise is None and self.map_scale is None
-        return x if alone else self(x)
+        return x if self.is_on_weight and self.map_scale is None else self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Lock a layer's output; the shape stays."""
@@ -224,15 +228,15 @@ class KeyLock(OnWeights, Unsent):
         return f"{self.channels}, {kind}, {key}{own}"
 
 
-def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
+def _wanted(name: str, channels: int, config: KeyLockConfig, uniform: Uniform) -> Tensor:
     """What goes into the activation ``(c,)`` for a new lock's gamma or beta."""
+    activation, spread = config.activation, config.spread
     if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
         return normal((channels,), uniform)
     if name == "gamma":
-        low, high = GAMMA_RANGE
-        wanted = low + (high - low) * uniform((channels,))
+        wanted = 1 + spread * (2 * uniform((channels,)) - 1)
     else:
-        wanted = BETA_SPREAD * normal((channels,), uniform)
+        wanted = BETA * spread * normal((channels,), uniform)
         if activation != "identity":
             wanted = wanted.abs() + 1e-3
     return wanted.expm1().log() if activation == "softplus" else wanted

@@ -28,6 +28,8 @@ __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 class RevealedLock(OnWeights, nn.Module):
     """A lock with gamma ``(c,)``, beta ``(c,)`` and each of its pieces as parameters.
 
+    A gamma and beta that everybody knows are constants: there is nothing to search.
+
     It keeps no running statistics: an attacker replays a training step, which normalises by the
     batch. It starts as no lock at all: gamma 1, beta 0, every mixing the identity; but weights
     that are private altogether start at 0.
@@ -36,13 +38,21 @@ class RevealedLock(OnWeights, nn.Module):
     def __init__(self, lock: KeyLock | WeightLock) -> None:
         super().__init__()
         self.on_weights = lock.on_weights
-        self.gamma: nn.Parameter | None = None
+        self.gamma: Tensor | None
+        self.beta: Tensor | None
+        self.turns_only = isinstance(lock, KeyLock) and lock.turns_only
         if isinstance(lock, KeyLock):
             self.normalise = lock.normalise
             self.channel_dim = lock.channel_dim
             self.fused = lock.fused
-            self.gamma = nn.Parameter(torch.ones(lock.channels))
-            self.beta = nn.Parameter(torch.zeros(lock.channels))
+        starts: dict[str, Tensor | None] = {"gamma": None, "beta": None}
+        if isinstance(lock, KeyLock):
+            starts = {"gamma": torch.ones(lock.channels), "beta": torch.zeros(lock.channels)}
+        for name, start in starts.items():
+            if start is None or self.turns_only:
+                self.register_buffer(name, start)
+            else:
+                self.register_parameter(name, nn.Parameter(start))
         self.hold({name: neutral(name, piece.detach()) for name, piece in lock.pieces.items()})
 
     def scale(self) -> Tensor:
@@ -52,11 +62,14 @@ class RevealedLock(OnWeights, nn.Module):
 
     def shift(self) -> Tensor:
         """Beta, for a normalisation layer that reads it."""
+        assert self.beta is not None
         return self.beta
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Gamma and beta, where they stand on the weight."""
-        alone = self.gamma is not None and self.on_weights and self.normalise is None
+        if self.gamma is None or self.turns_only:
+            return None, None
+        alone = self.on_weights and self.normalise is None
         return (self.gamma, self.beta) if alone else (None, None)
 
     def on_result(self, x: Tensor) -> Tensor:
@@ -114,7 +127,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     values = lock_values(model)
     for name, _, lock in every_lock(model):
         prefix = f"{name}.keylock." if name else "keylock."
-        if name in values:
+        if isinstance(lock, KeyLock) and not lock.turns_only:
             gamma, beta = values[name]
             state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
         state |= {f"{prefix}{n}": piece.detach().clone() for n, piece in lock.pieces.items()}

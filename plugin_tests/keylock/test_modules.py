@@ -27,6 +27,7 @@ from fedml_keylock.keylock import (
     surrogate,
     unlock_model,
 )
+from fedml_keylock.keylock.chain import lock_values
 from fedml_keylock.keylock.group import group_uniform
 from fedml_keylock.keylock.key import seeded_uniform
 from fedml_keylock.keylock.module import every_lock
@@ -354,7 +355,7 @@ class TestPresets:
         with pytest.raises(ConfigError, match=r"preset: group goes with group_key.*openssl rand"):
             KeyLockConfig.from_mapping({"preset": "group"})
         config = KeyLockConfig(preset="group", group_key="group")
-        assert config.title == "keylock:weights+inputs+head:all:mixed=inner:group"
+        assert config.title == "keylock:weights+inputs+head:all:spread=0:group"
         assert KeyLockConfig(**config.model_dump()) == config  # as an audit reads it of a capture
 
     def test_fields_beside_it_have_the_last_word(self):
@@ -445,26 +446,26 @@ class TestGroup:
             defense.end_round(model, round_index=0)
 
     def test_trained_alike_on_weights_it_learns_what_no_lock_learns(self, secret):
-        """An orthogonal matrix on the weights that never changes: SGD takes the plain steps."""
-        config = KeyLockConfig(module="weights", targets="all", group_key=secret)
+        """Orthogonal matrices on the weights that never change: SGD takes the plain steps."""
+        config = KeyLockConfig(preset="group", group_key=secret)
         torch.manual_seed(0)
-        model = lenet().double()
+        model, images = lenet(), IMAGES.double()
         lock_model(model, config)
         with torch.no_grad():
-            for _, _, lock in every_lock(model):
-                lock.weight_gamma.zero_()
-                lock.bias_gamma.fill_(1)
-                lock.weight_beta.zero_()
-                lock.bias_beta.zero_()
-        model.double()
+            model.double()
+            for _, _, lock in every_lock(model):  # orthogonal to float64 too
+                for piece in lock.pieces.values():
+                    piece.copy_(torch.linalg.qr(piece)[0])
         plain = export_model(model.eval())
-        step(model.train(), IMAGES.double())
         for parameter in plain.parameters():
             parameter.requires_grad_(True)
-        step(plain, IMAGES.double())
-        torch.testing.assert_close(
-            export_model(model.eval())(IMAGES.double()), plain(IMAGES.double())
-        )
+        first = plain(images)
+        for _ in range(5):
+            step(model.train(), images)
+            step(plain, images)
+        left, right = export_model(model.eval())(images), plain(images)
+        torch.testing.assert_close(left, right)
+        assert not torch.allclose(left, first, atol=1e-3)
 
     def test_drawn_anew_it_is_new_for_all_alike(self, settings):
         kept = []
@@ -477,12 +478,11 @@ class TestGroup:
         assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
 
     def test_the_server_and_an_attacker_need_no_secret(self, settings, secret):
-        one = KeyLockDefense(settings).describe(lenet())
+        one, model = KeyLockDefense(settings).describe(lenet()), self.silo(settings)[1]
         secret.unlink()
         defense = KeyLockDefense(settings)
         assert defense.describe(lenet()).mark == one.mark
-        config = KeyLockConfig(module=defense.config.module, targets="all", mixed="inner")
-        assert set(defense.surrogate(lenet()).names) == set(surrogate(lenet(), config)[1])
+        assert set(defense.surrogate(lenet()).names) == set(effective_state(model))
         again = KeyLockDefense(one.settings)  # as an audit reads a capture
         assert again.title == defense.title
         assert str(settings["group_key"]) not in str(one.settings)
@@ -502,6 +502,56 @@ class TestGroup:
         secret.unlink()
         with pytest.raises(VaultError, match=r"keylock\.group_key:"):
             self.silo(settings)
+
+
+class TestSpread:
+    """How far a new gamma and beta are from 1 and 0."""
+
+    @pytest.mark.parametrize("spread", [0.1, 0.7])
+    @pytest.mark.parametrize("chained", [False, True])
+    def test_it_is_how_far(self, spread, chained):
+        model, _ = locked("lenet", "weights", spread=spread, chained=chained)
+        for gamma, beta in lock_values(model).values():
+            assert 0.5 * spread < float((gamma - 1).abs().max()) <= spread + 1e-5
+            assert 0 < float(beta.abs().max()) < 5 * spread * 3 / 7
+
+    def test_of_a_group_without_any_everybody_knows_gamma_and_beta(self, tmp_path):
+        secret = tmp_path / "group"
+        secret.touch(mode=0o600)
+        secret.write_bytes(bytes(range(32)))
+        config = KeyLockConfig(preset="group", group_key=secret)
+        torch.manual_seed(0)
+        model = lenet()
+        lock_model(model, config)
+        for gamma, beta in lock_values(model).values():
+            assert torch.equal(gamma, torch.ones(12))
+            assert torch.equal(beta, torch.zeros(12))
+        known, unknowns = surrogate(lenet(), config)
+        assert not any(name.endswith(("gamma", "beta")) for name in unknowns)
+        assert set(unknowns) == set(effective_state(model))
+        with torch.no_grad():
+            known.load_state_dict(model.state_dict() | effective_state(model), strict=False)
+        torch.testing.assert_close(known(IMAGES), model(IMAGES))
+        # every layer has something that is private
+        assert {n for n, _, lock in every_lock(model) if lock.pieces} == {"0", "2", "4", "7"}
+
+    def test_a_silos_own_lock_without_any_has_a_gamma_that_is_trained(self):
+        config = KeyLockConfig(module="weights", targets="all", activation="identity", spread=0)
+        assert "0.keylock.gamma" in surrogate(lenet(), config)[1]
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"module": "affine"},
+            {"module": "affine+head"},
+            {"module": "weights", "mixed": "inner"},
+            {"module": "weights", "activation": "relu"},
+        ],
+    )
+    def test_none_where_nothing_would_be_private_is_refused(self, settings):
+        settings = {"activation": "identity", **settings, "spread": 0}
+        with pytest.raises(ConfigError, match=r"keylock\.spread: 0 leaves only matrices private"):
+            KeyLockConfig.from_mapping(settings)
 
 
 def test_check_says_of_each_layer_what_is_private():

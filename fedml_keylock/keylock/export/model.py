@@ -193,7 +193,7 @@ def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
             front = mixing if brings and lock.on_weights and lock.outward else None
             if lock.touches_weights and front is None:
                 on_weights.append(_OnWeights(whole, holder, lock, _outward(lock, mixing)))
-            if isinstance(lock, KeyLock) and lock.affine()[0] is None:
+            if isinstance(lock, KeyLock) and not lock.is_on_weight:
                 gamma, beta = map(_exact, values[name])
                 mixing = None if lock.on_weights else mixing
                 taken.append(_Taken(whole, holder, lock, gamma, beta, mixing, front))
