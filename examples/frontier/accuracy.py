@@ -66,7 +66,9 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         "own": statistics.mean(each),
         "own_each": each,
         "fresh": _under_fresh_locks(plain, defense, own, setting, draw, test),
-        "fitted": fit_lock(defense.surrogate(plain), draw, public, test)[1],
+        "fitted": fit_lock(
+            defense.surrogate(plain), draw, public, test, turns_only=defense.config.turns_only
+        )[1],
     }
 
 
@@ -95,9 +97,16 @@ def _under_fresh_locks(
 
 
 def fit_lock(
-    known: Surrogate, draw: torch.Generator, public: PublicData, test: PublicData
+    known: Surrogate,
+    draw: torch.Generator,
+    public: PublicData,
+    test: PublicData,
+    *,
+    turns_only: bool,
 ) -> tuple[dict[str, Tensor], float]:
     """A lock that works on public images, all of it fitted, from locks drawn as a new silo's are.
+
+    Where silos' locks are orthogonal matrices for good (turns_only), so are those of the fit.
 
     Returns:
         Its values by the surrogate's names, and its accuracy on the test's images.
@@ -111,7 +120,8 @@ def fit_lock(
         with torch.no_grad():
             for name, parameter in unknown.items():
                 parameter.copy_(starts[name][index])
-        loss, share = _tuned(net, list(unknown.values()), FIT_RATE, public, test)
+        fitted = list(unknown.values())
+        loss, share = _tuned(net, fitted, FIT_RATE, public, test, turns_only=turns_only)
         found.append((loss, share, {n: p.detach() for n, p in unknown.items()}))
     _, share, fitted = min(found, key=lambda one: one[0])
     return fitted, share
@@ -123,6 +133,8 @@ def _tuned(
     rate: float,
     public: PublicData,
     test: PublicData,
+    *,
+    turns_only: bool = False,
 ) -> tuple[float, float]:
     """Train these parameters on public images; loss on them, and accuracy on the test's.
 
@@ -138,10 +150,19 @@ def _tuned(
             loss = F.cross_entropy(net(public.images), public.labels)
             loss.backward()
             optimizer.step()
+            for matrix in parameters if turns_only else ():
+                _turn_nearest(matrix)
         with torch.no_grad():
             pairs = zip(test.images.split(250), test.labels.split(250), strict=True)
             right = torch.cat([net(some).argmax(1) == of for some, of in pairs])
     return float(loss.detach()), float(right.float().mean())
+
+
+@torch.no_grad()
+def _turn_nearest(matrix: Tensor) -> None:
+    """Put the nearest orthogonal matrix in its place."""
+    left, _, right = torch.linalg.svd(matrix)
+    matrix.copy_(left @ right)
 
 
 def step_ratio(point: Point, net: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import global_state, silo_locks
 
+from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation.audit import Protection, Subject, probe
 from fedml_keylock.evaluation.audit.crew import Crew
@@ -241,15 +242,18 @@ def _subject(
         draw = torch.Generator().manual_seed(104_729 * (setting.seed + 1))
         updates = tuple(_perturbed(update, model, point, draw) for update in updates)
     subject = replace(subject, updates=updates)
-    return _that_moved(_with_fitted_lock(subject, setting) if attacker.fits else subject)
+    return _that_moved(_with_fitted_lock(subject, point, setting) if attacker.fits else subject)
 
 
-def _with_fitted_lock(subject: Subject, setting: Setting) -> Subject:
+def _with_fitted_lock(subject: Subject, point: Point, setting: Setting) -> Subject:
     """In place of the silos' private state that of a lock fitted on everything that is public."""
     assert subject.surrogate is not None
     assert subject.public is not None
     draw = torch.Generator().manual_seed(15_487_469 * (setting.seed + 1))
-    fitted, _ = fit_lock(subject.surrogate, draw, subject.public, subject.public)
+    turns_only = KeyLockDefense(point.lock or {}).config.turns_only
+    fitted, _ = fit_lock(
+        subject.surrogate, draw, subject.public, subject.public, turns_only=turns_only
+    )
     count = len(subject.updates)
     secrets = {name: value.expand(count, *value.shape) for name, value in fitted.items()}
     return replace(subject, secrets=secrets)
