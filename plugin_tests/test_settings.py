@@ -125,7 +125,7 @@ def test_every_field_can_be_set_from_yaml():
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
             "chained: true, encrypt_vault: true, then: krum, own_accuracy: false, "
-            "mixed: inner, form: grouped, rotate_every: 3, group_key: /etc/group}"
+            "mixed: inner, form: grouped, rotate_every: 3, spread: 0.5, group_key: /etc/group}"
         )
     )
     changed = config.model_dump()
