@@ -41,7 +41,6 @@ def test_a_training_step(net, lock, paired, report):
         ("first", "LeNet, one batch norm"),
         ("all", "LeNet, three batch norms"),
         ("strong", "LeNet, three batch norms"),
-        ("group", "LeNet, three batch norms"),
     ],
 )
 def test_a_step_of_lenet_beside_the_same_with_public_norms(lock, control, paired, report):
