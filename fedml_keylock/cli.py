@@ -49,7 +49,6 @@ def main() -> None:
       defense_args:
         enable_defense: true
         defense_type: keylock
-        keylock: {module: mixing, targets: all}
     """  # noqa: D301  # click's mark for lines that are to stay as they are
 
 
@@ -67,7 +66,7 @@ def main() -> None:
 def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     """Train LeNet on real MNIST digits over MPI three times, and attack what the server got.
 
-    Plain FedAvg, the published lock (affine, first layer), and the mixing lock in all layers; each
+    Plain FedAvg, the published lock (preset: paper), and the default one (module: whole); each
     is attacked with DLG and inverting gradients by an attacker who ignores the lock, one who knows
     its kind, and one who has the silo's private state. Takes up to 5 minutes on two cores.
     """

@@ -17,6 +17,7 @@ __all__ = [
     "ClientUpdate",
     "Defense",
     "DefenseFactory",
+    "Disguise",
     "Reconstruction",
     "Surrogate",
     "TokenReconstruction",
@@ -153,12 +154,34 @@ class Surrogate:
         names: which of its parameters those are.
         draw: ``draw(count, generator)``: name to ``(count, *shape)`` starts, drawn from the
             distribution of a new silo's private state, which is public.
+        disguise: of a defense that changes what is sent and not what is computed; else None.
 
     """
 
     model: nn.Module
     names: tuple[str, ...]
     draw: Callable[[int, torch.Generator], dict[str, Tensor]]
+    disguise: Disguise | None = None
+
+
+class Disguise(Protocol):
+    """What a defense does to updates themselves, for whoever audits it."""
+
+    def conceal(
+        self, update: ClientUpdate, generator: torch.Generator
+    ) -> tuple[ClientUpdate, dict[str, Tensor]]:
+        """A plain update as it is sent under fresh private state, and that state."""
+
+    def reveal(
+        self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
+    ) -> ClientUpdate:
+        """An update that was sent, as whoever has the private state reads it.
+
+        Or, colluding, only what the other silos have of it.
+        """
+
+    def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        """What of updates, name to ``(b, *shape)``, does not depend on it: ``(b, features)``."""
 
 
 class Defense(Protocol):
@@ -179,6 +202,12 @@ class Defense(Protocol):
         Only values change: an optimizer may hold the model's parameters already.
         """
 
+    def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
+        """Called in a silo before the server's model is loaded.
+
+        It is the average of what silos sent in this round, or with -1 the first model.
+        """
+
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Called in a silo that is about to train a round."""
 
@@ -186,6 +215,15 @@ class Defense(Protocol):
         """Called in a silo before it sends what it trained; raise to stop it.
 
         False when nothing happened to the model: then nothing but its own state may be sent.
+        """
+
+    def release(
+        self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
+    ) -> Mapping[str, Tensor]:
+        """Called in a silo with a state that passed the gates: what is sent in its place.
+
+        Raise UpdateRefused, saying why, to send nothing. The samples are the silo's weight in the
+        average.
         """
 
     def surrogate(self, model: nn.Module) -> Surrogate:

@@ -31,7 +31,8 @@ def test_every_command_has_help_and_is_listed(command):
 
 
 def test_check_says_what_would_be_locked_and_what_would_not():
-    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", "--targets", "all")
+    affine = ("--module", "affine", "--targets", "all")
+    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *affine)
     assert result.exit_code == 0
     assert result.stderr.startswith("affine does not withstand an attacker who knows of it")
     lines = result.stdout.splitlines()
@@ -43,12 +44,30 @@ def test_check_says_what_would_be_locked_and_what_would_not():
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *strong)
     assert "affine" not in result.output
     assert "by a lock on its weights, with a batch norm of its own" in result.output
-    result = invoke("check", "--model", "torch.nn:Identity")
+    result = invoke("check", "--model", "torch.nn:Identity", "--preset", "paper")
     assert result.exit_code == 1
     assert "cannot lock the model: Identity has no convolution" in result.output
-    result = invoke("check", "--model", "torchvision.models:alexnet", "--targets", "features.*,x")
+    some = ("--module", "affine", "--targets", "features.*,x")
+    result = invoke("check", "--model", "torchvision.models:alexnet", *some)
     assert result.exit_code == 1
     assert "'x' matches no convolution" in result.output
+
+
+@pytest.mark.parametrize("lock", [(), ("--preset", "group"), ("--module", "whole")])
+def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
+    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    *layers, last = result.stdout.splitlines()
+    assert len(layers) == 26
+    assert all(line.split()[1:3] == ["locked", "its"] for line in layers)
+    assert last == "constant: 0; shared: 0"
+    result = invoke("check", "--model", "torch.nn:Identity", *lock)
+    assert result.exit_code == 1
+    assert "cannot lock the model: Identity has no parameters to lock" in result.output
+    result = invoke("check", "--model", "torch.nn:Identity", *lock, "--targets", "first")
+    assert result.exit_code == 1
+    assert result.output.startswith("fedml-keylock: keylock.targets: 'first' is of locks on layers")
 
 
 def test_plugins_lists_what_is_registered():

@@ -7,15 +7,17 @@ import re
 import stat
 import subprocess
 import sys
+from copy import deepcopy
 
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
 
 from fedml_keylock import cli
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.commands import pack
 from fedml_keylock.keylock.vault.cipher import PASSPHRASE
 
@@ -52,8 +54,9 @@ common_args: {{training_type: cross_silo}}
 defense_args:
   enable_defense: true
   defense_type: keylock
-  keylock: {{key_length: 16, module: {module}, targets: all{more}}}
+  keylock: {{{lock}{more}}}
 """
+WHOLE = "module: whole, group_key: group"
 
 
 @pytest.fixture
@@ -65,16 +68,20 @@ def job(tmp_path, monkeypatch):
     (tmp_path / "export_main.py").write_text(MAIN)
 
     def leave(name="Net", module="affine", more="", settings=None):
-        settings = {"key_length": 16, "module": module, "targets": "all", **(settings or {})}
-        (tmp_path / "config.yaml").write_text(CONFIG.format(module=module, more=more))
+        lock = WHOLE if module == "whole" else f"key_length: 16, module: {module}, targets: all"
+        settings = {**yaml.safe_load(f"{{{lock}}}"), **(settings or {})}
+        (tmp_path / "config.yaml").write_text(CONFIG.format(lock=lock, more=more))
+        (tmp_path / "group").touch(mode=0o600)
+        (tmp_path / "group").write_bytes(bytes(range(32)))
         sys.path.insert(0, str(tmp_path))
         made = getattr(importlib.import_module("export_main"), name)
         silos = []
         for silo in (0, 1):
             torch.manual_seed(0)
-            model, defense = made(), KeyLockDefense(settings)
-            agreement = defense.describe(model)
+            model, defense = made(), keylock(settings)
+            first, agreement = deepcopy(model.state_dict()), defense.describe(model)
             defense.protect(model, silo=silo, agreement=agreement)
+            defense.receive(model, first, round_index=-1)
             defense.begin_round(model, round_index=0)
             optimizer = torch.optim.SGD(model.parameters(), 0.1)
             for _ in range(3):
@@ -154,6 +161,27 @@ def test_a_state_dict_for_the_jobs_own_class(job, module, silo, tmp_path):
     assert not same(silos[1 - silo], plain)  # the control: silos differ by their locks
     after = {path: path.read_bytes() for path in before}
     assert after == before
+
+
+def test_a_model_that_was_turned_as_a_whole_is_turned_back_by_any_silo(job, tmp_path):
+    made, silos = job(module="whole")
+    (tmp_path / "group").unlink()  # what is needed of it is in the vault
+    served = made()
+    served.load_state_dict(torch.load("global.pt", weights_only=True))
+    for silo in (0, 1):
+        wrote, warned = ok("--example-shape", "1,8,8", silo=silo)
+        assert re.fullmatch(
+            rf"wrote exported.pt: state_dict, turned back by silo {silo} before round 1, \d+ bytes"
+            r"; outputs up to \S+ differ by at most \S+ from the locked ones",
+            wrote,
+        )
+        assert warned.startswith("keep exported.pt as you keep the vault: it holds the model")
+        assert stat.S_IMODE((tmp_path / "exported.pt").stat().st_mode) == 0o600
+        plain = made()
+        plain.load_state_dict(torch.load("exported.pt", weights_only=True))
+        assert same(silos[silo], plain.eval())
+        assert same(silos[1 - silo], plain)  # a lock of all
+        assert not same(plain, served.eval())  # the control: the server has another model
 
 
 def test_without_an_example_nothing_is_compared(job):

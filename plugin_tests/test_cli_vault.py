@@ -605,12 +605,30 @@ def test_a_missing_config_is_named(plain):
     assert files(plain)
 
 
-def test_the_defaults_hold_without_a_config(here):
-    job(0, {})
+def test_the_defaults_of_what_a_config_leaves_out_hold(here):
+    job(0, {"module": "affine"})
+    (here / "fedml_config.yaml").write_text(
+        "defense_args: {defense_type: keylock, keylock: {module: affine}}"
+    )
     before = states(here / "keylock_vault")["silo-0.safetensors"]
-    ok(*ROTATE, "--yes")
+    ok(*ROTATE, "--config", "fedml_config.yaml", "--yes")
     after = states(here / "keylock_vault")["silo-0.safetensors"]
     assert not any(torch.equal(t, lock_of(after)[n]) for n, t in lock_of(before).items())
+
+
+@pytest.mark.parametrize("settings", [None, "{}", "{module: whole}", "{preset: group}"])
+def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(plain, here, settings):
+    config = here / "fedml_config.yaml"
+    config.write_text(f"defense_args: {{defense_type: keylock, keylock: {settings}}}")
+    before = files(plain)
+    given = () if settings is None else ("--config", "fedml_config.yaml")
+    result = invoke(*ROTATE, *given)
+    assert result.exit_code == 1
+    assert result.output == (
+        "fedml-keylock: there is nothing to rotate under module: whole: every job and every round "
+        "is turned anew; give all silos another secret (keylock.group_key) instead\n"
+    )
+    assert files(plain) == before
 
 
 def test_the_model_is_found_in_the_current_folder(plain):

@@ -35,7 +35,7 @@ def ssim(report, defense, knowledge, stage="untrained", attack="inverting_gradie
     return row["ssim_aligned"]["mean"]
 
 
-AFFINE, MIXING = "keylock:affine:first", "keylock:mixing:all"
+AFFINE, WHOLE = "keylock:affine:first", "keylock:whole:all"
 
 
 class Pictures(HTMLParser):
@@ -53,12 +53,12 @@ def test_the_quick_demo_tells_its_story(tmp_path):
     assert report["schema"] == "fedml-keylock/report/1"
     assert ssim(report, "none", "none") > 0.6
     assert ssim(report, AFFINE, "adaptive") > ssim(report, AFFINE, "oblivious") + 0.05
-    assert ssim(report, MIXING, "adaptive") < 0.15
-    assert ssim(report, MIXING, "oracle") > 0.3
+    assert ssim(report, WHOLE, "adaptive") < 0.15
+    assert ssim(report, WHOLE, "oracle") > 0.3
     accuracy = {name: scores["server"]["mean"] for name, scores in report["accuracy"].items()}
     assert accuracy["none"] > 0.85
-    assert report["accuracy"][MIXING]["own_lock"]["mean"] > 0.5
-    assert report["accuracy"][MIXING]["fresh_lock"]["mean"] < 0.3
+    assert report["accuracy"][WHOLE]["own_lock"]["mean"] > 0.5
+    assert report["accuracy"][WHOLE]["fresh_lock"]["mean"] < 0.3
     assert report["verdict"] in said
     assert (tmp_path / "leakage.png").stat().st_size > 10_000
     page = Pictures()
@@ -76,8 +76,8 @@ def test_the_full_demo(tmp_path):
     assert ssim(report, AFFINE, "adaptive") >= ssim(report, AFFINE, "oblivious") + 0.2
     for attack in ("inverting_gradients", "dlg"):
         assert ssim(report, "none", "none", attack=attack) > 0.6
-        assert ssim(report, MIXING, "adaptive", attack=attack) < 0.15
-        assert ssim(report, MIXING, "oracle", attack=attack) > 0.3
+        assert ssim(report, WHOLE, "adaptive", attack=attack) < 0.15
+        assert ssim(report, WHOLE, "oracle", attack=attack) > 0.3
 
 
 @pytest.mark.long
@@ -91,14 +91,12 @@ def test_accuracy_over_three_seeds(tmp_path):
         return sum(r[defense][kind]["mean"] for r in reports) / len(reports)
 
     plain = mean("none", "server")
-    figures = {
-        f"{d}, {k}": mean(d, k) for d in (AFFINE, MIXING) for k in ("own_lock", "fresh_lock")
-    }
+    figures = {f"{d}, {k}": mean(d, k) for d in (AFFINE, WHOLE) for k in ("own_lock", "fresh_lock")}
     (tmp_path / "accuracy.json").write_text(json.dumps({"none": plain, **figures}))
     print(json.dumps({"none": plain, **figures}, indent=1))  # noqa: T201  # shown with -s
-    for defense in (AFFINE, MIXING):
+    for defense in (AFFINE, WHOLE):
         assert mean(defense, "own_lock") > plain - 0.01
-    assert mean(MIXING, "fresh_lock") < 0.3
+    assert mean(WHOLE, "fresh_lock") < 0.3
 
 
 @pytest.mark.long

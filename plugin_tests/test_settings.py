@@ -55,7 +55,8 @@ def refusal(settings, section):
     ],
 )
 def test_keylock_names_field_value_and_what_is_allowed(section, field, value, allowed):
-    message = refusal(KeyLockConfig, section)
+    lock = "" if field == "module" else "module: affine\n"
+    message = refusal(KeyLockConfig, lock + section)
     assert message.startswith(f"keylock.{field}: {value} is not allowed: ")
     assert allowed in message.removeprefix(f"keylock.{field}: {value} is not allowed: ")
 
@@ -125,16 +126,19 @@ def test_every_field_can_be_set_from_yaml():
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
             "chained: true, encrypt_vault: true, then: krum, own_accuracy: false, "
-            "mixed: inner, form: grouped, rotate_every: 3, spread: 0.5, group_key: /etc/group}"
+            "mixed: inner, form: grouped, rotate_every: 3}"
         )
     )
-    changed = config.model_dump()
+    whole = KeyLockConfig.from_mapping(yaml.safe_load("{group_key: /etc/group, mask: false}"))
     default = KeyLockConfig().model_dump()
-    fields = KeyLockConfig.model_fields.keys() - {"preset"}  # it becomes what it stands for
-    assert all(changed[name] != default[name] for name in fields)
+    changed = {n for c in (config, whole) for n, v in c.model_dump().items() if v != default[n]}
+    # a preset becomes what it stands for
+    assert changed == KeyLockConfig.model_fields.keys() - {"preset"}
     assert config.targets == ("conv1", "layer*")
     assert str(config.vault) == "/var/lib/vault"
-    assert KeyLockConfig.from_mapping({"targets": "all"}).targets == "all"
+    assert KeyLockConfig.from_mapping({"module": "affine", "targets": "all"}).targets == "all"
+    assert KeyLockConfig.from_mapping({"module": "affine"}).targets == "first"
+    assert KeyLockConfig.from_mapping({}).targets == "all"
 
 
 @pytest.mark.parametrize("settings", [KeyLockConfig(), InversionSettings()])
@@ -145,9 +149,9 @@ def test_settings_do_not_change_after_they_were_checked(settings):
 
 
 def test_reading_does_not_change_what_was_read():
-    section = {"targets": ["a"], "key_length": 4}
+    section = {"module": "affine", "targets": ["a"], "key_length": 4}
     KeyLockConfig.from_mapping(section)
-    assert section == {"targets": ["a"], "key_length": 4}
+    assert section == {"module": "affine", "targets": ["a"], "key_length": 4}
 
 
 def test_the_first_of_many_mistakes_is_one_line():
@@ -181,5 +185,5 @@ def test_an_ill_typed_integer_is_not_read_as_one(section):
 
 
 def test_a_wrong_argument_in_python_is_a_config_error():
-    with pytest.raises(ConfigError, match=r"keylock\.key_length: 0"):
-        KeyLockConfig(key_length=0)
+    with pytest.raises(ConfigError, match=r"keylock\.key_length: 0 is not allowed"):
+        KeyLockConfig(module="affine", key_length=0)

@@ -20,7 +20,7 @@ import click
 import torch
 import yaml
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.commands.subjects import own_locks, silo_secrets
 from fedml_keylock.demo.scoring import example_data
 from fedml_keylock.evaluation.audit import (
@@ -134,7 +134,7 @@ def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, work
 def main(output: Path, nets: str, data: str, rounds: int, workers: int | None) -> None:
     torch.set_num_threads(1)
     for net, one, lock in product(nets.split(","), data.split(","), LOCKS):
-        defense = KeyLockDefense(lock)
+        defense = keylock(lock)
         folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
         run_job(folder, net, one, lock, rounds)
         facts = {"data": one, "model": net, "silos": SILOS, "rounds": rounds}

@@ -17,12 +17,17 @@ from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import LEARNING_RATE, global_state, silo_locks
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.evaluation.audit import OwnLock, share_correct
-from fedml_keylock.evaluation.audit.training import one_thread
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.keylock import load_private_state_dict, lock_model, private_state_dict
+from fedml_keylock.keylock import (
+    KeyLockConfig,
+    load_private_state_dict,
+    lock_model,
+    private_state_dict,
+)
 from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.threads import one_thread
 from fedml_keylock.types import Surrogate
 
 PUBLIC = 64
@@ -66,10 +71,26 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         "own": statistics.mean(each),
         "own_each": each,
         "fresh": _under_fresh_locks(plain, defense, own, setting, draw, test),
-        "fitted": fit_lock(
-            defense.surrogate(plain), draw, public, test, turns_only=defense.config.turns_only
-        )[1],
+        "fitted": _fitted(plain, defense, draw, public, test),
     }
+
+
+def _fitted(
+    plain: nn.Module,
+    defense: KeyLockDefense,
+    draw: torch.Generator,
+    public: PublicData,
+    test: PublicData,
+) -> float:
+    """What a lock fitted on public images is worth.
+
+    A turn of the whole state has as many unknowns as its square: there all weights are tuned, from
+    what the server has.
+    """
+    if defense.config.is_whole:
+        net = deepcopy(plain)
+        return _tuned(net, list(net.parameters()), SCRATCH_RATE, public, test)[1]
+    return fit_lock(defense.surrogate(plain), draw, public, test)[1]
 
 
 def _under_fresh_locks(
@@ -87,6 +108,11 @@ def _under_fresh_locks(
     found = []
     for index in range(FRESH):
         candidate = deepcopy(plain)
+        if defense.config.is_whole:
+            lock_model(candidate, KeyLockConfig(module="whole"))
+            candidate.load_state_dict(plain.state_dict())
+            found.append(share_correct(candidate, test))
+            continue
         lock_model(candidate, defense.config, uniform=seeded_uniform(draw))
         state = private_state_dict(candidate)
         known = private_state_dict(own(plain, index % setting.silos, None))
@@ -101,12 +127,8 @@ def fit_lock(
     draw: torch.Generator,
     public: PublicData,
     test: PublicData,
-    *,
-    turns_only: bool,
 ) -> tuple[dict[str, Tensor], float]:
     """A lock that works on public images, all of it fitted, from locks drawn as a new silo's are.
-
-    Where silos' locks are orthogonal matrices for good (turns_only), so are those of the fit.
 
     Returns:
         Its values by the surrogate's names, and its accuracy on the test's images.
@@ -121,7 +143,7 @@ def fit_lock(
             for name, parameter in unknown.items():
                 parameter.copy_(starts[name][index])
         fitted = list(unknown.values())
-        loss, share = _tuned(net, fitted, FIT_RATE, public, test, turns_only=turns_only)
+        loss, share = _tuned(net, fitted, FIT_RATE, public, test)
         found.append((loss, share, {n: p.detach() for n, p in unknown.items()}))
     _, share, fitted = min(found, key=lambda one: one[0])
     return fitted, share
@@ -133,8 +155,6 @@ def _tuned(
     rate: float,
     public: PublicData,
     test: PublicData,
-    *,
-    turns_only: bool = False,
 ) -> tuple[float, float]:
     """Train these parameters on public images; loss on them, and accuracy on the test's.
 
@@ -150,19 +170,10 @@ def _tuned(
             loss = F.cross_entropy(net(public.images), public.labels)
             loss.backward()
             optimizer.step()
-            for matrix in parameters if turns_only else ():
-                _turn_nearest(matrix)
         with torch.no_grad():
             pairs = zip(test.images.split(250), test.labels.split(250), strict=True)
             right = torch.cat([net(some).argmax(1) == of for some, of in pairs])
     return float(loss.detach()), float(right.float().mean())
-
-
-@torch.no_grad()
-def _turn_nearest(matrix: Tensor) -> None:
-    """Put the nearest orthogonal matrix in its place."""
-    left, _, right = torch.linalg.svd(matrix)
-    matrix.copy_(left @ right)
 
 
 def step_ratio(point: Point, net: str) -> dict[str, Any]:
@@ -174,7 +185,7 @@ def step_ratio(point: Point, net: str) -> dict[str, Any]:
         return {"step_ratio": 1.0}  # a rival changes the update once a round
     images, labels = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
     plain, locked = first_model(net, 0), first_model(net, 0)
-    config = KeyLockDefense(point.lock).config
+    config = keylock({**point.lock, "group_key": None}).config
     lock_model(locked, config, uniform=seeded_uniform(torch.Generator().manual_seed(0)))
     with one_thread():
         steps = [_step_of(model, images, labels) for model in (plain, locked)]

@@ -17,12 +17,11 @@ import torch
 from accuracy import fit_lock
 from attackers import Attacker, Effort
 from files import load, save
-from points import Point, transforms_at_clip
+from points import Point, is_whole, transforms_at_clip
 from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import global_state, silo_locks
 
-from fedml_keylock.builtin import KeyLockDefense
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation.audit import Protection, Subject, probe
 from fedml_keylock.evaluation.audit.crew import Crew
@@ -36,7 +35,7 @@ from fedml_keylock.inversion import (
     Transform,
 )
 from fedml_keylock.inversion.engine.checkpoint import fingerprint
-from fedml_keylock.keylock import effective_state, lock_model
+from fedml_keylock.keylock import effective_state, lock_model, unlock_model
 from fedml_keylock.keylock.key import seeded_uniform
 from fedml_keylock.types import ClientUpdate
 
@@ -219,6 +218,9 @@ def _subject(
     model = first_model(setting.net, setting.seed)
     if stage == "trained":
         model.load_state_dict(global_state(folder))
+        if is_whole(point):  # who knows more than the server does: the weights that silos have
+            model = silo_locks(point, setting, folder)[1](model, 0, None)
+            unlock_model(model)
     images, labels = pictures(setting.data)
     attacked, rest = _rows(setting, effort.images, batch)
     grouped = stage == "trained" or attacker.shared
@@ -250,10 +252,7 @@ def _with_fitted_lock(subject: Subject, point: Point, setting: Setting) -> Subje
     assert subject.surrogate is not None
     assert subject.public is not None
     draw = torch.Generator().manual_seed(15_487_469 * (setting.seed + 1))
-    turns_only = KeyLockDefense(point.lock or {}).config.turns_only
-    fitted, _ = fit_lock(
-        subject.surrogate, draw, subject.public, subject.public, turns_only=turns_only
-    )
+    fitted, _ = fit_lock(subject.surrogate, draw, subject.public, subject.public)
     count = len(subject.updates)
     secrets = {name: value.expand(count, *value.shape) for name, value in fitted.items()}
     return replace(subject, secrets=secrets)
@@ -301,9 +300,8 @@ def _protection(
             locked = own(plain, turn, None)
         else:
             locked = deepcopy(plain)
-            common = defense.config.group_key is not None
-            if grouped or common:
-                draw = torch.Generator().manual_seed(seed + (0 if common else turn))
+            if grouped:
+                draw = torch.Generator().manual_seed(seed + turn)
             lock_model(locked, defense.config, uniform=seeded_uniform(draw))
         return locked, effective_state(locked)
 

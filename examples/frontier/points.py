@@ -58,13 +58,13 @@ def pruned(name: str, keep: float) -> Point:
     return Point(name, "pruning", rival={"keep": keep})
 
 
-NO_NORM, WITH_NORM = "weights+inputs+head", "weights+norm+inputs+head"
+WITH_NORM = "weights+norm+inputs+head"
 POINTS = {
     point.name: point
     for point in (
         Point("none", "none"),
         locked("affine-first", "affine", preset="paper"),
-        locked("affine-all", "affine", targets="all"),
+        locked("affine-all", "affine", module="affine", targets="all"),
         locked("affine+stem", "affine", module="affine+stem", targets="all"),
         locked("mixing-all", "mixing", module="mixing", targets="all"),
         locked("weights-all", "weights", module="weights", targets="all"),
@@ -78,10 +78,8 @@ POINTS = {
         locked("strong+map", "strong", preset="strong", module="weights+norm+map"),
         locked("strong-grouped", "strong", preset="strong", form="grouped"),
         locked("strong-householder", "strong", preset="strong", form="householder"),
-        locked("strong-group", "group", preset="strong", group_key="group"),
-        locked("group", "group", preset="group", group_key="group"),
-        locked("group+gamma", "group", preset="strong", module=NO_NORM, group_key="group"),
-        locked("group+norm", "group", preset="strong", module=WITH_NORM, group_key="group"),
+        locked("whole", "whole", module="whole", mask=False),
+        locked("whole+masks", "whole", module="whole"),
         locked("strong-rotated", "strong", preset="strong", rotate_every=1),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),
@@ -94,6 +92,11 @@ POINTS = {
     )
 }
 """By name. `none` is always measured, as the others are measured against it."""
+
+
+def is_whole(point: Point) -> bool:
+    """Whether silos have a lock on the whole state, which the layers know nothing of."""
+    return (point.lock or {}).get("module") == "whole"
 
 
 def transforms(rival: Mapping[str, float]) -> tuple[Transform, ...]:

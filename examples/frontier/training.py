@@ -1,6 +1,5 @@
 """One training of one point: a real FedML job in a folder of its own, once."""
 
-import secrets
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from splits import Setting, first_model
 from torch import Tensor
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.commands.subjects import own_locks
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
@@ -86,10 +85,6 @@ def train(point: Point, setting: Setting, folder: Path) -> bool:
         shutil.rmtree(folder)
     job.mkdir(parents=True)
     text.write_text(wanted)
-    if "group_key" in (point.lock or {}):
-        secret = job / point.lock["group_key"]
-        secret.touch(mode=0o600)
-        secret.write_bytes(secrets.token_bytes(32))
     line = [sys.executable, "-m", "fedml_keylock", str(SCRIPT), "--cf", "fedml_config.yaml"]
     with (job / "job.log").open("w") as log:
         done = subprocess.run(  # noqa: S603  # this environment's own Python
@@ -113,6 +108,6 @@ def global_state(folder: Path) -> dict[str, Tensor]:
 
 def silo_locks(point: Point, setting: Setting, folder: Path) -> tuple[KeyLockDefense, OwnLock]:
     """A point's lock, and copies of a model under the lock that a silo has trained."""
-    defense = KeyLockDefense(point.lock or {})
+    defense = keylock(point.lock or {})
     plain = first_model(setting.net, setting.seed)
     return defense, own_locks(plain, defense, folder / "job" / defense.config.vault)

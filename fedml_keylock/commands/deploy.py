@@ -11,9 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin import KeyLockDefense
+from ..builtin import keylock
 from ..errors import ConfigError, VaultError
 from ..keylock import load_private_state_dict, lock_model
+from ..keylock.key import secret_uniform
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.file import Stored
 from .job import check_owner
@@ -81,11 +82,11 @@ def lock_as_silo(
         VaultError: the vault is another silo's or another job's, or cannot be read.
 
     """
-    defense = KeyLockDefense(settings)
+    defense = keylock(settings)
     agreed = defense.describe(model)
     _check_fit(model.state_dict(), state, agreed.constants, source)
     check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
-    lock_model(model, defense.config)
+    lock_model(model, defense.config, uniform=secret_uniform)  # the vault has the values
     private = stored.state(cipher)
     try:
         load_private_state_dict(model, private)

@@ -74,7 +74,9 @@ def export(
     """Make a plain model of the global one and a silo's lock.
 
     The global model is trained to run under a silo's lock. This folds the lock of one silo into it,
-    so that the silo can deploy it where neither fedml-keylock nor FedML is installed.
+    so that the silo can deploy it where neither fedml-keylock nor FedML is installed. Under module:
+    whole it is turned back, as the silo does that when it gets it: the checkpoint must be the one
+    after the last round that the vault has seen.
 
     \b
     Example:
@@ -91,7 +93,7 @@ def export(
     FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that FEDML_KEYLOCK_PASSPHRASE_FILE names, or
     asked for on a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
-    from ..builtin import KeyLockDefense
+    from ..builtin import keylock
     from ..errors import ConfigError
     from ..keylock import export_model
     from ..keylock.vault.disk import write_private
@@ -103,7 +105,8 @@ def export(
     from .vault import current_cipher
 
     settings = keylock_settings(config)
-    folder = folder or KeyLockDefense(settings).config.vault
+    job = keylock(settings).config
+    folder = folder or job.vault
     stored = Stored.read(silo_path(folder, silo))
     state = read_checkpoint(checkpoint)
     model = build_model(builder)
@@ -129,10 +132,11 @@ def export(
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
     write_private(output, package.content, what="-o")
+    what, holds = f"silo {silo}'s lock before", f"silo {silo}'s private lock"
+    if job.is_whole:
+        what, holds = f"turned back by silo {silo} before", "the model that the server cannot read"
     click.echo(
-        f"wrote {output}: {package.form}, silo {silo}'s lock before round {stored.round_index}, "
+        f"wrote {output}: {package.form}, {what} round {stored.round_index}, "
         f"{len(package.content)} bytes; {compared}"
     )
-    click.echo(
-        f"keep {output} as you keep the vault: it holds silo {silo}'s private lock (mode 0600)"
-    )
+    click.echo(f"keep {output} as you keep the vault: it holds {holds} (mode 0600)")

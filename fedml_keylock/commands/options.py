@@ -27,12 +27,17 @@ config_option = click.option(
 _LOCK = (
     click.option(
         "--preset",
-        type=click.Choice(["paper", "strong"]),
-        help="Without --config: the published lock, or the best against who knows it.",
+        type=click.Choice(["paper", "strong", "group"]),
+        help="Without --config: the published lock; the best where each silo has its own; or the "
+        "default, module: whole.",
     ),
-    click.option("--module", help="Without --config: affine, mixing, weights, weights+norm, ..."),
     click.option(
-        "--targets", help="Without --config: first, all, or globs with commas between them."
+        "--module",
+        help="Without --config: whole (the default), or affine, mixing, weights, weights+norm, ...",
+    ),
+    click.option(
+        "--targets",
+        help="Of other modules than whole: first, all, or globs with commas between them.",
     ),
 )
 

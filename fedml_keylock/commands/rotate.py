@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..builtin import KeyLockDefense
+from ..builtin import KeyLockDefense, keylock
 from ..errors import ConfigError, VaultError
 from ..keylock import load_private_state_dict, lock_model, private_state_dict, redraw_lock
 from ..keylock.vault.cipher import Cipher
@@ -17,7 +17,27 @@ from ..keylock.vault.file import Stored, write_state
 from ..keylock.vault.silo import claim_silo, history_of, silo_path
 from .job import check_owner
 
-__all__ = ["rotate_silo"]
+__all__ = ["rotate_silo", "rotated"]
+
+
+def rotated(settings: Mapping[str, Any]) -> KeyLockDefense:
+    """The defense of a job whose silos' locks can be rotated.
+
+    Raises:
+        ConfigError: a setting is wrong, or silos have no locks of their own.
+
+    Example:
+        >>> rotated({"module": "affine"}).title
+        'keylock:affine:first'
+
+    """
+    defense = keylock(settings)
+    if defense.config.is_whole:
+        raise ConfigError(
+            "there is nothing to rotate under module: whole: every job and every round is turned "
+            "anew; give all silos another secret (keylock.group_key) instead"
+        )
+    return defense
 
 
 def rotate_silo(
@@ -44,7 +64,7 @@ def rotate_silo(
         Where the old lock is kept, if it is.
 
     Raises:
-        ConfigError: a setting is wrong.
+        ConfigError: a setting is wrong, or silos have no locks of their own.
         LockError: the model cannot be locked so.
         VaultError: the vault cannot be read or written, belongs to another model or other locked
             layers, or a job is using it.
@@ -52,21 +72,17 @@ def rotate_silo(
     Example:
         >>> import tempfile
         >>> folder, model = Path(tempfile.mkdtemp()), nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> job = KeyLockDefense({"vault": folder})
+        >>> settings = {"module": "affine", "vault": folder}
+        >>> job = KeyLockDefense(settings)
         >>> done = job.protect(model, silo=2, agreement=job.describe(model))
         >>> before = private_state_dict(model)
-        >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), {}, None)
+        >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), settings, None)
         >>> after = Stored.read(folder / "silo-2.safetensors").state(None)
         >>> all(tensor.equal(before[name]) for name, tensor in after.items())
         False
 
     """
-    defense = KeyLockDefense(settings)
-    if defense.config.group_key is not None:
-        raise ConfigError(
-            "this silo's lock is its group's: give all silos another secret (keylock.group_key), "
-            "and let them begin with empty vaults"
-        )
+    defense = rotated(settings)
     layout = defense.describe(model).layout
     lock_model(model, defense.config)
     claim_silo(folder, silo)

@@ -35,6 +35,7 @@ from ..inversion import LocalTraining, PublicData
 from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
 from ..keylock.key import secret_uniform, seeded_uniform
 from ..keylock.vault import Cipher
+from ..keylock.whole import lock_of
 from ..plugins import one_of
 from ..types import ClientUpdate, Defense, Surrogate
 from .job import build_model, lock_settings
@@ -75,6 +76,8 @@ def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLoc
         copy = deepcopy(plain)
         lock_model(copy, defense.config, uniform=secret_uniform)  # the vault has the values
         vault.load(copy, path)
+        if lock_of(copy) is not None:
+            copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
         return copy
 
     return locked

@@ -215,12 +215,16 @@ def rotate(
     deleted, and with it the history of past rounds: whoever has it can still read what was sent
     under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
 
+    It is for locks on layers, which --config names: under module: whole, the default, every job
+    and every round is turned anew.
+
     Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
     """
     from .job import build_model, keylock_settings
-    from .rotate import rotate_silo
+    from .rotate import rotate_silo, rotated
 
     settings = keylock_settings(config)
+    rotated(settings)  # refused before anything is asked
     found = _read(folder, silo)
     cipher = current_cipher() if found.sealed else None
     model = build_model(builder)
@@ -266,7 +270,6 @@ def current_cipher() -> Cipher:
 
     Raises:
         ConfigError: there is no passphrase, and no terminal to ask at.
-        MissingExtra: the package cryptography is not installed.
         VaultError: the file that holds the passphrase cannot be read, or others may read it.
 
     """

@@ -19,8 +19,8 @@ __all__ = ["FULL", "QUICK", "VARIANTS", "Running", "Scale", "example", "start_jo
 
 VARIANTS: Mapping[str, Mapping[str, str] | None] = {
     "none": None,
-    "keylock:affine:first": {"module": "affine", "targets": "first"},
-    "keylock:mixing:all": {"module": "mixing", "targets": "all"},
+    "keylock:affine:first": {"preset": "paper"},
+    "keylock:whole:all": {"module": "whole"},
 }
 
 

@@ -16,13 +16,14 @@ import yaml
 from torch import Tensor
 from tqdm import tqdm
 
-from ..builtin import KeyLockDefense
+from ..builtin import keylock
 from ..commands.subjects import own_locks, silo_secrets
 from ..errors import AttackError
 from ..evaluation.audit import Rounds, accuracy_by_round, share_correct
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
 from ..evaluation.audit.score import baselines, row_of, score
+from ..evaluation.audit.twins import revealed
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval, LeakageRow
@@ -78,7 +79,7 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
     settings = VARIANTS[name]
     if settings is None:
         return accuracy_by_round(capture, model, data)
-    defense = KeyLockDefense(settings)
+    defense = keylock(settings)
     own_lock = own_locks(model, defense, folder / defense.config.vault)
     result, rounds = accuracy_by_round(capture, model, data, own_lock)
     model.load_state_dict(capture.final())
@@ -86,6 +87,10 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
     for index in range(scale.fresh):
         candidate = deepcopy(model)
         lock_model(candidate, defense.config)
+        if defense.config.is_whole:
+            candidate.load_state_dict(model.state_dict())  # turned back by another key
+            fresh.append(share_correct(candidate, data))
+            continue
         # a new lock has seen no data: give it a silo's statistics, so that it fails for its key
         state = private_state_dict(candidate)
         known = private_state_dict(own_lock(model, index % 3, None))
@@ -102,27 +107,30 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
         for variant, folder in folders.items():
             model = _load("model").LeNet()
             lock = VARIANTS[variant]
-            defense = KeyLockDefense(lock) if lock is not None else None
+            defense = keylock(lock) if lock is not None else None
             before = scale.single if name in UNTRAINED_ONLY else scale.rounds
             capture = Capture.open(folder / "leakage" / "capture")
             updates = tuple(update for update in capture.each() if update.round < before)
             for level in ("oblivious",) if defense is None else ("adaptive", "oracle", "oblivious"):
                 more = scale.adaptive[name] if level == "adaptive" else {}
-                given = None
+                given, known = None, defense.surrogate(model) if defense else None
+                seen = updates
                 if defense is not None and level == "oracle":
                     vaults = folder / defense.config.vault
                     given = silo_secrets(model, own_locks(model, defense, vaults), updates)
+                if known is not None and known.disguise is not None and given is not None:
+                    seen = revealed(updates, known.disguise, given)
                 yield Task(
                     trial=Trial(variant, name, level),
                     seed=0,
                     rows=tuple(range(len(updates))),
                     attack=one_of("attacks", name)(**{**settings, **more}),
-                    updates=updates,
+                    updates=seen,
                     given=given,
                     known={"input_shape": (1, 28, 28), "classes": 10},
                     rebuild=None,
                     model=model,
-                    surrogate=defense.surrogate(model) if defense else None,
+                    surrogate=known,
                     start=seed,
                 )
 

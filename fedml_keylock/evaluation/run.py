@@ -108,15 +108,15 @@ def knowledge_of(
 
     """
     grants = GRANTS[level]
-    secrets = None
-    if surrogate is not None:
+    secrets, disguise = None, None if surrogate is None else surrogate.disguise
+    if surrogate is not None and surrogate.names:
         secrets = Secrets(
             surrogate.names,
             draw=surrogate.draw if "kind" in grants else None,
             given=given if "private state" in grants else None,
             peers=peers if "peer" in grants else None,
         )
-    elif level not in ("oblivious", "simulating"):
+    elif surrogate is None and level not in ("oblivious", "simulating"):
         raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
     return Knowledge(
         level,
@@ -128,6 +128,7 @@ def knowledge_of(
         statistics=statistics if "statistics" in grants else None,
         public=public if "public data" in grants else None,
         training=training,
+        invariants=disguise.invariants if disguise and "public data" in grants else None,
     )
 
 

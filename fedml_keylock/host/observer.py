@@ -166,7 +166,9 @@ class Observer:
             return
         from ..inversion import LocalTraining
 
-        args, before = self.args, self._twin.plain.state_dict()
+        args, before = self.args, self.received
+        if before is None:  # nothing came from a server: as it was
+            before = self._twin.plain.state_dict()
         update = ClientUpdate(
             before=_copy(before),
             after={name: state[name].detach().clone() for name in before},

@@ -38,7 +38,7 @@ class Twin:
     Attributes:
         model: protected, with the server's weights and the silo's private state.
         private: the surrogate's unknowns in it, by name.
-        plain: unprotected, with the server's weights.
+        plain: unprotected, with the weights that the silo computes with.
         surrogate: as an attacker who knows the defense has the model; None without a defense.
 
     """
@@ -56,7 +56,9 @@ class Twin:
         if defense is None:
             return cls(plain, {}, plain, None)
         twin, private = defense.twin(plain, protected)
-        return cls(twin, private, plain, defense.surrogate(plain))
+        known = defense.surrogate(plain)
+        # where only what is sent is another, the twin is what the silo computes with
+        return cls(twin, private, plain if known.disguise is None else twin, known)
 
 
 @dataclass(frozen=True)

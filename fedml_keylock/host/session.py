@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import HostError, LockError, UpdateRefused, VaultError
+from ..errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from ..plugins import defenses
 from ..types import Agreement, Defense
 from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
@@ -171,6 +171,41 @@ class Session:
             logging.info("%s: %s", self.who, done)
         self.model = model
 
+    def agree(self, dataset: Sequence[Any]) -> None:
+        """In a silo, before FedML's messages begin: agree with the others on what locks need.
+
+        Args:
+            dataset: FedML's tuple, which says how many samples this silo has.
+
+        Raises:
+            ConfigError: the silos of this kind of job cannot talk to one another.
+            HostError: they did not.
+
+        """
+        comm = getattr(self.args, "comm", None)
+        needs = getattr(self.defense, "needs_secret", False)
+        if needs and comm is None:
+            raise ConfigError(
+                "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
+                "an owner-only file with one that all have: openssl rand -out FILE 32"
+            )
+        pairs = getattr(self.defense, "wants_pairs", False) and not self.in_turn
+        if not self.is_silo or comm is None or not (needs or pairs):
+            return
+        from ..keylock.whole import NONE, Masks
+        from .agree import agree
+
+        self._note("while agreeing on a secret with the other silos")
+        samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
+        agreed = agree(comm, number=samples)
+        # of two silos each would have the other's state by taking its own from the average
+        masked = pairs and len(agreed.pairs) > 1 and all(agreed.numbers.values())
+        masks = Masks.of(int(self.args.rank), agreed.pairs, agreed.numbers) if masked else NONE
+        secret = agreed.secret if needs else None
+        self.defense.share(secret, masks, samples=samples)  # type: ignore[union-attr]
+        how = "masked" if masked else "not masked"
+        logging.info("%s: the silos have agreed on a secret; updates are %s", self.who, how)
+
     def enter(self, silo: int) -> None:
         """FedML gives this rank a silo's data: its private state comes with it.
 
@@ -271,7 +306,7 @@ class Session:
                 entries[key] = check_samples(value, who=f"{self.who}: message entry {key}")
         if state is not None:
             checked = check_state(state, self._agreed(), who=self.who, partial=True)
-            entries[state_key] = public_copy(checked)
+            entries[state_key] = public_copy(self._released(checked, entries.get("num_samples", 1)))
             self._show("before_upload", entries[state_key], entries, self.silo)
         entries[MARK] = self._agreed().mark
 
@@ -301,12 +336,32 @@ class Session:
             mine = f"{self.who}: the server's model"
             state = check_state(state, self._agreed(), who=mine, averaged=True, partial=True)
             self.observer.received = state
+            self._receive(state)
         if self.is_server and state is not None:
             self._note("while collecting updates", self.round)
             self._next = self.round + 1
-            if self.observer.settings is not None:
+            # what a lock on the whole state sends is like nothing that was sent before
+            if self.observer.settings is not None and not getattr(
+                self.defense, "turns_state", False
+            ):
                 check_attackable(state, self.observer.received or {}, who=who)
             self._show("after_upload", state, entries, silo)
+
+    def _receive(self, state: Mapping[str, Tensor]) -> None:
+        """In a silo: tell the defense which round's average FedML is about to load."""
+        assert self.defense is not None
+        if self.model is None:
+            raise HostError(f"{self.who}: a model came before the job's own was locked")
+        self.defense.receive(self.model, state, round_index=self.last_round)
+
+    def _released(self, state: Mapping[str, Tensor], samples: Any) -> Mapping[str, Tensor]:
+        """In a silo: what the defense lets out in the place of a state."""
+        assert self.defense is not None
+        assert self.model is not None
+        try:
+            return self.defense.release(self.model, state, samples=float(samples))
+        except UpdateRefused as error:
+            raise UpdateRefused(f"{self.who}: {error}") from None
 
     def pin(self, state: Any) -> None:
         """On the server: give locked layers their constants, before a model is sent.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -76,16 +77,26 @@ class Simulation(Session):
             self._plain = deepcopy(model)
         super().adopt(model)
 
-    def exchange(
-        self,
-        received: Mapping[str, Tensor],
-        trainer: Any,
-        data: Any,
-        run: Callable[[], Any],
-        *,
-        samples: int,
-    ) -> Any:
-        """Train one silo for one round between both gates; give what would have been sent.
+    def agree(self, dataset: Sequence[Any]) -> None:
+        """All silos are here."""
+        if getattr(self.defense, "needs_secret", False):
+            self.defense.share(os.urandom(32))  # type: ignore[union-attr]  # a WholeDefense
+
+    def take_in(self, received: Mapping[str, Tensor], trainer: Any) -> None:
+        """Give the silo whose turn it is the server's model, through its gate.
+
+        Raises:
+            UpdateRefused: it is anything but agreed public state.
+
+        """
+        if self.agreement is not None:
+            check_state(received, self.agreement, who="the server's model", averaged=True)
+            self._receive(received)
+        self.observer.received = received
+        trainer.set_model_params(received)
+
+    def exchange(self, trainer: Any, data: Any, run: Callable[[], Any], *, samples: int) -> Any:
+        """Train one silo for one round, up to its gate; give what would have been sent.
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
@@ -94,14 +105,11 @@ class Simulation(Session):
         """
         self.args.round_idx = round_index = self.round
         agreed = None if self.agreement is None else self._agreed()
-        if agreed is not None:
-            check_state(received, agreed, who="the server's model", averaged=True)
-        self.observer.received = received
         who = self.who
-        trainer.set_model_params(received)  # which FedML does a moment later
         state = self.train(trainer, data, run)
         if agreed is not None:
-            state = public_copy(check_state(state, agreed, who=who))
+            checked = check_state(state, agreed, who=who)
+            state = public_copy(self._released(checked, samples))
         for hook in ("before_upload", "after_upload"):
             self.observer.show(
                 hook, state, samples=samples, silo=self.silo, round_index=round_index

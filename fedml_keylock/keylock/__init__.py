@@ -1,4 +1,4 @@
-"""The defense: a private module on chosen layers of a model, whose state never leaves the silo.
+"""The defense: a lock on a model's whole state, or on chosen layers, that never leaves the silo.
 
 Needs torch only. Nothing here knows of FedML, of attacks, or of files other than the vault.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import LockError
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
-from .group import group_uniform
+from .group import group_secret
 from .key import Uniform, secret_uniform
 from .kinds import LOCKABLE
 from .locked import public_parameter, put_under_lock, release, seen
@@ -26,6 +28,7 @@ from .state import (
     show_public,
 )
 from .validate import PINNED, plan
+from .whole import lock_of, lock_state, unlock_state
 
 __all__ = [
     "LockInfo",
@@ -54,6 +57,7 @@ class LockInfo:
         gamma_std: over all channels, likewise.
         dead_channels: how many have a gamma of 0: they learn nothing, and their vanishing gradient
             shows it to the server.
+        whole: the lock is on the whole state: every layer is locked, and no gamma and beta are.
 
     """
 
@@ -64,8 +68,14 @@ class LockInfo:
     gamma_mean: float
     gamma_std: float
     dead_channels: int
+    whole: bool = False
 
     def __str__(self) -> str:
+        if self.whole:
+            return (
+                f"locked the whole state: all of {self.public_parameters:,} parameters are turned "
+                "before they are sent"
+            )
         named = ", ".join(self.layers[:6])
         if len(self.layers) > 6:
             named += f" and {len(self.layers) - 6} more"
@@ -82,17 +92,18 @@ def lock_model(
     key: Tensor | None = None,
     uniform: Uniform | None = None,
 ) -> LockInfo:
-    """Lock a model in place.
+    """Lock a model in place. Its class, its layer names and its public state names stay.
 
-    The lock hangs on the layers that it locks; the model's class, its layer names and its public
-    state names stay. A locked normalisation layer's own weight and bias are set to 1 and 0 and no
-    longer trained: gamma and beta take their place.
+    A lock on the whole state changes nothing in the model: its `state_dict()` gives, and its
+    `load_state_dict()` takes, the state turned. A lock on layers hangs on the layers that it locks.
+    A locked normalisation layer's own weight and bias are set to 1 and 0 and no longer trained:
+    gamma and beta take their place.
 
     Args:
-        model: any module with a convolution.
-        config: which layers and which module; the published lock by default.
-        key: ``(K,)``, the same for every lock that has one; drawn from the system's entropy when
-            not given.
+        model: any module with parameters; for a lock on layers, with a convolution.
+        config: which lock; the one on the whole state by default.
+        key: of locks on layers, ``(K,)``, the same for every lock that has one; drawn from the
+            system's entropy when not given.
         uniform: where random numbers come from: the system's entropy, or the group's secret.
             Anything but the default is for attackers and tests, who simulate locks.
 
@@ -105,17 +116,20 @@ def lock_model(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
         >>> names = list(model.state_dict())
-        >>> print(lock_model(model, KeyLockConfig(key_length=16)))
+        >>> print(lock_model(model, KeyLockConfig(module="affine", key_length=16)))
         locked 0: 24 private parameters beside 60 public ones
         >>> list(model.state_dict()) == names
         True
 
     """
     config = config or KeyLockConfig()
+    if config.is_whole:
+        if key is not None:
+            raise LockError("a key is of locks on layers, and module: whole has none")
+        return _lock_whole(model, config, uniform)
     if key is not None:
         _check_key(key, config)
-    if uniform is None:
-        uniform = secret_uniform if config.group_key is None else group_uniform(config.group_key)
+    uniform = secret_uniform if uniform is None else uniform
     planned = plan(model, config)
     sites = planned.sites
     # everything that can fail is made before the model is touched
@@ -147,12 +161,27 @@ def lock_model(
         made[name] = WeightLock(pieces, config, layer=layer, uniform=draw)
     for name, part in made.items():
         part.to(device=like[name].device, dtype=like[name].dtype)
-        # a group's lock stays what it is: trained, each silo's would become another one
-        part.requires_grad_(config.group_key is None)
         _attach(model.get_submodule(name), part)
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
     _hide_from_ddp(model)
+    return lock_info(model)
+
+
+def _lock_whole(model: nn.Module, config: KeyLockConfig, uniform: Uniform | None) -> LockInfo:
+    plan(model, config)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise LockError("module: whole needs a model with values: take it off meta before")
+    if uniform is not None:
+        secret = bytes((256 * uniform((32,))).byte().tolist())
+    elif config.group_key is not None:
+        secret = group_secret(config.group_key)
+    else:
+        secret = os.urandom(32)
+    lock = lock_state(model)
+    # in a job the key is made of the first model that comes, and rounds follow
+    lock.begin({n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}, secret)
+    lock.enter(0)
     return lock_info(model)
 
 
@@ -171,6 +200,10 @@ def lock_info(model: nn.Module) -> LockInfo:
 
     """
     found = list(locks(model))
+    if lock_of(model) is not None:
+        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
+        count = sum(p.numel() for p in model.parameters())
+        return LockInfo((*layers,), ("",), 0, count, math.nan, math.nan, 0, whole=True)
     if not found:
         raise LockError("the model is not locked")
     gamma = _gammas(model)
@@ -203,6 +236,9 @@ def unlock_model(model: nn.Module) -> None:
 
     """
     found = list(locks(model))
+    if lock_of(model) is not None:
+        unlock_state(model)
+        return
     if not found:
         raise LockError("the model is not locked")
     if not hasattr(model, DDP_IGNORES):
@@ -221,7 +257,7 @@ def unlock_model(model: nn.Module) -> None:
             tensor.requires_grad_(trained)
 
 
-def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
+def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
     """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
 
     Only values change: an optimizer may hold the parameters already.
@@ -229,7 +265,6 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | N
     Args:
         model: locked.
         config: what it was locked with.
-        uniform: as for `lock_model`.
 
     Raises:
         LockError: the model is not locked.
@@ -237,8 +272,9 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | N
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info, before = lock_model(model), lock_values(model)["0"][0].detach()
-        >>> redraw_lock(model, KeyLockConfig())
+        >>> config = KeyLockConfig(module="affine")
+        >>> info, before = lock_model(model, config), lock_values(model)["0"][0].detach()
+        >>> redraw_lock(model, config)
         >>> lock_values(model)["0"][0].equal(before)
         False
 
@@ -246,7 +282,7 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | N
     statistics = {n: t for n, t in private_state_dict(model).items() if _is_statistic(n)}
     fresh = deepcopy(model)
     unlock_model(fresh)
-    lock_model(fresh, config, uniform=uniform)
+    lock_model(fresh, config)
     load_private_state_dict(model, private_state_dict(fresh) | statistics)
 
 
@@ -256,14 +292,14 @@ def _is_statistic(name: str) -> bool:
 
 
 def is_locked(model: nn.Module) -> bool:
-    """Whether any layer of the model carries a lock.
+    """Whether any layer of the model carries a lock, or its whole state goes through one.
 
     Example:
         >>> is_locked(nn.Conv2d(1, 6, 3))
         False
 
     """
-    return any(isinstance(module, KeyLock) for module in model.modules())
+    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())
 
 
 def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:

@@ -25,7 +25,7 @@ def next_values(lock: KeyLock, before: Values | None) -> Values:
 
     Example:
         >>> from fedml_keylock.keylock import KeyLockConfig
-        >>> gamma, beta = next_values(KeyLock(3, KeyLockConfig()), None)
+        >>> gamma, beta = next_values(KeyLock(3, KeyLockConfig(module="affine")), None)
         >>> gamma.shape
         torch.Size([3])
 

@@ -13,7 +13,7 @@ from ..settings import Settings
 
 __all__ = ["KeyLockConfig"]
 
-BASES = ("affine", "mixing", "weights")
+BASES = ("affine", "mixing", "weights", "whole")
 ADDITIONS = ("norm", "inputs", "stem", "head", "map")
 _STRONG = {
     "module": "weights+norm",
@@ -30,21 +30,32 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "chained": False,
     },
     "strong": _STRONG,
-    "group": {
-        "module": "weights+inputs+head",
-        "targets": "all",
-        "activation": "identity",
-        "spread": 0.0,
-    },
+    "group": {"module": "whole"},
 }
 """paper is that of arXiv 2305.04095's numbers, its "single" variant; the others are the frontier's:
-the best where each silo has a lock of its own, and where all have one."""
+the best where each silo has a lock of its own, and the default, where all have one."""
+_LAYERS_ONLY = (
+    "key_length",
+    "targets",
+    "mixed",
+    "form",
+    "rotate_every",
+    "activation",
+    "chained",
+    "share_norm_statistics",
+)
+"""What says something of locks on layers, and nothing of one on the whole state."""
 
 
 class KeyLockConfig(Settings):
     """Configuration of the key-lock defense. Every field has a default that works.
 
+    Without any it is a lock on the whole state; the fields that are of locks on layers go with a
+    module that has them.
+
     Example:
+        >>> KeyLockConfig().module
+        'whole'
         >>> KeyLockConfig(module="mixing", targets="all").key_length
         1024
 
@@ -56,34 +67,33 @@ class KeyLockConfig(Settings):
     """K, how many numbers the key has."""
     preset: Literal["paper", "strong", "group"] | None = None
     """paper: the published lock. strong: a mixing on the weights of all layers but the first.
-    group, which needs a group_key: on the weights and inputs of all and on the head's, and nothing
-    else, so that a job learns as without any lock. Fields beside it have the last word."""
-    module: str = "affine"
-    """One of affine: gamma and beta, as published; mixing: and a private matrix across the
-    channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
-    And any of these, joined by + or as a list. norm: weights brings one where there is none, as the
-    others do. inputs: weights mixes each layer's input channels too. stem: the first layer's own
-    weights stay in the silo. head: the last linear layer's inputs are mixed, over channels and over
-    positions. map: scales and shifts that vary over a channel's map."""
+    group: module: whole by another name. Fields beside it have the last word."""
+    module: str = "whole"
+    """whole: a private matrix on the whole state, which trains as it is and is sent turned. Or a
+    lock on layers, one of affine: gamma and beta, as published; mixing: and a private matrix across
+    the channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
+    And, but for whole, any of these, joined by + or as a list. norm: weights brings one where there
+    is none, as the others do. inputs: weights mixes each layer's input channels too. stem: the
+    first layer's own weights stay in the silo. head: the last linear layer's inputs are mixed, over
+    channels and over positions. map: scales and shifts that vary over a channel's map."""
     targets: Literal["first", "all"] | tuple[str, ...] = "first"
-    """Which layers: the first convolution, every convolution, or globs of module names."""
+    """Which layers: the first convolution, every convolution, or globs of module names. Under
+    whole it is all."""
     mixed: Literal["all", "inner"] | tuple[str, ...] = "all"
     """Which of these have the module's mixing: all, all but the model's first layer (unless that is
     the only one), or globs of module names. The others have gamma and beta."""
     form: Literal["full", "grouped", "householder"] = "full"
     """Of the mixing matrices. grouped: blocks of up to 8 channels; householder: 8 reflections: both
     cost less on wide layers."""
-    spread: float = Field(default=0.7, ge=0, le=0.9)
-    """How far from 1 a new gamma lies at the most; a new beta's deviation from 0 is 3/7 of it. Away
-    from 1, so that another lock does not do; away from 0, where relu would leave a channel dead,
-    and its vanishing gradient would show that to the server. 0: gamma is 1 and beta 0, and what is
-    private are the matrices. Of no effect under sigmoid."""
     rotate_every: int | None = Field(default=None, ge=1, strict=True)
     """Draw a fresh lock at the start of every so many rounds; None: keep it and go on training."""
     group_key: Path | None = None
-    """An owner-only file with a secret of 32 bytes or more that all silos have and the server has
-    not: all of them draw the same lock from it, which stays as it is. None: each silo has its own,
-    and trains it."""
+    """Of whole: an owner-only file with a secret of 32 bytes or more that all silos have and the
+    server has not. None: silos agree on one by themselves, which they can in an MPI job."""
+    mask: bool = Field(default=True, strict=True)
+    """Under module: whole, in an MPI job of three silos or more: hide each silo's state from the
+    others too, by masks that cancel in FedML's average. Not beside `then`, which looks at single
+    states, and not where silos take turns on the ranks."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)
@@ -102,7 +112,7 @@ class KeyLockConfig(Settings):
     """Keep the private state that each round began with, for an audit with an oracle."""
     encrypt_vault: bool = Field(default=False, strict=True)
     """Encrypt the vault under the passphrase in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file
-    that FEDML_KEYLOCK_PASSPHRASE_FILE names. Needs the extra crypto."""
+    that FEDML_KEYLOCK_PASSPHRASE_FILE names."""
 
     @property
     def title(self) -> str:
@@ -120,27 +130,25 @@ class KeyLockConfig(Settings):
             parts.append(f"mixed={_listed(self.mixed)}")
         if self.form != "full":
             parts.append(self.form)
-        if self.spread != type(self).model_fields["spread"].default:
-            parts.append(f"spread={self.spread:g}")
         if self.rotate_every is not None:
             parts.append(f"rotated={self.rotate_every}")
         parts += ["group"] * (self.group_key is not None)
         return ":".join(parts + ["chained"] * self.chained)
 
     @property
-    def turns_only(self) -> bool:
-        """Whether gamma and beta are 1 and 0 for good, as everybody knows.
+    def is_whole(self) -> bool:
+        """Whether the lock is on the whole state, and not on layers.
 
         Example:
-            >>> KeyLockConfig(preset="group", group_key="group").turns_only
-            True
+            >>> KeyLockConfig().is_whole, KeyLockConfig(module="affine").is_whole
+            (True, False)
 
         """
-        return self.spread == 0 and self.group_key is not None
+        return self.module == "whole"
 
     @property
     def base(self) -> str:
-        """Which of affine, mixing and weights it is.
+        """Which of affine, mixing, weights and whole it is.
 
         Example:
             >>> KeyLockConfig(module="head").base
@@ -164,39 +172,45 @@ class KeyLockConfig(Settings):
         """What its user should know of it, in one line; empty where nothing is known.
 
         Example:
-            >>> KeyLockConfig().weakness[:36]
+            >>> KeyLockConfig(module="affine").weakness[:36]
             'affine does not withstand an attacke'
-            >>> KeyLockConfig(preset="strong").weakness
+            >>> KeyLockConfig().weakness
             ''
 
         """
         if self.base != "affine":
             return ""
         return (
-            "affine does not withstand an attacker who knows of it, as the README shows: keylock: "
-            "{preset: strong} has withstood more"
+            "affine does not withstand an attacker who knows of it, as the README shows; module: "
+            "whole, the default, has withstood more"
         )
 
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, fields: Any) -> Any:
-        preset = PRESETS.get(str(fields.get("preset"))) if isinstance(fields, dict) else None
-        if preset is PRESETS["group"] and fields.get("group_key") is None:
-            raise ConfigError(
-                "keylock.preset: group goes with group_key, a file with a secret that all silos "
-                "have and the server has not: openssl rand -out FILE 32"
-            )
+        if not isinstance(fields, dict):
+            return fields
+        preset = PRESETS.get(str(fields.get("preset")))
         # it is what it stands for: two silos that write the same lock in two ways agree
-        return fields if preset is None else {**preset, **fields, "preset": None}
+        given = fields if preset is None else {**preset, **fields, "preset": None}
+        if given.get("module", "whole") not in ("whole", ["whole"], ("whole",)):
+            return given
+        odd = ["preset"] if preset is not None and preset["module"] != "whole" else []
+        for name in _LAYERS_ONLY:
+            default = "all" if name == "targets" else cls.model_fields[name].default
+            odd += [name] * (fields.get(name, default) != default)
+        if odd:
+            raise ConfigError(
+                f"keylock.{odd[0]}: {fields[odd[0]]!r} is of locks on layers, and module: whole "
+                "has none; leave it out, or name a module such as affine"
+            )
+        return {**given, "targets": "all"}
 
     @model_validator(mode="after")
-    def _is_a_lock(self) -> KeyLockConfig:
-        if self.spread == 0 and (
-            self.base == "affine" or self.mixed != "all" or self.activation != "identity"
-        ):
+    def _goes_together(self) -> KeyLockConfig:
+        if self.group_key is not None and not self.is_whole:
             raise ConfigError(
-                "keylock.spread: 0 leaves only matrices private: use it with module: weights or "
-                "mixing, mixed: all and activation: identity"
+                "keylock.group_key goes with module: whole; leave it out, or use preset: group"
             )
         return self
 
@@ -210,6 +224,8 @@ class KeyLockConfig(Settings):
                 f"use one of {', '.join(BASES)}, and any of {', '.join(ADDITIONS)}, such as "
                 "weights+norm"
             )
+        if "whole" in words and len(words) > 1:
+            raise ValueError("whole goes alone: there is nothing more to lock")
         for name in ("norm", "inputs"):
             if name in words and "weights" not in words:
                 raise ValueError(f"{name} goes with weights: weights+{name}")

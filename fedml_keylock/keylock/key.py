@@ -6,6 +6,7 @@ drawn from them would be the same in every silo and known to whoever knows `rand
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable
@@ -16,8 +17,10 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Stream",
     "Uniform",
     "draw_key",
+    "haar",
     "normal",
     "orthogonal",
     "secret_uniform",
@@ -53,6 +56,44 @@ def uniform_of(data: bytes, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy((words >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
 
 
+class Stream:
+    """Random numbers that are the same for all who have a seed, and chance to all others.
+
+    SHAKE-256 of the seed and a counter (FIPS 202): nobody can tell it from chance, or learn one
+    part of it from another, who does not have the seed.
+
+    Example:
+        >>> torch.equal(Stream(b"seed").uniform((3,)), Stream(b"seed").uniform((3,)))
+        True
+
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        self._seed = hashlib.sha256(seed).digest()
+        self._drawn = 0
+
+    def draw(self, count: int) -> bytes:
+        """The next so many bytes."""
+        block = hashlib.shake_256(self._seed + self._drawn.to_bytes(8, "big"))
+        self._drawn += 1
+        return block.digest(count)
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Uniform float32 numbers in [0, 1), 24 bits each."""
+        return uniform_of(self.draw(4 * math.prod(shape)), shape)
+
+    def signs(self, count: int) -> Tensor:
+        """So many of 1 and -1, a byte each."""
+        bits = np.unpackbits(np.frombuffer(self.draw(-(-count // 8)), dtype=np.uint8))[:count]
+        return torch.from_numpy(1 - 2 * bits.astype(np.int8))
+
+    def order(self, count: int) -> Tensor:
+        """A random order of so many."""
+        words = np.frombuffer(self.draw(8 * count), dtype="<u8")
+        # in the same way on every machine, should two be equal
+        return torch.from_numpy(np.argsort(words, kind="stable"))
+
+
 def seeded_uniform(generator: torch.Generator) -> Uniform:
     """The same distribution from a generator: for attackers and tests, never for a silo's lock.
 
@@ -82,14 +123,29 @@ BLOCK = 256
 """Up to twice this size a mixing matrix is uniform over the orthogonal group."""
 
 
-def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
-    """A random orthogonal matrix ``(size, size)``.
+def haar(size: int, uniform: Uniform = secret_uniform) -> Tensor:
+    """A matrix ``(size, size)`` uniform over the orthogonal group, in float64.
 
-    Up to 512 it is uniform over the orthogonal group: QR of a normal matrix, with the signs of R's
-    diagonal divided out (Mezzadri, "How to generate random matrices from the classical compact
-    groups", 2007). QR of the widest layers in use takes minutes; there it is a product of two
-    matrices of such blocks with random permutations between them, in which every output depends on
-    every input too.
+    QR of a normal matrix, with the signs of R's diagonal divided out (Mezzadri, "How to generate
+    random matrices from the classical compact groups", 2007).
+
+    Example:
+        >>> m = haar(5)
+        >>> torch.allclose(m @ m.T, torch.eye(5, dtype=torch.float64))
+        True
+
+    """
+    q, r = torch.linalg.qr(normal((size, size), uniform).double())
+    rotation: Tensor = (q * r.diagonal().sign()).contiguous()
+    return rotation
+
+
+def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
+    """A random orthogonal matrix ``(size, size)``, in float32.
+
+    Up to 512 it is uniform over the orthogonal group, as `haar` is. QR of the widest layers in use
+    takes minutes; there it is a product of two matrices of such blocks with random permutations
+    between them, in which every output depends on every input too.
 
     Example:
         >>> m = orthogonal(5)
@@ -98,17 +154,16 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
 
     """
     if size <= 2 * BLOCK:
-        q, r = torch.linalg.qr(normal((size, size), uniform))
-        rotation: Tensor = (q * r.diagonal().sign()).contiguous()
-        return rotation
+        return haar(size, uniform).float()
     count = -(-size // BLOCK)
     sizes = [size // count + (index < size % count) for index in range(count)]
     first, second = (
         torch.block_diag(*(orthogonal(n, uniform) for n in sizes))  # type: ignore[no-untyped-call]  # torch has none
         for _ in range(2)
     )
-    order = uniform((size,)).argsort()
-    return _times_blocks(first[:, order], second, sizes)[:, uniform((size,)).argsort()]
+    # silos of a group draw the same, on whatever machine: equal numbers must stay in order
+    orders = [uniform((size,)).argsort(stable=True) for _ in range(2)]
+    return _times_blocks(first[:, orders[0]], second, sizes)[:, orders[1]]
 
 
 def _times_blocks(left: Tensor, blocks: Tensor, sizes: list[int]) -> Tensor:

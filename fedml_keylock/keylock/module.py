@@ -18,9 +18,12 @@ from .private import Unsent
 
 __all__ = ["KeyLock", "WeightLock", "every_lock", "locks"]
 
-BETA = 3 / 7
-"""Standard deviation of a new beta, over the spread of gamma; under relu, of the value whose
-magnitude it is."""
+GAMMA_SPREAD = 0.7
+"""How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
+from 0, where relu would leave a channel dead, and its vanishing gradient would show that to the
+server."""
+BETA_SPREAD = 0.3
+"""Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
 
 
 class KeyLock(OnWeights, Unsent):
@@ -50,7 +53,8 @@ class KeyLock(OnWeights, Unsent):
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
-        >>> lock = KeyLock(12, KeyLockConfig(key_length=16), normalise="batch")
+        >>> config = KeyLockConfig(module="affine", key_length=16)
+        >>> lock = KeyLock(12, config, normalise="batch")
         >>> lock(torch.rand(2, 12, 5, 5)).shape
         torch.Size([2, 12, 5, 5])
         >>> lock.state_dict()
@@ -87,7 +91,6 @@ class KeyLock(OnWeights, Unsent):
         self.channel_dim = channel_dim
         self.activation = config.activation
         self.chained = keys is not None
-        self.turns_only = config.turns_only
         # what the chain last handed to this lock, in a forward pass of its model
         self.values: tuple[Tensor, Tensor] | None = None
         # what the holder's own weight and bias were, for unlock_model
@@ -101,14 +104,14 @@ class KeyLock(OnWeights, Unsent):
         self.register_buffer("key", None if keys else key)
         self.register_buffer("direction", None if keys else direction)
         for index, name in enumerate(("gamma", "beta")):
-            wanted = _wanted(name, channels, config, uniform)
+            wanted = _wanted(name, channels, config.activation, uniform)
             if keys is None:
-                weight = BETA * config.spread * normal((channels,), uniform)
+                weight = BETA_SPREAD * normal((channels,), uniform)
                 bias = wanted - weight
             else:
                 before = keys[index].detach()
                 scale = before.norm().clamp(min=1e-6).reciprocal()
-                weight = BETA * config.spread * normal((channels, before.numel()), uniform)
+                weight = BETA_SPREAD * normal((channels, before.numel()), uniform)
                 bias = wanted - torch.mv(weight, scale * before)
                 self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
@@ -153,9 +156,7 @@ class KeyLock(OnWeights, Unsent):
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Gamma and beta, where they stand on the weight."""
-        if self.turns_only or not self.is_on_weight:
-            return None, None
-        return self.scale(), self.shift()
+        return (self.scale(), self.shift()) if self.is_on_weight else (None, None)
 
     def on_result(self, x: Tensor) -> Tensor:
         """What its holder computed with what was made of its weight, locked."""
@@ -188,7 +189,7 @@ class KeyLock(OnWeights, Unsent):
             key: ``(K,)`` of any length and norm; a chained lock has none of its own.
 
         Example:
-            >>> lock = KeyLock(2, KeyLockConfig())
+            >>> lock = KeyLock(2, KeyLockConfig(module="affine"))
             >>> w = {"weight_gamma": torch.ones(2, 3), "weight_beta": torch.ones(2, 3)}
             >>> w |= {"bias_gamma": torch.ones(2), "bias_beta": torch.zeros(2)}
             >>> lock.set_published(w, torch.tensor([1.0, 2.0, 3.0]))
@@ -228,15 +229,14 @@ class KeyLock(OnWeights, Unsent):
         return f"{self.channels}, {kind}, {key}{own}"
 
 
-def _wanted(name: str, channels: int, config: KeyLockConfig, uniform: Uniform) -> Tensor:
+def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
     """What goes into the activation ``(c,)`` for a new lock's gamma or beta."""
-    activation, spread = config.activation, config.spread
     if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
         return normal((channels,), uniform)
     if name == "gamma":
-        wanted = 1 + spread * (2 * uniform((channels,)) - 1)
+        wanted = 1 + GAMMA_SPREAD * (2 * uniform((channels,)) - 1)
     else:
-        wanted = BETA * spread * normal((channels,), uniform)
+        wanted = BETA_SPREAD * normal((channels,), uniform)
         if activation != "identity":
             wanted = wanted.abs() + 1e-3
     return wanted.expm1().log() if activation == "softplus" else wanted
@@ -255,7 +255,7 @@ class WeightLock(OnWeights, Unsent):
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
-        >>> lock = WeightLock(Pieces(mixing=4), KeyLockConfig())
+        >>> lock = WeightLock(Pieces(mixing=4), KeyLockConfig(module="weights"))
         >>> lock.on_weight(torch.rand(4, 2, 3, 3)).shape
         torch.Size([4, 2, 3, 3])
 

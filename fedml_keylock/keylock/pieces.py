@@ -152,7 +152,8 @@ def turn(mixing: Tensor, x: Tensor) -> Tensor:
     if mixing.dim() == 2:
         if x.dim() == 2 or mixing.requires_grad:
             return mixing @ x
-        # torch would copy a matrix that needs no gradient for each of x's: 10 times as slow
+        # torch would copy a matrix that needs no gradient, as an attacker's fixed one, for each of
+        # x's: 10 times as slow
         return F.linear(x.mT.reshape(-1, x.shape[-2]), mixing).view(x.mT.shape).mT
     if _is_reflections(mixing):
         for v in mixing.flip(0):

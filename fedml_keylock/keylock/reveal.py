@@ -16,19 +16,18 @@ from .attach import lock_model, remove_hooks
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
 from .formula import apply_lock
-from .key import secret_uniform, seeded_uniform
+from .key import seeded_uniform
 from .module import KeyLock, WeightLock, every_lock
 from .on_weights import OnWeights
 from .pieces import neutral
 from .state import keep_private, show_public
+from .whole import lock_of
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 
 
 class RevealedLock(OnWeights, nn.Module):
     """A lock with gamma ``(c,)``, beta ``(c,)`` and each of its pieces as parameters.
-
-    A gamma and beta that everybody knows are constants: there is nothing to search.
 
     It keeps no running statistics: an attacker replays a training step, which normalises by the
     batch. It starts as no lock at all: gamma 1, beta 0, every mixing the identity; but weights
@@ -38,21 +37,13 @@ class RevealedLock(OnWeights, nn.Module):
     def __init__(self, lock: KeyLock | WeightLock) -> None:
         super().__init__()
         self.on_weights = lock.on_weights
-        self.gamma: Tensor | None
-        self.beta: Tensor | None
-        self.turns_only = isinstance(lock, KeyLock) and lock.turns_only
+        self.gamma: nn.Parameter | None = None
         if isinstance(lock, KeyLock):
             self.normalise = lock.normalise
             self.channel_dim = lock.channel_dim
             self.fused = lock.fused
-        starts: dict[str, Tensor | None] = {"gamma": None, "beta": None}
-        if isinstance(lock, KeyLock):
-            starts = {"gamma": torch.ones(lock.channels), "beta": torch.zeros(lock.channels)}
-        for name, start in starts.items():
-            if start is None or self.turns_only:
-                self.register_buffer(name, start)
-            else:
-                self.register_parameter(name, nn.Parameter(start))
+            self.gamma = nn.Parameter(torch.ones(lock.channels))
+            self.beta = nn.Parameter(torch.zeros(lock.channels))
         self.hold({name: neutral(name, piece.detach()) for name, piece in lock.pieces.items()})
 
     def scale(self) -> Tensor:
@@ -62,14 +53,11 @@ class RevealedLock(OnWeights, nn.Module):
 
     def shift(self) -> Tensor:
         """Beta, for a normalisation layer that reads it."""
-        assert self.beta is not None
         return self.beta
 
     def affine(self) -> tuple[Tensor | None, Tensor | None]:
         """Gamma and beta, where they stand on the weight."""
-        if self.gamma is None or self.turns_only:
-            return None, None
-        alone = self.on_weights and self.normalise is None
+        alone = self.gamma is not None and self.on_weights and self.normalise is None
         return (self.gamma, self.beta) if alone else (None, None)
 
     def on_result(self, x: Tensor) -> Tensor:
@@ -90,18 +78,22 @@ class RevealedLock(OnWeights, nn.Module):
 def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
     """The attacker's model: a copy of the public one with a revealed lock where silos have theirs.
 
+    A lock on the whole state is nowhere in the model: there it is the public one.
+
     Returns:
         The model, and the names of those of its parameters that are the attacker's unknowns.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> surrogate(model, KeyLockConfig())[1]
+        >>> surrogate(model, KeyLockConfig(module="affine"))[1]
         ('0.keylock.gamma', '0.keylock.beta')
 
     """
     copy = deepcopy(model)
+    if config.is_whole:
+        return copy, ()
     # the lock is put on by the silos' own code, so that it stands where theirs does
-    lock_model(copy, config, uniform=secret_uniform)  # a group's secret he has not
+    lock_model(copy, config)
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
     for name, holder, lock in list(every_lock(copy)):
@@ -116,18 +108,25 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
 def effective_state(model: nn.Module) -> dict[str, Tensor]:
     """The unknowns of `surrogate`, as they are in a locked model. Private, like the lock itself.
 
+    Of a lock on the whole state, what its disguise is revealed by: the key, and under which rounds'
+    turns are the model that it has received last and the one that it sends next.
+
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
+        >>> info = lock_model(model, KeyLockConfig(module="affine"))
         >>> effective_state(model)["0.keylock.gamma"].shape
         torch.Size([6])
 
     """
+    whole = lock_of(model)
+    if whole is not None:  # what a round sends is turned anew
+        place = {"before": whole.round.clone(), "after": whole.round + 1}
+        return {"key": whole.key.clone(), **place, **whole.masks.tensors}
     state: dict[str, Tensor] = {}
     values = lock_values(model)
     for name, _, lock in every_lock(model):
         prefix = f"{name}.keylock." if name else "keylock."
-        if isinstance(lock, KeyLock) and not lock.turns_only:
+        if name in values:
             gamma, beta = values[name]
             state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
         state |= {f"{prefix}{n}": piece.detach().clone() for n, piece in lock.pieces.items()}
@@ -151,7 +150,7 @@ def draw_effective(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> g = torch.Generator().manual_seed(0)
-        >>> draw_effective(model, KeyLockConfig(), 4, g)["0.keylock.beta"].shape
+        >>> draw_effective(model, KeyLockConfig(module="affine"), 4, g)["0.keylock.beta"].shape
         torch.Size([4, 6])
 
     """

@@ -17,6 +17,7 @@ from ..errors import LockError, VaultError
 from .locked import public_parameter
 from .module import KeyLock, WeightLock, every_lock, locks
 from .validate import STATISTICS
+from .whole import lock_of
 
 __all__ = [
     "keep_private",
@@ -34,9 +35,9 @@ def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
         LockError: the model is not locked.
 
     Example:
-        >>> from fedml_keylock.keylock import lock_model
+        >>> from fedml_keylock.keylock import KeyLockConfig, lock_model
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
+        >>> info = lock_model(model, KeyLockConfig(module="affine"))
         >>> sorted(private_state_dict(model))[0]
         '0.keylock.bias_beta'
 
@@ -61,6 +62,10 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
         >>> load_private_state_dict(model, private_state_dict(model))
 
     """
+    whole = lock_of(model)
+    if whole is not None:
+        whole.restore(state)
+        return
     own = _private_tensors(model)
     differing = sorted(own.keys() ^ state.keys()) or sorted(
         name for name in own if own[name].shape != state[name].shape
@@ -73,6 +78,9 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
 
 
 def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
+    whole = lock_of(model)
+    if whole is not None:
+        return whole.tensors
     tensors: dict[str, Tensor] = lock_tensors(model)
     if not tensors:
         raise LockError("the model is not locked")

@@ -16,6 +16,8 @@ from .kinds import CONVOLUTIONS, LOCKABLE
 from .module import KeyLock
 from .pieces import Pieces
 from .placing import Placing, Site
+from .whole import lock_of
+from .whole.turns import parts_of
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
 
@@ -83,14 +85,15 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     Nothing is changed.
 
     Example:
-        >>> check_model(nn.Sequential(nn.Linear(4, 2)), KeyLockConfig()).issues[0].layer
+        >>> config = KeyLockConfig(module="affine")
+        >>> check_model(nn.Sequential(nn.Linear(4, 2)), config).issues[0].layer
         '0'
-        >>> print(check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig()))
+        >>> print(check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), config))
         0  locked  by a lock on it, with a batch norm of its own
         constant: 0; shared: 2
 
     """
-    if any(isinstance(module, KeyLock) for module in model.modules()):
+    if any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules()):
         reason = "the model is locked already; unlock_model takes the lock out"
         return ModelCheck((LockIssue("", reason),))
     lazy = tuple(
@@ -100,6 +103,8 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     )
     if lazy:
         return ModelCheck(lazy)
+    if config.is_whole:
+        return _check_whole(model)
     flow = flow_of(model)
     kinds = {name: model.get_submodule(name) for name in flow.order}
     issue = _front(model, flow, kinds)
@@ -158,9 +163,10 @@ def plan(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
-        >>> [site.holder for site in plan(model, KeyLockConfig()).sites]
+        >>> planned = plan(model, KeyLockConfig(module="affine"))
+        >>> [site.holder for site in planned.sites]
         ['1']
-        >>> plan(model, KeyLockConfig()).constants["1.running_var"]
+        >>> planned.constants["1.running_var"]
         1.0
 
     """
@@ -168,6 +174,24 @@ def plan(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     if checked.issues:
         raise LockError(str(checked))
     return checked
+
+
+def _check_whole(model: nn.Module) -> ModelCheck:
+    """A lock on the whole state asks nothing of the layers."""
+    if hasattr(model, "keylock"):
+        return ModelCheck((LockIssue("", "has an attribute named keylock of its own"),))
+    try:
+        turned = {name for part in parts_of(model) for name in part.names}
+    except LockError as error:
+        return ModelCheck((LockIssue("", str(error)),))
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in turned)
+    layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
+    how = "its numbers are sent turned, with all others"
+    return ModelCheck(
+        issues=(),
+        layers=tuple(LayerCheck(name, locked=True, how=how) for name in layers),
+        shared=tuple(name for name in model.state_dict() if name not in turned),
+    )
 
 
 def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIssue | None:

@@ -32,14 +32,7 @@ class Watch:
         # name leaves out, and therefore the last matrix too
         self._kept = {"": _kept([*trained[-1:], *[p for p in trained if p.dim() > 1][-1:]])}
         watched = {"": trained[-1]} if trained else {}
-        self._not_run: set[str] = set()
-        self._runs = []
-        for name, holder, lock in every_lock(model):
-            if not any(p.requires_grad for p in lock.parameters()):  # a group's: it has no gradient
-                self._not_run.add(name or "the model")
-                ran = partial(self._ran, name or "the model")
-                self._runs.append(holder.register_forward_hook(ran))
-                continue
+        for name, _, lock in every_lock(model):
             if isinstance(lock, WeightLock):
                 piece = next(lock.parameters())
                 self._kept[name or "the model"] = _kept([piece])
@@ -56,9 +49,6 @@ class Watch:
             for n, p in watched.items()
         ]
 
-    def _ran(self, name: str, *_call: object) -> None:
-        self._not_run.discard(name)
-
     def _see(self, name: str, gradient: Tensor) -> None:
         self._seen[name] = count = self._seen.get(name, 0) + 1
         # the first ones, then fewer and fewer: on a small model to look at each one would be felt
@@ -68,7 +58,7 @@ class Watch:
 
     def finish(self, round_index: int) -> bool:
         """Whether anything happened to the model; LockError when the lock had no part in it."""
-        for handle in (*self._handles, *self._runs):
+        for handle in self._handles:
             handle.remove()
         if _still(self._kept.pop("")):
             # a silo without data, a step too small to see, or a trainer that only makes gradients
@@ -79,11 +69,6 @@ class Watch:
                     round_index,
                 )
             return "" in self._largest
-        if self._not_run:
-            raise LockError(
-                f"the lock on {min(self._not_run)} was not run in round {round_index}: the model "
-                "does not run that layer as a lock needs it; name others in keylock.targets"
-            )
         for name, kept in self._kept.items():
             if name not in self._largest:
                 raise LockError(

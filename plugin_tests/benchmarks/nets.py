@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from tempfile import NamedTemporaryFile
 
 import torch
 from torch import Tensor, nn
@@ -74,18 +72,15 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "ResNet-18": (lambda: models.resnet18(num_classes=10), 64),
     "ViT-tiny": (vit_tiny, 32),
 }
-SECRET = NamedTemporaryFile()  # noqa: SIM115  # until the process ends
-SECRET.write(os.urandom(32))
-SECRET.flush()
 LOCKS = {
     "none": None,
-    "first": KeyLockConfig(),
-    "all": KeyLockConfig(targets="all"),
-    "all, chained": KeyLockConfig(targets="all", chained=True),
+    "first": KeyLockConfig(module="affine"),
+    "all": KeyLockConfig(module="affine", targets="all"),
+    "all, chained": KeyLockConfig(module="affine", targets="all", chained=True),
     "mixing, all": KeyLockConfig(module="mixing", targets="all"),
     "weights, all": KeyLockConfig(module="weights", targets="all"),
     "strong": KeyLockConfig(preset="strong"),
-    "group": KeyLockConfig(preset="group", group_key=SECRET.name),
+    "whole": KeyLockConfig(module="whole"),
 }
 
 

@@ -46,7 +46,7 @@ CAPTURE = {
     "attack_type": "gradient_inversion",
     "gradient_inversion": {"when": "never", "rounds": list(range(ROUNDS))},
 }
-LOCKS = {"affine": {}, "mixing": {"module": "mixing", "targets": "all"}}
+LOCKS = {"affine": {"module": "affine"}, "mixing": {"module": "mixing", "targets": "all"}}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     # plain FedML's silos test nothing

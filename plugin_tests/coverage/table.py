@@ -29,7 +29,7 @@ from zoo import (
 from fedml_keylock import KeyLockConfig, check_model
 
 CONFIGS = {
-    "affine": KeyLockConfig(targets="all"),
+    "affine": KeyLockConfig(module="affine", targets="all"),
     "mixing": KeyLockConfig(module="mixing", targets="all"),
 }
 STAGES = ("locks", "trains", "exports")
@@ -61,7 +61,7 @@ def main(only: str, threads: int) -> None:
         cells = (f"{sum(stages[c])} of {len(stages[c])}" for c in columns)
         click.echo(f"| {family} | " + " | ".join(cells) + " |")
     for model in fedml_refused() if not only else ():
-        reason = check_model(model.make(), KeyLockConfig(targets="all")).issues[0].reason
+        reason = check_model(model.make(), CONFIGS["affine"]).issues[0].reason
         click.echo(f"refused: FedML {model.name}: {reason}")
     for line in failed:
         click.echo(f"failed: {line}")

@@ -28,4 +28,4 @@ def test_models_of_the_hub_lock_train_and_export(model, module):
 @pytest.mark.parametrize("model", REFUSED, ids=lambda model: model.name)
 def test_models_whose_first_layer_tells_the_input_are_refused(model, targets):
     with pytest.raises(LockError, match=r"first layer is (linear|an embedding): .* cannot be prot"):
-        lock_model(model.make(), KeyLockConfig(targets=targets))
+        lock_model(model.make(), KeyLockConfig(module="affine", targets=targets))

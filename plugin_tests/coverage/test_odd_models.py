@@ -13,10 +13,10 @@ from fedml_keylock import KeyLockConfig, check_model, lock_model, unlock_model
 from fedml_keylock.keylock.flow import flow_of
 from fedml_keylock.keylock.module import locks as locks_of
 
-ALL = KeyLockConfig(targets="all")
+ALL = KeyLockConfig(module="affine", targets="all")
 MIXING = KeyLockConfig(module="mixing", targets="all")
 WEIGHTS = KeyLockConfig(module="weights", targets="all")
-CHAINED = KeyLockConfig(targets="all", chained=True)
+CHAINED = KeyLockConfig(module="affine", targets="all", chained=True)
 
 
 def images(count=4):
@@ -226,7 +226,7 @@ def test_checking_leaves_nothing_behind(kind):
 def test_a_layer_that_runs_twice_is_locked_once_and_in_both():
     torch.manual_seed(0)
     model = Twice().eval()
-    lock_model(model, KeyLockConfig(targets=["again"]))
+    lock_model(model, KeyLockConfig(module="affine", targets=["again"]))
     ((holder, _, lock),) = locks_of(model)
     assert holder == "again_norm"
     x = model.norm(model.stem(images()))
@@ -244,7 +244,7 @@ def test_the_norm_behind_is_found_by_what_runs_and_not_by_names():
         "late": "norm_b",
     }
     assert flow.order == ("stem", "late", "head")
-    assert check_model(Registered(), KeyLockConfig()).sites[0].layers == ("stem",)
+    assert check_model(Registered(), KeyLockConfig(module="affine")).sites[0].layers == ("stem",)
 
 
 def test_a_lock_that_a_norm_would_take_out_stands_on_that_norm():

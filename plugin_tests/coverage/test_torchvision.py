@@ -14,8 +14,8 @@ from fedml_keylock import KeyLockConfig, check_model, lock_model, unlock_model
 from fedml_keylock.keylock.module import locks as locks_of
 
 CONFIGS = {
-    "affine": KeyLockConfig(targets="all"),
-    "chained": KeyLockConfig(targets="all", chained=True),
+    "affine": KeyLockConfig(module="affine", targets="all"),
+    "chained": KeyLockConfig(module="affine", targets="all", chained=True),
     "mixing": KeyLockConfig(module="mixing", targets="all"),
 }
 SMALLEST = (

@@ -731,7 +731,7 @@ def test_torchvisions_resnet18_by_its_short_name(tmp_path):
             picture.save(tmp_path / "photos" / name / f"{index}.jpg")
     result = invoke(
         "--model", "torchvision:resnet18", "--data", tmp_path / "photos", "--defense", "keylock",
-        "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
+        "--preset", "paper", "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "keylock:affine:first: no verdict" in result.output

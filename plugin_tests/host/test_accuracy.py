@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_beside import arguments, made
+from test_beside import AFFINE, arguments, made
 from torch import nn
 
 from fedml_keylock.host.accuracy import measure, report
@@ -26,7 +26,7 @@ DATA = [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]
 
 
 def silo(tmp_path, *, own_accuracy=True, **changes):
-    keylock = {"key_length": 16, "vault": tmp_path, "own_accuracy": own_accuracy}
+    keylock = {**AFFINE, "vault": tmp_path, "own_accuracy": own_accuracy}
     session = Session.begin(arguments(keylock=keylock, **changes))
     session.adopt(made())
     return session

@@ -18,6 +18,8 @@ from fedml_keylock.keylock import private_state_dict
 from fedml_keylock.keylock.vault import silo as vaults
 from fedml_keylock.keylock.vault.disk import claim, release
 
+AFFINE = {"module": "affine", "key_length": 16}
+
 
 def made():
     return nn.Sequential(
@@ -32,7 +34,7 @@ def arguments(**changes):
         "federated_optimizer": "FedAvg",
         "enable_defense": True,
         "defense_type": "keylock",
-        "keylock": {"key_length": 16},
+        "keylock": AFFINE,
         "client_num_in_total": 2,
         "client_num_per_round": 2,
         "worker_num": 2,
@@ -52,10 +54,13 @@ SIMULATED = {"training_type": "simulation", "backend": "sp"}
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"keylock": {"then": "krumm"}}, ["keylock.then: 'krumm'", "krum, multikrum"]),
-        ({"keylock": {"then": "weak_dp"}}, ["keylock.then: 'weak_dp'", *THEN]),
-        ({"keylock": {"then": "keylock"}}, ["keylock.then: 'keylock'", *THEN]),
-        (SIMULATED | {"keylock": {"then": "krum"}}, ["keylock.then: 'krum'", "cross_silo"]),
+        ({"keylock": {**AFFINE, "then": "krumm"}}, ["keylock.then: 'krumm'", "krum, multikrum"]),
+        ({"keylock": {**AFFINE, "then": "weak_dp"}}, ["keylock.then: 'weak_dp'", *THEN]),
+        ({"keylock": {**AFFINE, "then": "keylock"}}, ["keylock.then: 'keylock'", *THEN]),
+        (
+            SIMULATED | {"keylock": {**AFFINE, "then": "krum"}},
+            ["keylock.then: 'krum'", "cross_silo"],
+        ),
     ],
 )
 def test_what_is_no_defense_that_fedml_can_run_is_refused(changes, words):
@@ -113,7 +118,7 @@ def test_noise_that_fedml_adds_is_let_through(solution):
 
 
 def test_wise_median_is_refused_where_fedml_loses_count(tmp_path):
-    keylock = {"key_length": 16, "vault": tmp_path, "then": "wise_median"}
+    keylock = {**AFFINE, "vault": tmp_path, "then": "wise_median"}
     with pytest.raises(ConfigError, match=r"wise_median cannot run .* such as 1\.running_mean"):
         Session.begin(arguments(keylock=keylock)).adopt(made())
     session = Session.begin(arguments(keylock=keylock))
@@ -122,7 +127,7 @@ def test_wise_median_is_refused_where_fedml_loses_count(tmp_path):
 
 
 def test_clipping_is_refused_where_fedml_cannot_clip(tmp_path):
-    keylock = {"key_length": 16, "vault": tmp_path}
+    keylock = {**AFFINE, "vault": tmp_path}
     noise = {"enable_dp": True, "dp_solution_type": "cdp", "max_grad_norm": 1.0}
     with pytest.raises(ConfigError, match=r"max_grad_norm: .* such as 1\.num_batches_tracked"):
         Session.begin(arguments(keylock=keylock, **noise)).adopt(made())
@@ -150,12 +155,12 @@ defender.init(args())
 assert defender.is_defense_enabled() and defender.defense_type == "keylock"
 assert not defender.is_defense_before_aggregation()
 assert defender.get_benign_client_idxs([0, 1]) == [0, 1]
-given = args(keylock={"then": "krum"}, byzantine_client_num=0)
+given = args(keylock={"module": "affine", "then": "krum"}, byzantine_client_num=0)
 defender.init(given)
 assert type(defender.defender) is KrumDefense and defender.is_defense_before_aggregation()
 assert given.defense_type == "keylock"  # the job's own arguments stay
 try:
-    defender.init(args(keylock={"then": "krum"}))
+    defender.init(args(keylock={"module": "affine", "then": "krum"}))
 except ConfigError as error:
     assert "keylock.then: krum needs byzantine_client_num" in str(error), error
 else:
@@ -203,7 +208,7 @@ def test_a_rank_is_given_the_data_of_silo_0_when_the_server_says_so(with_fedml):
 
 
 def test_constants_are_given_back_and_nothing_else_is_touched(tmp_path):
-    locked = {"key_length": 16, "vault": tmp_path, "then": "krum"}
+    locked = {**AFFINE, "vault": tmp_path, "then": "krum"}
     session = Session.begin(arguments(role="server", rank=0, keylock=locked))
     model = made()
     state = {n: torch.rand(t.shape, dtype=torch.float64) for n, t in model.state_dict().items()}
@@ -226,7 +231,7 @@ def test_constants_are_given_back_and_nothing_else_is_touched(tmp_path):
 @pytest.mark.parametrize("module", ["affine", "stem"])
 def test_a_first_model_is_sent_with_the_constants_of_locked_layers(tmp_path, module):
     """Of a model that was trained before, or whose first layer's weights are the silos' own."""
-    locked = {"key_length": 16, "vault": tmp_path, "module": module}
+    locked = {**AFFINE, "vault": tmp_path, "module": module}
     session = Session.begin(arguments(role="server", rank=0, keylock=locked))
     model = made()
     with torch.no_grad():
@@ -334,7 +339,7 @@ def test_messages_name_the_silo_and_not_the_rank(serving):
 
 
 def test_a_rank_of_one_silo_takes_no_other(tmp_path):
-    session = Session.begin(arguments(keylock={"key_length": 16, "vault": tmp_path}))
+    session = Session.begin(arguments(keylock={**AFFINE, "vault": tmp_path}))
     session.adopt(made())
     session.enter(1)
     with pytest.raises(
@@ -429,7 +434,7 @@ def test_a_rank_waits_for_the_silos_former_rank(serving, tmp_path, holder):
 
 def test_a_silo_that_is_in_use_is_not_entered(serving, tmp_path, holder, monkeypatch):
     session, model, _ = serving
-    monkeypatch.setattr("fedml_keylock.builtin.HAND_OVER", 0.1)
+    monkeypatch.setattr(KeyLockDefense, "HAND_OVER", 0.1)
     before = private_state_dict(model)
     with pytest.raises(VaultError, match="silo 1 is in use by process"):
         session.enter(1)

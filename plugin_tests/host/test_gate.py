@@ -358,7 +358,10 @@ def test_what_concerns_aggregation_is_in_the_mark_and_binds_no_vault():
     assert other.layout == PLAIN.layout
     with pytest.raises(UpdateRefused, match="its settings of aggregation differ"):
         check_mark(other.mark, PLAIN, who=WHO)
-    locked = [KeyLockDefense({"then": then}).describe(made()) for then in (None, "krum")]
+    locked = [
+        KeyLockDefense({"module": "affine", "then": then}).describe(made())
+        for then in (None, "krum")
+    ]
     assert locked[0].mark != locked[1].mark
     assert locked[0].layout == locked[1].layout
 

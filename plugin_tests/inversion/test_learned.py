@@ -33,7 +33,7 @@ SMALL = partial(ConvDecoder, hidden=96, channels=8)
 QUICK = LearnedAttack(steps=3, batch_size=8, locks=4, tuning=2, decoder=SMALL)
 LOCKS = {
     "none": None,
-    "affine": KeyLockConfig(targets="all", key_length=8),
+    "affine": KeyLockConfig(module="affine", targets="all", key_length=8),
     "mixing": KeyLockConfig(targets="all", module="mixing", key_length=8),
 }
 

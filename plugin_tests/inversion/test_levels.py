@@ -228,7 +228,7 @@ def test_images_and_secrets_may_take_turns(digits, lenet, make_update):
 @pytest.mark.parametrize("targets", ["first", "all"])
 def test_published_locks_fall_to_who_knows_of_them(targets, photos, lenet, make_update):
     """The real lock on the net of DLG, untrained: gamma and beta are found with the photo."""
-    config, labels = KeyLockConfig(targets=targets), torch.arange(6)
+    config, labels = KeyLockConfig(module="affine", targets=targets), torch.arange(6)
     updates = []
     for photo, label in zip(photos.split(1), labels.split(1), strict=True):
         silo = lenet()

@@ -315,17 +315,3 @@ def test_a_wrong_word_is_one_line(tmp_path):
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("Error: Invalid value for '--points'")
-
-
-@pytest.mark.parametrize("turns_only", [True, False])
-def test_who_fits_a_lock_of_rotations_keeps_to_them(frontier, monkeypatch, turns_only):
-    monkeypatch.setattr(frontier.accuracy, "STEPS", 3)
-    images, labels = torch.rand(4, 1, 28, 28), torch.arange(4)
-    public = frontier.accuracy.PublicData(images, labels)
-    model = frontier.splits.first_model("lenet", 0)
-    known = frontier.accuracy.KeyLockDefense(frontier.points.POINTS["group"].lock).surrogate(model)
-    draw = torch.Generator().manual_seed(0)
-    lock, _ = frontier.accuracy.fit_lock(known, draw, public, public, turns_only=turns_only)
-    assert set(lock) == set(known.names)
-    apart = [float((m @ m.mT - torch.eye(len(m))).abs().max()) for m in lock.values()]
-    assert (max(apart) < 1e-5) == turns_only

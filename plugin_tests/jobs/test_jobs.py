@@ -15,7 +15,7 @@ BAD_JOBS = {
         ["keylock.modul", "no such field", "module"],
     ),
     "unknown_glob": (
-        {"settings": {"targets": ["features.*"]}},
+        {"settings": {"module": "affine", "targets": ["features.*"]}},
         ["'features.*'", "matches no", "0, 3, 6, 9"],
     ),
     "linear": ({"settings": LOCK}, ["first layer is linear"]),

@@ -118,31 +118,6 @@ def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(
     assert_kept(arrays, job.wire())
 
 
-@pytest.mark.long
-def test_silos_of_a_group_have_one_lock_and_neither_it_nor_the_secret_crosses_the_wire(
-    run_job, monkeypatch, tmp_path
-):
-    secret = tmp_path / "group"
-    secret.touch(mode=0o600)
-    secret.write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 32, dtype=np.uint8)))
-    settings = {"preset": "group", "group_key": str(secret), "keep_history": True}
-    job = run_job(settings=settings)
-    assert job.status == 0, job.output[-2000:]
-    monkeypatch.syspath_prepend(str(job.folder))
-    arrays = private_arrays(job, settings)
-    locks: dict[str, list] = {}
-    for (_, name), tensor in arrays.items():
-        if name.endswith((".gamma", ".beta", ".mixing", ".mixing_inputs")):
-            locks.setdefault(name, []).append(tensor)
-    assert {"1.keylock.gamma", "3.keylock.mixing", "9.keylock.mixing_inputs"} <= set(locks)
-    for same in locks.values():  # of both silos, in every round
-        assert len(same) == 6
-        assert all(torch.equal(same[0], other) for other in same)
-    crossed = job.wire()
-    assert secret.read_bytes()[:8] not in crossed
-    assert_kept(arrays, crossed)
-
-
 def test_the_search_finds_what_is_sent(locked):
     """Control: public weights did cross, and the same search sees them."""
     from safetensors.torch import save  # the bytes of a private array, as a leak would send them

@@ -308,7 +308,7 @@ class TestEveryWay:
 )
 def test_targets(targets, layers, holders):
     model = made()
-    config = KeyLockConfig(targets=targets)
+    config = KeyLockConfig(module="affine", targets=targets)
     sites = plan(model, config).sites
     info = lock_model(model, config)
     assert list(info.layers) == [site.layers[0] for site in sites] == layers
@@ -328,7 +328,7 @@ class Named(nn.Module):
 
 def already_locked():
     model = made()
-    lock_model(model)
+    lock_model(model, KeyLockConfig(module="affine"))
     return model
 
 
@@ -348,7 +348,7 @@ def already_locked():
 )
 def test_what_cannot_be_locked_is_named_and_left_alone(make, targets, message):
     model = make()
-    config = KeyLockConfig(targets=targets)
+    config = KeyLockConfig(module="affine", targets=targets)
     lazy = any("Lazy" in type(m).__name__ for m in model.modules())
     before = None if lazy else snapshot(model)
     kinds = [type(m) for m in model.modules()]
@@ -367,7 +367,7 @@ def test_what_cannot_be_locked_is_named_and_left_alone(make, targets, message):
 
 def test_every_reason_is_given_at_once():
     with pytest.raises(LockError) as caught:
-        lock_model(made(), KeyLockConfig(targets=["nose", "stem", "tail.*"]))
+        lock_model(made(), KeyLockConfig(module="affine", targets=["nose", "stem", "tail.*"]))
     assert "'nose'" in str(caught.value)
     assert "'tail.*'" in str(caught.value)
 
@@ -375,7 +375,7 @@ def test_every_reason_is_given_at_once():
 def test_checking_changes_nothing():
     model = made()
     before = snapshot(model)
-    config = KeyLockConfig(targets="all")
+    config = KeyLockConfig(module="affine", targets="all")
     assert check_model(model, config).issues == ()
     plan(model, config)
     assert_same(before, snapshot(model))
@@ -386,14 +386,14 @@ def test_a_key_that_does_not_do_leaves_the_model_alone(key):
     model = made()
     before = snapshot(model)
     with pytest.raises(LockError, match="the key must be"):
-        lock_model(model, KeyLockConfig(targets="all"), key=key)
+        lock_model(model, KeyLockConfig(module="affine", targets="all"), key=key)
     assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize("key", [torch.zeros(1024), torch.ones(3, 3), torch.arange(1024)])
 def test_a_key_that_does_not_do_is_refused_in_words(key):
     with pytest.raises(LockError, match="key"):
-        lock_model(made(), key=key)
+        lock_model(made(), KeyLockConfig(module="affine"), key=key)
 
 
 def test_unlocking_needs_a_lock():
@@ -405,7 +405,7 @@ def test_unlocking_needs_a_lock():
 
 def test_a_locked_norms_own_weight_and_bias_are_constants():
     model = made()
-    lock_model(model, KeyLockConfig(targets="all"))
+    lock_model(model, KeyLockConfig(module="affine", targets="all"))
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.5)
 
     def pinned():
@@ -430,14 +430,14 @@ def test_an_optimizer_made_before_the_lock_does_not_unpin_a_norm():
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.5)
     train(model, optimizer=optimizer)
     optimizer.zero_grad()
-    lock_model(model, KeyLockConfig(targets="all"))
+    lock_model(model, KeyLockConfig(module="affine", targets="all"))
     train(model, optimizer=optimizer)
     assert torch.equal(model.state_dict()["body.1.weight"], torch.ones(6))
 
 
 def test_the_public_constants_are_what_a_locked_model_shares():
     for share in (False, True):
-        config = KeyLockConfig(targets="all", share_norm_statistics=share)
+        config = KeyLockConfig(module="affine", targets="all", share_norm_statistics=share)
         model = made()
         constants = plan(model, config).constants
         names = ["weight", "bias"]
@@ -452,7 +452,7 @@ def test_the_public_constants_are_what_a_locked_model_shares():
 
 def test_unlocking_after_training_keeps_what_was_trained():
     model = made()
-    lock_model(model, KeyLockConfig(targets="all"))
+    lock_model(model, KeyLockConfig(module="affine", targets="all"))
     before = made()
     train(model)
     trained = {n: t.clone() for n, t in model.state_dict().items()}
@@ -469,7 +469,7 @@ def test_unlocking_after_training_keeps_what_was_trained():
 def test_a_frozen_norm_is_frozen_after_unlocking():
     model = made()
     model.norm.weight.requires_grad_(False)
-    lock_model(model, KeyLockConfig(targets="all"))
+    lock_model(model, KeyLockConfig(module="affine", targets="all"))
     unlock_model(model)
     assert not model.norm.weight.requires_grad
     assert model.norm.bias.requires_grad
@@ -486,7 +486,7 @@ def test_hooks_of_others_survive():
     model.stem.register_state_dict_post_hook(see)
     model.stem.register_load_state_dict_pre_hook(see)
     before = snapshot(model)
-    lock_model(model)
+    lock_model(model, KeyLockConfig(module="affine"))
     unlock_model(model)
     assert_same(before, snapshot(model))
     seen.clear()
@@ -515,7 +515,7 @@ def test_a_lock_behind_a_norm_without_parameters_has_its_models_dtype(norm):
 
 def test_strict_loading_refuses_private_names():
     model = made()
-    lock_model(model)
+    lock_model(model, KeyLockConfig(module="affine"))
     state = model.state_dict()
     state["stem.keylock.key"] = torch.ones(1024)
     with pytest.raises(RuntimeError, match=r"stem\.keylock\.key"):
@@ -530,7 +530,7 @@ def test_strict_loading_refuses_private_names():
 )
 @settings(max_examples=60, deadline=None)
 def test_no_channel_is_dead_at_the_start(channels, key_length, activation, seed):
-    config = KeyLockConfig(key_length=key_length, activation=activation)
+    config = KeyLockConfig(module="affine", key_length=key_length, activation=activation)
     lock = KeyLock(channels, config, uniform=simulated(seed))
     gamma, beta = lock.scale(), lock.shift()
     # away from 0 and on both sides of 1: weakness 7, and no stand-in for another silo's lock
@@ -543,7 +543,7 @@ def test_no_channel_is_dead_at_the_start(channels, key_length, activation, seed)
 def test_every_channel_of_a_locked_relu_convolution_gets_a_gradient():
     for _ in range(5):
         model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 3))
-        lock_model(model)
+        lock_model(model, KeyLockConfig(module="affine"))
         cross_entropy(model(images()), labels()).backward()
         lock = model[0].keylock
         for gradient in (model[0].weight.grad, lock.bias_gamma.grad, lock.bias_beta.grad):
@@ -553,7 +553,7 @@ def test_every_channel_of_a_locked_relu_convolution_gets_a_gradient():
 def test_locks_differ_in_what_they_do():
     first, second = made(), made()
     for model in (first, second):
-        lock_model(model)
+        lock_model(model, KeyLockConfig(module="affine"))
     gammas = [effective_state(m)["stem.keylock.gamma"] for m in (first, second)]
     assert (gammas[0] - gammas[1]).abs().max() > 1e-3
 
@@ -562,7 +562,7 @@ def gamma_after_training(key_length):
     """Gamma's way in five SGD steps at 0.1, from the same gamma and beta for every key length."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 36, 3))
-    lock_model(model, KeyLockConfig(key_length=key_length))
+    lock_model(model, KeyLockConfig(module="affine", key_length=key_length))
     lock = model[0].keylock
     with torch.no_grad():
         gamma, beta = lock.scale(), lock.shift()
@@ -586,7 +586,7 @@ def test_the_locks_step_size_does_not_grow_with_the_key():
 
 def test_checking_says_of_every_layer_what_would_become_of_it():
     model = made()
-    checked = check_model(model, KeyLockConfig(targets=["body.0", "stem"]))
+    checked = check_model(model, KeyLockConfig(module="affine", targets=["body.0", "stem"]))
     found = {layer.layer: (layer.locked, layer.how) for layer in checked.layers}
     assert found == {
         "stem": (True, "by a lock on it, with a batch norm of its own"),
@@ -604,7 +604,7 @@ def test_checking_says_of_every_layer_what_would_become_of_it():
 
 def test_the_info_tells_of_gamma_and_of_dead_channels():
     model = made()
-    info = lock_model(model, KeyLockConfig(targets="all"))
+    info = lock_model(model, KeyLockConfig(module="affine", targets="all"))
     gammas = torch.cat([lock.scale() for _, _, lock in locks(model)]).detach()
     assert info.gamma_mean == pytest.approx(float(gammas.mean()))
     assert info.gamma_std == pytest.approx(float(gammas.std(correction=0)))
@@ -616,7 +616,7 @@ def test_the_info_tells_of_gamma_and_of_dead_channels():
 
 def test_unlocking_a_part_of_a_locked_model_is_refused():
     model = made()
-    lock_model(model, KeyLockConfig(targets="all"))
+    lock_model(model, KeyLockConfig(module="affine", targets="all"))
     with pytest.raises(LockError, match="part of a locked model"):
         unlock_model(model.body)
     assert is_locked(model.body)
@@ -626,7 +626,7 @@ def test_unlocking_a_chain_leaves_the_users_hooks():
     model = made()
     called = []
     model.register_forward_hook(lambda *_: called.append(1), always_call=True)
-    lock_model(model, KeyLockConfig(targets="all", chained=True))
+    lock_model(model, KeyLockConfig(module="affine", targets="all", chained=True))
     unlock_model(model)
     with pytest.raises(RuntimeError):
         model(torch.rand(1, 2, 8, 8))

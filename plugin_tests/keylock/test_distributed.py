@@ -45,7 +45,7 @@ def test_the_private_part_is_not(folder, when):
 def test_what_the_model_had_told_ddp_before_stays():
     model = nn.Sequential(nn.Conv2d(1, 2, 3))
     model._ddp_params_and_buffers_to_ignore = ["0.bias"]
-    lock_model(model, KeyLockConfig())
+    lock_model(model, KeyLockConfig(module="affine"))
     assert "0.keylock.key" in model._ddp_params_and_buffers_to_ignore
     unlock_model(model)
     assert model._ddp_params_and_buffers_to_ignore == ["0.bias"]

@@ -260,7 +260,7 @@ def test_a_float32_lock_agrees_with_the_formula_to_rounding():
     model = nn.Sequential(nn.Conv2d(3, 12, 5))
     x = inputs(4, 3, 12, 12).float()
     h = torch.nn.functional.conv2d(x, model[0].weight, model[0].bias)
-    lock_model(model)
+    lock_model(model, KeyLockConfig(module="affine"))
     lock = only_lock(model)
     expected = formula(lock.double(), "relu", batch_norm(h.double()))
     lock.float()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from fedml_keylock.builtin import KeyLockDefense
-from fedml_keylock.errors import ConfigError, MissingExtra, PrivateStateError, VaultError
+from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
 from fedml_keylock.keylock import (
@@ -31,7 +31,6 @@ from fedml_keylock.keylock import (
     lock_model,
     private_state_dict,
 )
-from fedml_keylock.keylock.vault import cipher as cipher_module
 from fedml_keylock.keylock.vault.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
 from fedml_keylock.keylock.vault.file import Stored, write_state
 
@@ -474,12 +473,6 @@ def test_a_large_file_is_not_taken_for_a_passphrase(tmp_path, monkeypatch):
         Cipher.from_environment()
 
 
-def test_a_missing_package_is_named_with_the_command(monkeypatch):
-    monkeypatch.setattr(cipher_module, "find_spec", lambda _: None)
-    with pytest.raises(MissingExtra, match=r"cryptography .* 'fedml-keylock\[crypto\]'"):
-        Cipher(WORDS)
-
-
 def test_the_package_is_imported_only_when_it_is_needed():
     script = (
         "import sys, fedml_keylock.keylock, fedml_keylock.builtin\n"
@@ -514,7 +507,8 @@ def test_what_was_read_is_not_in_its_repr(written, model, tmp_path):
 
 
 def session(tmp_path, model, **more):
-    fields = {"key_length": 16, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
+    lock = {"module": "affine", "key_length": 16}
+    fields = {**lock, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
     made = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
     made.adopt(model)
@@ -549,7 +543,7 @@ def test_no_passphrase_stops_a_job_before_anything_is_done(tmp_path, monkeypatch
 
 
 def test_the_server_needs_no_passphrase(tmp_path):
-    fields = {"vault": str(tmp_path / "v"), "encrypt_vault": True}
+    fields = {"module": "affine", "vault": str(tmp_path / "v"), "encrypt_vault": True}
     args = SimpleNamespace(role="server")
     server = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
     server.adopt(plain_model())
@@ -579,7 +573,8 @@ def test_a_job_saves_and_goes_on_under_the_passphrase(tmp_path, monkeypatch, cap
 
 def test_encryption_is_each_silos_own_affair():
     model = plain_model()
-    agreed = [KeyLockDefense({"encrypt_vault": v}).describe(model) for v in (True, False)]
+    lock = {"module": "affine"}
+    agreed = [KeyLockDefense({**lock, "encrypt_vault": v}).describe(model) for v in (True, False)]
     assert agreed[0] == agreed[1]
     assert agreed[0].mark == agreed[1].mark
 

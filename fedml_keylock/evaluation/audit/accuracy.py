@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ...inversion import PublicData
+from ...threads import one_thread
 from ..capture import Capture
 from ..leakage import Interval
 from ..metrics import mean_interval
-from .training import one_thread
 
 __all__ = ["OwnLock", "Rounds", "accuracy_by_round", "share_correct"]
 

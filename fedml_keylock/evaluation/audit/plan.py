@@ -18,7 +18,7 @@ from ..run import knowledge_of, trials
 from ..verdict import CONTROL
 from .statistics import shared_statistics
 from .subject import Rebuild, Subject
-from .twins import public_norm, undefended
+from .twins import opened, public_norm, undefended
 
 __all__ = ["PUBLIC_NORM", "Task", "Trial", "chunk_of", "tasks_of", "trials_of"]
 
@@ -83,8 +83,12 @@ class Task:
 
     def knowledge(self) -> Knowledge:
         """The attacker's."""
+        level = self.trial.level
+        if self.surrogate is not None and self.surrogate.disguise is not None:
+            # what he knows more than others is in the updates that he is given
+            level = "oracle" if "peer" in GRANTS[level] else level
         return knowledge_of(
-            self.trial.level,
+            level,
             surrogate=self.surrogate,
             given=self.given,
             peers=self.given,
@@ -219,21 +223,25 @@ def tasks_of(
     plain = undefended(subject)
     norm = public_norm(subject, plain)
     sent = {"none": plain, subject.defense: subject.updates}
+    disguised = subject.surrogate is not None and subject.surrogate.disguise is not None
     if norm is not None:
         sent[PUBLIC_NORM] = norm
     tasks = []
     for trial in trials_of(subject, attacks, levels, control=norm is not None):
         attack = attacks[trial.attack]
         grants = GRANTS[trial.level]
+        updates = sent[trial.variant]
         groups = [tuple(range(len(subject.updates)))]
-        if "peer" in grants:
+        if disguised and trial.variant == subject.defense and grants & {"private state", "peer"}:
+            updates = opened(subject, colluding="peer" in grants)
+        elif "peer" in grants:
             groups = _by_peers(subject)
         # what is learned or pooled over all updates is done once
         whole = "public data" in attack.needs or "rounds" in grants
         for every in groups:
             size = len(every) if whole else chunk or chunk_of(subject.model)
             for rows in (every[at : at + size] for at in range(0, len(every), size)):
-                tasks.append(_task(subject, trial, attack, sent[trial.variant], rows, seed))
+                tasks.append(_task(subject, trial, attack, updates, rows, seed))
     return tasks
 
 
@@ -267,7 +275,8 @@ def _task(
     seed: int,
 ) -> Task:
     given, statistics, grants = None, None, GRANTS[trial.level]
-    if subject.secrets is not None and grants & {"private state", "peer"}:
+    disguised = subject.surrogate is not None and subject.surrogate.disguise is not None
+    if subject.secrets is not None and not disguised and grants & {"private state", "peer"}:
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:

@@ -55,8 +55,8 @@ class Subject:
         classes: how many it tells apart.
         defense: "none", or its name and settings, "keylock:mixing:all".
         surrogate: the defended model as an attacker knows it; None without a defense.
-        secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``:
-            for the oracle only. None where nobody has them.
+        secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
+            or what its disguise is revealed by: for the oracle only. None where nobody has them.
         public: data of the same kind that anybody has.
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.
@@ -187,6 +187,9 @@ def probe(
             private=private,
             silo=index,
         )
+        disguise = protection.surrogate.disguise if protection else None
+        if disguise is not None:
+            made, values = disguise.conceal(made, _drawn_for(seed, index))
         updates.append(_share(made, updates[0]) if updates else made)
         secrets.append(values)
     return Subject(
@@ -270,9 +273,9 @@ def _silo(
     model: nn.Module, protection: Protection | None, seed: int, index: int
 ) -> tuple[nn.Module, tuple[str, ...], Mapping[str, Tensor]]:
     """A new silo's model, the names in its state that are private, and the oracle's knowledge."""
-    if protection is None:
+    if protection is None or protection.surrogate.disguise is not None:
         return model, (), {}
-    generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + index)
+    generator = _drawn_for(seed, index)
     if protection.fresh is not None:
         silo, values = protection.fresh(model, generator)
         return silo, (), values
@@ -284,6 +287,11 @@ def _silo(
             if name in values:
                 parameter.copy_(values[name])
     return silo, known.names, values
+
+
+def _drawn_for(seed: int, index: int) -> torch.Generator:
+    """Of a silo's lock."""
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + index)
 
 
 def _share(update: ClientUpdate, first: ClientUpdate) -> ClientUpdate:

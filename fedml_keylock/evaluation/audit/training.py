@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 
 import torch
@@ -12,27 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError
 from ...inversion import LocalTraining
+from ...threads import one_thread
 from ...types import ClientUpdate
 
-__all__ = ["count_classes", "one_thread", "train_update"]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one: the same figures on every machine, and a process a core does more anyway.
-
-    Example:
-        >>> with one_thread():
-        ...     torch.get_num_threads()
-        1
-
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+__all__ = ["count_classes", "train_update"]
 
 
 def train_update(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from ...types import ClientUpdate
+from ...types import ClientUpdate, Disguise
 from .subject import Subject
 from .training import train_update
 
-__all__ = ["public_norm", "undefended"]
+__all__ = ["opened", "public_norm", "revealed", "undefended"]
 
 
 def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
@@ -31,7 +31,46 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
     """
     if subject.surrogate is None:
         return subject.updates
-    return _retrained(subject, subject.model, subject.plain, ())
+    return _retrained(subject, subject.model, subject.plain, (), opened(subject))
+
+
+def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
+    """The updates as whoever has the silos' private state reads them.
+
+    They are as they were sent where nobody has it, and where the lock is in what is computed.
+
+    Args:
+        subject: what is audited.
+        colluding: only with what the other silos have.
+
+    Example:
+        >>> from .subject import probe
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+        >>> opened(subject) is subject.updates
+        True
+
+    """
+    known, secrets = subject.surrogate, subject.secrets
+    if known is None or known.disguise is None or secrets is None:
+        return subject.updates
+    return revealed(subject.updates, known.disguise, secrets, colluding=colluding)
+
+
+def revealed(
+    updates: Sequence[ClientUpdate],
+    disguise: Disguise,
+    secrets: Mapping[str, Tensor],
+    *,
+    colluding: bool = False,
+) -> tuple[ClientUpdate, ...]:
+    """Disguised updates as they were, each by its row of the private state ``(u, *shape)``."""
+    return tuple(
+        disguise.reveal(
+            update, {n: value[row] for n, value in secrets.items()}, colluding=colluding
+        )
+        for row, update in enumerate(updates)
+    )
 
 
 def public_norm(
@@ -48,9 +87,9 @@ def public_norm(
 
     """
     known = subject.surrogate
-    if known is None:
+    if known is None or known.disguise is not None:  # it computes what the plain model does
         return None
-    made = _retrained(subject, known.model, None, known.names)
+    made = _retrained(subject, known.model, None, known.names, subject.updates)
     return None if _same(made[0], plain[0]) else made
 
 
@@ -59,10 +98,11 @@ def _retrained(
     model: nn.Module,
     state: Mapping[str, Tensor] | None,
     private: tuple[str, ...],
+    updates: Sequence[ClientUpdate],
 ) -> tuple[ClientUpdate, ...]:
     made: list[ClientUpdate] = []
     copy = deepcopy(model)
-    for update, images, labels in zip(subject.updates, subject.images, subject.labels, strict=True):
+    for update, images, labels in zip(updates, subject.images, subject.labels, strict=True):
         own = copy.state_dict()
         copy.load_state_dict({**own, **(update.before if state is None else state)}, strict=False)
         made.append(

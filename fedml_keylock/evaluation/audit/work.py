@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...errors import AttackError, KeyLockError
 from ...files import replacing
+from ...threads import one_thread
 from ..run import attack_updates
 from .plan import Task
-from .training import one_thread
 
 __all__ = ["Result", "Store", "work_on"]
 

@@ -81,6 +81,7 @@ def _runner_constructor(original: Function) -> Function:
                 raise HostError("algorithm_flow is not supported by fedml_keylock yet")
             session.see_data(dataset)
             session.adopt(model)
+            session.agree(dataset)
         # FedML trains inside this constructor, unless it simulates in one process
         original(
             self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow

@@ -36,14 +36,14 @@ def _train(original: Function) -> Function:
         if not isinstance(session, Simulation):
             return original(self, w_global)
         session.enter(int(self.client_idx))
+        session.take_in(w_global, self.model_trainer)
         if session.tests_now():
-            self.model_trainer.set_model_params(w_global)
             report(session, self.model_trainer, self.local_test_data, self.device)
         return session.exchange(
-            w_global,
             self.model_trainer,
             self.local_training_data,
-            lambda: original(self, w_global),
+            # FedML loads the model once more: what was loaded, as the lock now shows it
+            lambda: original(self, self.model_trainer.get_model_params()),
             samples=self.get_sample_number(),
         )
 

@@ -119,7 +119,10 @@ class LearnedAttack(LearningSettings):
                 decoder, errors = train_decoder(self, simulation, report)
             sent = {name: value[rows] for name, value in observation.targets.items()}
             with torch.no_grad():
-                images[rows] = decoder(simulation.features(sent, labels[rows, 0]))
+                seen = simulation.features(sent, labels[rows, 0], rates)
+                images[rows] = decoder(seen)
+                if knowledge.invariants is not None:  # the head's gradient says nothing here
+                    labels[rows, 0] = simulation.likeliest(seen)
             history.append(errors)
             costs[index] = errors.min()
         low, high = knowledge.bounds

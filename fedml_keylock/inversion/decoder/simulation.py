@@ -23,6 +23,7 @@ __all__ = ["Simulation"]
 _WIDEST = 4096  # entries of a layer that a decoder sees as they are
 _EDGE = 5.0  # deviations from the simulations' mean: what is further is as good as there
 _TOGETHER = 25  # locks that are tuned at once
+_GUESSED, _NEAR = 2000, 25  # simulated updates, and how many of them decide on a label
 
 
 class Simulation:
@@ -89,16 +90,18 @@ class Simulation:
     def seen(self, images: Tensor, labels: Tensor) -> Tensor:
         """What a decoder sees of simulated updates of these images: ``(b, features)``."""
         rows = torch.arange(len(labels), device=labels.device)
-        return torch.cat(
-            [
-                self.features(self._updates(images[part], labels[part]), labels[part])
-                for part in torch.split(rows, self.batch_size)
-            ]
-        )
+        seen = []
+        for part in torch.split(rows, self.batch_size):
+            sent, rates = self._updates(images[part], labels[part])
+            seen.append(self.features(sent, labels[part], rates))
+        return torch.cat(seen)
 
     @torch.no_grad()
-    def _updates(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """What silos would send of these images, each under a lock that is taken at random."""
+    def _updates(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What silos would send of these images, each under a lock that is taken at random.
+
+        And at which learning rate, ``(b,)``.
+        """
         low, high = self.knowledge.bounds
         count, training = len(images), self.knowledge.training
         rates = self.rates[self._below(len(self.rates), count)]
@@ -119,12 +122,13 @@ class Simulation:
                 for i in range(count)
             ]
             sent = {name: torch.stack([one[name] for one in each]) for name in sent}
-        return {
-            name: _rounded(value, objective.public[name], rates) for name, value in sent.items()
-        }
+        public = objective.public
+        return {n: _rounded(value, public[n], rates) for n, value in sent.items()}, rates
 
-    def features(self, sent: dict[str, Tensor], labels: Tensor) -> Tensor:
+    def features(self, sent: dict[str, Tensor], labels: Tensor, rates: Tensor) -> Tensor:
         """What a decoder sees of b updates: ``(b, features)``, standardised by simulations."""
+        if self.knowledge.invariants is not None:
+            return self._standardised(self._invariants(sent, rates))
         parts = [F.one_hot(labels, self.knowledge.classes).to(self.images)]
         done: set[str] = set()
         for weight, bias in self.outer.items():
@@ -133,7 +137,28 @@ class Simulation:
         for name, moved in zip(sent, self.moved, strict=True):
             if moved and name not in done:
                 parts.append(self._narrowed(name, sent[name].flatten(1)))
-        seen = torch.cat([_unit(part) for part in parts], 1)
+        return self._standardised(torch.cat([_unit(part) for part in parts], 1))
+
+    def likeliest(self, seen: Tensor) -> Tensor:
+        """For each update the label that most of the simulated ones have that look most like it."""
+        images, labels = self.draw(_GUESSED)
+        near = torch.cdist(seen, self.seen(images, labels)).topk(_NEAR, largest=False).indices
+        return labels[near].mode(1).values
+
+    def _invariants(self, sent: dict[str, Tensor], rates: Tensor) -> Tensor:
+        """What a defense that disguises states leaves of them, the labels not among it."""
+        assert self.knowledge.invariants is not None
+        before = {n: self.objective.public[n].expand_as(value) for n, value in sent.items()}
+        after = {
+            n: before[n] - rates.view(-1, *[1] * (value.dim() - 1)) * value
+            for n, value in sent.items()
+        }
+        left = self.knowledge.invariants(before, after)
+        # they span orders of magnitude
+        size = left.abs().clamp(min=torch.finfo(left.dtype).tiny).log()
+        return torch.cat([left, left.sign(), size], 1).to(rates)
+
+    def _standardised(self, seen: Tensor) -> Tensor:
         # with less than a clamp, one odd layer of a silo's own update would outweigh all others
         return ((seen - self.centre) / self.spread).clamp(-_EDGE, _EDGE)
 

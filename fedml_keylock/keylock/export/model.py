@@ -22,6 +22,7 @@ from ..locked import public_parameter
 from ..module import KeyLock, WeightLock, every_lock, locks
 from ..pieces import dense
 from ..validate import PINNED
+from ..whole import lock_of
 from .feeds import Feeds, feeds_of
 from .fold import (
     ChannelMap,
@@ -79,9 +80,9 @@ def export_model(
             run on the example, or needs one.
 
     Example:
-        >>> from fedml_keylock.keylock import lock_model
+        >>> from fedml_keylock.keylock import KeyLockConfig, lock_model
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)).eval()
-        >>> info = lock_model(model)
+        >>> info = lock_model(model, KeyLockConfig(module="affine"))
         >>> plain, x = export_model(model), torch.rand(2, 1, 5, 5)
         >>> torch.allclose(plain(x), model(x), atol=1e-5)
         True
@@ -93,6 +94,10 @@ def export_model(
         raise LockError("the model is not locked")
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise LockError("the model has no values to export: it is on meta")
+    if lock_of(model) is not None:  # it computes as it is
+        copy = deepcopy(model).eval()
+        unlock_model(copy)
+        return copy
     copy = _copy(model).eval()
     measured = None if example is None else _measured(model, copy, example)
     taken, on_weights = _take_out(copy)

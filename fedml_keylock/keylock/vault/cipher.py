@@ -1,6 +1,6 @@
 """Encryption of a vault under a passphrase: scrypt, and AES-256-GCM over content and header.
 
-Needs the extra ``crypto``, and imports it only when a `Cipher` is made.
+The package cryptography is imported only when a `Cipher` is used.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
-from ...errors import ConfigError, MissingExtra, PrivateStateError, VaultError
+from ...errors import ConfigError, PrivateStateError, VaultError
 from .disk import open_private
 
 __all__ = ["PASSPHRASE", "Cipher", "Kdf"]
@@ -93,7 +92,6 @@ class Cipher:
 
     Raises:
         ConfigError: it is empty, or longer than 4096 bytes.
-        MissingExtra: the package cryptography is not installed.
 
     Example:
         >>> cipher = Cipher(b"correct horse")
@@ -108,8 +106,6 @@ class Cipher:
     def __init__(self, passphrase: bytes) -> None:
         if not 0 < len(passphrase) <= LONGEST:
             raise ConfigError(f"a passphrase must have 1 to {LONGEST} bytes")
-        if find_spec("cryptography") is None:
-            raise MissingExtra("cryptography", "crypto")
         self._passphrase = passphrase
         self._key = lru_cache(maxsize=32)(self._derive)
         self._own: Kdf | None = None

@@ -1,17 +1,16 @@
-"""Our own defense, attacks and metrics, registered as any plugin's would be."""
+"""The key-lock on layers, as a job's defense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import ConfigError, LockError
-from .hookspecs import hookimpl
-from .keylock import (
+from ..errors import ConfigError, LockError
+from ..keylock import (
     KeyLockConfig,
     Vault,
     draw_effective,
@@ -23,16 +22,12 @@ from .keylock import (
     redraw_lock,
     surrogate,
 )
-from .keylock.group import group_uniform
-from .keylock.module import every_lock
-from .keylock.vault import Cipher
-from .keylock.watch import Watch
-from .types import Agreement, DefenseFactory, Surrogate
+from ..keylock.module import every_lock
+from ..keylock.vault import Cipher
+from ..keylock.watch import Watch
+from ..types import Agreement, Surrogate
 
-__all__ = ["KeyLockDefense", "register_attacks", "register_defenses", "register_metrics"]
-
-HAND_OVER = 10.0
-"""Seconds for which a rank waits until the one that had a silo before has released its vault."""
+__all__ = ["KeyLockDefense"]
 
 
 class KeyLockDefense:
@@ -45,10 +40,14 @@ class KeyLockDefense:
         ConfigError: naming the field.
 
     Example:
-        >>> KeyLockDefense({"targets": "all"}).config.targets
+        >>> KeyLockDefense({"module": "affine", "targets": "all"}).config.targets
         'all'
 
     """
+
+    HAND_OVER = 10.0
+    """Seconds for which a rank waits until the one that had a silo before has released its
+    vault."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.config = KeyLockConfig.from_mapping(settings)
@@ -124,7 +123,7 @@ class KeyLockDefense:
         vault = Vault(self.config.vault, silo, self._layout, self._cipher)
         # now, and not when a round is trained that could not be saved; another rank that had this
         # silo in the last round may be about to release it
-        vault.claim(wait=0.0 if self._plain is None else HAND_OVER)
+        vault.claim(wait=0.0 if self._plain is None else self.HAND_OVER)
         self._vault = vault
         if vault.exists():
             return f"goes on from {vault.path}, round {vault.load(model)}"
@@ -135,13 +134,20 @@ class KeyLockDefense:
         vault.save(model, round_index=0)
         return f"private state in {vault.path}"
 
+    def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
+        """Nothing: under locks on layers what comes in is the model's state as it is."""
+
+    def release(
+        self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
+    ) -> Mapping[str, Tensor]:
+        """The state as it is."""
+        return state
+
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Start to watch the lock train; draw it anew, and keep its state on disk, if wanted."""
         every = self.config.rotate_every
         if every is not None and round_index and round_index % every == 0:
-            path, turn = self.config.group_key, round_index // every
-            drawn = None if path is None else group_uniform(path, drawing=turn)
-            redraw_lock(model, self.config, uniform=drawn)
+            redraw_lock(model, self.config)
         self._watch = Watch(model)
         if self.config.keep_history:
             self._open_vault().keep(model, round_index=round_index)
@@ -194,30 +200,3 @@ class KeyLockDefense:
         if self._vault is None:
             raise ConfigError("the key-lock defense was asked to train before it had a silo's lock")
         return self._vault
-
-
-@hookimpl
-def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
-    """Keylock."""
-    register("keylock", KeyLockDefense)
-
-
-@hookimpl
-def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """The published attacks, each by its preset's name."""
-    from .inversion import presets
-
-    for name in presets.__all__:
-        register(name, getattr(presets, name))
-
-
-@hookimpl
-def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """psnr, ssim, and both after the best scale and offset of each channel; lpips with weights."""
-    from .evaluation import metrics
-    from .evaluation.lpips import lpips_metrics
-
-    for name in ("psnr", "ssim", "psnr_aligned", "ssim_aligned"):
-        register(name, getattr(metrics, name))
-    for name, metric in lpips_metrics().items():
-        register(name, metric)

@@ -1,0 +1,184 @@
+"""The lock that hangs on a model, and the hooks by which its state goes through it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LockError, VaultError
+from ..private import Private
+from .mask import NONE, Masks
+from .turns import LABEL, OPEN, Part, Turns, digest, parts_of
+
+__all__ = ["StateLock", "lock_of", "lock_state", "unlock_state"]
+
+ATTRIBUTE = "keylock"
+
+
+class StateLock(Private):
+    """One silo's hold on a model's whole state. Everything in it is private.
+
+    Args:
+        parts: what is turned together.
+
+    Attributes:
+        key: ``(32,)`` bytes: the job's own, made of the secret and of the first model, so that no
+            two jobs turn alike; zeros before the job has begun.
+        round: ``()`` the round under whose turn the state is shown and taken in; -1: as it is.
+        masks: what is sent is masked by.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> lock = lock_state(model)
+        >>> lock.begin(model.state_dict(), b"secret")
+        >>> before = model.weight.clone()
+        >>> lock.enter(0)
+        >>> sent = model.state_dict()
+        >>> torch.equal(sent["weight"], before), lock.has_made(sent)
+        (False, True)
+        >>> model.load_state_dict(sent)
+        <All keys matched successfully>
+        >>> torch.allclose(model.weight, before, atol=1e-6)
+        True
+
+    """
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.key = torch.zeros(32, dtype=torch.uint8)
+        self.round = torch.tensor(OPEN)
+        self.masks = NONE
+        self._turns: Turns | None = None
+        self._made: set[bytes] = set()
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What the vault keeps of it."""
+        kept = {"key": self.key, "round": self.round, **self.masks.tensors}
+        return {f"{ATTRIBUTE}.{name}": tensor for name, tensor in kept.items()}
+
+    def restore(self, kept: Mapping[str, Tensor]) -> None:
+        """Take what the vault kept.
+
+        Raises:
+            VaultError: it is of another lock; this one is unchanged.
+
+        """
+        own = self.tensors
+        odd = sorted(own.keys() ^ kept.keys()) or [
+            n for n, t in own.items() if kept[n].dtype != t.dtype or kept[n].dim() != t.dim()
+        ]
+        if odd or len(kept[f"{ATTRIBUTE}.key"]) != len(self.key):
+            raise VaultError(f"the private state is that of another lock: {[*odd, 'key'][0]}")
+        short = {name.removeprefix(f"{ATTRIBUTE}."): tensor for name, tensor in kept.items()}
+        self.masks = Masks.from_tensors(short)
+        self.key.copy_(short["key"])
+        self.enter(int(short["round"]))
+
+    def begin(self, first: Mapping[str, Tensor], secret: bytes) -> None:
+        """Make the job's key of the first model and of the secret that all silos have, once."""
+        if not self.key.any():
+            made = hashlib.sha256(LABEL + digest(first) + secret).digest()
+            self.key.copy_(torch.tensor(list(made), dtype=torch.uint8))
+
+    def enter(self, round_index: int) -> None:
+        """From now on the state is shown and taken in under this round's turn.
+
+        Raises:
+            LockError: there is no key: the lock has not seen the first model.
+
+        """
+        if round_index != OPEN and not self.key.any():
+            raise LockError("the lock has not seen the job's first model, and has no key to use")
+        self.round.fill_(round_index)
+        self._made.clear()
+
+    @property
+    def turns(self) -> Turns:
+        """Those of the key and the round that it has now."""
+        key, round_index = bytes(self.key.tolist()), int(self.round)
+        kept = self._turns
+        if kept is None or (kept.key, kept.round_index) != (key, round_index):
+            self._turns = kept = Turns(self.parts, key, round_index)
+        return kept
+
+    def shown(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+        """The entries as the server may see them; remembered by their digest."""
+        made = self.turns.turned(state, prefix)
+        if made:
+            self._made.add(digest({n.removeprefix(prefix): t for n, t in made.items()}))
+        return made
+
+    def has_made(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether the lock has made just this state in this round, bit by bit."""
+        names = [name for part in self.parts for name in part.names]
+        if not all(isinstance(state.get(name), Tensor) for name in names):
+            return False
+        return digest({name: state[name] for name in names}) in self._made
+
+
+def lock_state(model: nn.Module) -> StateLock:
+    """Put a lock on a model's whole state. It shows the state as it is until it enters a round.
+
+    Args:
+        model: any with parameters.
+
+    Raises:
+        LockError: it is locked already, or cannot be. The model is unchanged.
+
+    """
+    if hasattr(model, ATTRIBUTE):
+        raise LockError(f"the model is locked already, or has a {ATTRIBUTE} of its own")
+    lock = StateLock(parts_of(model))
+    # not a module of the model: a sequence would run it, and everybody would count it
+    object.__setattr__(model, ATTRIBUTE, lock)
+    # torch leaves these two without types
+    model.register_state_dict_post_hook(show)  # type: ignore[no-untyped-call]
+    model.register_load_state_dict_pre_hook(take)  # type: ignore[no-untyped-call]
+    return lock
+
+
+def unlock_state(model: nn.Module) -> None:
+    """Take the lock out; the weights are the model's own all the time.
+
+    Raises:
+        LockError: there is none.
+
+    """
+    if lock_of(model) is None:
+        raise LockError("the model is not locked")
+    object.__delattr__(model, ATTRIBUTE)
+    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks):
+        for handle, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in (show, take):
+                del hooks[handle]
+
+
+def lock_of(model: nn.Module) -> StateLock | None:
+    """The lock on a model's whole state, or None.
+
+    Example:
+        >>> lock_of(nn.Linear(2, 2)) is None
+        True
+
+    """
+    found = vars(model).get(ATTRIBUTE)
+    return found if isinstance(found, StateLock) else None
+
+
+def show(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
+    """The state-dict hook: what is shown is turned."""
+    lock = lock_of(model)
+    assert lock is not None
+    state.update(lock.shown(state, prefix))
+
+
+def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
+    """The load hook: what comes in is turned back."""
+    lock = lock_of(model)
+    assert lock is not None
+    state.update(lock.turns.opened(state, prefix))

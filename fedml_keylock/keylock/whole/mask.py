@@ -1,0 +1,155 @@
+"""Masks that hide one silo's state even from who has the group's secret, and cancel in the average.
+
+Pairwise masks as in secure aggregation (Bonawitz et al., CCS 2017), without its recovery of silos
+that drop out: here a silo that drops out ends the job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ...threads import one_thread
+from ..key import Stream, normal
+from .turns import PARAMETERS, Part
+
+__all__ = ["NONE", "Masks", "scales_of"]
+
+LABEL = b"fedml-keylock mask 1"
+WIDTH, NARROW = 4096.0, 256.0
+"""Deviation of a mask of the parameters, over the root mean square of what it hides, at the least;
+and of one buffer, such as running variances, of which the smallest must not drown. What is sent is
+float32, so that a mask costs a weight some 1e-4 of that mean square; and a silo's step, of norm r
+times the norm of all P weights, is hidden like r sqrt(P) / WIDTH in noise of deviation 1."""
+LEAST = 0.01
+"""The least scale of a part: what is nothing when a round begins need not be nothing at its end."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One silo's masks in one job.
+
+    Attributes:
+        pairs: for each other silo the secret that only these two have.
+        signs: for each, 1 or -1: what one adds the other takes away.
+        share: the most samples that any silo has, over this one's: FedAvg weighs by them.
+
+    Example:
+        >>> part, scales = Part("parameters", ("w",)), {"parameters": 0.1}
+        >>> secrets, samples = {1: {2: b"secret"}, 2: {1: b"secret"}}, {1: 30, 2: 10}
+        >>> average = torch.zeros(5, dtype=torch.float64)
+        >>> for rank in (1, 2):
+        ...     masks = Masks.of(rank, secrets[rank], samples)
+        ...     sent = masks.masked({"w": torch.zeros(5)}, (part,), scales, b"key", 0)["w"]
+        ...     average += samples[rank] / 40 * sent.double()
+        >>> bool(sent.abs().max() > 10), bool(average.abs().max() < 1e-3)
+        (True, True)
+
+    """
+
+    pairs: tuple[bytes, ...] = field(repr=False)
+    signs: tuple[int, ...]
+    share: float
+
+    @classmethod
+    def of(cls, rank: int, pairs: Mapping[int, bytes], samples: Mapping[int, int]) -> Masks:
+        """From what the silos have agreed on.
+
+        Args:
+            rank: this silo's.
+            pairs: other silo's rank to the secret that only these two have.
+            samples: every silo's rank to how many samples it has.
+
+        """
+        others = sorted(pairs)
+        return cls(
+            tuple(pairs[other] for other in others),
+            tuple(1 if rank < other else -1 for other in others),
+            max(samples.values()) / samples[rank],
+        )
+
+    @one_thread()
+    @torch.no_grad()
+    def masked(
+        self,
+        state: Mapping[str, Tensor],
+        parts: tuple[Part, ...],
+        scales: Mapping[str, float],
+        key: bytes,
+        round_index: int,
+        *,
+        undo: bool = False,
+    ) -> dict[str, Tensor]:
+        """The entries of the parts, each under its mask. The state is not changed.
+
+        Args:
+            state: turned.
+            parts: of the state.
+            scales: of each part: see `scales_of`.
+            key: the job's.
+            round_index: no two rounds have the same masks.
+            undo: take the masks away.
+
+        """
+        masked: dict[str, Tensor] = {}
+        for part in parts:
+            tensors = [state[name] for name in part.names]
+            flat = torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
+            wide = WIDTH if part.label == PARAMETERS else NARROW
+            width = (-1 if undo else 1) * wide * self.share * scales[part.label]
+            place = round_index.to_bytes(8, "big") + part.label.encode()
+            for secret, sign in zip(self.pairs, self.signs, strict=True):
+                flat += sign * width * _noise(len(flat), Stream(LABEL + secret + key + place))
+            pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for name, tensor, piece in zip(part.names, tensors, pieces, strict=True):
+                masked[name] = piece.view(tensor.shape).to(tensor, copy=True)
+        return masked
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as the vault keeps it."""
+        pairs = torch.tensor([list(secret) for secret in self.pairs], dtype=torch.uint8)
+        return {
+            "pairs": pairs.view(-1, 32),
+            "signs": torch.tensor(self.signs, dtype=torch.int64),
+            "share": torch.tensor(self.share, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, kept: Mapping[str, Tensor]) -> Masks:
+        """What `tensors` gave."""
+        pairs = tuple(bytes(secret) for secret in kept["pairs"].tolist())
+        return cls(pairs, tuple(kept["signs"].tolist()), float(kept["share"]))
+
+
+NONE = Masks((), (), 1.0)
+"""Those of a silo without any."""
+
+
+def _noise(count: int, stream: Stream) -> Tensor:
+    """Standard normal numbers in float64, finer than what is sent can show.
+
+    Numbers of 24 bits alone lie on a grid, and what is left of a sum between its points would tell
+    the last digits of what they hide; a second such number a million times smaller fills them.
+    """
+    coarse, fine = normal((2, count), stream.uniform).double()
+    noise: Tensor = coarse + 1e-6 * fine
+    return noise
+
+
+def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The root mean square of each part, which a turn does not change; at the least LEAST.
+
+    Example:
+        >>> scales_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
+        {'p': 2.5}
+
+    """
+    found = {}
+    for part in parts:
+        flat = torch.cat([state[name].detach().double().flatten() for name in part.names])
+        found[part.label] = max(float(flat.square().mean().sqrt()), LEAST)
+    return found

@@ -1,0 +1,160 @@
+"""Which entries of a model's state are turned together, and how under one key in one round."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LockError
+from ...threads import one_thread
+from ..key import Stream
+from .turn import Turn
+
+__all__ = ["OPEN", "Part", "Turns", "digest", "parts_of"]
+
+OPEN = -1
+"""The round under which a state is shown as it is: that of the first model, which the server made
+and knows."""
+LABEL = b"fedml-keylock whole state 1"
+PARAMETERS = "parameters"
+"""Label of the part that they are."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Entries that are one vector to a turn.
+
+    Attributes:
+        label: of its stream.
+        names: in the model's state, in order.
+        least: what no number of it can be below; None for no such limit.
+
+    """
+
+    label: str
+    names: tuple[str, ...]
+    least: float | None = None
+
+
+def parts_of(model: nn.Module) -> tuple[Part, ...]:
+    """All parameters together, and each buffer of floating-point numbers by itself.
+
+    Together, so that what a turn leaves to be seen is one length and not one a layer; apart,
+    because a running variance of thousands beside weights of hundredths would cost these their
+    precision. Integers, such as counts of batches, are shared as they are.
+
+    Raises:
+        LockError: there is nothing to turn, or something of complex numbers.
+
+    Example:
+        >>> [part.label for part in parts_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))]
+        ['parameters', '1.running_mean', '1.running_var']
+
+    """
+    state = model.state_dict()
+    trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    odd = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_complex()]
+    if odd:
+        raise LockError(f"{odd[0]}: module: whole cannot lock complex numbers")
+    real = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
+    names = tuple(name for name in real if name in trained and state[name].numel())
+    if not names:
+        raise LockError(f"{type(model).__name__} has no parameters to lock")
+    rest = [name for name in real if name not in trained and state[name].numel()]
+    # rounding may take a variance of nothing below 0, where no norm can use it
+    buffers = (Part(n, (n,), 0.0 if n.endswith("running_var") else None) for n in rest)
+    return (Part(PARAMETERS, names), *buffers)
+
+
+class Turns:
+    """What every part is turned by, under one key in one round.
+
+    Args:
+        parts: see `parts_of`.
+        key: 32 secret bytes, of one job.
+        round_index: from 0 on; OPEN for no turn at all.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> turns, state = Turns(parts_of(model), bytes(32), 0), model.state_dict()
+        >>> back = turns.opened(turns.turned(state))
+        >>> torch.allclose(back["weight"], state["weight"], atol=1e-6)
+        True
+
+    """
+
+    def __init__(self, parts: Sequence[Part], key: bytes, round_index: int) -> None:
+        self.parts, self.key, self.round_index = tuple(parts), key, round_index
+        self._made: dict[str, Turn] = {}
+
+    def turned(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """The entries that are turned, as the server gets them. The state is not changed.
+
+        Raises:
+            LockError: an entry is missing.
+
+        """
+        return self._mapped(state, prefix, undo=False)
+
+    def opened(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """The same entries as they were before they were turned.
+
+        Raises:
+            LockError: an entry is missing.
+
+        """
+        return self._mapped(state, prefix, undo=True)
+
+    # several threads round otherwise, and where processes share cores they take far longer
+    @one_thread()
+    @torch.no_grad()
+    def _mapped(self, state: Mapping[str, Tensor], prefix: str, *, undo: bool) -> dict[str, Tensor]:
+        if self.round_index == OPEN:
+            return {}
+        mapped: dict[str, Tensor] = {}
+        for part in self.parts:
+            names = [prefix + name for name in part.names]
+            missing = [name for name in names if name not in state]
+            if missing:
+                raise LockError(
+                    f"{missing[0]} is missing: a state under module: whole is one vector, and only "
+                    "the whole of it can be sent or loaded"
+                )
+            tensors = [state[name].detach() for name in names]
+            flat = torch.cat([tensor.cpu().double().flatten() for tensor in tensors])
+            turn = self._turn(part, len(flat))
+            flat = turn.undo(flat) if undo else turn.apply(flat)
+            if undo and part.least is not None:
+                flat = flat.clamp(min=part.least)
+            pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for name, tensor, piece in zip(names, tensors, pieces, strict=True):
+                # copied, or a piece would be a view of the whole, and be pickled with all of it
+                mapped[name] = piece.view(tensor.shape).to(tensor, copy=True)
+        return mapped
+
+    def _turn(self, part: Part, size: int) -> Turn:
+        if part.label not in self._made:
+            place = self.round_index.to_bytes(8, "big") + part.label.encode()
+            self._made[part.label] = Turn(size, Stream(LABEL + self.key + place))
+        return self._made[part.label]
+
+
+def digest(state: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of all tensors of a state, by name.
+
+    Example:
+        >>> digest({"a": torch.zeros(1)}) == digest({"a": torch.ones(1)})
+        False
+
+    """
+    found = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        # numpy has no bfloat16, and bytes of everything
+        found.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return found.digest()

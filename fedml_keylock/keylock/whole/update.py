@@ -1,0 +1,110 @@
+"""A locked state as whoever audits it has it: concealed, revealed, and what is left to be seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ...types import ClientUpdate
+from .mask import NONE, Masks, scales_of
+from .turns import OPEN, Part, Turns, parts_of
+
+__all__ = ["WholeDisguise"]
+
+
+@dataclass(frozen=True)
+class WholeDisguise:
+    """What a lock on the whole state makes of updates: see ``types.Disguise``.
+
+    Attributes:
+        parts: of the model's state.
+        peers: how many other silos an update that is concealed has masks with.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> before = {n: t.detach() for n, t in model.state_dict().items()}
+        >>> update = ClientUpdate(before, {n: t + 0.1 for n, t in before.items()}, 1.0)
+        >>> disguise = WholeDisguise.of(model)
+        >>> sent, private = disguise.conceal(update, torch.Generator().manual_seed(0))
+        >>> opened = disguise.reveal(sent, private)
+        >>> torch.allclose(opened.after["weight"], update.after["weight"], atol=1e-6)
+        True
+
+    """
+
+    parts: tuple[Part, ...]
+    peers: int = 0
+
+    @classmethod
+    def of(cls, model: nn.Module, *, peers: int = 0) -> WholeDisguise:
+        """That of a model's lock.
+
+        Raises:
+            LockError: it has nothing to lock.
+
+        """
+        return cls(parts_of(model), peers)
+
+    def conceal(
+        self, update: ClientUpdate, generator: torch.Generator
+    ) -> tuple[ClientUpdate, dict[str, Tensor]]:
+        """The update as it is sent in a first round, whose model the server knows.
+
+        In later rounds the server has less: what it had sent is turned too.
+        """
+        drawn = torch.randint(256, (1 + self.peers, 32), generator=generator, dtype=torch.uint8)
+        key, *pairs = (bytes(row) for row in drawn.tolist())
+        masks = Masks.of(0, dict(enumerate(pairs, 1)), dict.fromkeys(range(1 + self.peers), 1))
+        place = {"before": torch.tensor(OPEN), "after": torch.tensor(0)}
+        after = {**update.after, **Turns(self.parts, key, 0).turned(update.after)}
+        scales = scales_of(self.parts, update.before)
+        after |= masks.masked(after, self.parts, scales, key, 0)
+        return _with(update, update.before, after), {"key": drawn[0], **place, **masks.tensors}
+
+    def reveal(
+        self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
+    ) -> ClientUpdate:
+        """The update as it was before it was turned and masked, by whoever has the key.
+
+        Who colludes has it too, and the masks that he shares; one that he does not share hides the
+        silo as well as two, so that all are left on.
+        """
+        key, masks = bytes(private["key"].tolist()), Masks.from_tensors(private)
+        sent, received = dict(update.after), dict(update.before)
+        last = int(private["after"])
+        scales = scales_of(self.parts, received)
+        masks = NONE if colluding else masks
+        sent |= masks.masked(sent, self.parts, scales, key, last, undo=True)
+        sent |= Turns(self.parts, key, last).opened(sent)
+        received |= Turns(self.parts, key, int(private["before"])).opened(received)
+        return _with(update, received, sent)
+
+    def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        """All that a uniform turn leaves of updates ``(b, parts)``: how long each part has become.
+
+        A vector that a uniform orthogonal matrix has turned is, but for its length, chance.
+
+        Args:
+            before: what the server had sent, name to ``(b, *shape)``.
+            after: what came back, likewise.
+
+        """
+        seen = [
+            sum(
+                (after[n].double().square() - before[n].double().square()).flatten(1).sum(1)
+                for n in part.names
+            )
+            for part in self.parts
+            if all(name in after for name in part.names)
+        ]
+        return torch.stack([torch.as_tensor(one) for one in seen], 1)
+
+
+def _with(
+    update: ClientUpdate, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> ClientUpdate:
+    place = (update.learning_rate, update.samples, update.silo, update.round)
+    return ClientUpdate(before, after, *place)

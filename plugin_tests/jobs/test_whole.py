@@ -1,0 +1,237 @@
+"""Jobs under a lock on the whole state: they learn as without it, and what they send is turned."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_matrix import KEPT, ONE_PROCESS, SIMULATED, ended, models
+from test_wire import runs_of, windows
+
+from fedml_keylock.builtin import keylock
+from fedml_keylock.errors import ConfigError
+from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.host.observer import Observer
+from fedml_keylock.host.session import Session
+from fedml_keylock.keylock.vault.file import Stored
+from fedml_keylock.keylock.whole import Masks, scales_of
+from fedml_keylock.keylock.whole.turns import Turns, parts_of
+
+ROUNDS = 3
+
+
+LOCK = {"module": "whole", "keep_history": True}
+"""The default lock: silos agree on its secret by themselves."""
+
+
+@pytest.fixture(scope="module")
+def secret(tmp_path_factory):
+    path = tmp_path_factory.mktemp("secret") / "group"
+    path.touch(mode=0o600)
+    path.write_bytes(bytes(np.random.default_rng(0).integers(0, 256, 32, dtype=np.uint8)))
+    return path
+
+
+def net():
+    """The job's own, whose names and shapes are what counts."""
+    import job_main
+
+    return job_main.Net()
+
+
+def kept(job, silo=0):
+    """What a silo's vault has of the lock, by short names."""
+    stored = Stored.read(job.folder / "keylock_vault" / f"silo-{silo}.safetensors").state(None)
+    return {name.removeprefix("keylock."): tensor for name, tensor in stored.items()}
+
+
+def unmasked(job, state, round_index, silo, received):
+    """What a silo sent in a round, without its masks: only its own vault takes them off."""
+    private, parts = kept(job, silo), parts_of(net())
+    key, scales = bytes(private["key"].tolist()), scales_of(parts, received)
+    masks = Masks.from_tensors(private)
+    return {**state, **masks.masked(state, parts, scales, key, round_index, undo=True)}
+
+
+def opened(job, state, round_index, silo=0):
+    """A state of a round, as a silo that has the key reads it."""
+    key = bytes(kept(job, silo)["key"].tolist())
+    return {**state, **Turns(parts_of(net()), key, round_index).opened(state)}
+
+
+def assert_near(one, other, tolerance=2e-4):
+    for name, tensor in other.items():
+        if not one[name].is_floating_point():  # a count of batches
+            continue
+        wrong = (one[name].double() - tensor.double()).abs().max().item()
+        assert wrong <= tolerance, f"{name} differs by {wrong}"
+
+
+def assert_far(one, other):
+    for name, tensor in other.items():
+        if tensor.is_floating_point() and tensor.numel() > 2:
+            assert not torch.allclose(one[name], tensor, atol=1e-2), name
+
+
+@pytest.mark.parametrize(
+    ("case", "ranks"), [pytest.param("", 3, marks=pytest.mark.long), ("custom", 4)]
+)
+def test_a_job_learns_what_it_learns_without_a_lock(run_job, monkeypatch, case, ranks):
+    """Of two silos, whose updates are not masked, and of three, whose are."""
+    plain = ended(run_job(case, settings=None, ranks=ranks, comm_round=ROUNDS))
+    job = ended(run_job(case, settings=LOCK, ranks=ranks, comm_round=ROUNDS))
+    monkeypatch.syspath_prepend(str(job.folder))
+    sent, without, silos = models(job, 0), models(plain, 0), range(ranks - 1)
+    assert len(kept(job)["pairs"]) == (0 if ranks == 3 else 2)
+    assert len({bytes(kept(job, silo)["key"].tolist()) for silo in silos}) == 1
+    assert_near(sent[0], without[0], 0.0)  # the server's first model is nobody's secret
+    received = [sent[0]]
+    for index in range(ROUNDS):
+        place = (1 - ranks) * (ROUNDS - index)  # to every silo, once a round
+        assert_near(opened(job, sent[place], index), without[place])
+        assert_far(sent[place], without[place])
+        received.append(sent[place])
+    for silo in silos:
+        for index, (upload, other) in enumerate(
+            zip(models(job, silo + 1), models(plain, silo + 1), strict=True)
+        ):
+            bare = unmasked(job, upload, index, silo, received[index])
+            # without masks there is still the turn, and without the turn there are still masks
+            assert_near(opened(job, bare, index, silo), other, 1e-3)
+            assert_far(bare, other)
+            if ranks == 4:
+                assert_far(opened(job, upload, index, silo), other)
+
+
+def test_neither_a_secret_nor_a_key_nor_a_weight_crosses_the_wire(run_job, secret, monkeypatch):
+    job = ended(run_job(settings=LOCK | {"group_key": str(secret)}, ranks=4))
+    monkeypatch.syspath_prepend(str(job.folder))
+    crossed = job.wire()
+    private = [secret.read_bytes(), bytes(kept(job)["key"].tolist())]
+    private += [bytes(pair) for silo in range(3) for pair in kept(job, silo)["pairs"].tolist()]
+    assert len(set(private)) == 2 + 3  # each pair's is in two vaults
+    for one in private:
+        assert not any(one[at : at + 8] in crossed for at in range(len(one) - 7))
+    seen = windows(crossed)
+    first = models(job, 0)[0]  # is everybody's: a bias in front of a norm stays what it was
+    for rank in (1, 2, 3):
+        for index, upload in enumerate(models(job, rank)):
+            bare = unmasked(
+                job, upload, index, rank - 1, first if index == 0 else models(job, 0)[-6]
+            )
+            for state in (bare, opened(job, bare, index, rank - 1)):
+                for name, tensor in state.items():
+                    if tensor.is_floating_point() and tensor.numel() > 2:
+                        new = ~np.isin(runs_of(tensor), runs_of(first[name]))
+                        assert not np.isin(runs_of(tensor)[new], seen).any(), f"{name} was sent"
+            # the control: what was sent is found
+            assert np.isin(runs_of(upload["3.weight"]), seen).all()
+
+
+@pytest.mark.long
+def test_silos_in_turn_turn_alike(run_job, monkeypatch):
+    turns = {"client_num_in_total": 5, "client_num_per_round": 3, "comm_round": ROUNDS}
+    plain = ended(run_job(settings=None, ranks=4, **turns))
+    job = ended(run_job(settings=LOCK, ranks=4, **turns))
+    monkeypatch.syspath_prepend(str(job.folder))
+    last = max(range(5), key=lambda silo: rounds(job, silo))
+    assert len(kept(job, last)["pairs"]) == 0
+    final, other = models(job, 0)[-1], models(plain, 0)[-1]
+    # without the plugin FedML takes silo 0 for none, and trains another one in its turn
+    assert_near(opened(job, final, ROUNDS - 1, last), other, 5e-2)
+    assert_far(final, other)
+
+
+@pytest.mark.long
+# the simulation over MPI does not send what its server has made of the last round
+@pytest.mark.parametrize(
+    ("changes", "ranks", "last"), [(SIMULATED, 3, ROUNDS - 2), (ONE_PROCESS, 1, ROUNDS - 1)]
+)
+def test_simulations_learn_what_they_learn_without_a_lock(
+    run_job, monkeypatch, changes, ranks, last
+):
+    jobs = [
+        ended(run_job("", settings=lock, ranks=ranks, comm_round=ROUNDS, **changes, **KEPT))
+        for lock in (None, LOCK)
+    ]
+    monkeypatch.syspath_prepend(str(jobs[1].folder))
+    plain, locked = (Capture.open(job.folder / "leakage" / "capture") for job in jobs)
+    assert_near(opened(jobs[1], locked.final(), last), plain.final())
+    assert_far(locked.final(), plain.final())
+    for one, other in zip(locked.updates(), plain.updates(), strict=True):
+        assert_near(opened(jobs[1], one.after, one.round, one.silo), other.after)
+        assert_far(one.after, other.after)
+
+
+def rounds(job, silo):
+    """The round under which a silo's vault was written, or -1."""
+    path = job.folder / "keylock_vault" / f"silo-{silo}.safetensors"
+    return int(kept(job, silo)["round"]) if path.exists() else -1
+
+
+@pytest.mark.long
+def test_over_grpc_a_file_has_the_secret(run_grpc, secret, monkeypatch):
+    job = run_grpc(settings=LOCK | {"group_key": str(secret)})
+    assert job.status == 0, job.output[-3000:]
+    monkeypatch.syspath_prepend(str(job.folder))
+    assert len(kept(job)["pairs"]) == 0
+    for rank in (1, 2):
+        for index, upload in enumerate(models(job, rank)):
+            bare = opened(job, upload, index, rank - 1)
+            assert_far(upload, bare)
+            assert_near(bare, opened(job, models(job, 0)[-1], 1), 0.5)  # weights, and no noise
+
+
+def test_without_mpi_and_without_a_file_the_remedy_is_named():
+    args = SimpleNamespace(role="server", rank=0, client_num_in_total=2, client_num_per_round=2)
+    session = Session(args, "keylock", keylock({}), Observer(args))
+    with pytest.raises(ConfigError, match=r"group_key: without MPI silos cannot.*openssl rand"):
+        session.agree([None] * 8)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("scale", "was not made by the lock"),
+        pytest.param(
+            "silo_without_plugin",
+            "its messages are not locked: the plugin is not active there",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_what_the_lock_has_not_made_is_not_sent(run_job, case, said):
+    job = run_job(case, settings=LOCK)
+    assert job.status != 0
+    assert any(said in line for line in job.ours), job.output[-3000:]
+    assert not models(job, 2)
+
+
+@pytest.mark.long
+def test_other_weights_than_were_said_would_not_cancel(run_job):
+    job = run_job("more", settings=LOCK, ranks=4)
+    assert job.status != 0
+    assert any("has 33 samples and said 32" in line for line in job.ours), job.output[-3000:]
+    assert not models(job, 2)
+
+
+@pytest.mark.long
+def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
+    noise = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
+    local = {"dp_solution_type": "ldp", "mechanism_type": "gaussian", **noise}
+    job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, byzantine_client_num=0, **local))
+    # one silo's state was chosen, and it was not masked
+    last = models(job, 0)[-1]
+    same = [
+        all(torch.equal(models(job, rank)[-1][n].float(), t.float()) for n, t in last.items())
+        for rank in (1, 2, 3)
+    ]
+    assert sum(same) == 1
+
+
+def test_what_compares_with_the_model_that_was_sent_is_refused():
+    assert keylock({"then": "krum"}).then == "krum"
+    with pytest.raises(ConfigError, match=r"keylock\.then: 'cclip' compares updates"):
+        keylock({"then": "cclip"})
