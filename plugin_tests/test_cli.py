@@ -53,7 +53,7 @@ def test_check_says_what_would_be_locked_and_what_would_not():
     assert "'x' matches no convolution" in result.output
 
 
-@pytest.mark.parametrize("lock", [(), ("--preset", "group"), ("--module", "whole")])
+@pytest.mark.parametrize("lock", [(), ("--module", "whole")])
 def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)
     assert result.exit_code == 0

@@ -27,9 +27,8 @@ config_option = click.option(
 _LOCK = (
     click.option(
         "--preset",
-        type=click.Choice(["paper", "strong", "group"]),
-        help="Without --config: the published lock; the best where each silo has its own; or the "
-        "default, module: whole.",
+        type=click.Choice(["paper", "strong"]),
+        help="Without --config: the published lock, or the best where each silo has its own.",
     ),
     click.option(
         "--module",

@@ -30,10 +30,9 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "chained": False,
     },
     "strong": _STRONG,
-    "group": {"module": "whole"},
 }
-"""paper is that of arXiv 2305.04095's numbers, its "single" variant; the others are the frontier's:
-the best where each silo has a lock of its own, and the default, where all have one."""
+"""paper is that of arXiv 2305.04095's numbers, its "single" variant; strong is the
+frontier's best where each silo has a lock of its own."""
 _LAYERS_ONLY = (
     "key_length",
     "targets",
@@ -65,9 +64,9 @@ class KeyLockConfig(Settings):
 
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
     """K, how many numbers the key has."""
-    preset: Literal["paper", "strong", "group"] | None = None
+    preset: Literal["paper", "strong"] | None = None
     """paper: the published lock. strong: a mixing on the weights of all layers but the first.
-    group: module: whole by another name. Fields beside it have the last word."""
+    Fields beside it have the last word."""
     module: str = "whole"
     """whole: a private matrix on the whole state, which trains as it is and is sent turned. Or a
     lock on layers, one of affine: gamma and beta, as published; mixing: and a private matrix across
@@ -210,7 +209,7 @@ class KeyLockConfig(Settings):
     def _goes_together(self) -> KeyLockConfig:
         if self.group_key is not None and not self.is_whole:
             raise ConfigError(
-                "keylock.group_key goes with module: whole; leave it out, or use preset: group"
+                "keylock.group_key goes with module: whole, the default; leave out either"
             )
         return self
 

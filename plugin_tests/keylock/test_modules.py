@@ -68,7 +68,6 @@ class Residual(nn.Module):
 
 
 NETS = {"lenet": lenet, "residual": Residual}
-GROUP = {"preset": "group"}
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))
 
 
@@ -354,9 +353,9 @@ class TestPresets:
         assert mixed == ["2", "4"]
         assert all(lock.normalise == "batch" for _, _, lock in every_lock(model))
 
-    def test_that_of_a_group_is_the_default_by_another_name(self):
-        config = KeyLockConfig(preset="group")
-        assert config == KeyLockConfig() == KeyLockConfig(module="whole", targets="all")
+    def test_the_default_is_on_the_whole_state(self):
+        config = KeyLockConfig()
+        assert config == KeyLockConfig(module="whole", targets="all")
         assert config.title == "keylock:whole:all"
         assert KeyLockConfig(**config.model_dump()) == config  # as an audit reads it of a capture
 
@@ -365,12 +364,12 @@ class TestPresets:
             with pytest.raises(ConfigError) as caught:
                 KeyLockConfig.from_mapping({**settings, "group_key": "group"})
             assert str(caught.value) == (
-                "keylock.group_key goes with module: whole; leave it out, or use preset: group"
+                "keylock.group_key goes with module: whole, the default; leave out either"
             )
-        config = KeyLockConfig(preset="group", group_key="group")
+        config = KeyLockConfig(group_key="group")
         assert config.title == "keylock:whole:all:group"
 
-    @pytest.mark.parametrize("lock", [{}, {"module": "whole"}, {"module": ["whole"]}, GROUP])
+    @pytest.mark.parametrize("lock", [{}, {"module": "whole"}, {"module": ["whole"]}])
     @pytest.mark.parametrize(
         ("field", "value"),
         [

@@ -813,7 +813,7 @@ class TestGroup:
         path.write_bytes(bytes(range(32)))
         return path
 
-    @pytest.fixture(params=[{}, {"preset": "group"}, {"module": "whole"}])
+    @pytest.fixture(params=[{}, {"module": "whole"}])
     def settings(self, request, secret, tmp_path):
         return {**request.param, "group_key": str(secret), "vault": tmp_path / "vault"}
 
