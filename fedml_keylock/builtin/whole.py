@@ -61,9 +61,9 @@ class WholeDefense(KeyLockDefense):
         self._in_turn = False
         if self.config.then not in (None, *COMPARED):
             raise ConfigError(
-                f"keylock.then: {self.config.then!r} compares updates with the model sent, "
-                "which module: whole turns otherwise; use one of "
-                f"{', '.join(COMPARED)}, which compare them with one another, or preset: strong"
+                f"keylock.then: {self.config.then!r} does not run under module: whole, whose "
+                f"states can be compared with one another only; use one of {', '.join(COMPARED)}, or "
+                "preset: strong"
             )
         self._secret: bytes | None = None
         self._masks, self._samples = NONE, 0

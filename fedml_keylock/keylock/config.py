@@ -132,6 +132,7 @@ class KeyLockConfig(Settings):
         if self.rotate_every is not None:
             parts.append(f"rotated={self.rotate_every}")
         parts += ["group"] * (self.group_key is not None)
+        parts += ["unmasked"] * (not self.mask)
         return ":".join(parts + ["chained"] * self.chained)
 
     @property
@@ -207,9 +208,10 @@ class KeyLockConfig(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> KeyLockConfig:
-        if self.group_key is not None and not self.is_whole:
+        odd = ["group_key"] * (self.group_key is not None) + ["mask"] * (not self.mask)
+        if odd and not self.is_whole:
             raise ConfigError(
-                "keylock.group_key goes with module: whole, the default; leave out either"
+                f"keylock.{odd[0]} goes with module: whole, the default; leave out either"
             )
         return self
 

@@ -100,7 +100,7 @@ def test_a_decoder_is_trained_on_what_a_turn_leaves(digits, tmp_path):  # noqa: 
     attacks = {"learned": learned(steps=20)}
     report = audit(subject, attacks, ["simulating"], output=tmp_path)
     rows = {(row.defense, row.knowledge): row for row in report.leakage}
-    locked = rows["keylock:whole:all", "simulating"].metrics["ssim_aligned"]["mean"]
+    locked = rows["keylock:whole:all:unmasked", "simulating"].metrics["ssim_aligned"]["mean"]
     assert locked < rows["none", "simulating"].metrics["ssim_aligned"]["mean"]
 
 

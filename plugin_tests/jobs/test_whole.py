@@ -233,5 +233,7 @@ def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
 
 def test_what_compares_with_the_model_that_was_sent_is_refused():
     assert keylock({"then": "krum"}).then == "krum"
-    with pytest.raises(ConfigError, match=r"keylock\.then: 'cclip' compares updates"):
+    with pytest.raises(
+        ConfigError, match=r"keylock\.then: 'cclip' does not run under module: whole"
+    ):
         keylock({"then": "cclip"})
