@@ -62,8 +62,8 @@ class WholeDefense(KeyLockDefense):
         if self.config.then not in (None, *COMPARED):
             raise ConfigError(
                 f"keylock.then: {self.config.then!r} does not run under module: whole, whose "
-                f"states can be compared with one another only; use one of {', '.join(COMPARED)}, or "
-                "preset: strong"
+                "states can be compared with one another only; use one of "
+                f"{', '.join(COMPARED)}, or preset: strong"
             )
         self._secret: bytes | None = None
         self._masks, self._samples = NONE, 0
