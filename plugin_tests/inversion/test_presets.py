@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from fedml_keylock import plugins
+from fedml_keylock.demo.jobs import FULL, QUICK
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.metrics import psnr
 from fedml_keylock.inversion import (
@@ -89,3 +90,18 @@ def test_gradinversion_sees_more_with_the_batch_s_own_statistics(photos, make_up
     )
     assert without > bare - 0.1, (bare, without, seen)
     assert seen > bare + 0.6, (bare, without, seen)
+
+
+def test_a_start_is_given_by_a_word_as_yaml_has_it():
+    assert dlg(start="uniform") == dlg(parametrisation=Pixels("uniform"))
+    with pytest.raises(
+        ConfigError, match="start is one of normal, standard, uniform, not 'unifrom'"
+    ):
+        dlg(start="unifrom")
+
+
+@pytest.mark.parametrize("scale", [FULL, QUICK])
+def test_the_demonstrations_attacks_can_be_made(scale):
+    """The full one runs for minutes, and is a long test."""
+    for name, fields in scale.attacks.items():
+        assert plugins.one_of("attacks", name)(**{**fields, **scale.adaptive[name]}).name == name

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from ..knowledge import Knowledge
 
-__all__ = ["Parametrisation", "Pixels"]
+__all__ = ["STARTS", "Parametrisation", "Pixels"]
+
+STARTS = ("normal", "standard", "uniform")
+"""What pixels may start from: see `Pixels`."""
 
 
 class Parametrisation(Protocol):
