@@ -71,7 +71,7 @@ class WholeDefense(KeyLockDefense):
 
     @property
     def needs_secret(self) -> bool:
-        """Whether the silos are to agree on a secret among themselves: no file has one."""
+        """Whether the silos must agree on a secret among themselves: no file has one."""
         return self.config.group_key is None
 
     @property
@@ -79,16 +79,17 @@ class WholeDefense(KeyLockDefense):
         """Whether each two silos are to have a secret for masks, if they can agree on one."""
         return self.config.mask and self.config.then is None
 
-    def share(self, secret: bytes | None, masks: Masks = NONE, *, samples: int = 0) -> None:
+    def share(self, secret: bytes, masks: Masks = NONE, *, samples: int = 0) -> None:
         """Take what the silos have agreed on, before the first model comes.
 
         Args:
-            secret: of all silos; None where a file has it.
+            secret: of all silos, new in every job; beside that of the file, if there is one, which
+                who stood between the silos does not have.
             masks: this silo's.
             samples: how many it has: the masks cancel for no other number.
 
         """
-        self._secret = self._secret if secret is None else secret
+        self._secret = (self._secret or b"") + secret
         self._masks, self._samples = masks, samples
 
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:

@@ -182,15 +182,16 @@ class Session:
             HostError: they did not.
 
         """
-        comm = getattr(self.args, "comm", None)
-        needs = getattr(self.defense, "needs_secret", False)
+        needs, comm = getattr(self.defense, "needs_secret", None), getattr(self.args, "comm", None)
+        if needs is None:  # a defense that shares nothing
+            return
         if needs and comm is None:
             raise ConfigError(
                 "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
                 "an owner-only file with one that all have: openssl rand -out FILE 32"
             )
         pairs = getattr(self.defense, "wants_pairs", False) and not self.in_turn
-        if not self.is_silo or comm is None or not (needs or pairs):
+        if not self.is_silo or comm is None:
             return
         from ..keylock.whole import NONE, Masks
         from .agree import agree
@@ -201,8 +202,7 @@ class Session:
         # of two silos each would have the other's state by taking its own from the average
         masked = pairs and len(agreed.pairs) > 1 and all(agreed.numbers.values())
         masks = Masks.of(int(self.args.rank), agreed.pairs, agreed.numbers) if masked else NONE
-        secret = agreed.secret if needs else None
-        self.defense.share(secret, masks, samples=samples)  # type: ignore[union-attr]
+        self.defense.share(agreed.secret, masks, samples=samples)  # type: ignore[union-attr]
         how = "masked" if masked else "not masked"
         logging.info("%s: the silos have agreed on a secret; updates are %s", self.who, how)
 

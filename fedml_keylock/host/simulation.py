@@ -79,7 +79,7 @@ class Simulation(Session):
 
     def agree(self, dataset: Sequence[Any]) -> None:
         """All silos are here."""
-        if getattr(self.defense, "needs_secret", False):
+        if getattr(self.defense, "needs_secret", None) is not None:
             self.defense.share(os.urandom(32))  # type: ignore[union-attr]  # a WholeDefense
 
     def take_in(self, received: Mapping[str, Tensor], trainer: Any) -> None:
