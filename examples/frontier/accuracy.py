@@ -21,7 +21,6 @@ from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.evaluation.audit import OwnLock, share_correct
 from fedml_keylock.inversion import PublicData
 from fedml_keylock.keylock import (
-    KeyLockConfig,
     load_private_state_dict,
     lock_model,
     private_state_dict,
@@ -108,12 +107,11 @@ def _under_fresh_locks(
     found = []
     for index in range(FRESH):
         candidate = deepcopy(plain)
+        lock_model(candidate, defense.config, uniform=seeded_uniform(draw))
         if defense.config.is_whole:
-            lock_model(candidate, KeyLockConfig(module="whole"))
-            candidate.load_state_dict(plain.state_dict())
+            candidate.load_state_dict(plain.state_dict())  # turned back by another key
             found.append(share_correct(candidate, test))
             continue
-        lock_model(candidate, defense.config, uniform=seeded_uniform(draw))
         state = private_state_dict(candidate)
         known = private_state_dict(own(plain, index % setting.silos, None))
         state |= {n: t for n, t in known.items() if "running_" in n}
@@ -185,7 +183,7 @@ def step_ratio(point: Point, net: str) -> dict[str, Any]:
         return {"step_ratio": 1.0}  # a rival changes the update once a round
     images, labels = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
     plain, locked = first_model(net, 0), first_model(net, 0)
-    config = keylock({**point.lock, "group_key": None}).config
+    config = keylock(point.lock).config
     lock_model(locked, config, uniform=seeded_uniform(torch.Generator().manual_seed(0)))
     with one_thread():
         steps = [_step_of(model, images, labels) for model in (plain, locked)]

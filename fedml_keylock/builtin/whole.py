@@ -18,6 +18,7 @@ from ..keylock import (
     lock_info,
     plan,
     private_state_dict,
+    surrogate,
     unlock_model,
 )
 from ..keylock.group import group_secret
@@ -175,7 +176,8 @@ class WholeDefense(KeyLockDefense):
         """The public model: nothing of it is private but how its state is turned."""
         # of two silos there are no masks, of more than three there are more
         peers = 2 if self.wants_pairs else 0
-        return Surrogate(deepcopy(model), (), _nothing, WholeDisguise.of(model, peers=peers))
+        disguise = WholeDisguise.of(model, peers=peers)
+        return Surrogate(*surrogate(model, self.config), _nothing, disguise)
 
     def twin(
         self, model: nn.Module, protected: nn.Module

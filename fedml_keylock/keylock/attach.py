@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +14,7 @@ from ..errors import LockError
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .config import KeyLockConfig
 from .group import group_secret
+from .hooks import remove_hooks
 from .key import Uniform, secret_uniform
 from .kinds import LOCKABLE
 from .locked import public_parameter, put_under_lock, release, seen
@@ -36,7 +35,6 @@ __all__ = [
     "lock_info",
     "lock_model",
     "redraw_lock",
-    "remove_hooks",
     "unlock_model",
 ]
 
@@ -300,18 +298,6 @@ def is_locked(model: nn.Module) -> bool:
 
     """
     return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())
-
-
-def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
-    """Remove hooks by their function: their handles do not survive a copy of the model."""
-    for hooks in (
-        holder._forward_hooks,
-        holder._state_dict_hooks,
-        holder._load_state_dict_pre_hooks,
-    ):
-        for handle, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in functions:
-                del hooks[handle]
 
 
 def _attach(holder: nn.Module, lock: KeyLock | WeightLock) -> None:

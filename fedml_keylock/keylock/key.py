@@ -161,7 +161,7 @@ def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
         torch.block_diag(*(orthogonal(n, uniform) for n in sizes))  # type: ignore[no-untyped-call]  # torch has none
         for _ in range(2)
     )
-    # silos of a group draw the same, on whatever machine: equal numbers must stay in order
+    # the same on every machine: equal numbers must stay in order
     orders = [uniform((size,)).argsort(stable=True) for _ in range(2)]
     return _times_blocks(first[:, orders[0]], second, sizes)[:, orders[1]]
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attach import lock_model, remove_hooks
+from .attach import lock_model
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
 from .formula import apply_lock
+from .hooks import remove_hooks
 from .key import seeded_uniform
 from .module import KeyLock, WeightLock, every_lock
 from .on_weights import OnWeights

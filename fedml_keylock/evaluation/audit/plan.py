@@ -223,7 +223,6 @@ def tasks_of(
     plain = undefended(subject)
     norm = public_norm(subject, plain)
     sent = {"none": plain, subject.defense: subject.updates}
-    disguised = subject.surrogate is not None and subject.surrogate.disguise is not None
     if norm is not None:
         sent[PUBLIC_NORM] = norm
     tasks = []
@@ -232,7 +231,11 @@ def tasks_of(
         grants = GRANTS[trial.level]
         updates = sent[trial.variant]
         groups = [tuple(range(len(subject.updates)))]
-        if disguised and trial.variant == subject.defense and grants & {"private state", "peer"}:
+        if (
+            subject.disguise
+            and trial.variant == subject.defense
+            and grants & {"private state", "peer"}
+        ):
             updates = opened(subject, colluding="peer" in grants)
         elif "peer" in grants:
             groups = _by_peers(subject)
@@ -275,8 +278,7 @@ def _task(
     seed: int,
 ) -> Task:
     given, statistics, grants = None, None, GRANTS[trial.level]
-    disguised = subject.surrogate is not None and subject.surrogate.disguise is not None
-    if subject.secrets is not None and not disguised and grants & {"private state", "peer"}:
+    if subject.secrets is not None and not subject.disguise and grants & {"private state", "peer"}:
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:

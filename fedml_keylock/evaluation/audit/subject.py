@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import LocalTraining, PublicData
-from ...types import ClientUpdate, Surrogate
+from ...types import ClientUpdate, Disguise, Surrogate
 from ..capture import Capture
 from .training import count_classes, train_update
 from .truth import Truth
@@ -109,6 +109,11 @@ class Subject:
         if not self.stages:
             found = tuple("trained" if update.round else "untrained" for update in self.updates)
             object.__setattr__(self, "stages", found)
+
+    @property
+    def disguise(self) -> Disguise | None:
+        """Of a defense that changes what is sent, and not what is computed."""
+        return None if self.surrogate is None else self.surrogate.disguise
 
     @property
     def batch(self) -> int:

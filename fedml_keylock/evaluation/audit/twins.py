@@ -51,10 +51,9 @@ def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, 
         True
 
     """
-    known, secrets = subject.surrogate, subject.secrets
-    if known is None or known.disguise is None or secrets is None:
+    if subject.disguise is None or subject.secrets is None:
         return subject.updates
-    return revealed(subject.updates, known.disguise, secrets, colluding=colluding)
+    return revealed(subject.updates, subject.disguise, subject.secrets, colluding=colluding)
 
 
 def revealed(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LockError, VaultError
+from ..hooks import remove_hooks
 from ..private import Private
 from .mask import NONE, Masks
 from .turns import LABEL, OPEN, Part, Turns, digest, parts_of
@@ -152,10 +153,7 @@ def unlock_state(model: nn.Module) -> None:
     if lock_of(model) is None:
         raise LockError("the model is not locked")
     object.__delattr__(model, ATTRIBUTE)
-    for hooks in (model._state_dict_hooks, model._load_state_dict_pre_hooks):
-        for handle, hook in list(hooks.items()):
-            if getattr(hook, "hook", hook) in (show, take):
-                del hooks[handle]
+    remove_hooks(model, show, take)
 
 
 def lock_of(model: nn.Module) -> StateLock | None:

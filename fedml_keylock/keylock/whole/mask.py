@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ...threads import one_thread
 from ..key import Stream, normal
-from .turns import PARAMETERS, Part
+from .turns import PARAMETERS, Part, as_one
 
 __all__ = ["NONE", "Masks", "scales_of"]
 
@@ -96,17 +97,16 @@ class Masks:
         """
         masked: dict[str, Tensor] = {}
         for part in parts:
-            tensors = [state[name] for name in part.names]
-            flat = torch.cat([tensor.detach().cpu().double().flatten() for tensor in tensors])
             wide = WIDTH if part.label == PARAMETERS else NARROW
             width = (-1 if undo else 1) * wide * self.share * scales[part.label]
-            place = round_index.to_bytes(8, "big") + part.label.encode()
-            for secret, sign in zip(self.pairs, self.signs, strict=True):
-                flat += sign * width * _noise(len(flat), Stream(LABEL + secret + key + place))
-            pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
-            for name, tensor, piece in zip(part.names, tensors, pieces, strict=True):
-                masked[name] = piece.view(tensor.shape).to(tensor, copy=True)
+            place = key + round_index.to_bytes(8, "big") + part.label.encode()
+            masked |= as_one(part.names, state, partial(self._mask, width=width, place=place))
         return masked
+
+    def _mask(self, flat: Tensor, *, width: float, place: bytes) -> Tensor:
+        for secret, sign in zip(self.pairs, self.signs, strict=True):
+            flat += sign * width * _noise(len(flat), Stream(LABEL + secret + place))
+        return flat
 
     @property
     def tensors(self) -> dict[str, Tensor]:

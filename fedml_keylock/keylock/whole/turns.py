@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turn import Turn
 
-__all__ = ["OPEN", "Part", "Turns", "digest", "parts_of"]
+__all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "parts_of"]
 
 OPEN = -1
 """The round under which a state is shown as it is: that of the first model, which the server made
@@ -124,23 +125,42 @@ class Turns:
                     f"{missing[0]} is missing: a state under module: whole is one vector, and only "
                     "the whole of it can be sent or loaded"
                 )
-            tensors = [state[name].detach() for name in names]
-            flat = torch.cat([tensor.cpu().double().flatten() for tensor in tensors])
-            turn = self._turn(part, len(flat))
-            flat = turn.undo(flat) if undo else turn.apply(flat)
-            if undo and part.least is not None:
-                flat = flat.clamp(min=part.least)
-            pieces = torch.split(flat, [tensor.numel() for tensor in tensors])
-            for name, tensor, piece in zip(names, tensors, pieces, strict=True):
-                # copied, or a piece would be a view of the whole, and be pickled with all of it
-                mapped[name] = piece.view(tensor.shape).to(tensor, copy=True)
+            mapped |= as_one(names, state, partial(self._turn_part, part, undo=undo))
         return mapped
+
+    def _turn_part(self, part: Part, flat: Tensor, *, undo: bool) -> Tensor:
+        turn = self._turn(part, len(flat))
+        if not undo:
+            return turn.apply(flat)
+        flat = turn.undo(flat)
+        return flat if part.least is None else flat.clamp(min=part.least)
 
     def _turn(self, part: Part, size: int) -> Turn:
         if part.label not in self._made:
             place = self.round_index.to_bytes(8, "big") + part.label.encode()
             self._made[part.label] = Turn(size, Stream(LABEL + self.key + place))
         return self._made[part.label]
+
+
+def as_one(
+    names: Sequence[str], state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Some entries of a state, changed as one vector in float64. The state is not changed.
+
+    Example:
+        >>> state = {"a": torch.zeros(2), "b": torch.zeros(1, 1)}
+        >>> as_one(("a", "b"), state, lambda flat: flat + torch.arange(3))["b"]
+        tensor([[2.]])
+
+    """
+    tensors = [state[name].detach() for name in names]
+    changed = change(torch.cat([tensor.cpu().double().flatten() for tensor in tensors]))
+    pieces = torch.split(changed, [tensor.numel() for tensor in tensors])
+    return {
+        # copied, or a piece would be a view of the whole, and be pickled with all of it
+        name: piece.view(tensor.shape).to(tensor, copy=True)
+        for name, tensor, piece in zip(names, tensors, pieces, strict=True)
+    }
 
 
 def digest(state: Mapping[str, Tensor]) -> bytes:
