@@ -171,7 +171,7 @@ def test_a_model_that_was_turned_as_a_whole_is_turned_back_by_any_silo(job, tmp_
     for silo in (0, 1):
         wrote, warned = ok("--example-shape", "1,8,8", silo=silo)
         assert re.fullmatch(
-            rf"wrote exported.pt: state_dict, turned back by silo {silo} before round 1, \d+ bytes"
+            rf"wrote exported.pt: state_dict, turned back by silo {silo} after round 0, \d+ bytes"
             r"; outputs up to \S+ differ by at most \S+ from the locked ones",
             wrote,
         )
@@ -182,6 +182,24 @@ def test_a_model_that_was_turned_as_a_whole_is_turned_back_by_any_silo(job, tmp_
         assert same(silos[silo], plain.eval())
         assert same(silos[1 - silo], plain)  # a lock of all
         assert not same(plain, served.eval())  # the control: the server has another model
+
+
+def test_what_another_round_or_job_left_is_not_turned_back_to_noise(job, tmp_path):
+    job(module="whole")
+    assert "after round 0" in ok("--round", 0)[0]
+    said = r"global.pt: not the average of round {}, as turned back so it is noise: name the round"
+    (tmp_path / "exported.pt").unlink()
+    assert re.search(said.format(1), fails("--round", 1))
+    (tmp_path / "group2").touch(mode=0o600)
+    (tmp_path / "group2").write_bytes(bytes(range(1, 33)))
+    one = torch.load("global.pt", weights_only=True)
+    job(module="whole", settings={"vault": "another", "group_key": "group2"})
+    torch.save(one, "global.pt")
+    assert re.search(said.format(0), fails("--vault", "another"))
+    assert not (tmp_path / "exported.pt").exists()
+    ok()  # the control: by its own job's vault
+    job(settings={"vault": "layers"})
+    assert "--round: of module: whole only" in fails("--vault", "layers", "--round", 0)
 
 
 def test_without_an_example_nothing_is_compared(job):

@@ -117,12 +117,13 @@ class WholeDefense(KeyLockDefense):
     def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
         """Take the key of the first model, and turn an average back as its silos had turned it."""
         lock = _lock(model)
-        self._scales = scales_of(lock.parts, state)
         if round_index < 0:
             if self._secret is None:
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
             lock.begin(state, self._secret)
             lock.masks = self._masks
+        if lock.masks != NONE:
+            self._scales = scales_of(lock.parts, state)
         lock.enter(round_index)
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
@@ -139,6 +140,7 @@ class WholeDefense(KeyLockDefense):
                 f"the model was locked anew before the end of round {round_index}: the job's own "
                 "code must call neither unlock_model nor lock_model"
             )
+        lock.remember(model)
         vault = self._open_vault()
         vault.save(model, round_index=round_index + 1)
         if self._in_turn:  # the silo's next round may be another rank's
@@ -174,7 +176,7 @@ class WholeDefense(KeyLockDefense):
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is turned."""
-        # of two silos there are no masks, of more than three there are more
+        # those of the smallest job in which there is something to hide from a silo
         peers = 2 if self.wants_pairs else 0
         disguise = WholeDisguise.of(model, peers=peers)
         return Surrogate(*surrogate(model, self.config), _nothing, disguise)

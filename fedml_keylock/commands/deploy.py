@@ -17,6 +17,7 @@ from ..keylock import load_private_state_dict, lock_model
 from ..keylock.key import secret_uniform
 from ..keylock.vault.cipher import Cipher
 from ..keylock.vault.file import Stored
+from ..keylock.whole import lock_of
 from .job import check_owner
 
 __all__ = ["lock_as_silo", "read_checkpoint"]
@@ -64,6 +65,7 @@ def lock_as_silo(
     silo: int,
     state: Mapping[str, Tensor],
     source: Path,
+    round_index: int | None = None,
 ) -> None:
     """Make of a job's model what one silo has: the global model under its lock.
 
@@ -75,9 +77,11 @@ def lock_as_silo(
         silo: index of the silo.
         state: of the global model.
         source: where the state is from, for messages.
+        round_index: under module: whole the round whose average it is; None: the vault's last.
 
     Raises:
-        ConfigError: a setting is wrong, or the state is not that of this job's global model.
+        ConfigError: a setting is wrong, or the state is not that of this job's global model, or not
+            of that round.
         LockError: the model cannot be locked so.
         VaultError: the vault is another silo's or another job's, or cannot be read.
 
@@ -94,7 +98,18 @@ def lock_as_silo(
         raise VaultError(
             f"vault {stored.path}: {error}: give the job's own --model and --config"
         ) from None
+    whole = lock_of(model)
+    if whole is not None and round_index is not None:
+        whole.enter(round_index)
+    elif round_index is not None:
+        raise ConfigError("--round: of module: whole only; the vault has a lock on layers once")
     model.load_state_dict(state)
+    if whole is not None and not whole.is_like(model):
+        raise ConfigError(
+            f"{source}: not the average of round {int(whole.round)}, as turned back so it is "
+            "noise: name the round after which it was saved, from 0, by --round; a vault opens "
+            "nothing of other jobs"
+        )
     model.eval()
 
 

@@ -39,6 +39,13 @@ def _sizes(
     help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
 )
 @click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
+@click.option(
+    "--round",
+    "round_index",
+    type=click.IntRange(min=0),
+    help="Of module: whole: the round after which the checkpoint was saved, from 0; the last one "
+    "that the vault has seen without.",
+)
 @config_option
 @click.option(
     "-o",
@@ -66,6 +73,7 @@ def export(
     checkpoint: Path,
     folder: Path | None,
     silo: int,
+    round_index: int | None,
     config: Path | None,
     output: Path | None,
     form: str,
@@ -75,8 +83,8 @@ def export(
 
     The global model is trained to run under a silo's lock. This folds the lock of one silo into it,
     so that the silo can deploy it where neither fedml-keylock nor FedML is installed. Under module:
-    whole it is turned back, as the silo does that when it gets it: the checkpoint must be the one
-    after the last round that the vault has seen.
+    whole it is turned back, as the silo does that when it gets it: a checkpoint of another round
+    than the last needs --round, and what is not of this round and job is refused.
 
     \b
     Example:
@@ -112,7 +120,16 @@ def export(
     model = build_model(builder)
     plain = deepcopy(model)
     cipher = current_cipher() if stored.sealed else None
-    lock_as_silo(model, settings, stored, cipher, silo=silo, state=state, source=checkpoint)
+    lock_as_silo(
+        model,
+        settings,
+        stored,
+        cipher,
+        silo=silo,
+        state=state,
+        source=checkpoint,
+        round_index=round_index,
+    )
     example = None if shape is None else pack.random_input(model, shape)
     package = pack.pack(export_model(model, example=example), plain, form, example)
     if output is None:
@@ -132,11 +149,11 @@ def export(
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
     write_private(output, package.content, what="-o")
-    what, holds = f"silo {silo}'s lock before", f"silo {silo}'s private lock"
+    what = f"silo {silo}'s lock before round {stored.round_index}"
+    holds = f"silo {silo}'s private lock"
     if job.is_whole:
-        what, holds = f"turned back by silo {silo} before", "the model that the server cannot read"
-    click.echo(
-        f"wrote {output}: {package.form}, {what} round {stored.round_index}, "
-        f"{len(package.content)} bytes; {compared}"
-    )
+        after = stored.round_index - 1 if round_index is None else round_index
+        what = f"turned back by silo {silo} after round {after}"
+        holds = "the model that the server cannot read"
+    click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")
     click.echo(f"keep {output} as you keep the vault: it holds {holds} (mode 0600)")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from ..errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
+from ..errors import HostError, LockError, UpdateRefused, VaultError
 from ..plugins import defenses
 from ..types import Agreement, Defense
 from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
@@ -27,6 +27,7 @@ from .gate import (
 from .observer import Observer, Tell, Turn
 from .progress import note
 from .replay import Replays
+from .sharing import share
 
 __all__ = ["Session"]
 
@@ -172,39 +173,22 @@ class Session:
         self.model = model
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """In a silo, before FedML's messages begin: agree with the others on what locks need.
+        """Before FedML's messages begin: silos agree with one another on what locks need.
 
         Args:
             dataset: FedML's tuple, which says how many samples this silo has.
 
         Raises:
-            ConfigError: the silos of this kind of job cannot talk to one another.
-            HostError: they did not.
+            ConfigError: see `sharing.share`.
+            HostError: see there.
 
         """
-        needs, comm = getattr(self.defense, "needs_secret", None), getattr(self.args, "comm", None)
-        if needs is None:  # a defense that shares nothing
-            return
-        if needs and comm is None:
-            raise ConfigError(
-                "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
-                "an owner-only file with one that all have: openssl rand -out FILE 32"
-            )
-        pairs = getattr(self.defense, "wants_pairs", False) and not self.in_turn
-        if not self.is_silo or comm is None:
-            return
-        from ..keylock.whole import NONE, Masks
-        from .agree import agree
-
-        self._note("while agreeing on a secret with the other silos")
+        if self.is_silo:
+            self._note("while agreeing on a secret with the other silos")
         samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
-        agreed = agree(comm, number=samples)
-        # of two silos each would have the other's state by taking its own from the average
-        masked = pairs and len(agreed.pairs) > 1 and all(agreed.numbers.values())
-        masks = Masks.of(int(self.args.rank), agreed.pairs, agreed.numbers) if masked else NONE
-        self.defense.share(agreed.secret, masks, samples=samples)  # type: ignore[union-attr]
-        how = "masked" if masked else "not masked"
-        logging.info("%s: the silos have agreed on a secret; updates are %s", self.who, how)
+        done = share(self.defense, self.args, samples=samples, in_turn=self.in_turn)
+        if done:
+            logging.info("%s: %s", self.who, done)
 
     def enter(self, silo: int) -> None:
         """FedML gives this rank a silo's data: its private state comes with it.

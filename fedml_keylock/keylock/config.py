@@ -90,9 +90,9 @@ class KeyLockConfig(Settings):
     """Of whole: an owner-only file with a secret of 32 bytes or more that all silos have and the
     server has not. None: silos agree on one by themselves, which they can in an MPI job."""
     mask: bool = Field(default=True, strict=True)
-    """Under module: whole, in an MPI job of three silos or more: hide each silo's state from the
-    others too, by masks that cancel in FedML's average. Not beside `then`, which looks at single
-    states, and not where silos take turns on the ranks."""
+    """Under module: whole, in an MPI job: hide each silo's state by masks that cancel in FedML's
+    average, from the server and, of three silos or more, from the other silos too. Not beside
+    `then`, which looks at single states, and not where silos take turns on the ranks."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)

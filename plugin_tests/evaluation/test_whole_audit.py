@@ -15,7 +15,7 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import PublicData, learned
-from fedml_keylock.keylock.whole import Masks
+from fedml_keylock.keylock.whole import Masks, WholeDisguise
 from fedml_keylock.types import ClientUpdate
 
 
@@ -52,6 +52,17 @@ def test_who_has_everything_opens_updates_and_who_colludes_no_masks(digits, mask
         else:
             assert_same(as_colluding, own)
     assert public_norm(subject, plain) is None
+
+
+@pytest.mark.parametrize("peers", [1, 2])
+def test_of_two_silos_the_mask_is_the_other_ones_too(digits, peers):  # noqa: F811
+    (plain, *_), model = undefended(subject_of(digits)), net()
+    disguise = WholeDisguise.of(model, peers=peers)
+    sent, private = disguise.conceal(plain, torch.Generator().manual_seed(0))
+    turned = WholeDisguise.of(model).reveal(sent, private | Masks((), (), 1.0).tensors)
+    assert distance(turned.after, plain.after) > 10  # what is sent is masked
+    found = disguise.reveal(sent, private, colluding=True)
+    assert (distance(found.after, plain.after) > 10) == (peers > 1)
 
 
 def test_levels_get_what_they_know(digits):  # noqa: F811

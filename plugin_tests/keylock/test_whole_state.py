@@ -758,6 +758,25 @@ class TestPrivateState:
         private["keylock.key"].zero_()  # a copy
         assert lock_of(model).key.any()
 
+    def test_what_it_remembers_tells_the_job_from_noise(self):
+        """Of the weights before they were trained on, and of what another turn makes of them."""
+        model = locked()
+        lock = lock_of(model)
+        assert lock.is_like(lenet())  # nothing was remembered, and nothing is known
+        lock.remember(model)
+        assert len(lock.sample) == 1024
+        assert lock.is_like(model)
+        shown, other = model.state_dict(), lenet()
+        assert lock.is_like(trained(deepcopy(model), IMAGES))
+        other.load_state_dict(shown)
+        assert not lock.is_like(other)
+        lock_model(other)
+        load_private_state_dict(other, private_state_dict(model))
+        for round_index, like in ((0, True), (1, False)):
+            lock_of(other).enter(round_index)
+            other.load_state_dict(shown)
+            assert lock_of(other).is_like(other) == like
+
     def test_that_of_another_lock_is_refused(self):
         model, layers = locked(), locked_on_layers()
         before = private_state_dict(model)

@@ -69,14 +69,14 @@ class WholeDisguise:
     ) -> ClientUpdate:
         """The update as it was before it was turned and masked, by whoever has the key.
 
-        Who colludes has it too, and the masks that he shares; one that he does not share hides the
-        silo as well as two, so that all are left on.
+        Who colludes has it too, and the masks that he shares: of two silos the only one. One that
+        he does not share hides the silo as well as two, so that all are left on.
         """
         key, masks = bytes(private["key"].tolist()), Masks.from_tensors(private)
         sent, received = dict(update.after), dict(update.before)
         last = int(private["after"])
         scales = scales_of(self.parts, received)
-        masks = NONE if colluding else masks
+        masks = NONE if colluding and len(masks.pairs) > 1 else masks
         sent |= masks.masked(sent, self.parts, scales, key, last, undo=True)
         sent |= Turns(self.parts, key, last).opened(sent)
         received |= Turns(self.parts, key, int(private["before"])).opened(received)
