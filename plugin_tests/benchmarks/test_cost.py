@@ -6,14 +6,17 @@ pytest plugin_tests/benchmarks --benchmark-only -n 0
 import statistics
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
-from nets import LOCKS, step_of
+from nets import LOCKS, make, step_of
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model, unlock_model
+from fedml_keylock.builtin import WholeDefense
+from fedml_keylock.keylock.whole import Masks, lock_state
 
 HERE = Path(__file__).parent
 ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
@@ -33,6 +36,30 @@ def one_thread():
 def test_a_training_step(net, lock, paired, report):
     ratio = paired(step_of(net, lock), step_of(net, "none"), rounds=ROUNDS[net])
     report(f"step, {net}, {lock}", f"{ratio:.3f} of the plain one")
+
+
+@pytest.mark.parametrize("silos", [3, 10])
+@pytest.mark.parametrize("net", ROUNDS)
+def test_a_round_of_a_lock_on_the_whole_state(net, silos, report, benchmark):
+    """What comes in is turned back, what goes out is turned and masked; no step takes longer."""
+    model = make(net, "none")
+    defense, pairs = WholeDefense({}), {other: bytes([other] * 32) for other in range(1, silos)}
+    lock = lock_state(model)
+    defense.share(bytes(32), Masks.of(0, pairs, dict.fromkeys(range(silos), 1)), samples=1)
+    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    defense.receive(model, first, round_index=-1)
+    lock.enter(0)
+    received = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rounds = count()
+
+    def once():
+        defense.receive(model, received, round_index=next(rounds))
+        model.load_state_dict(received)
+        lock.enter(int(lock.round) + 1)
+        defense.release(model, model.state_dict(), samples=1)
+
+    benchmark.pedantic(once, rounds=5, warmup_rounds=1)
+    report(f"a round of {silos} silos, {net}, whole", f"{benchmark.stats.stats.median:.3f} s each")
 
 
 @pytest.mark.parametrize(

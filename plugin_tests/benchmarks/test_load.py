@@ -46,7 +46,11 @@ CAPTURE = {
     "attack_type": "gradient_inversion",
     "gradient_inversion": {"when": "never", "rounds": list(range(ROUNDS))},
 }
-LOCKS = {"affine": {"module": "affine"}, "mixing": {"module": "mixing", "targets": "all"}}
+LOCKS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "affine": {"module": "affine"},
+    "mixing": {"module": "mixing", "targets": "all"},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     # plain FedML's silos test nothing
@@ -56,9 +60,9 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "captured": {"attack_args": CAPTURE},
 }
-"""Kind of job to what its YAML says: the published lock, mixing in all layers, no lock but all
-updates kept."""
-ASKED = ["plain", *os.environ.get("LOAD_KINDS", "affine,mixing,captured").split(",")]
+"""Kind of job to what its YAML says: the default lock, the published one, mixing in all layers, no
+lock but all updates kept."""
+ASKED = ["plain", *os.environ.get("LOAD_KINDS", "whole,affine,mixing,captured").split(",")]
 
 
 def digits(to: Path) -> None:

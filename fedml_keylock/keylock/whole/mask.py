@@ -6,15 +6,17 @@ that drop out: here a silo that drops out ends the job.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ...threads import one_thread
-from ..key import Stream, normal
+from ..key import Stream
 from .turns import PARAMETERS, Part, as_one
 
 __all__ = ["NONE", "Masks", "scales_of"]
@@ -130,13 +132,14 @@ NONE = Masks((), (), 1.0)
 
 
 def _noise(count: int, stream: Stream) -> Tensor:
-    """Standard normal numbers in float64, finer than what is sent can show.
+    """Standard normal numbers in float64, by the inverse of their distribution function.
 
-    Numbers of 24 bits alone lie on a grid, and what is left of a sum between its points would tell
-    the last digits of what they hide; a second such number a million times smaller fills them.
+    Of 52 bits: coarser ones lie on a grid, and what is left of a sum between its points, which are
+    far apart in the tails, would tell what they hide.
     """
-    coarse, fine = normal((2, count), stream.uniform).double()
-    noise: Tensor = coarse + 1e-6 * fine
+    words = np.frombuffer(stream.draw(8 * count), dtype="<u8") >> 12
+    # half a step keeps the argument inside (-1, 1), where erfinv is finite
+    noise: Tensor = torch.from_numpy((words + 0.5) * 2.0**-51 - 1).erfinv_() * math.sqrt(2)
     return noise
 
 

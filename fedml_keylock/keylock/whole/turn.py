@@ -69,8 +69,7 @@ class Turn:
         y = y.to(torch.float64, copy=True)
         for index, (signs, block, order) in reversed([*enumerate(self._passes)]):
             part = self._window(y, index)
-            mixed = torch.empty(self._rows, BLOCK, dtype=torch.float64)
-            mixed[order] = part.view(BLOCK, self._rows).mT
+            mixed = part.view(BLOCK, self._rows).mT.contiguous()[order.argsort()]
             part.copy_(signs * (mixed @ block.mT).flatten())
         return y
 
