@@ -105,7 +105,11 @@ def _mpi() -> Check:
         mpiexec = find_mpiexec()
     except KeyLockError as error:
         return Check("MPI runtime", False, "no mpiexec", str(error))
-    probe = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size(), MPI.Get_library_version())"
+    # one rank alone: what two print at once may come out as one line
+    probe = (
+        "from mpi4py import MPI; comm = MPI.COMM_WORLD; comm.Get_rank() or "
+        "print(comm.Get_size(), MPI.Get_library_version())"
+    )
     try:
         done = subprocess.run(  # noqa: S603  # this environment's own mpiexec and Python
             [str(mpiexec), "-n", "2", sys.executable, "-c", probe],

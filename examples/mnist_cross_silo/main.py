@@ -1,6 +1,8 @@
 """A FedML cross-silo job over MPI, on real images. It knows nothing of any plugin.
 
-mpiexec -n 4 python main.py --cf fedml_config.yaml
+mpiexec -n 4 python -m fedml_keylock main.py --cf fedml_config.yaml
+
+By itself, `python main.py`, it is plain FedML, which does not know the YAML's defense_type.
 """
 
 import fedml

@@ -30,8 +30,11 @@ from ..keylock.whole import (
     WholeDisguise,
     lock_of,
     lock_state,
+    outgrown,
     scales_of,
 )
+from ..keylock.whole.mask import MOST
+from ..keylock.whole.turns import digest
 from ..types import Agreement, Surrogate
 from .layers import KeyLockDefense
 
@@ -68,7 +71,10 @@ class WholeDefense(KeyLockDefense):
             )
         self._secret: bytes | None = None
         self._masks, self._samples = NONE, 0
+        self._job = b""
+        self._in_job = False
         self._scales: dict[str, float] = {}
+        self._sent: tuple[int, bytes] | None = None
 
     @property
     def needs_secret(self) -> bool:
@@ -93,11 +99,19 @@ class WholeDefense(KeyLockDefense):
         self._secret = (self._secret or b"") + secret
         self._masks, self._samples = masks, samples
 
+    def call_job(self, number: bytes) -> None:
+        """Take what the server calls this job, before the first model comes.
+
+        It is no secret. Where the secret is a file's, jobs that start from the same model would
+        have the same key without it.
+        """
+        self._job = number
+
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
         """Lock the model; see `KeyLockDefense.protect`."""
         self._cipher = Cipher.from_environment() if self.config.encrypt_vault else None
         self._layout = agreement.layout
-        self._in_turn = silo is None
+        self._in_turn, self._in_job = silo is None, True
         if self._secret is None and self.config.group_key is not None:
             self._secret = group_secret(self.config.group_key)
         plan(model, self.config)
@@ -120,9 +134,10 @@ class WholeDefense(KeyLockDefense):
         if round_index < 0:
             if self._secret is None:
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
-            lock.begin(state, self._secret)
+            lock.begin(state, self._secret + self._job)
             lock.masks = self._masks
         if lock.masks != NONE:
+            _check_precision(model)
             self._scales = scales_of(lock.parts, state)
         lock.enter(round_index)
 
@@ -167,7 +182,19 @@ class WholeDefense(KeyLockDefense):
                 "began, so that the silos' masks would not cancel: leave the number as it is, or "
                 "set keylock: {mask: false}"
             )
-        turns = lock.turns
+        if part := outgrown(lock.parts, state, self._scales):
+            raise UpdateRefused(
+                f"{part} has become more than {MOST:g} times as large in this round as its mask is "
+                "made for: give the model inputs of a mean near 0 and a deviation near 1, or set "
+                "keylock: {mask: false}"
+            )
+        turns, sending = lock.turns, (int(lock.round), digest(state))
+        if self._sent is not None and self._sent[0] >= sending[0] and self._sent != sending:
+            raise UpdateRefused(
+                "it would send a second state in one round, and the difference of two has no mask: "
+                "send one, or set keylock: {mask: false}"
+            )
+        self._sent = sending
         masked = lock.masks.masked(state, lock.parts, self._scales, turns.key, turns.round_index)
         # of the same kind, as FedML takes a plain dict for one state a silo
         made: Any = copy(state)
@@ -176,8 +203,8 @@ class WholeDefense(KeyLockDefense):
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is turned."""
-        # those of the smallest job in which there is something to hide from a silo
-        peers = 2 if self.wants_pairs else 0
+        # outside of a job that of the smallest in which there is something to hide from a silo
+        peers = 2 * self.wants_pairs if not self._in_job else len(self._masks.pairs)
         disguise = WholeDisguise.of(model, peers=peers)
         return Surrogate(*surrogate(model, self.config), _nothing, disguise)
 
@@ -198,6 +225,16 @@ class WholeDefense(KeyLockDefense):
 def _nothing(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
     """What there is to draw of unknowns in what silos compute."""
     return {}
+
+
+def _check_precision(model: nn.Module) -> None:
+    """Refuse masks where the numbers that are sent have too few digits for them."""
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if parameter.is_floating_point() and torch.finfo(parameter.dtype).bits < 32:
+            raise ConfigError(
+                f"keylock.mask: {name} is {parameter.dtype}, too coarse to be masked: train in "
+                "float32 (autocast may do the rest), or set keylock: {mask: false}"
+            )
 
 
 def _lock(model: nn.Module) -> StateLock:

@@ -81,10 +81,10 @@ def export(
 ) -> None:
     """Make a plain model of the global one and a silo's lock.
 
-    The global model is trained to run under a silo's lock. This folds the lock of one silo into it,
-    so that the silo can deploy it where neither fedml-keylock nor FedML is installed. Under module:
-    whole it is turned back, as the silo does that when it gets it: a checkpoint of another round
-    than the last needs --round, and what is not of this round and job is refused.
+    The global model is what the server has: turned, or trained to run under a silo's lock. This
+    turns it back (module: whole, the default), or folds the lock of one silo into it, so that the
+    silo can deploy it where neither fedml-keylock nor FedML is installed. A checkpoint of another
+    round than the last needs --round; what is not of that round and job is refused.
 
     \b
     Example:
@@ -96,10 +96,10 @@ def export(
     class does not have: then it is torch.export's format when there is an --example-shape, and
     TorchScript if not. The file is for evaluation, and not for training.
 
-    The file holds the silo's lock in the open, as a plain vault does: only its owner may read it,
-    and whoever gets it can read what the silo sent. The passphrase of an encrypted vault is in
-    FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that FEDML_KEYLOCK_PASSPHRASE_FILE names, or
-    asked for on a terminal.
+    The file is readable by its owner only. It holds the model that the server cannot read; of a
+    lock on layers, the lock in the open, with which one can read what the silo sent. The passphrase
+    of an encrypted vault is in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that
+    FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
     from ..errors import ConfigError

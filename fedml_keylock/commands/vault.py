@@ -176,7 +176,7 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     Every file is read before one is changed, each is replaced whole or not at all, and the history
     is done with the rest. If it is interrupted, run it again: what is done already is left alone.
     The disk or a backup may still hold the files as they were; when a passphrase got out, give the
-    silo a new lock with rotate.
+    silo a new lock with rotate, if it has one on layers; under module: whole each job has another.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..keylock.vault.cipher import PASSPHRASE
     from .rekey import rekey_files

@@ -16,9 +16,11 @@ from ..types import Agreement
 
 __all__ = [
     "MARK",
+    "NUMBER",
     "check_attackable",
     "check_mark",
     "check_names",
+    "check_number",
     "check_samples",
     "check_state",
     "pinned",
@@ -27,6 +29,9 @@ __all__ = [
 
 MARK = "keylock"
 """Name of the message entry that says which agreement the sender works under."""
+
+NUMBER = "keylock_job"
+"""Name of the entry, beside the server's model, that is another one in each job."""
 
 TOLERANCE = 1e-3
 """How far an average of constants may be from the constant: float32 rounding, with a margin."""
@@ -227,6 +232,25 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         raise UpdateRefused(
             f"{who}: its {part} differ from the server's; use the same YAML and code"
         )
+
+
+def check_number(number: Any, *, who: str) -> bytes:
+    """Check what the server calls the job, 16 bytes in hexadecimal, and return it.
+
+    Raises:
+        UpdateRefused: it is something else, or there is none.
+
+    Example:
+        >>> check_number("41" * 16, who="silo 0")
+        b'AAAAAAAAAAAAAAAA'
+
+    """
+    if not isinstance(number, str) or not re.fullmatch("[0-9a-f]{32}", number):
+        raise UpdateRefused(
+            f"{who} came without the job's number: the plugin is not active on the server. Start "
+            "every rank with `python -m fedml_keylock` and the same YAML"
+        )
+    return bytes.fromhex(number)
 
 
 def check_samples(samples: Any, *, who: str) -> float:

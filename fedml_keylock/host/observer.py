@@ -87,6 +87,12 @@ class Observer:
         """Whether each silo is to attack its own updates."""
         return self.settings is not None and self.settings.side == "silo"
 
+    @property
+    def audits_updates(self) -> bool:
+        """Whether each silo attacks the very updates that it is about to send."""
+        asked = self.settings is not None and self.settings.probe == "as_sent"
+        return asked and self.attacks_itself and self._twin is not None
+
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Keep some of FedML's test data, which silos' data are like."""
         if self._attacker is not None:
@@ -162,8 +168,10 @@ class Observer:
             UpdateRefused: what it would send gives away more than the YAML allows.
 
         """
-        if self._twin is None or self._own is None or self._own.settings.probe != "as_sent":
+        if not self.audits_updates:
             return
+        assert self._twin is not None
+        assert self._own is not None
         from ..inversion import LocalTraining
 
         args, before = self.args, self.received

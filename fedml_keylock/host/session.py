@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
@@ -16,9 +17,11 @@ from ..types import Agreement, Defense
 from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
 from .gate import (
     MARK,
+    NUMBER,
     check_attackable,
     check_mark,
     check_names,
+    check_number,
     check_samples,
     check_state,
     pinned,
@@ -66,6 +69,7 @@ class Session:
     _first: tuple[int, str, frozenset[str]] | None = None
     _replays: Replays = field(default_factory=Replays)
     _next: int = 0
+    _number: str = field(default_factory=lambda: os.urandom(16).hex())
 
     ends_with_runner: ClassVar[bool] = True
     """Whether the job is over when FedML's runner has been made."""
@@ -233,6 +237,9 @@ class Session:
         self.observer.round_begins(turn, self.model, data)
         result = run() if self.defense is None else self._train_locked(trainer, run)
         state = result[0] if isinstance(result, tuple) else result
+        if self.observer.audits_updates and self.model is not None and isinstance(state, Mapping):
+            samples = result[1] if isinstance(result, tuple) else 1
+            state = state if self.defense is None else self._released(state, samples)
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result
@@ -278,6 +285,8 @@ class Session:
             self.pin(state)
             if self.defense is not None and isinstance(state, Mapping):
                 self._replays.sent(receiver, state)
+            if state is not None and self.defense is not None:
+                entries[NUMBER] = self._number
             if state is not None and state is not self._sent:
                 self._sent = state
                 self.observer.sent(state)
@@ -319,6 +328,8 @@ class Session:
         elif self.defense is not None and state is not None:
             mine = f"{self.who}: the server's model"
             state = check_state(state, self._agreed(), who=mine, averaged=True, partial=True)
+            if hasattr(self.defense, "call_job"):
+                self.defense.call_job(check_number(entries.get(NUMBER), who=mine))
             self.observer.received = state
             self._receive(state)
         if self.is_server and state is not None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from ..errors import ConfigError
+from ..errors import ConfigError, HostError
 from ..types import Defense
 from .flags import Arguments
 
 __all__ = ["share"]
+
+UNMASKED = "updates are not masked"
+_ON_STATES = ("byzantine", "model_replacement")
+"""Attacks of FedML's that change what silos have sent."""
 
 
 def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bool) -> str | None:
@@ -22,8 +26,9 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
         What was agreed on, for the log; None where nothing was, as on the server.
 
     Raises:
-        ConfigError: they must agree, and in this kind of job cannot talk to one another.
-        HostError: they did not agree.
+        ConfigError: they must agree, and in this kind of job cannot talk to one another; or the
+            job's server does what masks would not survive.
+        HostError: they did not agree, or one has no samples.
 
     """
     needs, comm = getattr(defense, "needs_secret", None), getattr(args, "comm", None)
@@ -32,17 +37,44 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
     if needs and comm is None:
         raise ConfigError(
             "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
-            "an owner-only file with one that all have: openssl rand -out FILE 32"
+            "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
         )
-    if comm is None or args.role == "server":
+    masked = getattr(defense, "wants_pairs", False) and comm is not None and not in_turn
+    if masked:
+        _check_average(args)
+    if args.role == "server":
         return None
+    if comm is None:
+        return f"{UNMASKED}: over this backend silos cannot agree on masks"
     from ..keylock.whole import NONE, Masks
     from .agree import agree
 
     agreed = agree(comm, number=samples)
-    wanted = getattr(defense, "wants_pairs", False) and not in_turn
-    masked = wanted and bool(agreed.pairs) and all(agreed.numbers.values())
+    empty = [rank for rank, number in agreed.numbers.items() if not number]
+    if masked and agreed.pairs and empty:
+        raise HostError(
+            f"rank {empty[0]} (silo {empty[0] - 1}) has no samples by the job's dataset, so that "
+            "masks would not cancel: give each silo's number (the dataset's fifth part), or set "
+            "keylock: {mask: false}"
+        )
+    masked = masked and bool(agreed.pairs)
     masks = Masks.of(int(args.rank), agreed.pairs, agreed.numbers) if masked else NONE
     defense.share(agreed.secret, masks, samples=samples)  # type: ignore[union-attr]
-    how = "masked" if masked else "not masked"
-    return f"the silos have agreed on a secret; updates are {how}"
+    return f"the silos have agreed on a secret; {'updates are masked' if masked else UNMASKED}"
+
+
+def _check_average(args: Arguments) -> None:
+    """Refuse what FedML's server does to single states: masks cancel in their average only."""
+    attack = str(getattr(args, "attack_type", "")).strip()
+    solution = str(getattr(args, "dp_solution_type", "")).strip()
+    what = ""
+    if getattr(args, "enable_attack", False) and attack in _ON_STATES:
+        what = f"attack_type: {attack} changes"
+    clips = getattr(args, "max_grad_norm", None) is not None and solution == "cdp"
+    if getattr(args, "enable_dp", False) and clips:
+        what = "max_grad_norm clips"
+    if what:
+        raise ConfigError(
+            f"{what} single silos' states, so that their masks would not cancel: leave it out, or "
+            "set keylock: {mask: false}"
+        )

@@ -16,6 +16,7 @@ from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.host.gate import (
     TOLERANCE,
     check_mark,
+    check_number,
     check_samples,
     check_state,
     public_copy,
@@ -446,3 +447,13 @@ def test_a_refused_entry_is_not_quoted(silo, wrap):
     with pytest.raises(UpdateRefused) as caught:
         check_samples(wrap(gamma), who=WHO)
     assert not any(f"{value:.3f}"[:-1] in str(caught.value) for value in gamma.tolist())
+
+
+@pytest.mark.parametrize("number", [None, "", "0" * 31, "0" * 33, "g" * 32, "A" * 32, 7, b"0" * 32])
+def test_what_is_no_number_of_a_job_is_refused(number):
+    with pytest.raises(UpdateRefused, match="silo 0 came without the job's number: the plugin is"):
+        check_number(number, who="silo 0")
+
+
+def test_the_number_of_a_job_is_16_bytes():
+    assert check_number("0f" * 16, who="silo 0") == bytes([15] * 16)

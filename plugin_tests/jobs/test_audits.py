@@ -88,9 +88,11 @@ def test_silos_that_attack_themselves_keep_scores_only(run_example):
 
 
 @pytest.mark.long
-def test_a_silo_audits_what_it_really_sends(run_example):
+@pytest.mark.parametrize("keylock", [{"module": "affine"}, {}, {"mask": False}])
+def test_a_silo_audits_what_it_really_sends(run_example, keylock):
+    """Under the default lock as it is turned and masked."""
     job = run_example(
-        keylock={"module": "affine"},
+        keylock=keylock,
         single_digit_rounds=1,
         side="silo",
         probe="as_sent",
@@ -105,6 +107,10 @@ def test_a_silo_audits_what_it_really_sends(run_example):
         # with its own private state and without a lock the same digit comes out
         for row in (*oracle, *plain[:1]):
             assert row["ssim_aligned"]["mean"] > 0.5
+        if "module" not in keylock:
+            (knows,) = [row for row in report["leakage"] if row["knowledge"] == "adaptive"]
+            assert knows["ssim_aligned"]["mean"] < 0.2
+            assert knows["defense"] == "keylock:whole:all" + ":unmasked" * bool(keylock)
 
 
 @pytest.mark.long

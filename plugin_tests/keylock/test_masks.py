@@ -9,11 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kstest
+from torch import nn
 
+from fedml_keylock.builtin import WholeDefense
+from fedml_keylock.errors import ConfigError, UpdateRefused
 from fedml_keylock.keylock.key import Stream
-from fedml_keylock.keylock.whole import NONE, Masks, scales_of
+from fedml_keylock.keylock.whole import NONE, Masks, lock_of, scales_of
 from fedml_keylock.keylock.whole import mask as masks_module
-from fedml_keylock.keylock.whole.mask import LEAST, NARROW, WIDTH
+from fedml_keylock.keylock.whole.mask import LEAST, LEAST_BUFFER, MOST, NARROW, WIDTH
 from fedml_keylock.keylock.whole.turns import Part
 
 PARTS = (Part("parameters", ("w", "b")), Part("norm.running_mean", ("norm.running_mean",)))
@@ -120,5 +123,150 @@ def test_who_takes_them_off_has_what_was_there():
 def test_what_is_nothing_is_hidden_too():
     assert scales_of(PARTS, {n: t * 0 for n, t in state().items()}) == {
         "parameters": LEAST,
-        "norm.running_mean": LEAST,
+        "norm.running_mean": LEAST_BUFFER,
     }
+
+
+class Net(nn.Module):
+    """Weights, some of them not trained, a batch norm, and a buffer that says which entries count.
+
+    Args:
+        seed: of the weights.
+
+    """
+
+    def __init__(self, seed=0):
+        torch.manual_seed(seed)
+        super().__init__()
+        self.base, self.layer = nn.Linear(6, 6), nn.Linear(6, 3)
+        self.base.requires_grad_(False)
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("seen", torch.ones(6, 6).tril())
+
+    def forward(self, x):
+        return self.layer(self.norm(self.base(x)))
+
+
+def job(silos_number=3, *, mask=True, make=Net, **settings):
+    """Silos that have agreed and have got the first model, as far as their first upload."""
+    samples = dict.fromkeys(range(1, silos_number + 1), 5)
+    made = []
+    for rank, masks in silos(samples).items():
+        defense, model = WholeDefense(settings | {"mask": mask}), make()
+        defense.protect(model, silo=rank - 1, agreement=defense.describe(model))
+        defense.share(bytes(32), masks if mask else NONE, samples=5)
+        made.append((defense, model))
+    first = {name: tensor.clone() for name, tensor in made[0][1].state_dict().items()}
+    for defense, model in made:
+        defense.receive(model, first, round_index=-1)
+        model.load_state_dict(first)
+        defense.begin_round(model, round_index=0)
+    return made
+
+
+def train(model, seed):
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        x = torch.randn(5, 6, generator=draw)
+        nn.functional.cross_entropy(model(x), torch.arange(5) % 3).backward()
+        optimizer.step()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """For the silos' vaults."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("mask", [True, False])
+def test_what_is_not_trained_comes_back_as_it_was(mask):
+    """Bit by bit, round after round: zeros stay zeros, and what was frozen does not wander."""
+    made = job(mask=mask)
+    for index in range(3):
+        for number, (defense, model) in enumerate(made):
+            defense.begin_round(model, round_index=index)
+            train(model, 10 * index + number)
+        sent = [defense.release(model, model.state_dict(), samples=5) for defense, model in made]
+        mean = {name: sum(state[name] for state in sent) / 3 for name in sent[0]}
+        for defense, model in made:
+            defense.receive(model, mean, round_index=index)
+            model.load_state_dict(mean)
+    for _, model in made:
+        assert torch.equal(model.seen, torch.ones(6, 6).tril())
+        assert torch.equal(model.base.weight, Net().base.weight)
+        # the control: what is trained has moved, for all alike
+        assert not torch.allclose(model.layer.weight, Net().layer.weight, atol=1e-2)
+        assert torch.allclose(model.layer.weight, made[0][1].layer.weight, atol=1e-3)
+        assert torch.allclose(model.norm.running_mean, made[0][1].norm.running_mean, atol=1e-2)
+
+
+@pytest.mark.usefixtures("folder")
+class TestRefused:
+    """What masks would not hide, or would not survive."""
+
+    def test_a_second_state_in_one_round(self):
+        (defense, model), *_ = job()
+        train(model, 0)
+        one = model.state_dict()
+        sent = [defense.release(model, one, samples=5) for _ in range(2)]  # again the same
+        assert all(torch.equal(sent[0][name], sent[1][name]) for name in one)
+        train(model, 1)
+        with pytest.raises(UpdateRefused, match="a second state in one round"):
+            defense.release(model, model.state_dict(), samples=5)
+        defense.receive(model, sent[0], round_index=0)
+        defense.begin_round(model, round_index=1)
+        defense.release(model, model.state_dict(), samples=5)
+        defense.begin_round(model, round_index=0)
+        with pytest.raises(UpdateRefused, match="a second state in one round"):
+            defense.release(model, model.state_dict(), samples=5)
+
+    def test_a_part_that_has_outgrown_its_mask(self):
+        (defense, model), (other, same), _ = job()
+        with torch.no_grad():
+            model.norm.running_var.fill_(MOST + 1)
+            same.norm.running_var.fill_(MOST - 1)
+        with pytest.raises(UpdateRefused, match=r"norm.running_var has become more than 16 times"):
+            defense.release(model, model.state_dict(), samples=5)
+        other.release(same, same.state_dict(), samples=5)
+        (defense, model), *_ = job(mask=False)
+        with torch.no_grad():
+            model.norm.running_var.fill_(1e6)
+        defense.release(model, model.state_dict(), samples=5)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_numbers_of_too_few_digits(self, dtype):
+        with pytest.raises(ConfigError, match=r"keylock.mask: base.weight is .*mask: false"):
+            job(make=lambda: Net().to(dtype))
+        job(make=lambda: Net().to(dtype), mask=False)
+        job(make=lambda: Net().double())
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_audit_in_a_job_takes_the_job_s_own_masks():
+    """Outside of one it takes those of three silos."""
+    for made, peers in ((job(), 2), (job(2), 1), (job(mask=False), 0)):
+        defense, model = made[0]
+        defense.share(bytes(32), defense._masks, samples=5)
+        assert defense.surrogate(Net()).disguise.peers == peers
+    unmasked, model = WholeDefense({}), Net()
+    assert unmasked.surrogate(Net()).disguise.peers == 2
+    unmasked.protect(model, silo=None, agreement=unmasked.describe(model))
+    unmasked.share(bytes(32))
+    assert unmasked.surrogate(Net()).disguise.peers == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_no_two_jobs_have_one_key_even_of_the_same_file_and_model():
+    keys = []
+    for number in (b"one", b"one", b"another"):
+        defense, model = WholeDefense({}), Net()
+        defense.protect(model, silo=None, agreement=defense.describe(model))
+        defense.share(bytes(32))
+        defense.call_job(number)
+        defense.receive(model, Net().state_dict(), round_index=-1)
+        keys.append(lock_of(model).key)
+    assert torch.equal(keys[0], keys[1])
+    assert not torch.equal(keys[0], keys[2])

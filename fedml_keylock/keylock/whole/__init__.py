@@ -8,7 +8,7 @@ that the average of turned states is the turned average.
 """
 
 from .lock import StateLock, lock_of, lock_state, unlock_state
-from .mask import NONE, Masks, scales_of
+from .mask import NONE, Masks, outgrown, scales_of
 from .turn import Turn
 from .update import WholeDisguise
 
@@ -20,6 +20,7 @@ __all__ = [
     "WholeDisguise",
     "lock_of",
     "lock_state",
+    "outgrown",
     "scales_of",
     "unlock_state",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import LockError, VaultError
 from ..hooks import remove_hooks
 from ..private import Private
-from .mask import NONE, Masks
+from .mask import NONE, Masks, size_of
 from .turns import LABEL, OPEN, Part, Turns, digest, parts_of
 
 __all__ = ["StateLock", "lock_of", "lock_state", "unlock_state"]
@@ -210,4 +210,29 @@ def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object)
     """The load hook: what comes in is turned back."""
     lock = lock_of(model)
     assert lock is not None
-    state.update(lock.turns.opened(state, prefix))
+    opened = lock.turns.opened(state, prefix)
+    state.update({**opened, **_unmoved(model, lock, opened, prefix)})
+
+
+def _unmoved(
+    model: nn.Module, lock: StateLock, opened: Mapping[str, Tensor], prefix: str
+) -> dict[str, Tensor]:
+    """What no optimizer moves and what has come back but for rounding, as the model has it.
+
+    A buffer of zeros and ones that says which entries count must be just that, and weights that
+    are not trained must not wander.
+    """
+    own = dict(model.named_buffers(remove_duplicate=False))
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            own[name] = parameter.detach()
+    kept = {}
+    for part in lock.parts if opened else ():
+        names = own.keys() & set(part.names)
+        size = size_of([opened[prefix + name] for name in part.names]) if names else 0.0
+        for name in names:
+            new, old = opened[prefix + name], own[name]
+            allowed = 16 * torch.finfo(new.dtype).eps * size + lock.masks.rounding(part.label, size)
+            if bool(((new - old.to(new.device)).abs() <= allowed).all()):
+                kept[prefix + name] = old
+    return kept

@@ -7,7 +7,7 @@ that drop out: here a silo that drops out ends the job.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turns import PARAMETERS, Part, as_one
 
-__all__ = ["NONE", "Masks", "scales_of"]
+__all__ = ["NONE", "Masks", "outgrown", "scales_of"]
 
 LABEL = b"fedml-keylock mask 1"
 WIDTH, NARROW = 4096.0, 256.0
@@ -27,8 +27,11 @@ WIDTH, NARROW = 4096.0, 256.0
 and of one buffer, such as running variances, of which the smallest must not drown. What is sent is
 float32, so that a mask costs a weight some 1e-4 of that mean square; and a silo's step, of norm r
 times the norm of all P weights, is hidden like r sqrt(P) / WIDTH in noise of deviation 1."""
-LEAST = 0.01
-"""The least scale of a part: what is nothing when a round begins need not be nothing at its end."""
+LEAST, LEAST_BUFFER = 0.01, 1.0
+"""The least scale of parameters, and of a buffer: what is nothing when a round begins need not be
+nothing at its end."""
+MOST = 16.0
+"""How many times its scale a part may be at a round's end, and its mask still hide it."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,7 @@ class Masks:
         """
         masked: dict[str, Tensor] = {}
         for part in parts:
-            wide = WIDTH if part.label == PARAMETERS else NARROW
-            width = (-1 if undo else 1) * wide * self.share * scales[part.label]
+            width = _width(part.label) * self.share * scales[part.label] * (-1 if undo else 1)
             place = key + round_index.to_bytes(8, "big") + part.label.encode()
             masked |= as_one(part.names, state, partial(self._mask, width=width, place=place))
         return masked
@@ -109,6 +111,11 @@ class Masks:
         for secret, sign in zip(self.pairs, self.signs, strict=True):
             flat += sign * width * _noise(len(flat), Stream(LABEL + secret + place))
         return flat
+
+    def rounding(self, label: str, size: float) -> float:
+        """How far masks may take a number of a part of this size by rounding what is sent."""
+        widths = _width(label) * math.sqrt(len(self.pairs)) * self.share
+        return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -131,6 +138,14 @@ NONE = Masks((), (), 1.0)
 """Those of a silo without any."""
 
 
+def _width(label: str) -> float:
+    return WIDTH if label == PARAMETERS else NARROW
+
+
+def _least(label: str) -> float:
+    return LEAST if label == PARAMETERS else LEAST_BUFFER
+
+
 def _noise(count: int, stream: Stream) -> Tensor:
     """Standard normal numbers in float64, by the inverse of their distribution function.
 
@@ -143,8 +158,22 @@ def _noise(count: int, stream: Stream) -> Tensor:
     return noise
 
 
+def size_of(tensors: Sequence[Tensor]) -> float:
+    """The root mean square of all their numbers.
+
+    Example:
+        >>> size_of([torch.tensor([3.0, 4]), torch.zeros(2)])
+        2.5
+
+    """
+    total = sum(float(tensor.detach().double().square().sum()) for tensor in tensors)
+    return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
+
+
 def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
     """The root mean square of each part, which a turn does not change; at the least LEAST.
+
+    It is that of what a silo has received, so that all silos have the same: see `outgrown`.
 
     Example:
         >>> scales_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
@@ -153,6 +182,22 @@ def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str,
     """
     found = {}
     for part in parts:
-        flat = torch.cat([state[name].detach().double().flatten() for name in part.names])
-        found[part.label] = max(float(flat.square().mean().sqrt()), LEAST)
+        size = size_of([state[name] for name in part.names])
+        found[part.label] = max(size, _least(part.label))
     return found
+
+
+def outgrown(
+    parts: tuple[Part, ...], state: Mapping[str, Tensor], scales: Mapping[str, float]
+) -> str | None:
+    """The first part that has become too large for its mask, or None.
+
+    Example:
+        >>> part, scales = Part("norm.running_var", ("v",)), {"norm.running_var": 1.0}
+        >>> outgrown((part,), {"v": torch.tensor([5.0])}, scales)
+        >>> outgrown((part,), {"v": torch.tensor([500.0])}, scales)
+        'norm.running_var'
+
+    """
+    sizes = scales_of(parts, state)
+    return next((label for label, size in sizes.items() if size > MOST * scales[label]), None)

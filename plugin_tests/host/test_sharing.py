@@ -1,0 +1,106 @@
+"""What silos share before a job's first message, and what cannot be had beside masks."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from fedml_keylock.builtin import WholeDefense, keylock
+from fedml_keylock.errors import ConfigError, HostError
+from fedml_keylock.host import agree
+from fedml_keylock.host.agree import Agreed
+from fedml_keylock.host.sharing import share
+
+
+def job(rank=1, **more):
+    role = "server" if rank == 0 else "client"
+    return SimpleNamespace(role=role, rank=rank, comm=object(), **more)
+
+
+@pytest.fixture
+def numbers(monkeypatch):
+    """Silos' numbers of samples, as they tell one another: to be changed by a test."""
+    told = {1: 5, 2: 7, 3: 9}
+    pairs = {2: bytes([2] * 32), 3: bytes([3] * 32)}
+
+    def agreed(_comm, *, number):
+        return Agreed(bytes(32), {r: s for r, s in pairs.items() if r in told}, {**told, 1: number})
+
+    monkeypatch.setattr(agree, "agree", agreed)
+    return told
+
+
+def test_masks_are_of_each_two_silos(numbers):
+    defense = WholeDefense({})
+    said = share(defense, job(), samples=5, in_turn=False)
+    assert said == "the silos have agreed on a secret; updates are masked"
+    assert (len(defense._masks.pairs), defense._masks.share) == (2, 9 / 5)
+    del numbers[3]
+    assert "updates are masked" in share(defense, job(), samples=5, in_turn=False)
+    assert len(defense._masks.pairs) == 1
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize(
+    ("settings", "in_turn"), [({"mask": False}, False), ({"then": "krum"}, False), ({}, True)]
+)
+def test_that_there_are_none_is_said(settings, in_turn):
+    defense = WholeDefense(settings)
+    said = share(defense, job(), samples=5, in_turn=in_turn)
+    assert said.endswith("updates are not masked")
+    assert not defense._masks.pairs
+
+
+def test_that_there_are_none_without_mpi_is_said(tmp_path):
+    args = job()
+    args.comm = None
+    defense = WholeDefense({"group_key": str(tmp_path / "file")})
+    assert share(defense, args, samples=5, in_turn=False).startswith("updates are not masked: ")
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_silo_without_samples_ends_the_job_and_not_the_masks(numbers, rank):
+    numbers[2] = 0 if rank == 2 else 7
+    with pytest.raises(HostError, match=rf"rank {rank} \(silo {rank - 1}\) has no samples"):
+        share(WholeDefense({}), job(), samples=0 if rank == 1 else 5, in_turn=False)
+    share(WholeDefense({"mask": False}), job(), samples=0, in_turn=False)
+
+
+CLIPPED = {"enable_dp": True, "dp_solution_type": "cdp", "max_grad_norm": 1.0}
+ATTACKED = {"enable_attack": True, "attack_type": "byzantine"}
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        (CLIPPED, "max_grad_norm clips"),
+        (ATTACKED, "attack_type: byzantine changes"),
+        (ATTACKED | {"attack_type": "model_replacement"}, "changes single silos'"),
+        (CLIPPED | {"max_grad_norm": None}, None),
+        (CLIPPED | {"dp_solution_type": "ldp"}, None),
+        (CLIPPED | {"enable_dp": False}, None),
+        (ATTACKED | {"attack_type": "label_flipping"}, None),
+        (ATTACKED | {"attack_type": "gradient_inversion"}, None),
+    ],
+)
+def test_what_changes_single_states_is_refused_beside_masks(beside, said, rank):
+    """Or each state's mask is what is changed, and the average is noise."""
+    args = job(rank, **beside)
+    share(WholeDefense({"mask": False}), args, samples=5, in_turn=False)
+    share(keylock({"preset": "strong"}), args, samples=5, in_turn=False)
+    if said is None:
+        share(WholeDefense({}), args, samples=5, in_turn=False)
+        return
+    with pytest.raises(ConfigError, match=f"{said}.*masks would not cancel.*mask: false"):
+        share(WholeDefense({}), args, samples=5, in_turn=False)
+
+
+def test_fedml_has_these_attacks():
+    """By the names that are compared with."""
+    from fedml.core.security import constants
+
+    assert constants.ATTACK_METHOD_BYZANTINE_ATTACK == "byzantine"
+    assert constants.BACKDOOR_ATTACK_MODEL_REPLACEMENT == "model_replacement"
