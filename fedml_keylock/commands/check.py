@@ -20,7 +20,7 @@ def check(builder: str, config: Path | None, **lock: str | None) -> None:
 
     Nothing is changed. Exit status 1 when the model cannot be locked so.
 
-    Example: fedml-keylock check --model torchvision.models:resnet18 --preset strong
+    Example: fedml-keylock check --model torchvision:resnet18 --preset strong
     """
     from ..errors import LockError
     from ..keylock import KeyLockConfig, check_model

@@ -80,7 +80,7 @@ def build_model(spec: str) -> nn.Module:
     """Import and call what makes a job's model, with the current folder first, as `python -m` does.
 
     Args:
-        spec: ``module:callable``; it is called without arguments.
+        spec: ``module:callable``, which is called without arguments; or ``torchvision:name``.
 
     Raises:
         ConfigError: it cannot be imported or called, or gives something else.
@@ -93,6 +93,8 @@ def build_model(spec: str) -> nn.Module:
     module, _, name = spec.partition(":")
     if not module or not name:
         raise ConfigError(f"--model {spec}: must be MODULE:CALLABLE, such as main:Net")
+    if module == "torchvision":
+        return _torchvision(name)
     sys.path.insert(0, str(Path.cwd()))
     try:
         made: Any = import_module(module)
@@ -105,6 +107,16 @@ def build_model(spec: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
     return made
+
+
+def _torchvision(name: str) -> nn.Module:
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(f"--model torchvision:{name}: torchvision has no such classifier")
+    own = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
+    model: nn.Module = models.get_model(name, weights=None, **own.get(name, {}))
+    return model
 
 
 def check_owner(stored: Stored, silo: int, layout: str, *, hint: str = "") -> None:

@@ -15,7 +15,8 @@ model_option = click.option(
     "builder",
     metavar="MODULE:CALLABLE",
     required=True,
-    help="Makes the job's model, without arguments; looked for in this folder first.",
+    help="Makes the job's model, without arguments; looked for in this folder first. Or "
+    "torchvision:NAME.",
 )
 
 config_option = click.option(

@@ -253,7 +253,7 @@ def _model(request: Request, seed: int) -> nn.Module:
     """The model, its own random start drawn from the seed, or with the weights of a file."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _made(request.builder)
+        model = build_model(request.builder)
     if request.weights is not None:
         try:
             model.load_state_dict(load_file(request.weights))
@@ -271,23 +271,8 @@ def _rebuild(
     """The attacker's models, in another rank. Their weights do not matter: he has what was sent."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = _made(builder)
+        model = build_model(builder)
     return model, _protection(defense, settings, model)[0].surrogate if defense else None
-
-
-def _made(builder: str) -> nn.Module:
-    start, _, name = builder.partition(":")
-    return _torchvision(name) if start == "torchvision" else build_model(builder)
-
-
-def _torchvision(name: str) -> nn.Module:
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        raise ConfigError(f"--model torchvision:{name}: torchvision has no such classifier")
-    own = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
-    model: nn.Module = models.get_model(name, weights=None, **own.get(name, {}))
-    return model
 
 
 def _size(builder: str, model: nn.Module, channels: int) -> int:
