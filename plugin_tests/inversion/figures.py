@@ -1,4 +1,4 @@
-"""Prints what each attack reaches where it is known to succeed: the README's self-tests.
+"""Prints what each attack reaches where it is known to succeed: the self-tests of this folder's README.
 
 python plugin_tests/inversion/figures.py
 
