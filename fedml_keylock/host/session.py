@@ -187,7 +187,7 @@ class Session:
             HostError: see there.
 
         """
-        if self.is_silo:
+        if self.is_silo and getattr(self.defense, "needs_secret", None) is not None:
             self._note("while agreeing on a secret with the other silos")
         samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
         done = share(self.defense, self.args, samples=samples, in_turn=self.in_turn)
@@ -237,9 +237,9 @@ class Session:
         self.observer.round_begins(turn, self.model, data)
         result = run() if self.defense is None else self._train_locked(trainer, run)
         state = result[0] if isinstance(result, tuple) else result
-        if self.observer.audits_updates and self.model is not None and isinstance(state, Mapping):
-            samples = result[1] if isinstance(result, tuple) else 1
-            state = state if self.defense is None else self._released(state, samples)
+        audited = self.defense is not None and self.observer.audits_updates
+        if audited and isinstance(state, Mapping):  # as it will be sent
+            state = self._released(state, result[1] if isinstance(result, tuple) else 1)
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result

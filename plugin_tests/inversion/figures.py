@@ -1,4 +1,4 @@
-"""Prints what each attack reaches where it is known to succeed: the self-tests of this folder's README.
+"""Prints what each attack reaches where it is known to succeed: the self-tests of the README here.
 
 python plugin_tests/inversion/figures.py
 

@@ -194,9 +194,9 @@ def lock_of(model: nn.Module) -> StateLock | None:
 
 def _sample(model: nn.Module) -> Tensor:
     """Some numbers of a model, evenly spread."""
-    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
+    flat = torch.cat([p.detach().cpu().float().flatten() for p in model.parameters()])
     places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLE), dtype=torch.float64)
-    return flat[places.long().to(flat.device)].float().cpu()
+    return flat[places.long()]
 
 
 def show(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
