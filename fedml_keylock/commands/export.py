@@ -107,6 +107,7 @@ def export(
     from ..keylock.vault.disk import write_private
     from ..keylock.vault.file import Stored
     from ..keylock.vault.silo import silo_path
+    from ..keylock.whole import lock_of
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
     from .job import build_model, keylock_settings
@@ -151,9 +152,9 @@ def export(
     write_private(output, package.content, what="-o")
     what = f"silo {silo}'s lock before round {stored.round_index}"
     holds = f"silo {silo}'s private lock"
-    if job.is_whole:
-        after = stored.round_index - 1 if round_index is None else round_index
-        what = f"turned back by silo {silo} after round {after}"
+    whole = lock_of(model)
+    if whole is not None:
+        what = f"turned back by silo {silo} after round {int(whole.round)}"
         holds = "the model that the server cannot read"
     click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")
     click.echo(f"keep {output} as you keep the vault: it holds {holds} (mode 0600)")

@@ -14,6 +14,7 @@ __all__ = [
     "INVERSION",
     "THEN",
     "Arguments",
+    "check_masked",
     "check_noise",
     "check_supported",
     "check_then",
@@ -56,6 +57,9 @@ THEN = (
 )
 """FedML's own defenses that its cross-silo server can run, with the lock and without."""
 
+_ON_STATES = ("byzantine", "model_replacement")
+"""Attacks of FedML's that change what silos have sent."""
+
 _NO_WEIGHTS = ("running_mean", "running_var", "num_batches_tracked")
 """What FedML's own defenses do not take for weights; wise_median then loses count."""
 
@@ -64,14 +68,13 @@ def our_defense(args: Arguments) -> str | None:
     """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
     if not getattr(args, "enable_defense", False):
         return None
-    name = str(getattr(args, "defense_type", "")).strip()
+    name = _word(args, "defense_type")
     return name if name in defenses() else None
 
 
 def our_attack(args: Arguments) -> bool:
     """Whether the job asks for gradient inversion."""
-    kind = str(getattr(args, "attack_type", "")).strip()
-    return bool(getattr(args, "enable_attack", False)) and kind == INVERSION
+    return bool(getattr(args, "enable_attack", False)) and _word(args, "attack_type") == INVERSION
 
 
 def _is_plain(args: Arguments) -> bool:
@@ -147,12 +150,45 @@ def check_noise(args: Arguments, dtypes: Mapping[str, torch.dtype]) -> None:
 
     """
     integers = [name for name, dtype in dtypes.items() if not dtype.is_floating_point]
-    clips = getattr(args, "max_grad_norm", None) is not None
-    if getattr(args, "enable_dp", False) and clips and integers:
+    if _clips(args) and integers:
         raise ConfigError(
             f"max_grad_norm: FedML cannot clip a model with integers, such as {integers[0]}; leave "
             "max_grad_norm out"
         )
+
+
+def check_masked(args: Arguments) -> None:
+    """Check that FedML's server does nothing to single states: masks cancel in their average only.
+
+    Raises:
+        ConfigError: it does.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_masked(SimpleNamespace(enable_dp=False, max_grad_norm=1.0))
+
+    """
+    attack, what = _word(args, "attack_type"), ""
+    if getattr(args, "enable_attack", False) and attack in _ON_STATES:
+        what = f"attack_type: {attack} changes"
+    if _clips(args) and _word(args, "dp_solution_type") == "cdp":
+        what = "max_grad_norm clips"
+    if what:
+        raise ConfigError(
+            f"{what} single silos' states, so that their masks would not cancel: leave it out, or "
+            "set keylock: {mask: false}"
+        )
+
+
+def _word(args: Arguments, name: str) -> str:
+    """A field that is a word, as FedML itself reads it; empty where there is none."""
+    return str(getattr(args, name, "")).strip()
+
+
+def _clips(args: Arguments) -> bool:
+    """Whether FedML's differential privacy is to clip models."""
+    asked = getattr(args, "max_grad_norm", None) is not None
+    return asked and bool(getattr(args, "enable_dp", False))
 
 
 def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
@@ -193,12 +229,12 @@ def _beside(args: Arguments) -> list[tuple[str, Any, str]]:
     """What of FedML's own noise and attacks cannot run beside the lock."""
     found: list[tuple[str, Any, str]] = []
     plain = "training_type: cross_silo with federated_optimizer: FedAvg"
-    attack = str(getattr(args, "attack_type", "")).strip()
+    attack = _word(args, "attack_type")
     if getattr(args, "enable_dp", False) and not _is_plain(args):
         found.append(("enable_dp", True, f"it with {plain}: FedML adds no noise elsewhere"))
     if getattr(args, "enable_attack", False) and attack != INVERSION and not _is_plain(args):
         found.append(("attack_type", attack, f"FedML's own attacks with {plain}"))
-    solution = str(getattr(args, "dp_solution_type", "")).strip()
+    solution = _word(args, "dp_solution_type")
     if getattr(args, "enable_dp", False) and solution not in ("ldp", "cdp"):
         found.append(("dp_solution_type", solution, "ldp and cdp, which FedML adds"))
     if getattr(args, "enable_dp", False) and getattr(args, "enable_rdp_accountant", False):

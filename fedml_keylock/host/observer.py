@@ -90,8 +90,9 @@ class Observer:
     @property
     def audits_updates(self) -> bool:
         """Whether each silo attacks the very updates that it is about to send."""
-        asked = self.settings is not None and self.settings.probe == "as_sent"
-        return asked and self.attacks_itself and self._twin is not None
+        if self._twin is None or self._own is None:
+            return False
+        return self._own.settings.probe == "as_sent"
 
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Keep some of FedML's test data, which silos' data are like."""

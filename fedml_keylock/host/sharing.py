@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from ..errors import ConfigError, HostError
 from ..types import Defense
-from .flags import Arguments
+from .flags import Arguments, check_masked
 
 __all__ = ["share"]
 
 UNMASKED = "updates are not masked"
-_ON_STATES = ("byzantine", "model_replacement")
-"""Attacks of FedML's that change what silos have sent."""
 
 
 def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bool) -> str | None:
@@ -41,7 +39,7 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
         )
     masked = getattr(defense, "wants_pairs", False) and comm is not None and not in_turn
     if masked:
-        _check_average(args)
+        check_masked(args)
     if args.role == "server":
         return None
     if comm is None:
@@ -50,31 +48,14 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
     from .agree import agree
 
     agreed = agree(comm, number=samples)
+    masked = masked and bool(agreed.pairs)
     empty = [rank for rank, number in agreed.numbers.items() if not number]
-    if masked and agreed.pairs and empty:
+    if masked and empty:
         raise HostError(
             f"rank {empty[0]} (silo {empty[0] - 1}) has no samples by the job's dataset, so that "
             "masks would not cancel: give each silo's number (the dataset's fifth part), or set "
             "keylock: {mask: false}"
         )
-    masked = masked and bool(agreed.pairs)
     masks = Masks.of(int(args.rank), agreed.pairs, agreed.numbers) if masked else NONE
     defense.share(agreed.secret, masks, samples=samples)  # type: ignore[union-attr]
     return f"the silos have agreed on a secret; {'updates are masked' if masked else UNMASKED}"
-
-
-def _check_average(args: Arguments) -> None:
-    """Refuse what FedML's server does to single states: masks cancel in their average only."""
-    attack = str(getattr(args, "attack_type", "")).strip()
-    solution = str(getattr(args, "dp_solution_type", "")).strip()
-    what = ""
-    if getattr(args, "enable_attack", False) and attack in _ON_STATES:
-        what = f"attack_type: {attack} changes"
-    clips = getattr(args, "max_grad_norm", None) is not None and solution == "cdp"
-    if getattr(args, "enable_dp", False) and clips:
-        what = "max_grad_norm clips"
-    if what:
-        raise ConfigError(
-            f"{what} single silos' states, so that their masks would not cancel: leave it out, or "
-            "set keylock: {mask: false}"
-        )

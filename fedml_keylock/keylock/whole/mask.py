@@ -171,9 +171,10 @@ def size_of(tensors: Sequence[Tensor]) -> float:
 
 
 def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
-    """The root mean square of each part, which a turn does not change; at the least LEAST.
+    """The root mean square of each part, which a turn does not change.
 
-    It is that of what a silo has received, so that all silos have the same: see `outgrown`.
+    It is that of what a silo has received, so that all silos have the same, and at the least LEAST
+    or LEAST_BUFFER: see `outgrown`.
 
     Example:
         >>> scales_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
