@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,8 @@ from ..knowledge import Knowledge
 
 __all__ = ["STARTS", "Parametrisation", "Pixels"]
 
-STARTS = ("normal", "standard", "uniform")
+Start = Literal["normal", "standard", "uniform"]
+STARTS: tuple[str, ...] = get_args(Start)
 """What pixels may start from: see `Pixels`."""
 
 
@@ -67,7 +68,7 @@ class Pixels:
 
     """
 
-    start: Literal["normal", "standard", "uniform"] = "normal"
+    start: Start = "normal"
     makes_labels = False
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
