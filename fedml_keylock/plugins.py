@@ -5,19 +5,33 @@ Our own defense and attacks come in through the same hooks as anyone's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from . import hookspecs
 from .errors import ConfigError, PluginError
-from .types import DefenseFactory
+from .types import Defense, DefenseFactory
 
-__all__ = ["KINDS", "Registered", "attacks", "defenses", "load", "manager", "metrics", "registered"]
+if TYPE_CHECKING:
+    from .inversion import Attack
+
+__all__ = [
+    "KINDS",
+    "Registered",
+    "attack_of",
+    "defense_of",
+    "defenses",
+    "load",
+    "manager",
+    "metrics",
+    "one_of",
+    "registered",
+]
 
 KINDS = ("defenses", "attacks", "metrics")
 
@@ -126,17 +140,6 @@ def defenses() -> dict[str, DefenseFactory]:
     return _named("defenses")
 
 
-def attacks() -> dict[str, Callable[..., Any]]:
-    """Name to preset of every attack.
-
-    Example:
-        >>> "dlg" in attacks()
-        True
-
-    """
-    return _named("attacks")
-
-
 def metrics() -> dict[str, Callable[..., Any]]:
     """Name to function of every metric of an image.
 
@@ -148,11 +151,60 @@ def metrics() -> dict[str, Callable[..., Any]]:
     return _named("metrics")
 
 
+def defense_of(name: str, settings: Mapping[str, Any]) -> Defense:
+    """A defense made of its own section of the YAML.
+
+    Raises:
+        ConfigError: there is none of that name, or a field is wrong.
+        PluginError: what its plugin makes is no defense.
+
+    Example:
+        >>> defense_of("keylock", {"preset": "paper"}).title
+        'keylock:affine:first'
+
+    """
+    made = one_of("defenses", name)(settings)
+    if not isinstance(made, Defense):
+        raise PluginError(
+            f"defense {name} is a {type(made).__name__}, which is not derived from "
+            "fedml_keylock.types.Defense; mend its plugin or uninstall it"
+        )
+    return made
+
+
+def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
+    """An attack made by its preset, with some fields of its own.
+
+    Raises:
+        ConfigError: there is none of that name, or a field is wrong.
+        PluginError: what its plugin makes is no attack.
+
+    Example:
+        >>> attack_of("dlg", {"steps": 5}).steps
+        5
+
+    """
+    from .inversion.protocol import Attack
+
+    made = one_of("attacks", name)(**fields)
+    if not isinstance(made, Attack):
+        lacking = [n for n in ("name", "needs", "uses", "reconstruct") if not hasattr(made, n)]
+        raise PluginError(
+            f"attack {name} is a {type(made).__name__} without {', '.join(lacking)}, which "
+            "fedml_keylock.inversion.Attack has; mend its plugin or uninstall it"
+        )
+    return made
+
+
 def one_of(kind: str, name: str) -> Any:
     """The registered value of that name.
 
     Raises:
         ConfigError: naming what there is instead.
+
+    Example:
+        >>> one_of("attacks", "dlg").__name__
+        'dlg'
 
     """
     found = _named(kind)

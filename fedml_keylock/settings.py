@@ -49,7 +49,9 @@ class Settings(BaseModel):
     @classmethod
     def _one_line(cls, error: ValidationError) -> str:
         first = error.errors(include_url=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else "?"
+        if not first["loc"]:  # of fields that do not go together: the message names one
+            return f"{cls.section}.{first['msg'].removeprefix('Value error, ')}"
+        field = str(first["loc"][0])
         if first["type"] in ("extra_forbidden", "invalid_key"):
             return f"{cls.section}.{field}: no such field; allowed: {', '.join(cls.model_fields)}"
         # a union reports one problem for each of its members

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -19,6 +20,7 @@ __all__ = [
     "DefenseFactory",
     "Disguise",
     "Reconstruction",
+    "SharesSecret",
     "Surrogate",
     "TokenReconstruction",
 ]
@@ -184,38 +186,81 @@ class Disguise(Protocol):
         """What of updates, name to ``(b, *shape)``, does not depend on it: ``(b, features)``."""
 
 
-class Defense(Protocol):
-    """A defense that wraps a silo's model: one object a rank, built from its own YAML section."""
+class Defense(ABC):
+    """A defense that wraps a silo's model: one object a rank, built from its own YAML section.
 
+    A plugin's is derived from it, and says what is abstract here.
+    """
+
+    @property
+    def title(self) -> str:
+        """How reports name it and its settings."""
+        return type(self).__name__
+
+    @property
+    def then(self) -> str | None:
+        """FedML's own defense that its server is to run on what silos send; None: no other."""
+        return None
+
+    @property
+    def own_accuracy(self) -> bool:
+        """Whether silos test the models that they are given, as the server cannot."""
+        return True
+
+    @property
+    def turns_state(self) -> bool:
+        """Whether a state that is sent has nothing in common with the one that was received."""
+        return False
+
+    @abstractmethod
     def describe(self, model: nn.Module) -> Agreement:
         """What server and silos must agree on, from the model as it is before it is protected."""
 
+    @abstractmethod
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
         """Protect a silo's model in place, before any training; say what was done in one line.
 
         The silo is None in a rank that serves many in turn: `enter_silo` follows in every round.
         """
 
+    @abstractmethod
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Put a silo's own private state into a protected model, before a round; say what was done.
 
         Only values change: an optimizer may hold the model's parameters already.
         """
 
-    def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
+    @abstractmethod
+    def surrogate(self, model: nn.Module) -> Surrogate:
+        """Give an attacker who knows this defense his model, from the unprotected public one."""
+
+    @abstractmethod
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """For a silo's audit of itself: a copy of its protected model.
+
+        It is made from the unprotected one, which has the same public state. Beside it, what the
+        surrogate's private parameters are in it. Neither leaves the process.
+        """
+
+    def receive(  # noqa: B027  # nothing, where nothing is to be done
+        self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int
+    ) -> None:
         """Called in a silo before the server's model is loaded.
 
         It is the average of what silos sent in this round, or with -1 the first model.
         """
 
-    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:  # noqa: B027  # as above
         """Called in a silo that is about to train a round."""
 
-    def end_round(self, model: nn.Module, *, round_index: int) -> bool | None:
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Called in a silo before it sends what it trained; raise to stop it.
 
         False when nothing happened to the model: then nothing but its own state may be sent.
         """
+        return True
 
     def release(
         self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
@@ -225,18 +270,44 @@ class Defense(Protocol):
         Raise UpdateRefused, saying why, to send nothing. The samples are the silo's weight in the
         average.
         """
+        return state
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
-        """Give an attacker who knows this defense his model, from the unprotected public one."""
 
-    def twin(
-        self, model: nn.Module, protected: nn.Module
-    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """For a silo's audit of itself: a copy of its protected model.
+class SharesSecret(ABC):
+    """Beside `Defense`: one whose silos share what the server does not have."""
 
-        It is made from the unprotected one, which has the same public state. Beside it, what the
-        surrogate's private parameters are in it. Neither leaves the process.
+    @property
+    @abstractmethod
+    def needs_secret(self) -> bool:
+        """Whether the silos must agree on a secret among themselves."""
+
+    @property
+    @abstractmethod
+    def wants_pairs(self) -> bool:
+        """Whether each two silos are to have a secret too, if they can agree on one."""
+
+    @abstractmethod
+    def share(
+        self,
+        secret: bytes,
+        *,
+        silo: int = 0,
+        pairs: Mapping[int, bytes] | None = None,
+        samples: Mapping[int, int] | None = None,
+    ) -> None:
+        """Take what the silos have agreed on, before the first model comes.
+
+        Args:
+            secret: of all silos, new in every job.
+            silo: this one.
+            pairs: by silo, the secret that only these two have; None for no pairs.
+            samples: of every silo; None where they have not said it.
+
         """
+
+    @abstractmethod
+    def call_job(self, number: bytes) -> None:
+        """Take what the server calls this job, before the first model comes. It is no secret."""
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

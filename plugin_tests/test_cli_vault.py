@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from torch import nn
 
 from fedml_keylock import cli
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.commands import rekey as rekey_module
 from fedml_keylock.commands import rotate as rotate_module
 from fedml_keylock.commands.vault import NEW_PASSPHRASE, vault
@@ -90,7 +90,7 @@ def net() -> nn.Module:
 
 def job(silo: int, settings=SETTINGS, rounds: int = 2, folder: str = "keylock_vault") -> nn.Module:
     """Two rounds of a silo: three files."""
-    defense, model = KeyLockDefense({**settings, "vault": folder}), net()
+    defense, model = keylock({**settings, "vault": folder}), net()
     defense.protect(model, silo=silo, agreement=defense.describe(model))
     for index in range(rounds):
         defense.begin_round(model, round_index=index)
@@ -196,7 +196,7 @@ def test_help_imports_nothing_heavy():
 def test_list_has_a_line_for_each_silo(plain):
     head, *lines = ok("list")
     assert head.split() == ["SILO", "ROUND", "LAYOUT", "FORM", "BYTES", "HISTORY", "MODIFIED"]
-    layout = KeyLockDefense(SETTINGS).describe(net()).layout
+    layout = keylock(SETTINGS).describe(net()).layout
     size = (plain / "silo-0.safetensors").stat().st_size
     assert [line.split()[:6] for line in lines] == [
         [silo, "2", layout, "plain", str(size), "2"] for silo in "01"

@@ -5,6 +5,7 @@ import sys
 import tomllib
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from types import SimpleNamespace
 
 import pluggy
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 
 from fedml_keylock import hookspecs, plugins
 from fedml_keylock.errors import ConfigError, PluginError
+from fedml_keylock.evaluation.audit import Protection, audit, probe
+from fedml_keylock.host.simulation import session_of
 from fedml_keylock.types import ClientUpdate
 
 HERE = Path(__file__).parent / "sample_plugin"
@@ -79,10 +82,12 @@ def test_our_own_come_in_as_anyones():
 
 def test_the_process_manager_has_what_is_installed():
     assert "keylock" in plugins.defenses()
-    assert "dlg" in plugins.attacks()
+    assert "inverting_gradients" in {one.name for one in plugins.registered(kinds=["attacks"])}
     assert "ssim" in plugins.metrics()
     assert plugins.manager() is plugins.manager()
-    assert plugins.one_of("attacks", "dlg") is plugins.attacks()["dlg"]
+    from fedml_keylock.inversion import dlg
+
+    assert plugins.one_of("attacks", "dlg") is dlg
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
@@ -100,19 +105,89 @@ def test_a_samples_defense_attack_and_metric_are_registered(sample):
     assert found["defenses", "keylock"] == "builtin"
 
 
-def test_the_samples_values_are_its_own_and_work(sample):
-    values = {one.name: one.value for one in plugins.registered(plugins.load([sample]))}
-    import fedml_keylock_sample as module
+@pytest.fixture
+def installed(sample):
+    """The sample's module, with its hooks in this process's own manager."""
+    module = sample.load()
+    plugins.manager().register(module, "sample")
+    module.OBSERVED.clear()
+    yield module
+    plugins.manager().unregister(name="sample")
 
-    assert values == {
-        "open_door": module.OpenDoor,
-        "grey": module.grey,
-        "mean_error": module.mean_error,
-    }
-    agreement = values["open_door"]({"a": 1}).describe(nn.Linear(2, 3))
-    assert agreement.shapes == {"weight": (3, 2), "bias": (3,)}
-    images = torch.rand(4, 3, 8, 8)
-    assert torch.allclose(values["mean_error"](images, images + 0.5), torch.full((4,), 0.5))
+
+def net():
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(200, 3))
+
+
+def test_a_job_runs_under_the_samples_defense(installed):
+    """Its first round in FedML's simulation in one process, through the gates."""
+    args = SimpleNamespace(
+        training_type="simulation", backend="sp", federated_optimizer="FedAvg",
+        enable_defense=True, defense_type="open_door", open_door={"a": 1}, learning_rate=0.1,
+        client_num_in_total=2, client_num_per_round=2, comm_round=1, role="server", rank=0,
+    )  # fmt: skip
+    trainer = SimpleNamespace(model=net())
+    trainer.set_model_params = trainer.model.load_state_dict
+    session = session_of(args)
+    session.adopt(trainer.model)
+    assert session.agreement.settings == {"a": 1}
+
+    def trained():
+        with torch.no_grad():
+            trainer.model[3].bias += 1
+        return trainer.model.state_dict()
+
+    session.enter(1)
+    first = net().state_dict()
+    session.take_in(first, trainer)
+    sent = session.exchange(trainer, None, trained, samples=5)
+    assert torch.equal(sent["3.bias"], first["3.bias"] + 1)
+    assert [hook for hook, _ in installed.OBSERVED] == ["before_upload", "after_upload"]
+    assert {update.silo for _, update in installed.OBSERVED} == {1}
+
+
+def test_an_audit_runs_the_samples_attack_under_its_defense(installed, tmp_path):
+    defense = plugins.defense_of("open_door", {})
+    images = torch.rand(2, 1, 12, 12)
+    subject = probe(
+        net(),
+        images,
+        torch.tensor([0, 1]),
+        protection=Protection(defense.title, defense.surrogate(net())),
+    )
+    report = audit(
+        subject, {"grey": plugins.attack_of("grey", {})}, ["oblivious", "adaptive"], output=tmp_path
+    )
+    rows = [row for row in report.leakage if row.attack == "grey"]
+    assert {"OpenDoor", "none"} <= {row.defense for row in rows}
+    assert rows[0].metrics["psnr"]["mean"] > 0
+    assert torch.allclose(
+        plugins.metrics()["mean_error"](images, images + 0.5), torch.full((2,), 0.5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("defense", "defense odd is a Odd, which is not derived from fedml_keylock.types.Defense"),
+        ("attack", "attack odd is a Odd without needs, uses, reconstruct, which"),
+    ],
+)
+def test_what_is_no_defense_or_attack_is_named(kind, said, write):
+    source = f"""
+class Odd:
+    name = "odd"
+
+@hookimpl
+def register_{kind}s(register):
+    register("odd", lambda *_: Odd())
+"""
+    plugins.manager().register(write(source, "odd").load(), "odd")
+    try:
+        with pytest.raises(PluginError, match=said):
+            getattr(plugins, f"{kind}_of")("odd", {})
+    finally:
+        plugins.manager().unregister(name="odd")
 
 
 def test_the_sample_package_declares_the_entry_point_that_is_tested(sample):

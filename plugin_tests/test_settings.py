@@ -70,6 +70,9 @@ def test_keylock_names_field_value_and_what_is_allowed(section, field, value, al
         ("knowledge: adaptive", "knowledge", "'adaptive'", ""),
         ("knowledge: [oracle]", "knowledge", "'oracle'", "'temporal' or 'simulating'"),
         ("rounds: 0", "rounds", "0", ""),
+        ("rounds: []", "rounds", "[]", "at least 1"),
+        ("attacks: []", "attacks", "{}", "at least 1"),
+        ("knowledge: []", "knowledge", "[]", "at least 1"),
         ("rounds: [a]", "rounds", "'a'", "integer"),
         ("rounds: [0, 0.5]", "rounds", "0.5", "integer"),
         ("images: 0", "images", "0", "greater than or equal to 1"),
@@ -182,6 +185,46 @@ def test_a_field_that_is_no_string_is_an_unknown_field(section):
 )
 def test_an_ill_typed_integer_is_not_read_as_one(section):
     assert refusal(InversionSettings, section)
+
+
+@pytest.mark.parametrize("index", [3, -4, 500])
+def test_a_round_that_a_job_does_not_have_is_refused(index):
+    """A silo that was to stop its uploads above a limit would never look at one."""
+    with pytest.raises(ConfigError, match=rf"rounds: {index}, and the job has rounds 0 to 2"):
+        InversionSettings(rounds=[0, index]).rounds_of(3)
+    assert InversionSettings(rounds=[0, 2, -1]).rounds_of(3) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("probe: as_sent", "probe: a server attacks what it has received; set side: silo"),
+        ("abort_above: {psnr: 20}", "abort_above: only a silo can stop its update"),
+        ("side: silo\nwhen: never\nabort_above: {psnr: 20}", "abort_above: only a silo"),
+        ("side: silo\nwhen: inline", "when: inline is the server's"),
+    ],
+)
+def test_what_is_not_of_that_side_is_refused(section, said):
+    assert refusal(InversionSettings, section).startswith(f"gradient_inversion.{said}")
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ("module: affine\nform: grouped", "keylock.form: 'grouped' is of a matrix"),
+        ("module: affine\nmixed: inner", "keylock.mixed: 'inner' is of a matrix"),
+        ("module: affine+head\nmixed: inner", "keylock.mixed: 'inner' is of a matrix"),
+        ("then: krum\nmask: true", "keylock.mask: krum looks at single states"),
+        ("then: weak_dp", "keylock.then: 'weak_dp' does not run under module: whole"),
+    ],
+)
+def test_what_would_be_without_effect_is_refused(section, said):
+    assert refusal(KeyLockConfig, section).startswith(said)
+
+
+def test_what_goes_together_and_how_it_is_called():
+    assert KeyLockConfig(module="affine+head", form="grouped").form == "grouped"
+    assert KeyLockConfig(then="krum").title == "keylock:whole:all:unmasked"
 
 
 def test_a_wrong_argument_in_python_is_a_config_error():

@@ -8,11 +8,13 @@ from typing import Any
 from ..hookspecs import hookimpl
 from ..keylock import KeyLockConfig
 from ..types import DefenseFactory
-from .layers import KeyLockDefense
+from .defense import KeyLockDefense
+from .layers import LayersDefense
 from .whole import WholeDefense
 
 __all__ = [
     "KeyLockDefense",
+    "LayersDefense",
     "WholeDefense",
     "keylock",
     "register_attacks",
@@ -33,7 +35,7 @@ def keylock(settings: Mapping[str, Any]) -> KeyLockDefense:
 
     """
     config = KeyLockConfig.from_mapping(settings)
-    return WholeDefense(settings) if config.is_whole else KeyLockDefense(settings)
+    return (WholeDefense if config.is_whole else LayersDefense)(config)
 
 
 @hookimpl

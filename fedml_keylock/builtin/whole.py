@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy, deepcopy
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, HostError, LockError, UpdateRefused
 from ..keylock import (
-    Vault,
+    KeyLockConfig,
     effective_state,
     load_private_state_dict,
     lock_info,
@@ -22,7 +21,6 @@ from ..keylock import (
     unlock_model,
 )
 from ..keylock.group import group_secret
-from ..keylock.vault import Cipher
 from ..keylock.whole import (
     NONE,
     Masks,
@@ -34,47 +32,37 @@ from ..keylock.whole import (
     scales_of,
 )
 from ..keylock.whole.mask import MOST
-from ..keylock.whole.turns import digest
-from ..types import Agreement, Surrogate
-from .layers import KeyLockDefense
+from ..types import SharesSecret, Surrogate
+from .defense import KeyLockDefense
 
 __all__ = ["WholeDefense"]
 
-COMPARED = ("geo_median", "krum", "multikrum", "rfa")
-"""FedML's own defenses that use nothing of updates but how far they are from one another: a turn
-that is the same for all leaves that as it is."""
 
-
-class WholeDefense(KeyLockDefense):
+class WholeDefense(KeyLockDefense, SharesSecret):
     """`module: whole`: the job trains as without a defense, and what silos send is turned.
 
     The key is one for the whole group and changes by itself from job to job and round to round, so
     that vaults are written, for `export` and audits, and not gone on from.
 
     Example:
-        >>> WholeDefense({"module": "whole"}).title
+        >>> WholeDefense(KeyLockConfig()).title
         'keylock:whole:all'
 
     """
 
-    turns_state = True
-    """Whether a state that is sent has nothing in common with the one that was received."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        super().__init__(settings)
-        self._in_turn = False
-        if self.config.then not in (None, *COMPARED):
-            raise ConfigError(
-                f"keylock.then: {self.config.then!r} does not run under module: whole, whose "
-                "states can be compared with one another only; use one of "
-                f"{', '.join(COMPARED)}, or preset: strong"
-            )
+    def __init__(self, config: KeyLockConfig) -> None:
+        super().__init__(config)
         self._secret: bytes | None = None
         self._masks, self._samples = NONE, 0
         self._job = b""
         self._in_job = False
         self._scales: dict[str, float] = {}
-        self._sent: tuple[int, bytes] | None = None
+        self._sent: tuple[int, bytes, dict[str, float]] | None = None
+
+    @property
+    def turns_state(self) -> bool:
+        """It does."""
+        return True
 
     @property
     def needs_secret(self) -> bool:
@@ -84,20 +72,25 @@ class WholeDefense(KeyLockDefense):
     @property
     def wants_pairs(self) -> bool:
         """Whether each two silos are to have a secret for masks, if they can agree on one."""
-        return self.config.mask and self.config.then is None
+        return self.config.mask
 
-    def share(self, secret: bytes, masks: Masks = NONE, *, samples: int = 0) -> None:
-        """Take what the silos have agreed on, before the first model comes.
+    def share(
+        self,
+        secret: bytes,
+        *,
+        silo: int = 0,
+        pairs: Mapping[int, bytes] | None = None,
+        samples: Mapping[int, int] | None = None,
+    ) -> None:
+        """Take what the silos have agreed on, before the first model comes; see `SharesSecret`.
 
-        Args:
-            secret: of all silos, new in every job; beside that of the file, if there is one, which
-                who stood between the silos does not have.
-            masks: this silo's.
-            samples: how many it has: the masks cancel for no other number.
-
+        The secret is beside that of the file, if there is one, which who stood between the silos
+        does not have. The masks cancel for no other numbers of samples.
         """
         self._secret = (self._secret or b"") + secret
-        self._masks, self._samples = masks, samples
+        self._masks, self._samples = NONE, 0
+        if pairs and samples:
+            self._masks, self._samples = Masks.of(silo, pairs, samples), samples[silo]
 
     def call_job(self, number: bytes) -> None:
         """Take what the server calls this job, before the first model comes.
@@ -107,30 +100,26 @@ class WholeDefense(KeyLockDefense):
         """
         self._job = number
 
-    def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
-        """Lock the model; see `KeyLockDefense.protect`."""
-        self._cipher = Cipher.from_environment() if self.config.encrypt_vault else None
-        self._layout = agreement.layout
-        self._in_turn, self._in_job = silo is None, True
+    def _lock(self, model: nn.Module) -> str:
+        self._in_job = True
         if self._secret is None and self.config.group_key is not None:
             self._secret = group_secret(self.config.group_key)
         plan(model, self.config)
         lock_state(model)
-        info = str(lock_info(model))
-        return info if silo is None else f"{info}; {self.enter_silo(model, silo=silo)}"
+        return str(lock_info(model))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Take the silo's vault, which `end_round` writes; what is in it belongs to another job."""
-        self._vault = self._claimed(silo)
-        if self._vault.exists():  # another model's or lock's is refused, and not written over
+        vault = self._claim(silo)
+        if vault.exists():  # another model's or lock's is refused, and not written over
             now = private_state_dict(model)
-            self._vault.load(model)
+            vault.load(model)
             load_private_state_dict(model, now)
-        return f"private state in {self._vault.path}"
+        return f"private state in {vault.path}"
 
     def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
         """Take the key of the first model, and turn an average back as its silos had turned it."""
-        lock = _lock(model)
+        lock = _lock_on(model)
         if round_index < 0:
             if self._secret is None:
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
@@ -143,32 +132,27 @@ class WholeDefense(KeyLockDefense):
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """From now on the state is shown under this round's turn."""
-        if self.config.keep_history:
-            self._open_vault().keep(model, round_index=round_index)
-        _lock(model).enter(round_index)
+        super().begin_round(model, round_index=round_index)
+        _lock_on(model).enter(round_index)
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Save what opens this round's states."""
-        lock = _lock(model)
+        lock = _lock_on(model)
         if int(lock.round) != round_index:
             raise LockError(
                 f"the model was locked anew before the end of round {round_index}: the job's own "
                 "code must call neither unlock_model nor lock_model"
             )
         lock.remember(model)
-        vault = self._open_vault()
-        vault.save(model, round_index=round_index + 1)
-        if self._in_turn:  # the silo's next round may be another rank's
-            vault.release()
-            self._vault = None
-        return True
+        return super().end_round(model, round_index=round_index)
 
     def release(
         self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
         """Only what the lock itself has made in this round, bit by bit, and under a mask."""
-        lock = _lock(model)
-        if not lock.has_made(state):
+        lock = _lock_on(model)
+        made = lock.made(state)
+        if made is None:
             raise UpdateRefused(
                 "what it would send was not made by the lock; under module: whole a silo sends "
                 "model.state_dict(), whole and as it is, of the model that FedML gives the "
@@ -188,7 +172,7 @@ class WholeDefense(KeyLockDefense):
                 "made for: give the model inputs of a mean near 0 and a deviation near 1, or set "
                 "keylock: {mask: false}"
             )
-        turns, sending = lock.turns, (int(lock.round), digest(state))
+        turns, sending = lock.turns, (int(lock.round), made, self._scales)
         if self._sent is not None and self._sent[0] >= sending[0] and self._sent != sending:
             raise UpdateRefused(
                 "it would send a second state in one round, and the difference of two has no mask: "
@@ -197,9 +181,9 @@ class WholeDefense(KeyLockDefense):
         self._sent = sending
         masked = lock.masks.masked(state, lock.parts, self._scales, turns.key, turns.round_index)
         # of the same kind, as FedML takes a plain dict for one state a silo
-        made: Any = copy(state)
-        made.update(masked)
-        return cast("Mapping[str, Tensor]", made)
+        sent: Any = copy(state)
+        sent.update(masked)
+        return cast("Mapping[str, Tensor]", sent)
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is turned."""
@@ -215,11 +199,6 @@ class WholeDefense(KeyLockDefense):
         plain = deepcopy(protected)
         unlock_model(plain)
         return plain, effective_state(protected)
-
-    def _claimed(self, silo: int) -> Vault:
-        vault = Vault(Path(self.config.vault), silo, self._layout, self._cipher)
-        vault.claim(wait=self.HAND_OVER if self._in_turn else 0.0)
-        return vault
 
 
 def _nothing(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
@@ -237,7 +216,7 @@ def _check_precision(model: nn.Module) -> None:
             )
 
 
-def _lock(model: nn.Module) -> StateLock:
+def _lock_on(model: nn.Module) -> StateLock:
     lock = lock_of(model)
     if lock is None:
         raise ConfigError("the key-lock defense was asked to train a model that is not locked")

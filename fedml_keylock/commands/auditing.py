@@ -17,7 +17,7 @@ from ..errors import AttackError
 from ..evaluation.audit import Crew, audit
 from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
-from ..plugins import manager, metrics, one_of
+from ..plugins import attack_of, manager, metrics
 from .subjects import captured, probes
 
 __all__ = ["Request", "run_audit"]
@@ -134,7 +134,7 @@ def _attacks(request: Request) -> dict[str, Attack]:
             raise click.UsageError(
                 f"--set {field}: not like {names[0]}.steps=500, with an attack of --attacks"
             )
-    return {name: one_of("attacks", name)(**_differs(name, request)) for name in names}
+    return {name: attack_of(name, _differs(name, request)) for name in names}
 
 
 def _differs(name: str, request: Request) -> dict[str, Any]:

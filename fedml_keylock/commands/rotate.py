@@ -73,7 +73,7 @@ def rotate_silo(
         >>> import tempfile
         >>> folder, model = Path(tempfile.mkdtemp()), nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> settings = {"module": "affine", "vault": folder}
-        >>> job = KeyLockDefense(settings)
+        >>> job = keylock(settings)
         >>> done = job.protect(model, silo=2, agreement=job.describe(model))
         >>> before = private_state_dict(model)
         >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), settings, None)

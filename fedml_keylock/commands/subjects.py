@@ -36,7 +36,7 @@ from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
 from ..keylock.key import secret_uniform, seeded_uniform
 from ..keylock.vault import Cipher
 from ..keylock.whole import lock_of
-from ..plugins import one_of
+from ..plugins import defense_of
 from ..types import ClientUpdate, Defense, Surrogate
 from .job import build_model, lock_settings
 
@@ -310,9 +310,9 @@ def _settings(request: Request, name: str) -> dict[str, Any]:
 def _protection(
     name: str, settings: Mapping[str, Any], model: nn.Module
 ) -> tuple[Protection, Defense]:
-    defense: Defense = one_of("defenses", name)(settings)
+    defense = defense_of(name, settings)
     if not isinstance(defense, KeyLockDefense):
-        return Protection(name, defense.surrogate(model)), defense
+        return Protection(defense.title, defense.surrogate(model)), defense
     fresh = partial(_fresh, config=defense.config)
     return Protection(defense.title, defense.surrogate(model), fresh), defense
 

@@ -31,7 +31,7 @@ from ..evaluation.metrics import mean_interval
 from ..evaluation.report import Gallery
 from ..inversion import PublicData
 from ..keylock import load_private_state_dict, lock_model, private_state_dict
-from ..plugins import metrics, one_of
+from ..plugins import attack_of, metrics
 from .jobs import VARIANTS, Scale, example
 
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
@@ -124,7 +124,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                     trial=Trial(variant, name, level),
                     seed=0,
                     rows=tuple(range(len(updates))),
-                    attack=one_of("attacks", name)(**{**settings, **more}),
+                    attack=attack_of(name, {**settings, **more}),
                     updates=seen,
                     given=given,
                     known={"input_shape": (1, 28, 28), "classes": 10},

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, StrictInt, field_validator, model_validator
 
+from ..errors import ConfigError
 from ..settings import Settings
 
 __all__ = ["InversionSettings"]
@@ -25,19 +26,17 @@ class InversionSettings(Settings):
 
     section: ClassVar[str] = "gradient_inversion"
 
-    attacks: dict[str, dict[str, Any]] = {  # noqa: RUF012  # pydantic copies it
-        "inverting_gradients": {},
-        "dlg": {},
-    }
+    attacks: dict[str, dict[str, Any]] = Field(
+        default={"inverting_gradients": {}, "dlg": {}}, min_length=1
+    )
     """Names of registered attacks: a list, or a mapping of names to the fields that differ from the
     attack's own settings (`inverting_gradients: {steps: 500}`)."""
-    knowledge: tuple[Literal["oblivious", "adaptive", "temporal", "simulating"], ...] = (
-        "oblivious",
-        "adaptive",
+    knowledge: tuple[Literal["oblivious", "adaptive", "temporal", "simulating"], ...] = Field(
+        default=("oblivious", "adaptive"), min_length=1
     )
     """What the server is taken to know; public data are its own test data. Insiders and oracles
     need private state, which no server has."""
-    rounds: tuple[StrictInt, ...] = (0, -1)
+    rounds: tuple[StrictInt, ...] = Field(default=(0, -1), min_length=1)
     """Which rounds are captured and attacked; negative ones count from the end."""
     images: int = Field(default=4, ge=1, strict=True)
     """How many updates are attacked, at the most."""
@@ -64,7 +63,28 @@ class InversionSettings(Settings):
             raise ValueError("abort_above: only a silo can stop its update: set side: silo")
         if self.side == "silo" and self.when == "inline":
             raise ValueError("when: inline is the server's; a silo attacks before it sends")
+        if self.side == "server" and "probe" in self.model_fields_set:
+            raise ValueError("probe: a server attacks what it has received; set side: silo")
         return self
+
+    def rounds_of(self, total: int) -> frozenset[int]:
+        """Indices of the rounds of a job of so many.
+
+        Raises:
+            ConfigError: the job has no such round.
+
+        Example:
+            >>> sorted(InversionSettings().rounds_of(10))
+            [0, 9]
+
+        """
+        odd = [index for index in self.rounds if not -total <= index < total]
+        if odd:
+            raise ConfigError(
+                f"{self.section}.rounds: {odd[0]}, and the job has rounds 0 to {total - 1} "
+                "(comm_round); -1 is the last"
+            )
+        return frozenset(index % total for index in self.rounds)
 
     @field_validator("bounds")
     @classmethod

@@ -17,7 +17,7 @@ from ..evaluation.capture import Capture
 from ..evaluation.run import attack_updates, knowledge_of, save_reconstruction, trials
 from ..evaluation.settings import InversionSettings
 from ..inversion import Attack, PublicData
-from ..plugins import manager, one_of
+from ..plugins import attack_of, manager
 from ..types import Defense
 
 __all__ = ["Attacker", "images_of"]
@@ -58,7 +58,7 @@ class Attacker:
             AttackError: an attack can run at none of the levels.
 
         """
-        made = {n: one_of("attacks", n)(**fields) for n, fields in settings.attacks.items()}
+        made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
         return cls(settings, made, trials(made, settings.knowledge, defended=defended))
 
     def see_data(self, loader: Iterable[Any], *, classes: int) -> None:

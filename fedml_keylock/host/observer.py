@@ -1,46 +1,26 @@
-"""What a job's updates are shown to: the server's capture and attacks, and plugins that watch."""
+"""What a job's updates are shown to: a server's capture, a silo's audit, and plugins that watch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..evaluation.capture import Capture
 from ..evaluation.settings import InversionSettings
 from ..plugins import manager
 from ..types import Agreement, ClientUpdate, Defense
 from .flags import INVERSION, Arguments, our_attack
+from .silo_round import SiloRound
 
 if TYPE_CHECKING:
     from .attack import Attacker
-    from .self_audit import SelfAudit, Twin
+    from .self_audit import SelfAudit
+    from .server_capture import ServerCapture
 
-__all__ = ["Observer", "Tell", "Turn"]
-
-Tell = Callable[[dict[str, Any]], Any]
-"""Takes metrics: FedML's own channels."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A silo's round.
-
-    Attributes:
-        silo: its index.
-        round: its index.
-        who: how messages name the silo.
-        tell: takes the silo's scores.
-
-    """
-
-    silo: int
-    round: int
-    who: str
-    tell: Tell
+__all__ = ["Observer"]
 
 
 @dataclass
@@ -49,20 +29,18 @@ class Observer:
 
     Attributes:
         args: FedML's arguments.
+        attacker: the attacks that the job's YAML asks for; None without the attack flag.
+        capture: of a server that attacks.
+        audit: of a silo that attacks itself.
         received: the public state that the silos were sent last.
 
     """
 
     args: Arguments
-    settings: InversionSettings | None = None
+    attacker: Attacker | None = None
+    capture: ServerCapture | None = None
+    audit: SelfAudit | None = None
     received: Mapping[str, Tensor] | None = None
-    _attacker: Attacker | None = None
-    _capture: Capture | None = None
-    _model: nn.Module | None = field(default=None, repr=False)
-    _defense: Defense | None = None
-    _came: int = 0
-    _own: SelfAudit | None = None
-    _twin: Twin | None = field(default=None, repr=False)
 
     @classmethod
     def begin(cls, args: Arguments, *, defended: bool) -> Observer:
@@ -80,24 +58,23 @@ class Observer:
 
         settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
         # what cannot be run is refused now, and not after the training
-        return cls(args, settings, _attacker=Attacker.begin(settings, defended=defended))
+        settings.rounds_of(int(args.comm_round))
+        return cls(args, Attacker.begin(settings, defended=defended))
 
     @property
     def attacks_itself(self) -> bool:
         """Whether each silo is to attack its own updates."""
-        return self.settings is not None and self.settings.side == "silo"
+        return self.attacker is not None and self.attacker.settings.side == "silo"
 
     @property
-    def audits_updates(self) -> bool:
-        """Whether each silo attacks the very updates that it is about to send."""
-        if self._twin is None or self._own is None:
-            return False
-        return self._own.settings.probe == "as_sent"
+    def audits_update(self) -> bool:
+        """Whether the silo is to attack the very update that it is about to send."""
+        return self.audit is not None and self.audit.waits
 
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Keep some of FedML's test data, which silos' data are like."""
-        if self._attacker is not None:
-            self._attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
+        if self.attacker is not None:
+            self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
 
     def see_model(
         self,
@@ -117,29 +94,26 @@ class Observer:
             name: of the defense.
             server: whether this rank is the server's.
 
+        Raises:
+            AttackError: the capture cannot be begun.
+
         """
-        if self.settings is None or (self.attacks_itself and self.settings.when == "never"):
+        if self.attacker is None:
             return
-        self._model, self._defense = deepcopy(model), defense
-        if server and not self.attacks_itself:
-            meta = {
-                "learning_rate": float(self.args.learning_rate),
-                "client_optimizer": str(getattr(self.args, "client_optimizer", "")),
-                "batch_size": int(getattr(self.args, "batch_size", 0)),
-                "rounds": int(self.args.comm_round),
-                "bounds": list(self._attacker.bounds) if self._attacker else None,
-                "defense": name,
-                "settings": dict(agreement.settings) if agreement else {},
-                "layers": list(agreement.layers) if agreement else [],
-            }
-            self._capture = Capture.create(self.settings.output / "capture", meta)
-        elif self.attacks_itself and self._attacker is not None:
-            from .self_audit import SelfAudit
+        if self.attacks_itself:
+            if self.attacker.settings.when != "never":
+                from .self_audit import SelfAudit
 
-            self._own = SelfAudit(self._attacker, getattr(defense, "title", name) or "none")
+                self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+        elif server:
+            from .server_capture import ServerCapture
 
-    def round_begins(self, turn: Turn, protected: nn.Module | None, data: Any) -> None:
-        """In a silo that attacks itself, before it trains.
+            self.capture = ServerCapture.begin(
+                self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
+            )
+
+    def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
+        """In a silo, before it trains.
 
         Args:
             turn: whose round it is.
@@ -150,52 +124,23 @@ class Observer:
             UpdateRefused: one step would give away more than the YAML allows.
 
         """
-        self._twin = None
-        if self._own is None or self._model is None or protected is None:
-            return
-        if not self._captured(turn.round):
-            return
-        from .self_audit import Twin
+        if self.audit is not None and protected is not None:
+            self.audit.round_begins(turn, protected, data)
 
-        self._twin = Twin.of(self._model, protected, self._defense)
-        if self._own.settings.probe == "single_step":
-            rate = float(self.args.learning_rate)
-            self._own.single_step(turn, self._twin, data, rate=rate)
-
-    def round_ends(self, turn: Turn, state: Any, data: Any) -> None:
-        """In a silo that attacks itself, when it has trained and has not sent anything.
+    def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
+        """In a silo that has trained and has not sent anything.
 
         Raises:
             UpdateRefused: what it would send gives away more than the YAML allows.
 
         """
-        if not self.audits_updates:
-            return
-        assert self._twin is not None
-        assert self._own is not None
-        from ..inversion import LocalTraining
-
-        args, before = self.args, self.received
-        if before is None:  # nothing came from a server: as it was
-            before = self._twin.plain.state_dict()
-        update = ClientUpdate(
-            before=_copy(before),
-            after={name: state[name].detach().clone() for name in before},
-            learning_rate=float(args.learning_rate),
-            silo=turn.silo,
-            round=turn.round,
-        )
-        how = LocalTraining(epochs=int(args.epochs), batch_size=int(args.batch_size))
-        self._own.as_sent(turn, self._twin, data, update, training=how)
-
-    def watches(self, hook: str) -> bool:
-        """Whether anything would look at an update."""
-        return self._capture is not None or bool(getattr(manager().hook, hook).get_hookimpls())
+        if self.audit is not None:
+            self.audit.round_ends(turn, state, data, received=self.received)
 
     def sent(self, state: Mapping[str, Tensor]) -> None:
         """The server sends this state to silos."""
         # the same state goes to every silo: one copy, for the capture and the plugins
-        if self.watches("after_upload"):
+        if self.capture is not None or _watched("after_upload"):
             self.received = _copy(state)
 
     def show(
@@ -207,49 +152,33 @@ class Observer:
         silo: int | None,
         round_index: int,
     ) -> None:
-        """Give the capture and the plugins a copy of an update."""
-        if self.received is None or silo is None or not self.watches(hook):
+        """Give the capture an update, and plugins a copy of it."""
+        if self.received is None or silo is None:
             return
         update = ClientUpdate(
-            before=_copy(self.received),
-            after=_copy(state),
+            before=self.received,
+            after=state,
             learning_rate=float(self.args.learning_rate),
             samples=int(samples),
             silo=silo,
             round=round_index,
         )
-        if self._capture is not None and hook == "after_upload" and self._captured(round_index):
-            self._capture.add(update)
-            self._came += 1
-            if self._inline() and self._came % int(self.args.client_num_per_round) == 0:
-                self._attack(round_index)  # while FedML waits to aggregate
-        getattr(manager().hook, hook)(update=update)
+        capture = self.capture if hook == "after_upload" else None
+        if capture is not None and round_index in capture.rounds:
+            capture.add(update)
+        if _watched(hook):
+            copied = replace(update, before=_copy(update.before), after=_copy(update.after))
+            getattr(manager().hook, hook)(update=copied)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
-        if self._capture is None or self._attacker is None:
-            return
-        if self.received is not None:  # after the last round the server still sends the model
-            self._capture.finish(self.received)
-        if self._attacker.settings.when == "after":
-            self._attack()
+        if self.capture is not None:
+            self.capture.finish(self.received)
 
-    def _attack(self, round_index: int | None = None) -> None:
-        assert self._attacker is not None
-        assert self._capture is not None
-        assert self._model is not None
-        seed = int(getattr(self.args, "random_seed", 0))
-        self._attacker.run(
-            self._capture, self._model, self._defense, seed=seed, round_index=round_index
-        )
 
-    def _inline(self) -> bool:
-        return self.settings is not None and self.settings.when == "inline"
-
-    def _captured(self, round_index: int) -> bool:
-        assert self.settings is not None
-        total = int(self.args.comm_round)
-        return round_index in {r % total if r < 0 else r for r in self.settings.rounds}
+def _watched(hook: str) -> bool:
+    """Whether a plugin would look at an update."""
+    return bool(getattr(manager().hook, hook).get_hookimpls())
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttackError, KeyLockError, UpdateRefused
+from ..errors import AttackError, ConfigError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
 from ..evaluation.audit.training import count_classes
 from ..evaluation.leakage import LeakageRow
@@ -21,9 +23,11 @@ from ..evaluation.settings import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
+from ..plugins import metrics
 from ..types import ClientUpdate, Defense, Surrogate
 from .attack import Attacker, images_of
-from .observer import Turn
+from .flags import Arguments
+from .silo_round import SiloRound
 
 __all__ = ["MOST", "SelfAudit", "Twin"]
 
@@ -61,7 +65,7 @@ class Twin:
         return cls(twin, private, plain if known.disguise is None else twin, known)
 
 
-@dataclass(frozen=True)
+@dataclass
 class SelfAudit:
     """One silo's audit of itself, as its YAML asks for it.
 
@@ -70,31 +74,57 @@ class SelfAudit:
 
     Attributes:
         attacker: the section's attacks, with `side: silo`, and the test data that the server has.
-        name: of the defense and its settings, "keylock:mixing:all"; "none" without one.
+        args: FedML's.
+        model: the job's, as it was before it was protected.
+        defense: the job's, or None.
 
     """
 
     attacker: Attacker
-    name: str
+    args: Arguments
+    model: nn.Module = field(repr=False)
+    defense: Defense | None
+    _twin: Twin | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        check_metrics(self.settings.abort_above)
+        self._rounds = self.settings.rounds_of(int(self.args.comm_round))
 
     @property
     def settings(self) -> InversionSettings:
         """The `gradient_inversion` section."""
         return self.attacker.settings
 
-    def single_step(self, turn: Turn, twin: Twin, data: Iterable[Any], *, rate: float) -> None:
+    @property
+    def name(self) -> str:
+        """Of the defense and its settings, "keylock:mixing:all"; "none" without one."""
+        return self.defense.title if self.defense else "none"
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is to see what this round's training comes to."""
+        return self._twin is not None and self.settings.probe == "as_sent"
+
+    def round_begins(self, turn: SiloRound, protected: nn.Module, data: Iterable[Any]) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
+
+        Or, with `probe: as_sent`, remember the model as it is.
 
         Args:
             turn: whose round it is.
-            twin: of the silo's model.
+            protected: the silo's model, with the server's weights.
             data: that it trains on; the first images are taken.
-            rate: its learning rate.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.
 
         """
+        self._twin = None
+        if turn.round not in self._rounds:
+            return
+        self._twin = twin = Twin.of(self.model, protected, self.defense)
+        if self.waits:
+            return
 
         def subject() -> Subject:
             images, labels = self._data(data, self.settings.images)
@@ -105,34 +135,45 @@ class SelfAudit:
                 protection=self._protection(twin),
                 public=self.attacker.public,
                 bounds=self.attacker.bounds,
-                learning_rate=rate,
+                learning_rate=float(self.args.learning_rate),
                 stage="trained" if turn.round else "untrained",
             )
 
         self._judge(turn, subject)
 
-    def as_sent(
+    def round_ends(
         self,
-        turn: Turn,
-        twin: Twin,
+        turn: SiloRound,
+        state: Mapping[str, Tensor],
         data: Iterable[Any],
-        update: ClientUpdate,
         *,
-        training: LocalTraining,
+        received: Mapping[str, Tensor] | None,
     ) -> None:
-        """Audit what is about to be sent.
+        """With `probe: as_sent`, audit what is about to be sent.
 
         Args:
             turn: whose round it is.
-            twin: of the silo's model, as the round began.
+            state: as it will be sent.
             data: that it trained on.
-            update: what it would send.
-            training: how it was made.
+            received: the state that came from the server; None where none came, and the model is
+                as it was.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.
 
         """
+        twin = self._twin
+        if twin is None or not self.waits:
+            return
+        before = twin.plain.state_dict() if received is None else received
+        update = ClientUpdate(
+            before={name: tensor.detach().clone() for name, tensor in before.items()},
+            after={name: state[name].detach().clone() for name in before},
+            learning_rate=float(self.args.learning_rate),
+            silo=turn.silo,
+            round=turn.round,
+        )
+        training = LocalTraining(epochs=int(self.args.epochs), batch_size=int(self.args.batch_size))
 
         def subject() -> Subject:
             images, labels = self._data(data, MOST + 1)
@@ -169,7 +210,7 @@ class SelfAudit:
             return None
         return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
 
-    def _judge(self, turn: Turn, make: Callable[[], Subject]) -> None:
+    def _judge(self, turn: SiloRound, make: Callable[[], Subject]) -> None:
         """Attack, save and tell the scores, and stop the upload where they are too high."""
         who = turn.who
         folder = self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
@@ -180,21 +221,30 @@ class SelfAudit:
                 raise UpdateRefused(f"{who}: it cannot be audited: {error}") from None
             logging.warning("%s: its update cannot be audited: %s", who, error)
             return
-        for metric, limit in ({"ssim_aligned": 1.0} | self.settings.abort_above).items():
-            found = max(rows, key=lambda row: _mean(row, metric), default=None)
-            if found is None or mean_of(found.metrics.get(metric)) is None:
-                raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
-            value = _mean(found, metric)
-            by = found.attack
-            if found.knowledge != "none":
-                by = f"the {found.knowledge} attacker with {by}"
+        limits = self.settings.abort_above
+        for metric in {"ssim_aligned": None} | limits:
+            scored = [(mean_of(row.metrics.get(metric)), row) for row in rows]
+            found = max(
+                ((value, row) for value, row in scored if value is not None),
+                key=itemgetter(0),
+                default=None,
+            )
+            if found is None:
+                if metric in limits:
+                    raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
+                logging.warning("%s: no attack gave a %s; see %s", who, metric, folder)
+                continue
+            value, best = found
+            by = best.attack
+            if best.knowledge != "none":
+                by = f"the {best.knowledge} attacker with {by}"
             logging.info("%s: %s at most %.2f, by %s; see %s", who, metric, value, by, folder)
             turn.tell({f"keylock/silo_{turn.silo}/{metric}": round(value, 4), "round": turn.round})
-            if value > limit:
+            if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
                     f"{who}: its update gives away too much: {metric} {value:.2f} by {by}, and "
-                    f"gradient_inversion.abort_above allows {limit:g}; {folder / 'report.html'} "
-                    "says more"
+                    f"gradient_inversion.abort_above allows {limits[metric]:g}; "
+                    f"{folder / 'report.html'} says more"
                 )
 
     def _rows(self, subject: Subject, folder: Path) -> list[LeakageRow]:
@@ -216,6 +266,20 @@ class SelfAudit:
         ]
 
 
-def _mean(row: LeakageRow, metric: str) -> float:
-    value = mean_of(row.metrics.get(metric))
-    return -1.0 if value is None else value
+def check_metrics(limits: Mapping[str, float]) -> None:
+    """Refuse a limit on a metric that no report has.
+
+    Raises:
+        ConfigError: naming those that there are.
+
+    Example:
+        >>> check_metrics({"ssim_aligned": 0.5})
+
+    """
+    known = ("label_accuracy", *metrics())
+    odd = [name for name in limits if name not in known]
+    if odd:
+        raise ConfigError(
+            f"{InversionSettings.section}.abort_above: no metric is named {odd[0]!r}; there are: "
+            f"{', '.join(known)}"
+        )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HostError, LockError, UpdateRefused, VaultError
-from ..plugins import defenses
-from ..types import Agreement, Defense
+from ..plugins import defense_of
+from ..types import Agreement, Defense, SharesSecret
 from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
 from .gate import (
     MARK,
@@ -27,10 +27,11 @@ from .gate import (
     pinned,
     public_copy,
 )
-from .observer import Observer, Tell, Turn
+from .observer import Observer
 from .progress import note
 from .replay import Replays
 from .sharing import share
+from .silo_round import SiloRound, Tell
 
 __all__ = ["Session"]
 
@@ -91,7 +92,7 @@ class Session:
         if name is None and not our_attack(args):
             return None
         check_supported(args)
-        defense = defenses()[name](getattr(args, name, None) or {}) if name else None
+        defense = defense_of(name, getattr(args, name, None) or {}) if name else None
         session = cls(args, name, defense, Observer.begin(args, defended=name is not None))
         check_then(args, name, session.then)
         return session
@@ -99,7 +100,7 @@ class Session:
     @property
     def then(self) -> str | None:
         """FedML's own defense that its server is to run on what silos send, if any."""
-        return getattr(self.defense, "then", None)
+        return self.defense.then if self.defense else None
 
     @property
     def is_server(self) -> bool:
@@ -140,7 +141,7 @@ class Session:
         """Whether a silo that was just given a model is to test it: when FedML's server does."""
         every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
         rounds, last = int(self.args.comm_round), self.last_round
-        if not getattr(self.defense, "own_accuracy", self.defense is not None):
+        if self.defense is None or not self.defense.own_accuracy:
             return False
         if not self.is_silo or every < 1 or last < 0:
             return False
@@ -187,7 +188,7 @@ class Session:
             HostError: see there.
 
         """
-        if self.is_silo and getattr(self.defense, "needs_secret", None) is not None:
+        if self.is_silo and isinstance(self.defense, SharesSecret):
             self._note("while agreeing on a secret with the other silos")
         samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
         done = share(self.defense, self.args, samples=samples, in_turn=self.in_turn)
@@ -232,12 +233,12 @@ class Session:
 
         """
         # the silo and the round may be others afterwards, where one process serves many
-        turn = Turn(self.silo or 0, self.round, self.who, self.tell)
+        turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")
         self.observer.round_begins(turn, self.model, data)
         result = run() if self.defense is None else self._train_locked(trainer, run)
         state = result[0] if isinstance(result, tuple) else result
-        audited = self.defense is not None and self.observer.audits_updates
+        audited = self.defense is not None and self.observer.audits_update
         if audited and isinstance(state, Mapping):  # as it will be sent
             state = self._released(state, result[1] if isinstance(result, tuple) else 1)
         self.observer.round_ends(turn, state, data)
@@ -328,7 +329,7 @@ class Session:
         elif self.defense is not None and state is not None:
             mine = f"{self.who}: the server's model"
             state = check_state(state, self._agreed(), who=mine, averaged=True, partial=True)
-            if hasattr(self.defense, "call_job"):
+            if isinstance(self.defense, SharesSecret):
                 self.defense.call_job(check_number(entries.get(NUMBER), who=mine))
             self.observer.received = state
             self._receive(state)
@@ -336,9 +337,8 @@ class Session:
             self._note("while collecting updates", self.round)
             self._next = self.round + 1
             # what a lock on the whole state sends is like nothing that was sent before
-            if self.observer.settings is not None and not getattr(
-                self.defense, "turns_state", False
-            ):
+            turned = self.defense is not None and self.defense.turns_state
+            if self.observer.attacker is not None and not turned:
                 check_attackable(state, self.observer.received or {}, who=who)
             self._show("after_upload", state, entries, silo)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError, HostError
-from ..types import Defense
+from ..types import Defense, SharesSecret
 from .flags import Arguments, check_masked
 
 __all__ = ["share"]
@@ -15,7 +15,7 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
     """Let this silo agree with the others on secrets, if the defense wants any.
 
     Args:
-        defense: of the job. One that shares something says so by `needs_secret`.
+        defense: of the job.
         args: FedML's.
         samples: how many this silo has; 0 where it serves others in turn.
         in_turn: whether there are more silos than ranks.
@@ -29,22 +29,21 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
         HostError: they did not agree, or one has no samples.
 
     """
-    needs, comm = getattr(defense, "needs_secret", None), getattr(args, "comm", None)
-    if needs is None:
+    if not isinstance(defense, SharesSecret):
         return None
-    if needs and comm is None:
+    comm = getattr(args, "comm", None)
+    if defense.needs_secret and comm is None:
         raise ConfigError(
             "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
             "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
         )
-    masked = getattr(defense, "wants_pairs", False) and comm is not None and not in_turn
+    masked = defense.wants_pairs and comm is not None and not in_turn
     if masked:
         check_masked(args)
     if args.role == "server":
         return None
     if comm is None:
         return f"{UNMASKED}: over this backend silos cannot agree on masks"
-    from ..keylock.whole import NONE, Masks
     from .agree import agree
 
     agreed = agree(comm, number=samples)
@@ -56,6 +55,10 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
             "masks would not cancel: give each silo's number (the dataset's fifth part), or set "
             "keylock: {mask: false}"
         )
-    masks = Masks.of(int(args.rank), agreed.pairs, agreed.numbers) if masked else NONE
-    defense.share(agreed.secret, masks, samples=samples)  # type: ignore[union-attr]
+    if masked:
+        silos = {rank - 1: number for rank, number in agreed.numbers.items()}
+        pairs = {rank - 1: secret for rank, secret in agreed.pairs.items()}
+        defense.share(agreed.secret, silo=int(args.rank) - 1, pairs=pairs, samples=silos)
+    else:
+        defense.share(agreed.secret)
     return f"the silos have agreed on a secret; {'updates are masked' if masked else UNMASKED}"

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from ..errors import HostError
+from ..types import SharesSecret
 from .flags import Arguments
 from .gate import check_state, public_copy
 from .session import Session
@@ -79,8 +80,8 @@ class Simulation(Session):
 
     def agree(self, dataset: Sequence[Any]) -> None:
         """All silos are here."""
-        if getattr(self.defense, "needs_secret", None) is not None:
-            self.defense.share(os.urandom(32))  # type: ignore[union-attr]  # a WholeDefense
+        if isinstance(self.defense, SharesSecret):
+            self.defense.share(os.urandom(32))
 
     def take_in(self, received: Mapping[str, Tensor], trainer: Any) -> None:
         """Give the silo whose turn it is the server's model, through its gate.

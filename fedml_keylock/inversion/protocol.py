@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from .levels import GRANTS
 __all__ = ["Attack", "check_level"]
 
 
+@runtime_checkable
 class Attack(Protocol):
     """What every attack is, whoever wrote it."""
 

@@ -15,6 +15,9 @@ __all__ = ["KeyLockConfig"]
 
 BASES = ("affine", "mixing", "weights", "whole")
 ADDITIONS = ("norm", "inputs", "stem", "head", "map")
+COMPARED = ("geo_median", "krum", "multikrum", "rfa")
+"""FedML's own defenses that use nothing of updates but how far they are from one another: a turn
+that is the same for all leaves that as it is."""
 _STRONG = {
     "module": "weights+norm",
     "targets": "all",
@@ -91,8 +94,8 @@ class KeyLockConfig(Settings):
     server has not. None: silos agree on one by themselves, which they can in an MPI job."""
     mask: bool = Field(default=True, strict=True)
     """Under module: whole, in an MPI job: hide each silo's state by masks that cancel in FedML's
-    average, from the server and, of three silos or more, from the other silos too. Not beside
-    `then`, which looks at single states, and not where silos take turns on the ranks."""
+    average, from the server and, of three silos or more, from the other silos too. False beside
+    `then`, which looks at single states; and there are none where silos take turns on the ranks."""
     activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)
@@ -204,6 +207,13 @@ class KeyLockConfig(Settings):
                 f"keylock.{odd[0]}: {fields[odd[0]]!r} is of locks on layers, and module: whole "
                 "has none; leave it out, or name a module such as affine"
             )
+        if given.get("then") is not None:
+            if given.get("mask") is True:
+                raise ConfigError(
+                    f"keylock.mask: {given['then']} looks at single states, which a mask hides; "
+                    "leave out mask or then"
+                )
+            given = {**given, "mask": False}
         return {**given, "targets": "all"}
 
     @model_validator(mode="after")
@@ -213,6 +223,20 @@ class KeyLockConfig(Settings):
             raise ConfigError(
                 f"keylock.{odd[0]} goes with module: whole, the default; leave out either"
             )
+        if self.is_whole and self.then not in (None, *COMPARED):
+            raise ConfigError(
+                f"keylock.then: {self.then!r} does not run under module: whole, whose states can "
+                f"be compared with one another only; use one of {', '.join(COMPARED)}, or preset: "
+                "strong"
+            )
+        mixes = self.is_whole or self.base != "affine"
+        for name, has in {"mixed": mixes, "form": mixes or self.has("head")}.items():
+            value = getattr(self, name)
+            if not has and value != type(self).model_fields[name].default:
+                raise ConfigError(
+                    f"keylock.{name}: {value!r} is of a matrix, and module: {self.module} has "
+                    "none; leave it out"
+                )
         return self
 
     @field_validator("module", mode="before")

@@ -15,8 +15,8 @@ from nets import LOCKS, make, step_of
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model, unlock_model
-from fedml_keylock.builtin import WholeDefense
-from fedml_keylock.keylock.whole import Masks, lock_state
+from fedml_keylock.builtin import keylock
+from fedml_keylock.keylock.whole import lock_state
 
 HERE = Path(__file__).parent
 ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
@@ -43,9 +43,9 @@ def test_a_training_step(net, lock, paired, report):
 def test_a_round_of_a_lock_on_the_whole_state(net, silos, report, benchmark):
     """What comes in is turned back, what goes out is turned and masked; no step takes longer."""
     model = make(net, "none")
-    defense, pairs = WholeDefense({}), {other: bytes([other] * 32) for other in range(1, silos)}
+    defense, pairs = keylock({}), {other: bytes([other] * 32) for other in range(1, silos)}
     lock = lock_state(model)
-    defense.share(bytes(32), Masks.of(0, pairs, dict.fromkeys(range(silos), 1)), samples=1)
+    defense.share(bytes(32), pairs=pairs, samples=dict.fromkeys(range(silos), 1))
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     defense.receive(model, first, round_index=-1)
     lock.enter(0)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fedml_keylock import KeyLockConfig, cli, lock_model
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.commands.subjects import _fresh
 from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.audit import (
@@ -92,7 +92,7 @@ def net(seed=0):
 
 
 def protection(model, **settings):
-    defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16, **settings})
+    defense = keylock({"module": "mixing", "targets": "all", "key_length": 16, **settings})
     name = f"keylock:{defense.config.module}:{defense.config.targets}"
     return Protection(name, defense.surrogate(model), partial(_fresh, config=defense.config))
 
@@ -501,7 +501,7 @@ def test_a_killed_leader_leaves_no_process_behind(folder, tmp_path):
 def job(digits, tmp_path):
     """What a job of two silos leaves: its capture, the silos' vaults, and the truth beside them."""
     model, settings = net(), {"module": "mixing", "targets": "all", "key_length": 16}
-    defense = KeyLockDefense(settings)
+    defense = keylock(settings)
     agreement = defense.describe(model)
     meta = {
         "learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1, "rounds": 3,
@@ -561,7 +561,7 @@ def stored_secrets_are_right(job):
     """The oracle's knowledge is what the silo's lock was, and no newer one."""
     from fedml_keylock.commands.subjects import own_locks, silo_secrets
 
-    defense = KeyLockDefense({"module": "mixing", "targets": "all", "key_length": 16})
+    defense = keylock({"module": "mixing", "targets": "all", "key_length": 16})
     updates = Capture.open(job / "capture").updates()
     made = silo_secrets(net(), own_locks(net(), defense, job / "vault"), updates)
     silo = net()

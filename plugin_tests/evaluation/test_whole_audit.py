@@ -127,8 +127,7 @@ def test_a_capture_is_opened_by_the_silos_vaults(digits, tmp_path):  # noqa: F81
         own = net()
         defense.protect(own, silo=silo, agreement=agreement)
         shared = {b if a == silo else a: s for (a, b), s in pairs.items() if silo in (a, b)}
-        masks = Masks.of(silo, shared, dict.fromkeys(range(3), 1))
-        defense.share(b"s" * 32, masks, samples=1)
+        defense.share(b"s" * 32, silo=silo, pairs=shared, samples=dict.fromkeys(range(3), 1))
         silos.append(own)
     meta = {
         "learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1, "rounds": 2,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.errors import ConfigError, HostError, VaultError
 from fedml_keylock.host.flags import THEN
 from fedml_keylock.host.session import Session
@@ -359,7 +359,7 @@ def test_a_silo_that_there_is_not_is_not_entered(serving, tmp_path, silo):
 def test_another_model_of_a_silo_is_refused(serving, tmp_path):
     session, model, optimizer = serving
     train(session, model, optimizer, 1, 0)
-    defense, other = KeyLockDefense(session.args.keylock), nn.Sequential(made(), nn.Linear(3, 2))
+    defense, other = keylock(session.args.keylock), nn.Sequential(made(), nn.Linear(3, 2))
     agreement = replace(defense.describe(other), layers=("0.0",))
     defense.protect(other, silo=None, agreement=agreement)
     with pytest.raises(VaultError, match="its layout is"):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.host.gate import (
     TOLERANCE,
@@ -40,7 +40,7 @@ def made():
     )
 
 
-DEFENSE = KeyLockDefense({"key_length": 16, "module": "mixing"})
+DEFENSE = keylock({"key_length": 16, "module": "mixing"})
 
 
 @pytest.fixture
@@ -298,7 +298,7 @@ def test_a_round_trip_is_equal(silo, agreement):
 
 def test_the_same_job_has_the_same_mark(agreement):
     check_mark(DEFENSE.describe(made()).mark, agreement, who=WHO)
-    silos_own = KeyLockDefense(
+    silos_own = keylock(
         {
             "key_length": 16,
             "module": "mixing",
@@ -326,7 +326,7 @@ def other_model():
     ],
 )
 def test_a_mark_that_differs_names_the_part(agreement, settings, model, part):
-    mark = KeyLockDefense(settings).describe(model()).mark
+    mark = keylock(settings).describe(model()).mark
     assert agreement.difference(mark) == part
     with pytest.raises(UpdateRefused, match=f"{WHO.split()[0]}.*: its {part} differ"):
         check_mark(mark, agreement, who=WHO)
@@ -360,8 +360,7 @@ def test_what_concerns_aggregation_is_in_the_mark_and_binds_no_vault():
     with pytest.raises(UpdateRefused, match="its settings of aggregation differ"):
         check_mark(other.mark, PLAIN, who=WHO)
     locked = [
-        KeyLockDefense({"module": "affine", "then": then}).describe(made())
-        for then in (None, "krum")
+        keylock({"module": "affine", "then": then}).describe(made()) for then in (None, "krum")
     ]
     assert locked[0].mark != locked[1].mark
     assert locked[0].layout == locked[1].layout

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fedml_keylock.builtin import WholeDefense, keylock
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError
 from fedml_keylock.host import agree
 from fedml_keylock.host.agree import Agreed
@@ -32,7 +32,7 @@ def numbers(monkeypatch):
 
 
 def test_masks_are_of_each_two_silos(numbers):
-    defense = WholeDefense({})
+    defense = keylock({})
     said = share(defense, job(), samples=5, in_turn=False)
     assert said == "the silos have agreed on a secret; updates are masked"
     assert (len(defense._masks.pairs), defense._masks.share) == (2, 9 / 5)
@@ -46,7 +46,7 @@ def test_masks_are_of_each_two_silos(numbers):
     ("settings", "in_turn"), [({"mask": False}, False), ({"then": "krum"}, False), ({}, True)]
 )
 def test_that_there_are_none_is_said(settings, in_turn):
-    defense = WholeDefense(settings)
+    defense = keylock(settings)
     said = share(defense, job(), samples=5, in_turn=in_turn)
     assert said.endswith("updates are not masked")
     assert not defense._masks.pairs
@@ -55,7 +55,7 @@ def test_that_there_are_none_is_said(settings, in_turn):
 def test_that_there_are_none_without_mpi_is_said(tmp_path):
     args = job()
     args.comm = None
-    defense = WholeDefense({"group_key": str(tmp_path / "file")})
+    defense = keylock({"group_key": str(tmp_path / "file")})
     assert share(defense, args, samples=5, in_turn=False).startswith("updates are not masked: ")
 
 
@@ -63,8 +63,8 @@ def test_that_there_are_none_without_mpi_is_said(tmp_path):
 def test_a_silo_without_samples_ends_the_job_and_not_the_masks(numbers, rank):
     numbers[2] = 0 if rank == 2 else 7
     with pytest.raises(HostError, match=rf"rank {rank} \(silo {rank - 1}\) has no samples"):
-        share(WholeDefense({}), job(), samples=0 if rank == 1 else 5, in_turn=False)
-    share(WholeDefense({"mask": False}), job(), samples=0, in_turn=False)
+        share(keylock({}), job(), samples=0 if rank == 1 else 5, in_turn=False)
+    share(keylock({"mask": False}), job(), samples=0, in_turn=False)
 
 
 CLIPPED = {"enable_dp": True, "dp_solution_type": "cdp", "max_grad_norm": 1.0}
@@ -89,13 +89,13 @@ ATTACKED = {"enable_attack": True, "attack_type": "byzantine"}
 def test_what_changes_single_states_is_refused_beside_masks(beside, said, rank):
     """Or each state's mask is what is changed, and the average is noise."""
     args = job(rank, **beside)
-    share(WholeDefense({"mask": False}), args, samples=5, in_turn=False)
+    share(keylock({"mask": False}), args, samples=5, in_turn=False)
     share(keylock({"preset": "strong"}), args, samples=5, in_turn=False)
     if said is None:
-        share(WholeDefense({}), args, samples=5, in_turn=False)
+        share(keylock({}), args, samples=5, in_turn=False)
         return
     with pytest.raises(ConfigError, match=f"{said}.*masks would not cancel.*mask: false"):
-        share(WholeDefense({}), args, samples=5, in_turn=False)
+        share(keylock({}), args, samples=5, in_turn=False)
 
 
 def test_fedml_has_these_attacks():

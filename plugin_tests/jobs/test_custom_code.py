@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from test_wire import runs_of
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, UpdateRefused
 from fedml_keylock.host.gate import check_attackable, check_names, check_state, pinned
 from fedml_keylock.host.launch import command
@@ -268,7 +268,7 @@ def test_published_examples_with_only_their_yaml_changed(example, model, run_scr
 
 @pytest.fixture
 def agreement():
-    return KeyLockDefense(LOCK).describe(made())
+    return keylock(LOCK).describe(made())
 
 
 @pytest.fixture
@@ -342,7 +342,7 @@ CHOICES = {
 @pytest.mark.parametrize("choice", CHOICES)
 def test_an_optimizer_made_by_name(choice, tmp_path):
     chosen, trains = CHOICES[choice]
-    defense = KeyLockDefense({**LOCK, "vault": str(tmp_path / "vault")})
+    defense = keylock({**LOCK, "vault": str(tmp_path / "vault")})
     model = made()
     defense.protect(model, silo=0, agreement=defense.describe(model))
     optimizer = torch.optim.SGD([p for n, p in model.named_parameters() if chosen(n, p)], lr=0.1)
@@ -358,7 +358,7 @@ def test_an_optimizer_made_by_name(choice, tmp_path):
 
 
 def test_gradients_without_a_step_are_seen(tmp_path, caplog):
-    defense = KeyLockDefense({**LOCK, "vault": str(tmp_path / "vault")})
+    defense = keylock({**LOCK, "vault": str(tmp_path / "vault")})
     model = made()
     defense.protect(model, silo=0, agreement=defense.describe(model))
     defense.begin_round(model, round_index=0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import nn
 
-from fedml_keylock.builtin import WholeDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, UpdateRefused
 from fedml_keylock.keylock.key import Stream
 from fedml_keylock.keylock.whole import NONE, Masks, lock_of, scales_of
@@ -29,17 +29,18 @@ def state(seed=0, size=6):
     return {name: torch.randn(shape, generator=draw) for name, shape in sizes.items()}
 
 
-def silos(samples):
-    """Each silo's masks, with a secret for each two."""
-    secrets = {pair: bytes([index] * 32) for index, pair in enumerate(combinations(samples, 2))}
-    return {
-        rank: Masks.of(
-            rank,
-            {(a if rank == b else b): s for (a, b), s in secrets.items() if rank in (a, b)},
-            samples,
-        )
-        for rank in samples
-    }
+def pairs_of(number):
+    """By silo, and for each by the other one, the secrets of each two of so many."""
+    found = {silo: {} for silo in range(number)}
+    for index, (one, two) in enumerate(combinations(range(number), 2)):
+        found[one][two] = found[two][one] = bytes([index] * 32)
+    return found
+
+
+def silos(*samples):
+    """Each silo's masks, by how many samples it has."""
+    numbers = dict(enumerate(samples))
+    return [Masks.of(silo, pairs, numbers) for silo, pairs in pairs_of(len(samples)).items()]
 
 
 def mask_of(masks, round_index=0, *, size=6, key=KEY):
@@ -52,17 +53,16 @@ def mask_of(masks, round_index=0, *, size=6, key=KEY):
 @given(samples=st.lists(st.integers(1, 10_000), min_size=2, max_size=6), index=st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_they_cancel_in_the_average_that_fedavg_makes(samples, index):
-    samples = dict(enumerate(samples, 1))
-    own = {rank: state(rank) for rank in samples}
+    own = [state(silo) for silo in range(len(samples))]
     scales = scales_of(PARTS, state())
     average, wanted = ({n: torch.zeros_like(t).double() for n, t in state().items()} for _ in "ab")
-    for rank, masks in silos(samples).items():
-        share = samples[rank] / sum(samples.values())
-        sent = masks.masked(own[rank], PARTS, scales, KEY, index)
+    for mine, number, masks in zip(own, samples, silos(*samples), strict=True):
+        share = number / sum(samples)
+        sent = masks.masked(mine, PARTS, scales, KEY, index)
         for name, tensor in sent.items():
-            assert (tensor - own[rank][name]).abs().max() > 10
+            assert (tensor - mine[name]).abs().max() > 10
             average[name] += share * tensor.double()
-            wanted[name] += share * own[rank][name].double()
+            wanted[name] += share * mine[name].double()
     for name, tensor in wanted.items():
         # float32 of the widest mask, of the silo with the fewest samples
         bound = 1e-6 * WIDTH * len(samples) * max(scales.values())
@@ -70,19 +70,19 @@ def test_they_cancel_in_the_average_that_fedavg_makes(samples, index):
 
 
 def test_a_mask_is_normal_and_as_wide_as_is_said():
-    (one, _) = silos({1: 1, 2: 1}).values()
+    one, _ = silos(1, 1)
     found = mask_of(one, size=20_000)
     for names, width in ((("w", "b"), WIDTH), (("norm.running_mean",), NARROW)):
         flat = torch.cat([found[name].flatten() for name in names]).double()
         assert kstest(flat.numpy() / width, "norm").pvalue > 1e-3
     # of as many silos as there are, each adds its own
-    (four, *_) = silos(dict.fromkeys(range(1, 6), 1)).values()
+    four, *_ = silos(1, 1, 1, 1, 1)
     assert mask_of(four, size=20_000)["w"].std() == pytest.approx(2 * WIDTH, rel=0.02)
 
 
 def test_none_is_like_another():
     """Other rounds, pairs, keys and parts have other masks: no difference of two takes them off."""
-    one, two, three = silos({1: 1, 2: 1, 3: 1}).values()
+    one, two, three = silos(1, 1, 1)
     found = [mask_of(one), mask_of(one, 1), mask_of(two), mask_of(three)]
     found += [mask_of(one, key=bytes([1] * 32)), mask_of(one, 256)]
     flat = [torch.cat([t.flatten() for t in one.values()]) for one in found]
@@ -109,7 +109,7 @@ def test_the_rarest_numbers_are_finite_and_not_on_a_grid(monkeypatch, byte):
 
 
 def test_who_takes_them_off_has_what_was_there():
-    one, _ = silos({1: 7, 2: 3}).values()
+    one, _ = silos(7, 3)
     scales = scales_of(PARTS, state())
     sent = one.masked(state(), PARTS, scales, KEY, 3)
     back = one.masked(sent, PARTS, scales, KEY, 3, undo=True)
@@ -149,12 +149,11 @@ class Net(nn.Module):
 
 def job(silos_number=3, *, mask=True, make=Net, **settings):
     """Silos that have agreed and have got the first model, as far as their first upload."""
-    samples = dict.fromkeys(range(1, silos_number + 1), 5)
-    made = []
-    for rank, masks in silos(samples).items():
-        defense, model = WholeDefense(settings | {"mask": mask}), make()
-        defense.protect(model, silo=rank - 1, agreement=defense.describe(model))
-        defense.share(bytes(32), masks if mask else NONE, samples=5)
+    samples, made = dict.fromkeys(range(silos_number), 5), []
+    for silo, pairs in pairs_of(silos_number).items():
+        defense, model = keylock(settings | {"mask": mask}), make()
+        defense.protect(model, silo=silo, agreement=defense.describe(model))
+        defense.share(bytes(32), silo=silo, pairs=pairs if mask else None, samples=samples)
         made.append((defense, model))
     first = {name: tensor.clone() for name, tensor in made[0][1].state_dict().items()}
     for defense, model in made:
@@ -248,10 +247,9 @@ class TestRefused:
 def test_an_audit_in_a_job_takes_the_job_s_own_masks():
     """Outside of one it takes those of three silos."""
     for made, peers in ((job(), 2), (job(2), 1), (job(mask=False), 0)):
-        defense, model = made[0]
-        defense.share(bytes(32), defense._masks, samples=5)
+        defense, _ = made[0]
         assert defense.surrogate(Net()).disguise.peers == peers
-    unmasked, model = WholeDefense({}), Net()
+    unmasked, model = keylock({}), Net()
     assert unmasked.surrogate(Net()).disguise.peers == 2
     unmasked.protect(model, silo=None, agreement=unmasked.describe(model))
     unmasked.share(bytes(32))
@@ -262,7 +260,7 @@ def test_an_audit_in_a_job_takes_the_job_s_own_masks():
 def test_no_two_jobs_have_one_key_even_of_the_same_file_and_model():
     keys = []
     for number in (b"one", b"one", b"another"):
-        defense, model = WholeDefense({}), Net()
+        defense, model = keylock({}), Net()
         defense.protect(model, silo=None, agreement=defense.describe(model))
         defense.share(bytes(32))
         defense.call_job(number)

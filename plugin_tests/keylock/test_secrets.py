@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import KeyLockError, PrivateStateError
 from fedml_keylock.host.gate import check_state, public_copy
 from fedml_keylock.host.observer import Observer
@@ -330,7 +330,7 @@ def test_no_private_number_is_in_a_repr(silo):
 def failures(silo, folder):
     """Every error that the code around a lock can raise on its way out."""
     state = silo.state_dict()
-    agreement = KeyLockDefense(CONFIG.model_dump(exclude={"vault"})).describe(made())
+    agreement = keylock(CONFIG.model_dump(exclude={"vault"})).describe(made())
     private = private_state_dict(silo)
     vault = Vault(folder, 0, "aa")
     vault.save(silo, round_index=1)
@@ -366,7 +366,7 @@ def test_no_private_number_is_in_an_error(silo, tmp_path):
 
 def test_no_private_number_is_in_a_log(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
-    defense = KeyLockDefense({"key_length": 64, "module": "mixing", "vault": str(tmp_path / "v")})
+    defense = keylock({"key_length": 64, "module": "mixing", "vault": str(tmp_path / "v")})
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
     session = Session(args, "keylock", defense, Observer(args))
     model = made()

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.keylock import (
     KeyLockConfig,
@@ -531,10 +531,10 @@ def test_a_job_claims_its_vault_before_it_trains(tmp_path, monkeypatch, there):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten())
-    defense = KeyLockDefense({"module": "affine", "vault": tmp_path / "vault"})
+    defense = keylock({"module": "affine", "vault": tmp_path / "vault"})
     agreement = defense.describe(model)
     if there:
-        before = KeyLockDefense({"module": "affine", "vault": tmp_path / "before"})
+        before = keylock({"module": "affine", "vault": tmp_path / "before"})
         before.protect(deepcopy(model), silo=2, agreement=agreement)
         ignored = shutil.ignore_patterns(".*")  # its lock file: this process has claimed that one
         shutil.copytree(tmp_path / "before", tmp_path / "vault", ignore=ignored)

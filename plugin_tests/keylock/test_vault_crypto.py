@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
@@ -510,7 +510,7 @@ def session(tmp_path, model, **more):
     lock = {"module": "affine", "key_length": 16}
     fields = {**lock, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
-    made = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
+    made = Session(args, "keylock", keylock(fields), Observer(args))
     made.adopt(model)
     return made
 
@@ -545,7 +545,7 @@ def test_no_passphrase_stops_a_job_before_anything_is_done(tmp_path, monkeypatch
 def test_the_server_needs_no_passphrase(tmp_path):
     fields = {"module": "affine", "vault": str(tmp_path / "v"), "encrypt_vault": True}
     args = SimpleNamespace(role="server")
-    server = Session(args, "keylock", KeyLockDefense(fields), Observer(args))
+    server = Session(args, "keylock", keylock(fields), Observer(args))
     server.adopt(plain_model())
     assert not (tmp_path / "v").exists()
 
@@ -574,7 +574,7 @@ def test_a_job_saves_and_goes_on_under_the_passphrase(tmp_path, monkeypatch, cap
 def test_encryption_is_each_silos_own_affair():
     model = plain_model()
     lock = {"module": "affine"}
-    agreed = [KeyLockDefense({**lock, "encrypt_vault": v}).describe(model) for v in (True, False)]
+    agreed = [keylock({**lock, "encrypt_vault": v}).describe(model) for v in (True, False)]
     assert agreed[0] == agreed[1]
     assert agreed[0].mark == agreed[1].mark
 

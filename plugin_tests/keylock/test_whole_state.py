@@ -298,7 +298,7 @@ class TestALockedModel:
         assert_equal({n.removeprefix("module."): t for n, t in state.items()}, shown)
         around.load_state_dict(state)
         assert_near(contents(model), before, 1e-6)
-        assert lock_of(model).has_made(shown)
+        assert lock_of(model).made(shown)
 
     @pytest.mark.parametrize("strict", [True, False])
     @pytest.mark.parametrize("missing", ["0.weight", "7.bias"])
@@ -688,7 +688,7 @@ class Rounds(RuleBasedStateMachine):
         else:
             odd = {"dtype": state[name].double(), "shape": state[name][None], "no tensor": 1.0}
             state[name] = odd[kind]
-        assert not self.lock.has_made(state)
+        assert not self.lock.made(state)
 
     @precondition(lambda self: self.shown)
     @rule(data=st.data())
@@ -696,21 +696,21 @@ class Rounds(RuleBasedStateMachine):
         """Of two states that were shown, half of each was not."""
         one, two = (data.draw(st.sampled_from(self.shown)) for _ in range(2))
         mixed = {**one, "2.weight": two["2.weight"]}
-        assert self.lock.has_made(mixed) == torch.equal(one["2.weight"], two["2.weight"])
+        assert bool(self.lock.made(mixed)) == torch.equal(one["2.weight"], two["2.weight"])
 
     @invariant()
     def what_was_shown_in_this_round_may_be_sent(self):
-        assert all(self.lock.has_made(state) for state in self.shown)
+        assert all(self.lock.made(state) for state in self.shown)
         # counts of batches are no affair of the lock
         counted = [{**state, "1.num_batches_tracked": torch.tensor(9)} for state in self.shown]
-        assert all(self.lock.has_made(state) for state in counted)
+        assert all(self.lock.made(state) for state in counted)
 
     @invariant()
     def what_was_shown_before_and_the_weights_themselves_may_not(self):
-        assert not self.lock.has_made(contents(self.model))
+        assert not self.lock.made(contents(self.model))
         for state in self.past:
             again = any(equal(state, one) for one in self.shown)
-            assert self.lock.has_made(state) == again
+            assert bool(self.lock.made(state)) == again
 
 
 def equal(one, other):
@@ -728,16 +728,16 @@ def test_a_first_model_is_shown_as_it_is_and_no_state_of_it_may_be_sent():
     for _ in range(2):
         state = model.state_dict()
         assert_equal(dict(state), before)
-        assert not lock.has_made(state)
+        assert not lock.made(state)
         model.load_state_dict(state)
         assert_equal(contents(model), before)
         lock.begin(state, b"secret")
     lock.enter(0)
     shown = model.state_dict()
-    assert lock.has_made(shown)
-    assert not lock.has_made(state)
+    assert lock.made(shown)
+    assert not lock.made(state)
     lock.enter(1)
-    assert not lock.has_made(shown)
+    assert not lock.made(shown)
 
 
 class TestPrivateState:

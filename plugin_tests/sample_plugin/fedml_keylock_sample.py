@@ -6,25 +6,36 @@ metric; and it writes down what it observes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import nn
 
 from fedml_keylock import hookimpl
-from fedml_keylock.types import Agreement, ClientUpdate, DefenseFactory, Reconstruction
+from fedml_keylock.inversion import Knowledge
+from fedml_keylock.types import (
+    Agreement,
+    ClientUpdate,
+    Defense,
+    DefenseFactory,
+    Reconstruction,
+    Surrogate,
+)
 
 OBSERVED: list[tuple[str, Any]] = []
 """What the observers saw, in order: (hook, what it was given)."""
 
 
-class OpenDoor:
+class OpenDoor(Defense):
     """A defense that protects nothing: the least that a defense must have."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
 
-    def describe(self, model: torch.nn.Module) -> Agreement:
+    def describe(self, model: nn.Module) -> Agreement:
+        """What server and silos must agree on: here the model itself, and the settings."""
         state = model.state_dict()
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
@@ -34,34 +45,51 @@ class OpenDoor:
             settings=self.settings,
         )
 
-    def protect(self, model: torch.nn.Module, *, silo: int | None, agreement: Agreement) -> str:
+    def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
+        """Change nothing."""
         return "open"
 
-    def enter_silo(self, model: torch.nn.Module, *, silo: int) -> str:
+    def enter_silo(self, model: nn.Module, *, silo: int) -> str:
+        """There is no private state to put in."""
         return f"silo {silo} is open"
 
-    def begin_round(self, model: torch.nn.Module, *, round_index: int) -> None:
-        pass
+    def surrogate(self, model: nn.Module) -> Surrogate:
+        """Who knows this defense has the public model, and nothing in it is unknown to him."""
+        return Surrogate(deepcopy(model), (), lambda _count, _generator: {})
 
-    def end_round(self, model: torch.nn.Module, *, round_index: int) -> None:
-        pass
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
+        """For a silo's audit of itself."""
+        return deepcopy(protected), {}
 
 
 class Grey:
     """An attack that guesses a grey image, whatever was sent: a floor for any other."""
 
+    name = "grey"
+    needs = frozenset[str]()
+    uses = frozenset({"kind", "private state"})
+
     def reconstruct(
-        self, update: ClientUpdate, model: torch.nn.Module, *, knowledge: Any
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        images = torch.full((1, knowledge.batch, *knowledge.input_shape), 0.5)
-        nothing = torch.zeros(1)
+        """Half of the bounds, everywhere."""
+        count = len(updates)
+        grey = sum(knowledge.bounds) / 2
         return Reconstruction(
-            images=images,
-            labels=torch.zeros(1, knowledge.batch, dtype=torch.long),
-            cost=nothing,
-            history=nothing[None],
-            diverged=nothing.long(),
-            attack="grey",
+            images=torch.full((count, knowledge.batch, *knowledge.input_shape), grey),
+            labels=torch.zeros(count, knowledge.batch, dtype=torch.long),
+            cost=torch.zeros(count),
+            history=torch.zeros(1, count),
+            diverged=torch.zeros(count, dtype=torch.long),
+            attack=self.name,
             knowledge=knowledge.level,
         )
 

@@ -46,8 +46,8 @@ class StateLock(Private):
         >>> before = model.weight.clone()
         >>> lock.enter(0)
         >>> sent = model.state_dict()
-        >>> torch.equal(sent["weight"], before), lock.has_made(sent)
-        (False, True)
+        >>> torch.equal(sent["weight"], before), lock.made(sent) is None
+        (False, False)
         >>> model.load_state_dict(sent)
         <All keys matched successfully>
         >>> torch.allclose(model.weight, before, atol=1e-6)
@@ -138,12 +138,16 @@ class StateLock(Private):
             self._made.add(digest({n.removeprefix(prefix): t for n, t in made.items()}))
         return made
 
-    def has_made(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether the lock has made just this state in this round, bit by bit."""
+    def made(self, state: Mapping[str, Tensor]) -> bytes | None:
+        """The digest of a state that the lock has made just so in this round, bit by bit, or None.
+
+        Of a state's integers it says nothing: they are shared as they are.
+        """
         names = [name for part in self.parts for name in part.names]
         if not all(isinstance(state.get(name), Tensor) for name in names):
-            return False
-        return digest({name: state[name] for name in names}) in self._made
+            return None
+        found = digest({name: state[name] for name in names})
+        return found if found in self._made else None
 
 
 def lock_state(model: nn.Module) -> StateLock:

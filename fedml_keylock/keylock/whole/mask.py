@@ -47,10 +47,10 @@ class Masks:
         >>> part, scales = Part("parameters", ("w",)), {"parameters": 0.1}
         >>> secrets, samples = {1: {2: b"secret"}, 2: {1: b"secret"}}, {1: 30, 2: 10}
         >>> average = torch.zeros(5, dtype=torch.float64)
-        >>> for rank in (1, 2):
-        ...     masks = Masks.of(rank, secrets[rank], samples)
+        >>> for silo in (1, 2):
+        ...     masks = Masks.of(silo, secrets[silo], samples)
         ...     sent = masks.masked({"w": torch.zeros(5)}, (part,), scales, b"key", 0)["w"]
-        ...     average += samples[rank] / 40 * sent.double()
+        ...     average += samples[silo] / 40 * sent.double()
         >>> bool(sent.abs().max() > 10), bool(average.abs().max() < 1e-3)
         (True, True)
 
@@ -61,20 +61,20 @@ class Masks:
     share: float
 
     @classmethod
-    def of(cls, rank: int, pairs: Mapping[int, bytes], samples: Mapping[int, int]) -> Masks:
+    def of(cls, silo: int, pairs: Mapping[int, bytes], samples: Mapping[int, int]) -> Masks:
         """From what the silos have agreed on.
 
         Args:
-            rank: this silo's.
-            pairs: other silo's rank to the secret that only these two have.
-            samples: every silo's rank to how many samples it has.
+            silo: this one.
+            pairs: by silo, the secret that only these two have.
+            samples: by silo, how many it has.
 
         """
         others = sorted(pairs)
         return cls(
             tuple(pairs[other] for other in others),
-            tuple(1 if rank < other else -1 for other in others),
-            max(samples.values()) / samples[rank],
+            tuple(1 if silo < other else -1 for other in others),
+            max(samples.values()) / samples[silo],
         )
 
     @one_thread()
