@@ -6,6 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -127,23 +128,29 @@ class Agreement:
     @property
     def layout(self) -> str:
         """What private state on disk is bound to: the model, the protected layers, the settings."""
-        return self.mark[:12]
+        return _digest(self._digests[:3])
 
     @property
     def mark(self) -> str:
-        """Sixteen hex digits, four for each of PARTS, that every message of a silo carries."""
-        model = [[n, list(s), str(self.dtypes[n])] for n, s in self.shapes.items()]
-        parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
-        parts.append(dict(sorted(self.aggregation.items())))
-        return "".join(sha256(json.dumps(p).encode()).hexdigest()[:4] for p in parts)
+        """Sixteen hex digits for each of PARTS, that every message of a silo carries."""
+        return "".join(self._digests)
 
     def difference(self, mark: str) -> str:
         """The first of PARTS in which another rank's mark differs."""
-        own = self.mark
-        for index, part in enumerate(self.PARTS):
-            if mark[4 * index : 4 * index + 4] != own[4 * index : 4 * index + 4]:
+        for index, (part, own) in enumerate(zip(self.PARTS, self._digests, strict=True)):
+            if mark[16 * index : 16 * index + 16] != own:
                 return part
         return "nothing"
+
+    @cached_property
+    def _digests(self) -> list[str]:
+        model = [[n, list(s), str(self.dtypes[n])] for n, s in self.shapes.items()]
+        parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
+        return [_digest(part) for part in (*parts, dict(sorted(self.aggregation.items())))]
+
+
+def _digest(part: Any) -> str:
+    return sha256(json.dumps(part).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
