@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -180,34 +180,6 @@ class KeyLock(OnWeights, Unsent):
         elif not self.fused and not self.on_weights:
             x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
         return self.behind(x)
-
-    def set_published(self, weights: Mapping[str, Tensor], key: Tensor | None = None) -> None:
-        """Take over weights and a key of the paper's form.
-
-        Args:
-            weights: `weight_gamma`, `weight_beta` ``(c, K)``, `bias_gamma`, `bias_beta` ``(c,)``.
-            key: ``(K,)`` of any length and norm; a chained lock has none of its own.
-
-        Example:
-            >>> lock = KeyLock(2, KeyLockConfig(module="affine"))
-            >>> w = {"weight_gamma": torch.ones(2, 3), "weight_beta": torch.ones(2, 3)}
-            >>> w |= {"bias_gamma": torch.ones(2), "bias_beta": torch.zeros(2)}
-            >>> lock.set_published(w, torch.tensor([1.0, 2.0, 3.0]))
-            >>> lock.scale()
-            tensor([7., 7.], grad_fn=<ReluBackward0>)
-
-        """
-        if key is not None:
-            self.key, self.direction = key.clone(), key / key.dot(key)
-        with torch.no_grad():
-            for name in ("gamma", "beta"):
-                weight = weights[f"weight_{name}"]
-                if self.key is None:
-                    weight = weight / getattr(self, f"scale_{name}")
-                else:
-                    weight = torch.mv(weight, self.key)
-                getattr(self, f"weight_{name}").copy_(weight)
-                getattr(self, f"bias_{name}").copy_(weights[f"bias_{name}"])
 
     def fresh(self) -> KeyLock:
         """Another of the same kind, newly drawn; not of a chained one."""
