@@ -28,14 +28,7 @@ from .state import (
 from .validate import PINNED, plan
 from .whole import lock_of, lock_state, unlock_state
 
-__all__ = [
-    "LockInfo",
-    "is_locked",
-    "lock_info",
-    "lock_model",
-    "redraw_lock",
-    "unlock_model",
-]
+__all__ = ["LockInfo", "lock_info", "lock_model", "redraw_lock", "unlock_model"]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 """The attribute by which a model tells DistributedDataParallel what not to send."""
@@ -220,6 +213,7 @@ def unlock_model(model: nn.Module) -> None:
         LockError: the model is not locked.
 
     Example:
+        >>> from fedml_keylock.keylock import is_locked
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> info = lock_model(model)
         >>> unlock_model(model)
@@ -281,17 +275,6 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
 def _is_statistic(name: str) -> bool:
     """Whether a private tensor tells of the silo's data, and not of the lock on it."""
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
-
-
-def is_locked(model: nn.Module) -> bool:
-    """Whether any layer of the model carries a lock, or its whole state goes through one.
-
-    Example:
-        >>> is_locked(nn.Conv2d(1, 6, 3))
-        False
-
-    """
-    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())
 
 
 def _attach(holder: nn.Module, lock: KeyLock | WeightLock) -> None:

@@ -15,8 +15,9 @@ from .key import Uniform, draw_key, normal, secret_uniform
 from .on_weights import OnWeights
 from .pieces import Pieces, draw_pieces
 from .private import Unsent
+from .whole import lock_of
 
-__all__ = ["KeyLock", "WeightLock", "every_lock", "locks"]
+__all__ = ["KeyLock", "WeightLock", "every_lock", "is_locked", "locks"]
 
 GAMMA_SPREAD = 0.7
 """How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
@@ -282,3 +283,14 @@ def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
     for name, module, lock in every_lock(model):
         if isinstance(lock, KeyLock):
             yield name, module, lock
+
+
+def is_locked(model: nn.Module) -> bool:
+    """Whether any layer of the model carries a lock, or its whole state goes through one.
+
+    Example:
+        >>> is_locked(nn.Conv2d(1, 6, 3))
+        False
+
+    """
+    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())

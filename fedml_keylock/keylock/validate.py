@@ -12,11 +12,10 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from ..errors import LockError
 from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
-from .kinds import CONVOLUTIONS, LOCKABLE
-from .module import KeyLock
+from .kinds import CONVOLUTIONS, EMBEDDINGS, LOCKABLE
+from .module import is_locked
 from .pieces import Pieces
 from .placing import Placing, Site
-from .whole import lock_of
 from .whole.turns import parts_of
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
@@ -93,7 +92,7 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
         constant: 0; shared: 2
 
     """
-    if any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules()):
+    if is_locked(model):
         reason = "the model is locked already; unlock_model takes the lock out"
         return ModelCheck((LockIssue("", reason),))
     lazy = tuple(
@@ -110,7 +109,7 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     issue = _front(model, flow, kinds)
     if issue is not None:
         return ModelCheck((issue,))
-    lockable = [n for n, m in kinds.items() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    lockable = [n for n, m in kinds.items() if isinstance(m, LOCKABLE)]
     issues = [
         LockIssue(
             "",
@@ -206,7 +205,7 @@ def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIss
             "the model's first layer is linear: the ratio of its weight and bias gradients is "
             "its input, whatever lock stands behind it, so this model cannot be protected",
         )
-    if isinstance(kinds[first], (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(kinds[first], EMBEDDINGS):
         return LockIssue(
             first,
             "the model's first layer is an embedding: the rows of its gradient that are not zero "
@@ -233,8 +232,7 @@ def _chosen(
     return [
         n
         for n in flow.order
-        if isinstance(kinds[n], (*CONVOLUTIONS, nn.Linear))
-        and any(fnmatchcase(n, glob) for glob in config.targets)
+        if isinstance(kinds[n], LOCKABLE) and any(fnmatchcase(n, glob) for glob in config.targets)
     ], {}
 
 

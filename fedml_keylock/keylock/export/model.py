@@ -15,11 +15,11 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from ...errors import LockError
-from ..attach import DDP_IGNORES, is_locked, unlock_model
+from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
 from ..kinds import CONVOLUTIONS, is_plain
 from ..locked import public_parameter
-from ..module import KeyLock, WeightLock, every_lock, locks
+from ..module import KeyLock, WeightLock, every_lock, is_locked, locks
 from ..pieces import dense
 from ..validate import PINNED
 from ..whole import lock_of
