@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import LockError
+from ..names import under
 from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
 from .kinds import CONVOLUTIONS, EMBEDDINGS, LOCKABLE
@@ -273,13 +274,12 @@ def _constants(
     pieces = {**weights, **{site.holder: site.pieces for site in sites}}
     for name, each in pieces.items():
         if each.own:
-            found |= {f"{name}.{n}": 0.0 for n, _ in model.get_submodule(name).named_parameters()}
+            found |= {under(name, n): 0.0 for n, _ in model.get_submodule(name).named_parameters()}
     for site in sites:
         holder = model.get_submodule(site.holder)
         if site.normalise is None and not isinstance(holder, LOCKABLE):
             own = {**holder._parameters, **holder._buffers}
-            prefix = f"{site.holder}." if site.holder else ""
-            found |= {f"{prefix}{n}": v for n, v in values.items() if own.get(n) is not None}
+            found |= {under(site.holder, n): v for n, v in values.items() if own.get(n) is not None}
     return found
 
 

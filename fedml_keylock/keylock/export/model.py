@@ -15,6 +15,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from ...errors import LockError
+from ...names import under
 from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
 from ..kinds import CONVOLUTIONS, is_plain
@@ -186,7 +187,7 @@ def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
             continue
         values = lock_values(root)
         for name, holder, lock in every_lock(root):
-            whole = f"{prefix}.{name}" if prefix else name
+            whole = under(prefix, name)
             if lock.map_scale is not None:
                 raise LockError(
                     f"{whole}: scales and shifts over a map (module: map) cannot be folded"
