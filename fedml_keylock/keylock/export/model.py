@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ...errors import LockError
+from ...errors import LockError, first_line
 from ...names import under
 from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
@@ -226,10 +226,7 @@ def _measured(
         with torch.no_grad():
             runs(*(example if isinstance(example, tuple) else (example,)))
     except Exception as error:  # the model is anyone's code
-        said = str(error).splitlines()
-        raise LockError(
-            f"the model does not run on the example: {said[0] if said else type(error).__name__}"
-        ) from error
+        raise LockError(f"the model does not run on the example: {first_line(error)}") from error
     return ranks
 
 
