@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import LockError
 from .config import KeyLockConfig
-from .formula import ACTIVATIONS, apply_lock
+from .formula import ACTIVATIONS, EPS, apply_lock
 from .key import Uniform, draw_key, normal, secret_uniform
 from .on_weights import OnWeights
 from .pieces import Pieces, draw_pieces
@@ -175,9 +175,10 @@ class KeyLock(OnWeights, Unsent):
                 self.scale(),
                 self.shift(),
                 training=self.training,
+                eps=EPS,
             )
         elif self.normalise == "layer":
-            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift())
+            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift(), EPS)
         elif not self.fused and not self.on_weights:
             x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
         return self.behind(x)

@@ -16,7 +16,7 @@ from ..names import under
 from .attach import lock_model
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
-from .formula import apply_lock
+from .formula import EPS, apply_lock
 from .hooks import remove_hooks
 from .key import seeded_uniform
 from .module import KeyLock, WeightLock, every_lock
@@ -69,9 +69,9 @@ class RevealedLock(OnWeights, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
         if self.normalise == "batch":
-            x = F.batch_norm(x, None, None, training=True)
+            x = F.batch_norm(x, None, None, training=True, eps=EPS)
         elif self.normalise == "layer":
-            x = F.layer_norm(x, x.shape[-1:])
+            x = F.layer_norm(x, x.shape[-1:], eps=EPS)
         if self.normalise is not None or not (self.fused or self.on_weights):
             x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
         return self.behind(x)

@@ -18,6 +18,7 @@ from ...errors import LockError, first_line
 from ...names import under
 from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
+from ..formula import EPS
 from ..kinds import CONVOLUTIONS, is_plain
 from ..locked import public_parameter
 from ..module import KeyLock, WeightLock, every_lock, is_locked, locks
@@ -38,8 +39,6 @@ from .fold import (
 
 __all__ = ["export_model"]
 
-EPS = 1e-5
-"""Of the norm that a lock brings."""
 OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
