@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from .commands.enable import StartUp
-from .errors import KeyLockError
+from .errors import KeyLockError, first_line
 
 __all__ = ["Check", "examine", "start_up"]
 
@@ -58,7 +58,7 @@ def _torch() -> Check:
         wants = [
             r for r in requires("torchvision") or [] if r.startswith("torch ") or "torch=" in r
         ]
-        found += f": {str(error).splitlines()[0]}"
+        found += f": {first_line(error)}"
         remedy = f"they must be a pair; torchvision asks for {', '.join(wants)}"
         return Check("torch and torchvision", False, found, remedy)
     assert torchvision

@@ -26,6 +26,7 @@ __all__ = [
     "PrivateStateError",
     "UpdateRefused",
     "VaultError",
+    "first_line",
 ]
 
 
@@ -72,3 +73,15 @@ class MissingExtra(KeyLockError):  # noqa: N818  # says what happened
         super().__init__(
             f"{package} is not installed; install it with: pip install 'fedml-keylock[{extra}]'"
         )
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of what anyone's error says, cut; or its kind where it says nothing.
+
+    Example:
+        >>> first_line(RuntimeError("no memory\nat all")), first_line(KeyError())
+        ('no memory', 'KeyError')
+
+    """
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)[:200]

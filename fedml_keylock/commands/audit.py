@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .options import lock_options
+from .request import Request
 
 __all__ = ["audit"]
 
@@ -103,10 +104,11 @@ def audit(**options: Any) -> None:
     Stopped, it goes on where it was when it is run again: OUTPUT/work keeps what is done, pictures
     of the data among it, for you only.
     """  # noqa: D301  # click's mark for lines that are to stay as they are
-    from ..evaluation.audit import muster
-    from .auditing import Request, run_audit
-
     request = Request(**options)
+
+    from ..evaluation.audit import muster
+    from .auditing import run_audit
+
     with muster(request.workers) as crew:
         if crew is not None:  # else this rank has worked for the one that leads
             run_audit(request, crew)

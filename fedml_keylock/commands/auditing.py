@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,70 +18,16 @@ from ..evaluation.audit import Crew, audit
 from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
 from ..plugins import attack_of, manager, metrics
+from .request import Request
 from .subjects import captured, probes
 
-__all__ = ["Request", "run_audit"]
+__all__ = ["run_audit"]
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "inverting_gradients": {"steps": 500, "learning_rate": 0.2, "secret_learning_rate": 0.02},
     "dlg": {"steps": 50, "restarts": 2},
 }
 """Settings with which an audit takes minutes; the sources' are longer (`--set` has them back)."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The command's options, by their names: see its help."""
-
-    capture: Path | None
-    truth: Path | None
-    builder: str
-    data: Path | None
-    labels: Path | None
-    size: int | None
-    weights: Path | None
-    defense: str | None
-    config: Path | None
-    preset: str | None
-    module: str | None
-    targets: str | None
-    vault: Path | None
-    attacks: str
-    fields: tuple[str, ...]
-    knowledge: str
-    images: int
-    batch: int
-    epochs: int | None
-    seeds: int
-    workers: int | None
-    output: Path
-    no_images: bool
-
-    def __post_init__(self) -> None:
-        if self.capture is None and self.data is None:
-            raise click.UsageError("give a CAPTURE with its --truth, or --data for a model alone")
-        if self.labels is not None and self.data is None:
-            raise click.UsageError("--labels goes with --data")
-        if self.capture is not None and self.truth is None:
-            raise click.UsageError("CAPTURE needs --truth: what its silos trained on")
-        probing = {"--truth": self.truth, "--vault": self.vault}
-        capturing = {
-            "--weights": self.weights,
-            "--defense": self.defense,
-            "--config": self.config,
-            "--preset": self.preset,
-            "--module": self.module,
-            "--targets": self.targets,
-        }
-        for name, value in (probing if self.capture is None else capturing).items():
-            if value is not None:
-                role = "only with" if self.capture is None else "not with"
-                raise click.UsageError(f"{name} goes {role} a CAPTURE")
-
-    @property
-    def lock(self) -> dict[str, str | None]:
-        """The options that say what lock it is."""
-        return {"preset": self.preset, "module": self.module, "targets": self.targets}
 
 
 def run_audit(request: Request, crew: Crew) -> Path:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..builtin import keylock
-from ..errors import ConfigError, VaultError
+from ..errors import ConfigError, VaultError, first_line
 from ..keylock import load_private_state_dict, lock_model
 from ..keylock.key import secret_uniform
 from ..keylock.vault.cipher import Cipher
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
     except SafetensorError as error:
-        raise ConfigError(f"{path}: damaged ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{path}: damaged ({first_line(error)})") from None
     except Exception:  # what torch raises for a file that is not its own is not of one kind
         raise ConfigError(
             f"{path}: not a state_dict that torch.load takes with weights_only=True; save the "

@@ -12,7 +12,7 @@ import click
 import yaml
 from torch import nn
 
-from ..errors import ConfigError, VaultError
+from ..errors import ConfigError, VaultError, first_line
 from ..keylock.vault.file import Stored
 
 __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings"]
@@ -102,8 +102,8 @@ def build_model(spec: str) -> nn.Module:
             made = getattr(made, part)
         made = made()
     except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
-        said = (str(error).splitlines() or [""])[0]
-        raise ConfigError(f"--model {spec}: {type(error).__name__}: {said}") from None
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise ConfigError(f"--model {spec}: {said}") from None
     if not isinstance(made, nn.Module):
         raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
     return made

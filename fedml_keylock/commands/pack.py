@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 
 __all__ = ["SUFFIX", "Package", "difference", "pack", "random_input"]
 
@@ -87,7 +87,7 @@ def _scripted(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
         except Exception as error:  # the model is anyone's code
             if example is None:
                 raise ConfigError(
-                    f"--format torchscript: the model cannot be scripted ({_first_line(error)}); "
+                    f"--format torchscript: the model cannot be scripted ({first_line(error)}); "
                     "with --example-shape it can be traced"
                 ) from None
             with torch.no_grad():
@@ -104,7 +104,7 @@ def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
         program = torch.export.export(model, (example,), dynamic_shapes=any_batch)
     except Exception as error:  # the model is anyone's code
         raise ConfigError(
-            f"--format exported: torch.export cannot take the model ({_first_line(error)}); use "
+            f"--format exported: torch.export cannot take the model ({first_line(error)}); use "
             "--format torchscript"
         ) from None
     content = _saved(torch.export.save, program)
@@ -146,7 +146,7 @@ def difference(
         try:
             found = [t for t in tree_leaves(loaded(example)) if isinstance(t, Tensor)]
         except Exception as error:  # the model is anyone's code
-            raise ConfigError(f"the exported model does not run: {_first_line(error)}") from None
+            raise ConfigError(f"the exported model does not run: {first_line(error)}") from None
     if [t.shape for t in wanted] != [t.shape for t in found]:
         raise ConfigError("the exported model's outputs are of another shape: nothing was written")
     largest = max(float(t.abs().max()) for t in wanted)
@@ -158,8 +158,3 @@ def difference(
             "was written"
         )
     return most, largest
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import torch
@@ -39,9 +39,7 @@ from ..keylock.whole import lock_of
 from ..plugins import defense_of
 from ..types import ClientUpdate, Defense, Surrogate
 from .job import build_model, lock_settings
-
-if TYPE_CHECKING:
-    from .auditing import Request
+from .request import Request
 
 __all__ = ["Material", "captured", "own_locks", "probes", "silo_secrets"]
 

@@ -71,7 +71,7 @@ def list_silos(folder: Path) -> None:
 
     silos = _silos(folder, None)
     click.echo(
-        f"{'SILO':>4}  {'ROUND':>5}  {'LAYOUT':12}  {'FORM':9}  {'BYTES':>9}  HISTORY  MODIFIED"
+        f"{'SILO':>4}  {'ROUND':>5}  {'LAYOUT':16}  {'FORM':9}  {'BYTES':>9}  HISTORY  MODIFIED"
     )
     failed = 0
     for silo in silos:
@@ -79,7 +79,7 @@ def list_silos(folder: Path) -> None:
             found = _read(folder, silo)
             changed = datetime.fromtimestamp(found.path.stat().st_mtime)
             click.echo(
-                f"{silo:4}  {found.round_index:5}  {found.layout:12}  {_form(found):9}  "
+                f"{silo:4}  {found.round_index:5}  {found.layout:16}  {_form(found):9}  "
                 f"{len(found.content):9}  {len(history_of(folder, silo)):7}  "
                 f"{changed:%Y-%m-%d %H:%M:%S}"
             )

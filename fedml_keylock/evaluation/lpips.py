@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, interpolate, normalize
 from torchvision.models import alexnet
 
-from ..errors import ConfigError
+from ..errors import ConfigError, first_line
 from .metrics import align
 
 __all__ = ["VARIABLE", "lpips", "lpips_aligned", "lpips_hint", "lpips_metrics"]
@@ -148,8 +148,7 @@ def _network(source: Path) -> tuple[nn.Sequential, tuple[Tensor, ...]]:
         weights = _flax(source, features) if source.suffix == ".ckpt" else _torch(source)
         features.load_state_dict(weights, assign=True)
     except (OSError, RuntimeError, LookupError, ValueError, EOFError, pickle.PickleError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
-        raise ConfigError(f"LPIPS weights {source}: not AlexNet's: {reason}") from None
+        raise ConfigError(f"LPIPS weights {source}: not AlexNet's: {first_line(error)}") from None
     features.eval().requires_grad_(requires_grad=False)
     return features, tuple(heads[f"lin{index}.model.1.weight"] for index in range(len(_TAPS)))
 

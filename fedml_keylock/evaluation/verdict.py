@@ -19,7 +19,7 @@ from enum import StrEnum
 from typing import Any
 
 from .leakage import LeakageRow
-from .wording import accuracy_text, digits, interval_text, joined, labels_text, mean_of
+from .wording import accuracy_text, digits, ends_of, interval_text, joined, labels_text, mean_of
 
 __all__ = ["CONTROL", "Finding", "Light", "Verdict", "judge"]
 
@@ -255,8 +255,8 @@ def _unbroken(
             f"; with the silo's private state the attack reaches {_measured(oracle, by=True)}, so "
             "that the attack works on this model, and what the others lack is that state."
         )
-    high = mean_of({"mean": best.metrics["ssim_aligned"].get("high")})
-    if high is not None and high >= RECOGNISABLE and not trial.sunk(best):
+    ends = ends_of(best.metrics["ssim_aligned"])
+    if ends is not None and ends[1] >= RECOGNISABLE and not trial.sunk(best):
         text += f" Its interval reaches beyond {RECOGNISABLE:.2f}: more images may turn this."
     text += _stages(trial, attackers, oracles)
     if all(level in IGNORANT for level in levels):

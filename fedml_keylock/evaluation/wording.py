@@ -10,6 +10,7 @@ __all__ = [
     "accuracy_text",
     "columns",
     "digits",
+    "ends_of",
     "interval_text",
     "joined",
     "labels_text",
@@ -34,6 +35,18 @@ def mean_of(interval: Mapping[str, Any] | None) -> float | None:
     """
     value = None if interval is None else interval.get("mean")
     return float(value) if value is not None and math.isfinite(value) else None
+
+
+def ends_of(interval: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """An interval's low and high, or None if it has not both or one is not finite.
+
+    Example:
+        >>> ends_of({"mean": 0.5, "low": 0.4, "high": 0.6}), ends_of({"mean": 0.5, "low": None})
+        ((0.4, 0.6), None)
+
+    """
+    low, high = (mean_of({"mean": (interval or {}).get(end)}) for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 def digits(value: float) -> str:
@@ -70,11 +83,11 @@ def interval_text(
 
     """
     mean = mean_of(interval)
-    if interval is None or mean is None:
+    if mean is None:
         return "-"
     text = f"{100 * mean:.1f} %" if percent else f"{mean:.1f}" if decibels else digits(mean)
-    low, high = (mean_of({"mean": interval.get(end)}) for end in ("low", "high"))
-    if low is None or high is None or low == high:
+    low, high = ends_of(interval) or (mean, mean)
+    if low == high:
         return text
     if percent:
         return f"{text} [{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,13 +27,14 @@ Arguments = Any
 
 INVERSION = "gradient_inversion"
 
-_KINDS = {
-    ("cross_silo", "MPI"): ("FedAvg",),
-    ("cross_silo", "GRPC"): ("FedAvg",),
-    ("simulation", "MPI"): ("FedAvg",),
-    ("simulation", "sp"): ("FedAvg",),
+_BACKENDS: Mapping[str, tuple[str, ...]] = {
+    "cross_silo": ("MPI", "GRPC"),
+    "simulation": ("MPI", "sp"),
 }
-"""Training types and backends that were tested, with the federated optimizers tested there.
+"""Training types that were tested, with the backends tested there."""
+
+_OPTIMIZER = "FedAvg"
+"""The federated optimizer that was tested in all of them.
 
 Not LSA: each of its silos begins twice, with another mask than the server takes off, so that the
 model is noise with and without a lock (plugin_tests/jobs/test_matrix.py).
@@ -191,54 +192,49 @@ def _clips(args: Arguments) -> bool:
     return asked and bool(getattr(args, "enable_dp", False))
 
 
-def _unsupported(args: Arguments) -> list[tuple[str, Any, str]]:
+def _unsupported(args: Arguments) -> Iterator[tuple[str, Any, str]]:
     """What of the job has not been shown to work with the defense: (field, value, supported)."""
     kind, backend = getattr(args, "training_type", None), getattr(args, "backend", None)
     optimizer = getattr(args, "federated_optimizer", None)
-    backends = {b: o for (k, b), o in _KINDS.items() if k == kind}
+    backends = _BACKENDS.get(str(kind), ())
     if not backends:
-        return [("training_type", kind, " and ".join(dict.fromkeys(k for k, _ in _KINDS)))]
+        yield "training_type", kind, " and ".join(_BACKENDS)
     if backend not in backends:
-        return [("backend", backend, f"{' and '.join(backends)} with training_type: {kind}")]
-    found: list[tuple[str, Any, str]] = []
-    if optimizer not in backends[backend]:
-        allowed = " and ".join(backends[backend])
+        yield "backend", backend, f"{' and '.join(backends)} with training_type: {kind}"
+    if optimizer != _OPTIMIZER:
         where = f"training_type: {kind} and backend: {backend}"
-        found.append(("federated_optimizer", optimizer, f"{allowed} with {where}"))
+        yield "federated_optimizer", optimizer, f"{_OPTIMIZER} with {where}"
     wanted: list[tuple[str, Any, Any]] = [
         ("scenario", "horizontal", getattr(args, "scenario", "horizontal")),
         ("ml_engine", "torch", getattr(args, "ml_engine", "torch")),
         ("enable_fhe", False, bool(getattr(args, "enable_fhe", False))),
     ]
-    found += [(name, value, str(only)) for name, only, value in wanted if value != only]
-    found += _beside(args)
+    yield from ((name, value, str(only)) for name, only, value in wanted if value != only)
+    yield from _beside(args)
     total = getattr(args, "client_num_in_total", None)
     each = getattr(args, "client_num_per_round", None)
     if total is None or each is None or total < each:
-        found.append(("client_num_in_total", total, f"client_num_per_round ({each}) or more"))
+        yield "client_num_in_total", total, f"client_num_per_round ({each}) or more"
     # FedML's server waits for every rank, and asks only so many; the simulation counts itself
     workers = getattr(args, "worker_num", None)
     silos = workers - 1 if kind == "simulation" and isinstance(workers, int) else workers
     if backend != "sp" and silos != each:
         every = f"worker_num ({silos})" if silos == workers else f"{silos}"
-        found.append(("client_num_per_round", each, f"{every}: every rank but the server's"))
-    return found
+        yield "client_num_per_round", each, f"{every}: every rank but the server's"
 
 
-def _beside(args: Arguments) -> list[tuple[str, Any, str]]:
+def _beside(args: Arguments) -> Iterator[tuple[str, Any, str]]:
     """What of FedML's own noise and attacks cannot run beside the lock."""
-    found: list[tuple[str, Any, str]] = []
     plain = "training_type: cross_silo with federated_optimizer: FedAvg"
     attack = _word(args, "attack_type")
     if getattr(args, "enable_dp", False) and not _is_plain(args):
-        found.append(("enable_dp", True, f"it with {plain}: FedML adds no noise elsewhere"))
+        yield "enable_dp", True, f"it with {plain}: FedML adds no noise elsewhere"
     if getattr(args, "enable_attack", False) and attack != INVERSION and not _is_plain(args):
-        found.append(("attack_type", attack, f"FedML's own attacks with {plain}"))
+        yield "attack_type", attack, f"FedML's own attacks with {plain}"
     solution = _word(args, "dp_solution_type")
     if getattr(args, "enable_dp", False) and solution not in ("ldp", "cdp"):
-        found.append(("dp_solution_type", solution, "ldp and cdp, which FedML adds"))
+        yield "dp_solution_type", solution, "ldp and cdp, which FedML adds"
     if getattr(args, "enable_dp", False) and getattr(args, "enable_rdp_accountant", False):
-        found.append(("enable_rdp_accountant", True, "False: FedML's accountant cannot be made"))
+        yield "enable_rdp_accountant", True, "False: FedML's accountant cannot be made"
     if getattr(args, "enable_attack", False) and attack == "dlg":
-        found.append(("attack_type", attack, f"{INVERSION}: FedML's own dlg never optimises"))
-    return found
+        yield "attack_type", attack, f"{INVERSION}: FedML's own dlg never optimises"

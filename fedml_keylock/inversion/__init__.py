@@ -8,7 +8,6 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
-from .cost import weigh_layers
 from .decoder.attack import LearnedAttack
 from .decoder.network import ConvDecoder
 from .decoder.settings import DecoderFactory
@@ -31,7 +30,7 @@ from .tokens import TokenRecovery, embedding_tokens
 from .transform import Clip, Noise, Prune, Quantise, Transform
 from .unknowns.generator import GeneratorWeights, Latent
 from .unknowns.pixels import Parametrisation, Pixels
-from .unknowns.table import TableRows, round_categories
+from .unknowns.table import TableRows
 
 __all__ = [
     "GRANTS",
@@ -70,9 +69,7 @@ __all__ = [
     "inverting_gradients",
     "learned",
     "linear_input",
-    "round_categories",
     "squared_norm",
     "tableak",
     "total_variation",
-    "weigh_layers",
 ]

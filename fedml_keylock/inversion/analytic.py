@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
+from ..names import under
 from ..types import ClientUpdate, Reconstruction
 from .engine.observe import observe
 from .engine.watch import watch
@@ -141,7 +142,7 @@ class AnalyticAttack:
             )
         observation = observe(updates, model, knowledge)
         name = _first_linear(observation.model, knowledge)
-        weight, bias = (observation.targets[f"{name}{part}"] for part in ("weight", "bias"))
+        weight, bias = (observation.targets[under(name, part)] for part in ("weight", "bias"))
         labels = find_labels(observation.model, observation.targets, knowledge).to(weight.device)
         found = linear_input(weight, bias)
         rest = weight - bias[..., None] * found[:, None]
@@ -162,7 +163,7 @@ class AnalyticAttack:
 
 
 def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
-    """Prefix of the parameters of the layer that the input itself goes into.
+    """Name of the layer that the input itself goes into.
 
     The first layer is the first module with parameters of its own that runs. What it gets must be
     the image or the row, as it was or flattened.
@@ -198,4 +199,4 @@ def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
         )
     if not (module.weight.requires_grad and module.bias.requires_grad):
         raise AttackError(f"the model's first layer, {label}, is frozen: it has no gradient")
-    return f"{name}." if name else ""
+    return name

@@ -8,24 +8,13 @@ the targets in the same shapes, and ``weights`` ``(b, layers)`` (0 leaves a laye
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ..errors import ConfigError
-
-__all__ = [
-    "COSTS",
-    "cosine",
-    "l1",
-    "l2_twice",
-    "l2_wasserstein",
-    "squared_l2",
-    "wasserstein",
-    "weigh_layers",
-]
+__all__ = ["COSTS", "cosine", "l1", "l2_twice", "l2_wasserstein", "squared_l2", "wasserstein"]
 
 
 class _Products(Function):
@@ -168,32 +157,6 @@ def l2_twice(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Te
     squared = squared_l2(gradients, targets, weights)
     # the root has no gradient at 0
     return squared + squared.clamp(min=1e-20).sqrt()
-
-
-def weigh_layers(names: Sequence[str], how: Literal["uniform", "linear"]) -> dict[str, float]:
-    """Weights for ``GradientInversion.layer_weights``, by each parameter's depth.
-
-    Args:
-        names: of L parameters, from the model's input to its output.
-        how: ``uniform`` for 1 everywhere; ``linear`` to fall with depth, from 1 in steps of 1 / L,
-            as the ``weights="linear"`` of the code that Geiping et al. 2020 published.
-
-    Returns:
-        Name to weight.
-
-    Raises:
-        ConfigError: there is no such way.
-
-    Example:
-        >>> weigh_layers(["conv.weight", "head.weight"], "linear")
-        {'conv.weight': 1.0, 'head.weight': 0.5}
-
-    """
-    if how == "uniform":
-        return dict.fromkeys(names, 1.0)
-    if how == "linear":
-        return {name: 1.0 - depth / len(names) for depth, name in enumerate(names)}
-    raise ConfigError(f"layers are weighed 'uniform' or 'linear', not {how!r}")
 
 
 COSTS = {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError, ConfigError
+from ..names import under
 from ..types import ClientUpdate, TokenReconstruction
 from .engine.observe import observe
 from .engine.watch import watch
@@ -192,4 +193,4 @@ def _embedding(model: nn.Module, knowledge: Knowledge) -> str:
             f"the model's embedding, {label}, has its weight in common with {', '.join(tied)}: "
             "all rows move"
         )
-    return f"{name}.weight" if name else "weight"
+    return under(name, "weight")

@@ -6,11 +6,11 @@ Source: Ren, Deng, Xie, Ma, Ma, "Gradient Leakage Defense with Key-Lock Module f
 Learning", arXiv 2305.04095.
 """
 
-from .attach import LockInfo, is_locked, lock_info, lock_model, redraw_lock, unlock_model
+from .attach import LockInfo, lock_info, lock_model, redraw_lock, unlock_model
 from .config import KeyLockConfig
 from .export import export_model
 from .key import draw_key
-from .module import KeyLock
+from .module import KeyLock, is_locked
 from .reveal import draw_effective, effective_state, surrogate
 from .state import load_private_state_dict, private_state_dict
 from .validate import LayerCheck, LockIssue, ModelCheck, Site, check_model, plan

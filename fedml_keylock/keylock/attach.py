@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from copy import deepcopy
 from dataclasses import dataclass
@@ -29,14 +28,7 @@ from .state import (
 from .validate import PINNED, plan
 from .whole import lock_of, lock_state, unlock_state
 
-__all__ = [
-    "LockInfo",
-    "is_locked",
-    "lock_info",
-    "lock_model",
-    "redraw_lock",
-    "unlock_model",
-]
+__all__ = ["LockInfo", "lock_info", "lock_model", "redraw_lock", "unlock_model"]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 """The attribute by which a model tells DistributedDataParallel what not to send."""
@@ -51,8 +43,6 @@ class LockInfo:
         holders: names of the modules that the locks hang on.
         private_parameters: how many numbers the locks hold and train.
         public_parameters: how many the model has beside them, all of them shared.
-        gamma_mean: over all channels; NaN while the model has no values (on meta).
-        gamma_std: over all channels, likewise.
         dead_channels: how many have a gamma of 0: they learn nothing, and their vanishing gradient
             shows it to the server.
         whole: the lock is on the whole state: every layer is locked, and no gamma and beta are.
@@ -63,9 +53,7 @@ class LockInfo:
     holders: tuple[str, ...]
     private_parameters: int
     public_parameters: int
-    gamma_mean: float
-    gamma_std: float
-    dead_channels: int
+    dead_channels: int = 0
     whole: bool = False
 
     def __str__(self) -> str:
@@ -77,9 +65,10 @@ class LockInfo:
         named = ", ".join(self.layers[:6])
         if len(self.layers) > 6:
             named += f" and {len(self.layers) - 6} more"
+        dead = f"; {self.dead_channels} dead channels" if self.dead_channels else ""
         return (
             f"locked {named}: {self.private_parameters:,} private parameters beside "
-            f"{self.public_parameters:,} public ones"
+            f"{self.public_parameters:,} public ones{dead}"
         )
 
 
@@ -184,7 +173,7 @@ def _lock_whole(model: nn.Module, config: KeyLockConfig, uniform: Uniform | None
 
 
 def lock_info(model: nn.Module) -> LockInfo:
-    """What a locked model's locks are, and what has become of gamma.
+    """What a locked model's locks are, and how many channels are dead under them.
 
     Raises:
         LockError: the model is not locked.
@@ -201,19 +190,17 @@ def lock_info(model: nn.Module) -> LockInfo:
     if lock_of(model) is not None:
         layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
         count = sum(p.numel() for p in model.parameters())
-        return LockInfo((*layers,), ("",), 0, count, math.nan, math.nan, 0, whole=True)
+        return LockInfo((*layers,), ("",), 0, count, whole=True)
     if not found:
         raise LockError("the model is not locked")
-    gamma = _gammas(model)
+    gammas = [gamma for gamma, _ in lock_values(model).values() if not gamma.is_meta]
     private = sum(p.numel() for _, _, lock in every_lock(model) for p in lock.parameters())
     return LockInfo(
         layers=tuple(dict.fromkeys(n for _, _, lock in every_lock(model) for n in lock.layers)),
         holders=tuple(name for name, _, _ in found),
         private_parameters=private,
         public_parameters=sum(p.numel() for p in model.parameters()) - private,
-        gamma_mean=float(gamma.mean()),
-        gamma_std=float(gamma.std(correction=0)),
-        dead_channels=int((gamma == 0).sum()),
+        dead_channels=sum(int((gamma == 0).sum()) for gamma in gammas),
     )
 
 
@@ -226,6 +213,7 @@ def unlock_model(model: nn.Module) -> None:
         LockError: the model is not locked.
 
     Example:
+        >>> from fedml_keylock.keylock import is_locked
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> info = lock_model(model)
         >>> unlock_model(model)
@@ -289,17 +277,6 @@ def _is_statistic(name: str) -> bool:
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
-def is_locked(model: nn.Module) -> bool:
-    """Whether any layer of the model carries a lock, or its whole state goes through one.
-
-    Example:
-        >>> is_locked(nn.Conv2d(1, 6, 3))
-        False
-
-    """
-    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())
-
-
 def _attach(holder: nn.Module, lock: KeyLock | WeightLock) -> None:
     lock.train(holder.training)
     holder.keylock = lock
@@ -323,13 +300,6 @@ def _constants(holder: nn.Module, lock: KeyLock | WeightLock) -> dict[str, float
     if lock.own_weight is not None:
         return dict.fromkeys(PINNED, 0.0)
     return {} if isinstance(holder, LOCKABLE) else dict(PINNED)
-
-
-def _gammas(model: nn.Module) -> Tensor:
-    """Every gamma of a locked model, in one vector ``(c,)``; NaN where it has no values."""
-    found = [gamma for gamma, _ in lock_values(model).values()]
-    gammas = torch.cat([gamma.detach().float().flatten() for gamma in found])
-    return torch.full((1,), torch.nan) if gammas.is_meta else gammas
 
 
 def _shapes(shape: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .hooks import remove_hooks
 from .module import KeyLock, locks
 
 __all__ = ["attach_chain", "detach_chain", "lock_values", "next_values"]
@@ -62,11 +63,7 @@ def detach_chain(model: nn.Module) -> None:
     if not hasattr(model, CHAIN):
         return
     delattr(model, CHAIN)
-    for hooks in (model._forward_pre_hooks, model._forward_hooks):
-        for handle, hook in list(hooks.items()):
-            if hook in (hand_out, take_back):
-                del hooks[handle]
-                model._forward_hooks_always_called.pop(handle, None)
+    remove_hooks(model, hand_out, take_back)
 
 
 def hand_out(model: nn.Module, _inputs: Any) -> None:

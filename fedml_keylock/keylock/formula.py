@@ -10,7 +10,10 @@ from torch import Tensor
 
 from .pieces import turn
 
-__all__ = ["ACTIVATIONS", "apply_lock", "mix"]
+__all__ = ["ACTIVATIONS", "EPS", "apply_lock", "mix"]
+
+EPS = 1e-5
+"""Of the norm that a lock brings."""
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,

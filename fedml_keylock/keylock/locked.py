@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LockError
+from .kinds import LOCKABLE
 from .private import Private
 
 __all__ = ["public_parameter", "put_under_lock", "release"]
@@ -152,8 +153,7 @@ def put_under_lock(holder: nn.Module) -> bool:
         (False, True)
 
     """
-    norm = not isinstance(holder, (nn.Linear, nn.modules.conv._ConvNd))
-    fused = norm and None not in (
+    fused = not isinstance(holder, LOCKABLE) and None not in (
         public_parameter(holder, "weight"),
         public_parameter(holder, "bias"),
     )

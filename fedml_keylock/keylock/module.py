@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..errors import LockError
 from .config import KeyLockConfig
-from .formula import ACTIVATIONS, apply_lock
+from .formula import ACTIVATIONS, EPS, apply_lock
 from .key import Uniform, draw_key, normal, secret_uniform
 from .on_weights import OnWeights
 from .pieces import Pieces, draw_pieces
 from .private import Unsent
+from .whole import lock_of
 
-__all__ = ["KeyLock", "WeightLock", "every_lock", "locks"]
+__all__ = ["KeyLock", "WeightLock", "every_lock", "is_locked", "locks"]
 
 GAMMA_SPREAD = 0.7
 """How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
@@ -174,40 +175,13 @@ class KeyLock(OnWeights, Unsent):
                 self.scale(),
                 self.shift(),
                 training=self.training,
+                eps=EPS,
             )
         elif self.normalise == "layer":
-            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift())
+            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift(), EPS)
         elif not self.fused and not self.on_weights:
             x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
         return self.behind(x)
-
-    def set_published(self, weights: Mapping[str, Tensor], key: Tensor | None = None) -> None:
-        """Take over weights and a key of the paper's form.
-
-        Args:
-            weights: `weight_gamma`, `weight_beta` ``(c, K)``, `bias_gamma`, `bias_beta` ``(c,)``.
-            key: ``(K,)`` of any length and norm; a chained lock has none of its own.
-
-        Example:
-            >>> lock = KeyLock(2, KeyLockConfig(module="affine"))
-            >>> w = {"weight_gamma": torch.ones(2, 3), "weight_beta": torch.ones(2, 3)}
-            >>> w |= {"bias_gamma": torch.ones(2), "bias_beta": torch.zeros(2)}
-            >>> lock.set_published(w, torch.tensor([1.0, 2.0, 3.0]))
-            >>> lock.scale()
-            tensor([7., 7.], grad_fn=<ReluBackward0>)
-
-        """
-        if key is not None:
-            self.key, self.direction = key.clone(), key / key.dot(key)
-        with torch.no_grad():
-            for name in ("gamma", "beta"):
-                weight = weights[f"weight_{name}"]
-                if self.key is None:
-                    weight = weight / getattr(self, f"scale_{name}")
-                else:
-                    weight = torch.mv(weight, self.key)
-                getattr(self, f"weight_{name}").copy_(weight)
-                getattr(self, f"bias_{name}").copy_(weights[f"bias_{name}"])
 
     def fresh(self) -> KeyLock:
         """Another of the same kind, newly drawn; not of a chained one."""
@@ -310,3 +284,14 @@ def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
     for name, module, lock in every_lock(model):
         if isinstance(lock, KeyLock):
             yield name, module, lock
+
+
+def is_locked(model: nn.Module) -> bool:
+    """Whether any layer of the model carries a lock, or its whole state goes through one.
+
+    Example:
+        >>> is_locked(nn.Conv2d(1, 6, 3))
+        False
+
+    """
+    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())

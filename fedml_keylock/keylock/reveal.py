@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..names import under
 from .attach import lock_model
 from .chain import detach_chain, lock_values
 from .config import KeyLockConfig
-from .formula import apply_lock
+from .formula import EPS, apply_lock
 from .hooks import remove_hooks
 from .key import seeded_uniform
 from .module import KeyLock, WeightLock, every_lock
@@ -68,9 +69,9 @@ class RevealedLock(OnWeights, nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
         if self.normalise == "batch":
-            x = F.batch_norm(x, None, None, training=True)
+            x = F.batch_norm(x, None, None, training=True, eps=EPS)
         elif self.normalise == "layer":
-            x = F.layer_norm(x, x.shape[-1:])
+            x = F.layer_norm(x, x.shape[-1:], eps=EPS)
         if self.normalise is not None or not (self.fused or self.on_weights):
             x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
         return self.behind(x)
@@ -101,8 +102,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
         holder.keylock = revealed = RevealedLock(lock).to(next(lock.parameters()))
         # the layer's class runs whatever lock is there
         remove_hooks(holder, show_public, keep_private)
-        prefix = f"{name}." if name else ""
-        unknowns += [f"{prefix}keylock.{n}" for n, _ in revealed.named_parameters()]
+        unknowns += [under(name, f"keylock.{n}") for n, _ in revealed.named_parameters()]
     return copy, tuple(unknowns)
 
 
@@ -126,7 +126,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     values = lock_values(model)
     for name, _, lock in every_lock(model):
-        prefix = f"{name}.keylock." if name else "keylock."
+        prefix = under(name, "keylock.")
         if name in values:
             gamma, beta = values[name]
             state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LockError, VaultError
+from ..names import under
 from .locked import public_parameter
 from .module import KeyLock, WeightLock, every_lock, locks
 from .validate import STATISTICS
@@ -85,11 +86,10 @@ def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
     if not tensors:
         raise LockError("the model is not locked")
     for name, holder, _ in locks(model):
-        prefix = f"{name}." if name else ""
         for own in _hidden_statistics(holder):
             tensor = holder._buffers[own]
             assert tensor is not None
-            tensors[f"{prefix}{own}"] = tensor
+            tensors[under(name, own)] = tensor
     return tensors
 
 
@@ -102,7 +102,7 @@ def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
 
     """
     return {
-        f"{name}.keylock.{own}" if name else f"keylock.{own}": tensor
+        under(name, f"keylock.{own}"): tensor
         for name, _, lock in every_lock(model)
         for own, tensor in (*lock.named_parameters(), *lock.named_buffers())
     }

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from ..errors import LockError
+from ..names import under
 from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
-from .kinds import CONVOLUTIONS, LOCKABLE
-from .module import KeyLock
+from .kinds import CONVOLUTIONS, EMBEDDINGS, LOCKABLE
+from .module import is_locked
 from .pieces import Pieces
 from .placing import Placing, Site
-from .whole import lock_of
 from .whole.turns import parts_of
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
@@ -93,7 +93,7 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
         constant: 0; shared: 2
 
     """
-    if any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules()):
+    if is_locked(model):
         reason = "the model is locked already; unlock_model takes the lock out"
         return ModelCheck((LockIssue("", reason),))
     lazy = tuple(
@@ -110,7 +110,7 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     issue = _front(model, flow, kinds)
     if issue is not None:
         return ModelCheck((issue,))
-    lockable = [n for n, m in kinds.items() if isinstance(m, (*CONVOLUTIONS, nn.Linear))]
+    lockable = [n for n, m in kinds.items() if isinstance(m, LOCKABLE)]
     issues = [
         LockIssue(
             "",
@@ -206,7 +206,7 @@ def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIss
             "the model's first layer is linear: the ratio of its weight and bias gradients is "
             "its input, whatever lock stands behind it, so this model cannot be protected",
         )
-    if isinstance(kinds[first], (nn.Embedding, nn.EmbeddingBag)):
+    if isinstance(kinds[first], EMBEDDINGS):
         return LockIssue(
             first,
             "the model's first layer is an embedding: the rows of its gradient that are not zero "
@@ -233,8 +233,7 @@ def _chosen(
     return [
         n
         for n in flow.order
-        if isinstance(kinds[n], (*CONVOLUTIONS, nn.Linear))
-        and any(fnmatchcase(n, glob) for glob in config.targets)
+        if isinstance(kinds[n], LOCKABLE) and any(fnmatchcase(n, glob) for glob in config.targets)
     ], {}
 
 
@@ -275,13 +274,12 @@ def _constants(
     pieces = {**weights, **{site.holder: site.pieces for site in sites}}
     for name, each in pieces.items():
         if each.own:
-            found |= {f"{name}.{n}": 0.0 for n, _ in model.get_submodule(name).named_parameters()}
+            found |= {under(name, n): 0.0 for n, _ in model.get_submodule(name).named_parameters()}
     for site in sites:
         holder = model.get_submodule(site.holder)
         if site.normalise is None and not isinstance(holder, LOCKABLE):
             own = {**holder._parameters, **holder._buffers}
-            prefix = f"{site.holder}." if site.holder else ""
-            found |= {f"{prefix}{n}": v for n, v in values.items() if own.get(n) is not None}
+            found |= {under(site.holder, n): v for n, v in values.items() if own.get(n) is not None}
     return found
 
 

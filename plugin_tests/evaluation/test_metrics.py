@@ -106,3 +106,11 @@ def test_matching_undoes_a_shuffle(pair):
     images, truth = pair
     shuffle = torch.tensor([3, 1, 0, 2])
     assert torch.equal(images[shuffle][match(images[shuffle], truth)], images)
+
+
+def test_rows_of_a_table_are_matched_as_they_are():
+    # clamped to [0, 1], as pictures are, these two would be the same
+    apart = torch.tensor([[-1.0], [-3.0]])
+    assert match(apart[[1, 0]], apart).tolist() == [1, 0]
+    with pytest.raises(ConfigError, match="must both be"):
+        match(apart[0], apart[0])

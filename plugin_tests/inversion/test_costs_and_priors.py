@@ -7,7 +7,7 @@ from scipy.stats import wasserstein_distance
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from fedml_keylock.errors import AttackError, ConfigError
+from fedml_keylock.errors import AttackError
 from fedml_keylock.inversion import (
     Knowledge,
     batch_norm_statistics,
@@ -16,7 +16,6 @@ from fedml_keylock.inversion import (
     inverting_gradients,
     squared_norm,
     total_variation,
-    weigh_layers,
 )
 from fedml_keylock.inversion.cost import COSTS, cosine, l1, squared_l2, wasserstein
 from fedml_keylock.inversion.engine.objective import Layout, Objective
@@ -70,19 +69,16 @@ def test_wasserstein_is_scipy_s_layer_by_layer():
     assert wasserstein(shuffled, target, torch.ones(4, 2)).abs().max() < 1e-6
 
 
-def test_layers_are_weighed_by_depth(lenet, make_update):
-    assert weigh_layers(["a", "b"], "uniform") == {"a": 1, "b": 1}
-    assert weigh_layers(["a", "b", "c", "d"], "linear") == {"a": 1, "b": 0.75, "c": 0.5, "d": 0.25}
-    with pytest.raises(ConfigError, match="not 'cubic'"):
-        weigh_layers(["a"], "cubic")
+def test_layers_are_weighed(lenet, make_update):
     model = lenet(1, 8)
     names = [name for name, _ in model.named_parameters()]
+    by_depth = {name: 1 - depth / len(names) for depth, name in enumerate(names)}
     update = make_update(model, torch.rand(1, 1, 8, 8), torch.tensor([3]))
     costs = [
-        inverting_gradients(steps=1, layer_weights=weigh_layers(names, how))
+        inverting_gradients(steps=1, layer_weights=weights)
         .reconstruct([update], model, knowledge=KNOWN, generator=torch.Generator())
         .cost
-        for how in ("uniform", "linear")
+        for weights in ({}, by_depth)
     ]
     assert not torch.allclose(*costs)
 

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from fedml_keylock.errors import AttackError, ConfigError, LockError
-from fedml_keylock.evaluation.table_metrics import token_scores
 from fedml_keylock.inversion import Clip, Knowledge, LocalTraining, Noise, Quantise, TokenRecovery
 from fedml_keylock.inversion.tokens import embedding_tokens
 from fedml_keylock.keylock import KeyLockConfig, lock_model
@@ -32,6 +31,10 @@ def some(text, batch, seed=0, length=LENGTH):
     generator = torch.Generator().manual_seed(seed)
     first = torch.randint(0, len(text) - length, (batch, 1), generator=generator)
     return text[first + torch.arange(length)], text[first + length][:, 0]
+
+
+def named(texts):
+    return [set(tokens.flatten().tolist()) for tokens in texts]
 
 
 def recover(updates, model, knowledge=KNOWN, **fields):
@@ -72,8 +75,7 @@ def test_fedml_s_rnn_gives_every_token_away(text, make_update, batch):
         knowledge=replace(KNOWN, batch=batch),
         progress=lambda *done: calls.append(done),
     )
-    scores = token_scores(found.tokens, [tokens for tokens, _ in batches])
-    assert scores["f1"].tolist() == [1.0] * 3
+    assert named(found.tokens) == named(tokens for tokens, _ in batches)
     assert (found.attack, found.knowledge) == ("tokens", "oblivious")
     assert calls == [(1, 1)]
     assert "tensor" not in repr(found)
@@ -91,9 +93,9 @@ def test_what_is_far_back_in_a_long_text_is_missed_and_nothing_is_made_up(text, 
     found = recover(
         [make_update(model, tokens, after)], model, replace(KNOWN, input_shape=(80,), batch=4)
     )
-    scores = token_scores(found.tokens, [tokens])
-    assert scores["precision"].item() == 1
-    assert 0.5 < scores["recall"].item() < 1
+    (there,), (true,) = named(found.tokens), named([tokens])
+    assert there < true
+    assert len(there) > len(true) / 2
 
 
 def test_padding_is_not_named(text, make_update):

@@ -39,6 +39,21 @@ def paper_weights(channels, length, generator):
     }
 
 
+def set_published(lock, weights, key):
+    """Give a lock the paper's key and weights; in a chain only the first has a key of its own."""
+    if key is not None:
+        lock.key, lock.direction = key.clone(), key / key.dot(key)
+    with torch.no_grad():
+        for name in ("gamma", "beta"):
+            weight = weights[f"weight_{name}"]
+            if lock.key is None:
+                weight = weight / getattr(lock, f"scale_{name}")
+            else:
+                weight = torch.mv(weight, lock.key)
+            getattr(lock, f"weight_{name}").copy_(weight)
+            getattr(lock, f"bias_{name}").copy_(weights[f"bias_{name}"])
+
+
 def images():
     return torch.rand(3, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -72,7 +87,7 @@ def test_the_papers_key_and_weights_give_the_papers_outputs(chained, activation)
     per_layer = []
     for (_, _, lock), length in zip(locks(model), lengths, strict=True):
         weights = paper_weights(lock.channels, length, generator)
-        lock.set_published(weights, None if chained and per_layer else key)
+        set_published(lock, weights, None if chained and per_layer else key)
         per_layer.append(weights)
     expected = paper_forward(model, images(), per_layer, key, ACT[activation], chained=chained)
     assert torch.allclose(model(images()), expected, atol=1e-6, rtol=0)
@@ -88,7 +103,7 @@ def test_training_the_papers_weights_and_ours_is_the_same_path():
     per_layer = []
     for _, _, lock in locks(model):
         weights = paper_weights(lock.channels, 16, generator)
-        lock.set_published(weights, key)
+        set_published(lock, weights, key)
         per_layer.append({n: w.clone().requires_grad_() for n, w in weights.items()})
     dense = [w for weights in per_layer for w in weights.values()]
     ours = [p for _, _, lock in locks(model) for p in lock.parameters()]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from ...errors import AttackError
+from ...errors import AttackError, first_line
 from .plan import Task
 from .work import work_on
 
@@ -139,7 +139,7 @@ class Ranks:
         if failed:
             if isinstance(failed[0], AttackError):
                 raise failed[0]
-            said = (str(failed[0]).splitlines() or [type(failed[0]).__name__])[0]
+            said = first_line(failed[0])
             raise AttackError(f"a task cannot be done by another rank: {said}") from failed[0]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ...errors import AttackError
+from ...errors import AttackError, first_line
 from ...inversion import LocalTraining
 from ...threads import one_thread
 from ...types import ClientUpdate
@@ -102,7 +102,7 @@ def _public(model: nn.Module, private: Collection[str]) -> Mapping[str, Tensor]:
 
 
 def _unfit(images: Tensor, error: Exception) -> AttackError:
-    said = (str(error).splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     if "more than 1 value per channel" in said:  # a batch norm on a single number
         said += ": it needs larger pictures (--size) or more of them (--batch)"
     return AttackError(f"the model cannot be trained on images {tuple(images.shape)}: {said}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..wording import columns, interval_text, joined, mean_of
+from ..wording import columns, ends_of, interval_text, joined, mean_of
 from .names import ROLES, roles_of
 from .page import render
 from .writing import write_all
@@ -53,13 +53,10 @@ class Pair:
             return "only in A" if self.in_a else "only in B"
         if self.difference is None:
             return "not measured"
-        assert self.a is not None
-        assert self.b is not None
-        ends = [mean_of({"mean": one.get(e)}) for one in (self.a, self.b) for e in ("low", "high")]
-        if any(end is None for end in ends):
+        a, b = ends_of(self.a), ends_of(self.b)
+        if a is None or b is None:
             return "no interval"
-        low_a, high_a, low_b, high_b = (float(end or 0.0) for end in ends)
-        return "overlap" if low_a <= high_b and low_b <= high_a else "apart"
+        return "overlap" if a[0] <= b[1] and b[0] <= a[1] else "apart"
 
 
 @dataclass(frozen=True)

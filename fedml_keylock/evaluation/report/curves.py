@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ..leakage import CostCurve, LeakageRow
 from ..verdict import BASELINE
-from ..wording import mean_of
+from ..wording import ends_of, mean_of
 from .charts import Chart, Series
 
 __all__ = ["accuracy_charts", "cost_charts", "leakage_charts"]
@@ -69,8 +69,8 @@ def _scores(name: str, rows: Sequence[LeakageRow], *, hue: int, dash: int) -> Se
     for row in ordered:
         interval = row.metrics["ssim_aligned"]
         points.append((float(row.round), float(mean_of(interval) or 0.0)))
-        low, high = (mean_of({"mean": interval.get(end)}) for end in ("low", "high"))
-        ends.append(None if low is None or high is None else (low, min(high, 1.0)))
+        found = ends_of(interval)
+        ends.append(found and (found[0], min(found[1], 1.0)))
     return Series(name, tuple(points), tuple(ends), hue, dash)
 
 

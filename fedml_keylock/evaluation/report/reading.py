@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ...errors import ConfigError
+from ...errors import ConfigError, first_line
 
 __all__ = ["SCHEMA", "read_report", "report_schema"]
 
@@ -65,8 +65,7 @@ def read_report(path: Path) -> dict[str, Any]:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{file}: not a whole report: {cut} ({where})") from None
     except (ValueError, RecursionError) as error:  # a number or a depth beyond what JSON is for
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{file}: not a report: {reason}") from None
+        raise ConfigError(f"{file}: not a report: {first_line(error)}") from None
     _check(file, content)
     return dict(content)
 

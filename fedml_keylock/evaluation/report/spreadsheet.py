@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from itertools import chain
 
 from ..leakage import LeakageRow
-from ..wording import mean_of
+from ..wording import ends_of, mean_of
 
 __all__ = ["leakage_csv"]
 
@@ -34,6 +35,6 @@ def leakage_csv(rows: Sequence[LeakageRow], metrics: Sequence[str]) -> str:
     lines.writerow([*_OWN, *(f"{name}_{end}" for name in (*metrics, "cost") for end in _ENDS)])
     for row in rows:
         intervals = [*(row.metrics.get(name) or {} for name in metrics), row.cost]
-        numbers = [mean_of({"mean": one.get(end)}) for one in intervals for end in _ENDS]
-        lines.writerow([*(getattr(row, name) for name in _OWN), *numbers])
+        numbers = [(mean_of(one), *(ends_of(one) or (None, None))) for one in intervals]
+        lines.writerow([*(getattr(row, name) for name in _OWN), *chain(*numbers)])
     return text.getvalue()

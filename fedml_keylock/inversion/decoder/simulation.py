@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError
+from ...names import under
 from ..analytic import linear_input
 from ..cost import COSTS
 from ..engine.objective import Layout, Objective, probe
@@ -249,7 +250,7 @@ def _outer_products(objective: Objective) -> dict[str, str | None]:
             handle.remove()
     found: dict[str, str | None] = {}
     for name, sizes in seen.items():
-        weight, bias = (f"{name}.{part}" if name else part for part in ("weight", "bias"))
+        weight, bias = (under(name, part) for part in ("weight", "bias"))
         layer = objective.model.get_submodule(name)
         # several local steps add up several products
         once = objective.knowledge.training is None and sizes == [layer.in_features]

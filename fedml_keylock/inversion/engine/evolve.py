@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import MissingExtra
 from .objective import Objective
 from .search import Found, points
 from .settings import SearchSettings
@@ -39,15 +39,13 @@ def evolve(
         seeds: ``(b,)`` integers above 0, of the evolutions.
 
     Raises:
-        ConfigError: the package is not installed.
+        MissingExtra: the package is not installed.
 
     """
     try:
         import cma
     except ImportError:
-        raise ConfigError(
-            "optimizer 'cma' needs the package cma: pip install 'fedml-keylock[ggl]'"
-        ) from None
+        raise MissingExtra("cma", "ggl") from None
     every, count = points(attack.steps)
     settings: dict[str, Any] = {"verbose": -9, "maxiter": attack.steps}
     if attack.population:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
-from ...errors import AttackError
+from ...errors import AttackError, first_line
 from ..knowledge import Knowledge
 from ..prior import Prior
 from ..unknowns.pixels import Parametrisation, Pixels
@@ -264,9 +264,8 @@ def probe(objective: Objective) -> int:
         with torch.no_grad(), batch_statistics(objective.model, objective.statistics) as found:
             logits = functional_call(objective.model, state, (images,))
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise AttackError(
-            f"the model does not take images of shape {tuple(images.shape)}: {reason}"
+            f"the model does not take images of shape {tuple(images.shape)}: {first_line(error)}"
         ) from error
     finally:
         for handle in handles:

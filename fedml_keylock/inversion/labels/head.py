@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...errors import AttackError
+from ...names import under
 
 __all__ = ["check_gradients", "find_head", "head_gradients"]
 
@@ -36,8 +37,7 @@ def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
             "give Knowledge.labels"
         )
     name, module = heads[-1]
-    prefix = f"{name}." if name else ""
-    return f"{prefix}weight", None if module.bias is None else f"{prefix}bias"
+    return under(name, "weight"), None if module.bias is None else under(name, "bias")
 
 
 def head_gradients(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from ...errors import AttackError, ConfigError
+from ...errors import AttackError, ConfigError, first_line
 from ..engine.checkpoint import fingerprint
 from ..knowledge import Knowledge
 
@@ -236,8 +236,7 @@ class Latent:
                 made = self._images(latent)
         except (RuntimeError, ValueError) as error:
             raise AttackError(
-                f"the generator takes no latents of shape {tuple(self.shape)}: "
-                f"{str(error).splitlines()[0]}"
+                f"the generator takes no latents of shape {tuple(self.shape)}: {first_line(error)}"
             ) from error
         if made.shape != (1, *knowledge.input_shape):
             raise AttackError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import AttackError, ConfigError
 from ..knowledge import Knowledge
 
-__all__ = ["TableRows", "round_categories"]
+__all__ = ["TableRows"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TableRows:
     where the source has a sigmoid.
 
     A result holds the softmax itself, which says how sure the attacker is of a category: the
-    entropy of the source's section 4.2. ``round_categories`` makes it one-hot.
+    entropy of the source's section 4.2.
 
     Attributes:
         categories: for each categorical feature the columns of its one-hot group. Columns in none
@@ -116,26 +116,3 @@ class TableRows:
         """None."""
         numbers = unknowns["numbers"]
         return numbers.new_zeros(len(numbers))
-
-
-def round_categories(rows: Tensor, categories: tuple[range, ...]) -> Tensor:
-    """Rows with each one-hot group rounded: 1 in its greatest column and 0 in the others.
-
-    Args:
-        rows: ``(..., features)``.
-        categories: as of ``TableRows``.
-
-    Returns:
-        ``(..., features)``, a copy.
-
-    Example:
-        >>> round_categories(torch.tensor([[0.3, 0.6, 0.4]]), (range(1, 3),))
-        tensor([[0.3000, 1.0000, 0.0000]])
-
-    """
-    rounded = rows.clone()
-    for group in categories:
-        columns = slice(group.start, group.stop)
-        best = rows[..., columns].argmax(-1, keepdim=True)
-        rounded[..., columns] = torch.zeros_like(rows[..., columns]).scatter(-1, best, 1.0)
-    return rounded

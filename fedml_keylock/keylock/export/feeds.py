@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..flow import SHAPES
-from ..kinds import CONVOLUTIONS, NORMS
+from ..kinds import CONVOLUTIONS, LOCKABLE, NORMS
 from ..trace import optional_arguments, traced
 
 __all__ = ["Feeds", "feeds_of"]
@@ -72,7 +72,7 @@ class Feeds:
                 continue
             node = calls[0].args[0] if calls[0].args else None
             layer = self._module(node) if isinstance(node, fx.Node) else None
-            if len(calls) > 1 or not isinstance(layer, (*CONVOLUTIONS, nn.Linear)):
+            if len(calls) > 1 or not isinstance(layer, LOCKABLE):
                 return None
             assert isinstance(node, fx.Node)
             if list(node.users) != [calls[0]]:

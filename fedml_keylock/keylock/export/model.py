@@ -14,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ...errors import LockError
-from ..attach import DDP_IGNORES, is_locked, unlock_model
+from ...errors import LockError, first_line
+from ...names import under
+from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
+from ..formula import EPS
 from ..kinds import CONVOLUTIONS, is_plain
 from ..locked import public_parameter
-from ..module import KeyLock, WeightLock, every_lock, locks
+from ..module import KeyLock, WeightLock, every_lock, is_locked, locks
 from ..pieces import dense
 from ..validate import PINNED
 from ..whole import lock_of
@@ -37,8 +39,6 @@ from .fold import (
 
 __all__ = ["export_model"]
 
-EPS = 1e-5
-"""Of the norm that a lock brings."""
 OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     3: nn.BatchNorm1d,
     4: nn.BatchNorm2d,
@@ -186,7 +186,7 @@ def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
             continue
         values = lock_values(root)
         for name, holder, lock in every_lock(root):
-            whole = f"{prefix}.{name}" if prefix else name
+            whole = under(prefix, name)
             if lock.map_scale is not None:
                 raise LockError(
                     f"{whole}: scales and shifts over a map (module: map) cannot be folded"
@@ -225,10 +225,7 @@ def _measured(
         with torch.no_grad():
             runs(*(example if isinstance(example, tuple) else (example,)))
     except Exception as error:  # the model is anyone's code
-        said = str(error).splitlines()
-        raise LockError(
-            f"the model does not run on the example: {said[0] if said else type(error).__name__}"
-        ) from error
+        raise LockError(f"the model does not run on the example: {first_line(error)}") from error
     return ranks
 
 

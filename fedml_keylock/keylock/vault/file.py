@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ...errors import VaultError
+from ...errors import VaultError, first_line
 from .cipher import Cipher
 from .disk import open_private, write_private
 
@@ -210,9 +210,7 @@ def _tensors(content: bytes) -> dict[str, Tensor]:
         return load(content)
     # what safetensors raises for types and sizes that do not fit is not of one kind
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as e:
-        raise VaultError(
-            f"damaged ({str(e).splitlines()[0] if str(e) else type(e).__name__})"
-        ) from None
+        raise VaultError(f"damaged ({first_line(e)})") from None
 
 
 def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:

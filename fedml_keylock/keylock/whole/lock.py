@@ -198,9 +198,15 @@ def lock_of(model: nn.Module) -> StateLock | None:
 
 def _sample(model: nn.Module) -> Tensor:
     """Some numbers of a model, evenly spread."""
-    flat = torch.cat([p.detach().cpu().float().flatten() for p in model.parameters()])
-    places = torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLE), dtype=torch.float64)
-    return flat[places.long()]
+    count = sum(p.numel() for p in model.parameters())
+    places = torch.linspace(0, count - 1, min(count, SAMPLE), dtype=torch.float64).long()
+    found, start = [], 0
+    for parameter in model.parameters():
+        end = start + parameter.numel()
+        own = places[(places >= start) & (places < end)] - start
+        found.append(parameter.detach().flatten()[own.to(parameter.device)].cpu().float())
+        start = end
+    return torch.cat(found)
 
 
 def show(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:

@@ -1,0 +1,65 @@
+"""What `fedml-keylock audit` is asked for, checked before anything heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+__all__ = ["Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command's options, by their names: see its help."""
+
+    capture: Path | None
+    truth: Path | None
+    builder: str
+    data: Path | None
+    labels: Path | None
+    size: int | None
+    weights: Path | None
+    defense: str | None
+    config: Path | None
+    preset: str | None
+    module: str | None
+    targets: str | None
+    vault: Path | None
+    attacks: str
+    fields: tuple[str, ...]
+    knowledge: str
+    images: int
+    batch: int
+    epochs: int | None
+    seeds: int
+    workers: int | None
+    output: Path
+    no_images: bool
+
+    def __post_init__(self) -> None:
+        if self.capture is None and self.data is None:
+            raise click.UsageError("give a CAPTURE with its --truth, or --data for a model alone")
+        if self.labels is not None and self.data is None:
+            raise click.UsageError("--labels goes with --data")
+        if self.capture is not None and self.truth is None:
+            raise click.UsageError("CAPTURE needs --truth: what its silos trained on")
+        probing = {"--truth": self.truth, "--vault": self.vault}
+        capturing = {
+            "--weights": self.weights,
+            "--defense": self.defense,
+            "--config": self.config,
+            "--preset": self.preset,
+            "--module": self.module,
+            "--targets": self.targets,
+        }
+        for name, value in (probing if self.capture is None else capturing).items():
+            if value is not None:
+                role = "only with" if self.capture is None else "not with"
+                raise click.UsageError(f"{name} goes {role} a CAPTURE")
+
+    @property
+    def lock(self) -> dict[str, str | None]:
+        """The options that say what lock it is."""
+        return {"preset": self.preset, "module": self.module, "targets": self.targets}
