@@ -9,7 +9,7 @@ knows its kind, and who has the silo's private state. "Without" is the undefende
 pictures at the same weights. Run again, it does what is left.
 """
 
-import subprocess
+import shutil
 import sys
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ import yaml
 from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.commands.subjects import own_locks, silo_secrets
 from fedml_keylock.demo.scoring import example_data
+from fedml_keylock.errors import KeyLockError
 from fedml_keylock.evaluation.audit import (
     Protection,
     Truth,
@@ -32,7 +33,7 @@ from fedml_keylock.evaluation.audit import (
     muster,
 )
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.host.launch import command, environment
+from fedml_keylock.host.launch import follow
 from fedml_keylock.inversion import Pixels, dlg, grnn, inverting_gradients
 
 JOB = Path(__file__).resolve().parent.parent / "mnist_cross_silo"
@@ -82,18 +83,13 @@ def run_job(folder: Path, net: str, data: str, lock: dict, rounds: int) -> None:
             "rounds": [*range(SINGLE), *range(-SINGLE, 0)],
         },
     }
-    folder.mkdir(parents=True)
+    for part in ("leakage", "keylock_vault"):  # of a job that failed
+        shutil.rmtree(folder / part, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "fedml_config.yaml").write_text(yaml.safe_dump(sections))
-    ranks = SILOS + 1
+    script = [str(JOB / "main.py"), "--cf", "fedml_config.yaml"]
     with (folder / "job.log").open("w") as log:
-        subprocess.run(  # noqa: S603  # this environment's own mpiexec
-            command(ranks, [str(JOB / "main.py"), "--cf", "fedml_config.yaml"]),
-            cwd=folder,
-            env=environment(ranks),
-            stdout=log,
-            stderr=log,
-            check=True,
-        )
+        follow(SILOS + 1, script, folder, log, lambda: None)
 
 
 def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, workers: int | None):
@@ -136,9 +132,12 @@ def main(output: Path, nets: str, data: str, rounds: int, workers: int | None) -
     for net, one, lock in product(nets.split(","), data.split(","), LOCKS):
         defense = keylock(lock)
         folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
-        run_job(folder, net, one, lock, rounds)
         facts = {"data": one, "model": net, "silos": SILOS, "rounds": rounds}
-        report = audit_job(folder, net, defense, facts, workers)
+        try:
+            run_job(folder, net, one, lock, rounds)
+            report = audit_job(folder, net, defense, facts, workers)
+        except KeyLockError as error:
+            raise click.ClickException(str(error)) from None
         report.save(folder)
         click.echo(f"== {net}, {one}, {defense.title}\n{report.table()}\n\n{report.verdict()}\n")
     page = output / "tables.md"

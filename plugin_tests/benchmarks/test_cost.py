@@ -10,11 +10,10 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-import torch
 from nets import LOCKS, make, step_of
 from torchvision import models
 
-from fedml_keylock import KeyLockConfig, lock_model, unlock_model
+from fedml_keylock import KeyLockConfig, lock_model, threads, unlock_model
 from fedml_keylock.builtin import keylock
 from fedml_keylock.keylock.whole import lock_state
 
@@ -25,10 +24,8 @@ ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
 @pytest.fixture(autouse=True)
 def one_thread():
     """As a rank of an MPI job has it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads.one_thread():
+        yield
 
 
 @pytest.mark.parametrize("lock", LOCKS)

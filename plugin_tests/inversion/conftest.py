@@ -7,6 +7,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from fedml_keylock import threads
 from fedml_keylock.types import ClientUpdate
 
 
@@ -87,10 +88,8 @@ def digits():
 @pytest.fixture
 def one_thread():
     """Small tensors run faster, and the same everywhere, on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with threads.one_thread():
+        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file
 
 LOCK = {"module": "affine", "targets": "first", "key_length": 64}
@@ -45,11 +44,12 @@ BAD_JOBS = {
 }
 
 
-QUICK = [case for case in BAD_JOBS if case not in ("shape", "scale", "linear")]
+# what stops these is tested elsewhere, and how it stops them is that of another
+LONG = ("linear", "unsupported_optimizer", "nan", "shape", "scale")
 
 
 @pytest.mark.parametrize(
-    "case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.long) for c in BAD_JOBS]
+    "case", [pytest.param(c, marks=pytest.mark.long) if c in LONG else c for c in BAD_JOBS]
 )
 def test_bad_jobs_stop_in_one_line_with_nothing_sent(case, run_job):
     given, words = BAD_JOBS[case]
@@ -78,22 +78,3 @@ def test_custom_trainer_and_aggregator(run_job):
     start = load_file(folder / "silo-1" / "round-00000.safetensors")
     end = load_file(folder / "silo-1.safetensors")
     assert not np.allclose(start["1.keylock.bias_gamma"], end["1.keylock.bias_gamma"])
-
-
-def test_flag_off_is_plain_fedml(run_job):
-    """The same job, with and without the plugin, says the same when the flag is off."""
-    with_plugin = run_job(settings=None, comm_round=1)
-    without = run_job(settings=None, comm_round=1, plugin=False)
-    assert with_plugin.status == without.status == 0
-    for rank in (0, 1, 2):
-        ours, plain = with_plugin.decoded(rank), without.decoded(rank)
-        # FedML repeats its first messages as often as ranks happen to greet each other
-        assert {tuple(m) for m in ours} == {tuple(m) for m in plain}
-        for index in (0, -1):
-            mine, theirs = ([m for m in x if "model_params" in m][index] for x in (ours, plain))
-            for key, value in mine.items():
-                if key == "model_params":
-                    assert list(value) == list(theirs[key])
-                    assert all(torch.equal(value[n], theirs[key][n]) for n in theirs[key])
-                else:
-                    assert value == theirs[key]

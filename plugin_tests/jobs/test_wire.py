@@ -156,6 +156,24 @@ def test_the_server_attacks_what_it_captured(locked):
     assert not (locked.folder / "leakage" / "dlg-temporal.safetensors").exists()
 
 
+def test_flag_off_is_plain_fedml(plain, run_job):
+    """The same job, with and without the plugin, says the same when the flag is off."""
+    without = run_job(settings=None, plugin=False)
+    assert without.status == 0
+    for rank in (0, 1, 2):
+        ours, theirs = plain.decoded(rank), without.decoded(rank)
+        # FedML repeats its first messages as often as ranks happen to greet each other
+        assert {tuple(m) for m in ours} == {tuple(m) for m in theirs}
+        for index in (0, -1):
+            mine, other = ([m for m in x if "model_params" in m][index] for x in (ours, theirs))
+            for key, value in mine.items():
+                if key == "model_params":
+                    assert list(value) == list(other[key])
+                    assert all(torch.equal(value[n], other[key][n]) for n in other[key])
+                else:
+                    assert value == other[key]
+
+
 def test_uploads_are_no_larger_than_without(plain, locked):
     for rank in (1, 2):
         sent = [sum(m["bytes"] for m in job.messages(rank)) for job in (plain, locked)]

@@ -15,29 +15,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from vaults import CONFIG, made, refused, same
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.keylock import (
-    KeyLockConfig,
     Vault,
     load_private_state_dict,
-    lock_model,
     private_state_dict,
 )
 from fedml_keylock.keylock.vault.file import write_state
-
-CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
-
-
-def made(config=CONFIG):
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5), nn.Flatten()
-    )
-    lock_model(model, config)
-    model(torch.rand(4, 1, 8, 8))  # running statistics of its own
-    return model
 
 
 def train(model):
@@ -52,12 +39,6 @@ def train(model):
 def names(folder):
     """What is in a folder, without the lock file that stays there."""
     return sorted(name for name in os.listdir(folder) if name != ".silo-2.lock")
-
-
-def same(one, other):
-    return list(one) == list(other) and all(
-        torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one
-    )
 
 
 @pytest.fixture
@@ -75,17 +56,6 @@ def written(vault, model):
     """The vault with a file in it."""
     vault.save(model, round_index=7)
     return vault
-
-
-def refused(vault, message, path=None):
-    """The vault does not load, says why in one line, and leaves the model alone."""
-    model = made()
-    before = private_state_dict(model)
-    with pytest.raises(VaultError, match=message) as caught:
-        vault.load(model, path)
-    assert "\n" not in str(caught.value)
-    assert same(private_state_dict(model), before)
-    return str(caught.value)
 
 
 def test_what_is_saved_is_loaded(written, model):

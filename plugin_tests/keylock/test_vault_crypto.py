@@ -9,7 +9,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import traceback
 from types import SimpleNamespace
 
 import pytest
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from torch import nn
+from vaults import WORDS, made, refused, same
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
@@ -28,14 +28,11 @@ from fedml_keylock.keylock import (
     Vault,
     is_locked,
     load_private_state_dict,
-    lock_model,
     private_state_dict,
 )
 from fedml_keylock.keylock.vault.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
 from fedml_keylock.keylock.vault.file import Stored, write_state
 
-CONFIG = KeyLockConfig(key_length=16, module="mixing")
-WORDS = b"correct horse battery staple"
 CHANGED = "the passphrase is wrong, or the file was changed after it was written"
 
 
@@ -43,18 +40,6 @@ CHANGED = "the passphrase is wrong, or the file was changed after it was written
 def no_passphrase(monkeypatch):
     for name in (PASSPHRASE, f"{PASSPHRASE}_FILE"):
         monkeypatch.delenv(name, raising=False)
-
-
-def made():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 3))
-    lock_model(model, CONFIG)
-    model(torch.rand(4, 1, 8, 8))
-    return model
-
-
-def same(one, other):
-    return list(one) == list(other) and all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.fixture(scope="module")
@@ -76,18 +61,6 @@ def vault(tmp_path, cipher):
 def written(vault, model):
     vault.save(model, round_index=7)
     return vault
-
-
-def refused(vault, message, path=None):
-    model = made()
-    before = private_state_dict(model)
-    with pytest.raises(VaultError, match=message) as caught:
-        vault.load(model, path)
-    text = str(caught.value)
-    assert "\n" not in text
-    assert WORDS.decode() not in "".join(traceback.format_exception(caught.value))
-    assert same(private_state_dict(model), before)
-    return text
 
 
 def header_of(path):

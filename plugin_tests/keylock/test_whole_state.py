@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedml_keylock.builtin import KeyLockDefense, WholeDefense, keylock
+from fedml_keylock.builtin import LayersDefense, WholeDefense, keylock
 from fedml_keylock.errors import ConfigError, LockError, PrivateStateError, VaultError
 from fedml_keylock.keylock import (
     KeyLockConfig,
@@ -872,7 +872,7 @@ class TestGroup:
 
     def test_a_lock_on_layers_is_another_job(self, settings):
         layers = keylock({"module": "affine"})
-        assert type(layers) is KeyLockDefense
+        assert type(layers) is LayersDefense
         assert layers.describe(lenet()).mark != keylock(settings).describe(lenet()).mark
 
     @pytest.mark.parametrize("length", [0, 31, 5000])
