@@ -192,6 +192,14 @@ class Disguise(Protocol):
     def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """What of updates, name to ``(b, *shape)``, does not depend on it: ``(b, features)``."""
 
+    def masked(
+        self,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """For who simulates: ``after``, name to ``(b, *shape)``, under as much noise as silos'."""
+
 
 class Defense(ABC):
     """A defense that wraps a silo's model: one object a rank, built from its own YAML section.

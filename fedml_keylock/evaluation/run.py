@@ -128,7 +128,7 @@ def knowledge_of(
         statistics=statistics if "statistics" in grants else None,
         public=public if "public data" in grants else None,
         training=training,
-        invariants=disguise.invariants if disguise and "public data" in grants else None,
+        disguise=disguise if "public data" in grants else None,
     )
 
 

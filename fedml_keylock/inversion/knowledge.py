@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AttackError, ConfigError
+from ..types import Disguise
 from .levels import GRANTS, LEVELS
 from .transform import Transform
 
@@ -167,9 +168,8 @@ class Knowledge:
         norms: the silo's normalisation layers were in ``train`` mode, by batch statistics, or in
             ``eval`` mode, by the running statistics that the server had sent.
         transforms: what the silo did to its gradient before it sent it, in this order.
-        invariants: for ``simulating``, of a defense that disguises states themselves: what of
-            states ``before`` and ``after``, name to ``(b, *shape)``, it leaves to be seen, as
-            ``(b, features)``. None where they are seen as they are.
+        disguise: for ``simulating``, of a defense that changes what is sent and not what is
+            computed: what it leaves to be seen. None where states are seen as they are.
 
     Raises:
         AttackError: the level does not fit the secrets, the statistics or the data.
@@ -193,7 +193,7 @@ class Knowledge:
     training: LocalTraining | None = None
     norms: Literal["train", "eval"] = "train"
     transforms: tuple[Transform, ...] = ()
-    invariants: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor] | None = None
+    disguise: Disguise | None = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:

@@ -106,6 +106,24 @@ def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
     assert seen[0].shape == (1, 1)  # one length, of all parameters together
 
 
+@pytest.mark.parametrize("peers", [0, 1, 2])
+def test_who_simulates_masks_sees_what_silos_send(digits, peers):  # noqa: F811
+    """Or a decoder would be shown what it was not trained on, and its failure would say nothing."""
+    disguise, draw = WholeDisguise.of(net(), peers=peers), torch.Generator().manual_seed(0)
+    update = train_update(net(), *(part[:1] for part in digits), learning_rate=0.1)
+    before, after = (
+        {n: t.expand(64, *t.shape) for n, t in state.items()}
+        for state in (update.before, update.after)
+    )
+    simulated = disguise.invariants(before, disguise.masked(before, after, draw))
+    sent = [disguise.conceal(update, draw)[0].after for _ in range(64)]
+    seen = disguise.invariants(before, {n: torch.stack([one[n] for one in sent]) for n in after})
+    torch.testing.assert_close(simulated.mean(0), seen.mean(0), rtol=0.02, atol=1e-6)
+    if peers:
+        assert 0.5 < float(simulated.std() / seen.std()) < 2
+        assert float(seen.std()) > 0
+
+
 def test_a_decoder_is_trained_on_what_a_turn_leaves(digits, tmp_path):  # noqa: F811
     subject = subject_of(digits, mask=False)
     attacks = {"learned": learned(steps=20)}

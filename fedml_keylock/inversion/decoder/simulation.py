@@ -124,11 +124,12 @@ class Simulation:
             ]
             sent = {name: torch.stack([one[name] for one in each]) for name in sent}
         public = objective.public
-        return {n: _rounded(value, public[n], rates) for n, value in sent.items()}, rates
+        sent = {n: _rounded(value, public[n], rates) for n, value in sent.items()}
+        return sent if self.knowledge.disguise is None else self._masked(sent, rates), rates
 
     def features(self, sent: dict[str, Tensor], labels: Tensor, rates: Tensor) -> Tensor:
         """What a decoder sees of b updates: ``(b, features)``, standardised by simulations."""
-        if self.knowledge.invariants is not None:
+        if self.knowledge.disguise is not None:
             return self._standardised(self._invariants(sent, rates))
         parts = [F.one_hot(labels, self.knowledge.classes).to(self.images)]
         done: set[str] = set()
@@ -148,16 +149,25 @@ class Simulation:
 
     def _invariants(self, sent: dict[str, Tensor], rates: Tensor) -> Tensor:
         """What a defense that disguises states leaves of them, the labels not among it."""
-        assert self.knowledge.invariants is not None
-        before = {n: self.objective.public[n].expand_as(value) for n, value in sent.items()}
-        after = {
-            n: before[n] - rates.view(-1, *[1] * (value.dim() - 1)) * value
-            for n, value in sent.items()
-        }
-        left = self.knowledge.invariants(before, after)
+        assert self.knowledge.disguise is not None
+        left = self.knowledge.disguise.invariants(*self._states(sent, rates))
         # they span orders of magnitude
         size = left.abs().clamp(min=torch.finfo(left.dtype).tiny).log()
         return torch.cat([left, left.sign(), size], 1).to(rates)
+
+    def _masked(self, sent: dict[str, Tensor], rates: Tensor) -> dict[str, Tensor]:
+        """Simulated updates under masks as wide as silos', if these have any."""
+        assert self.knowledge.disguise is not None
+        before, after = self._states(sent, rates)
+        masked = self.knowledge.disguise.masked(before, after, self.generator)
+        return {n: (before[n] - masked[n]) / _wide(rates, before[n]) for n in sent}
+
+    def _states(
+        self, sent: dict[str, Tensor], rates: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the server had sent, and what came back."""
+        before = {n: self.objective.public[n].expand_as(value) for n, value in sent.items()}
+        return before, {n: before[n] - _wide(rates, value) * value for n, value in sent.items()}
 
     def _standardised(self, seen: Tensor) -> Tensor:
         # with less than a clamp, one odd layer of a silo's own update would outweigh all others
@@ -292,5 +302,10 @@ def _unit(rows: Tensor) -> Tensor:
 
 def _rounded(sent: Tensor, before: Tensor, rates: Tensor) -> Tensor:
     """``(b, *shape)`` as the difference of two states of limited precision gives it."""
-    rates = rates.view(-1, *[1] * (sent.dim() - 1))
+    rates = _wide(rates, sent)
     return (before - (before - rates * sent)) / rates
+
+
+def _wide(rates: Tensor, like: Tensor) -> Tensor:
+    """``(b,)`` as ``(b, 1, ...)``, to be multiplied with what is like this."""
+    return rates.view(-1, *[1] * (like.dim() - 1))

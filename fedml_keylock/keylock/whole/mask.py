@@ -19,7 +19,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turns import PARAMETERS, Part, as_one
 
-__all__ = ["NONE", "Masks", "outgrown", "scales_of"]
+__all__ = ["NONE", "Masks", "outgrown", "scales_of", "width_of"]
 
 LABEL = b"fedml-keylock mask 1"
 WIDTH, NARROW = 4096.0, 256.0
@@ -186,6 +186,17 @@ def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str,
         size = size_of([state[name] for name in part.names])
         found[part.label] = max(size, _least(part.label))
     return found
+
+
+def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
+    """The deviation of the masks on one part, of a silo that has as many samples as any.
+
+    Example:
+        >>> width_of(Part("parameters", ("w",)), {"w": torch.ones(3)}, 4)
+        8192.0
+
+    """
+    return _width(part.label) * scales_of((part,), state)[part.label] * math.sqrt(peers)
 
 
 def outgrown(

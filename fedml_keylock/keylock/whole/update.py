@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...types import ClientUpdate
-from .mask import NONE, Masks, scales_of
+from .mask import NONE, Masks, scales_of, width_of
 from .turns import OPEN, Part, Turns, parts_of
 
 __all__ = ["WholeDisguise"]
@@ -101,6 +101,32 @@ class WholeDisguise:
             if all(name in after for name in part.names)
         ]
         return torch.stack([torch.as_tensor(one) for one in seen], 1)
+
+    def masked(
+        self,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Updates under masks drawn anew for each, for an attacker who simulates what silos send.
+
+        Their lengths are those of what is sent, where a mask is on it; they need not be turned.
+
+        Args:
+            before: what the server had sent, name to ``(b, *shape)``.
+            after: what came back, likewise.
+            generator: of the masks.
+
+        """
+        made = dict(after)
+        for part in self.parts if self.peers else ():
+            if not all(name in after for name in part.names):
+                continue
+            width = width_of(part, {name: before[name][0] for name in part.names}, self.peers)
+            for name in part.names:
+                noise = torch.randn(after[name].shape, generator=generator, device=generator.device)
+                made[name] = after[name] + width * noise.to(after[name])
+        return made
 
 
 def _with(
