@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
         from .host import activate
 
         activate()
+        from .host.fedml.job import tell_undefended
+
+        tell_undefended()
         sys.argv = argv
         sys.path[0] = os.path.dirname(os.path.abspath(script))
         runpy.run_path(script, run_name="__main__")

@@ -223,6 +223,11 @@ class Defense(ABC):
         return True
 
     @property
+    def log_training(self) -> bool:
+        """Whether what a silo's trainer logs, such as losses, leaves the silo."""
+        return False
+
+    @property
     def turns_state(self) -> bool:
         """Whether a state that is sent has nothing in common with the one that was received."""
         return False

@@ -48,11 +48,16 @@ class KeyLockDefense(Defense):
         """Whether silos test under their own lock."""
         return self.config.own_accuracy
 
+    @property
+    def log_training(self) -> bool:
+        """Whether what a silo's trainer logs, such as losses, leaves the silo."""
+        return self.config.log_training
+
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         state, planned = model.state_dict(), plan(model, self.config)
         # each silo's own affair; of the group's secret, all but whether there is one
-        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy"}
+        own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
         server = {"then"}
         return Agreement(

@@ -26,16 +26,24 @@ from ..keylock.whole import (
     Masks,
     StateLock,
     WholeDisguise,
+    integers,
     lock_of,
     lock_state,
     outgrown,
     scales_of,
+    size_of,
 )
 from ..keylock.whole.mask import MOST
+from ..keylock.whole.turns import PARAMETERS
 from ..types import SharesSecret, Surrogate
 from .defense import KeyLockDefense
 
 __all__ = ["WholeDefense"]
+
+
+GROWN = 4.0
+"""How many times as large as what a silo sent an average may be: no average of states is larger
+than the largest of them, and masks that have not cancelled are a thousand times wider."""
 
 
 class WholeDefense(KeyLockDefense, SharesSecret):
@@ -57,6 +65,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         self._job = b""
         self._in_job = False
         self._scales: dict[str, float] = {}
+        self._size: float | None = None
+        self._integers: dict[str, Tensor] = {}
         self._sent: tuple[int, bytes, dict[str, float]] | None = None
 
     @property
@@ -128,6 +138,15 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         if lock.masks != NONE:
             _check_precision(model)
             self._scales = scales_of(lock.parts, state)
+            size = self._scales[PARAMETERS]
+            if self._size is not None and size > GROWN * self._size:
+                raise UpdateRefused(
+                    f"round {round_index}: the average that came is {size / self._size:.0f} times "
+                    "as large as what this silo sent: its masks have not cancelled. Let the "
+                    "aggregator weigh silos by their samples and use all of them, or set keylock: "
+                    "{mask: false}"
+                )
+        self._integers = integers(model, state)
         lock.enter(round_index)
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
@@ -158,6 +177,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                 "model.state_dict(), whole and as it is, of the model that FedML gives the "
                 "trainer: no gradients, no differences, no copies of parameters"
             )
+        self._check_integers(state)
         if lock.masks == NONE:
             return state
         if samples != self._samples:
@@ -179,11 +199,30 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                 "send one, or set keylock: {mask: false}"
             )
         self._sent = sending
+        self._size = size_of([state[name] for name in lock.parts[0].names])
         masked = lock.masks.masked(state, lock.parts, self._scales, turns.key, turns.round_index)
         # of the same kind, as FedML takes a plain dict for one state a silo
         sent: Any = copy(state)
         sent.update(masked)
         return cast("Mapping[str, Tensor]", sent)
+
+    def _check_integers(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse integers that training has changed: they are sent as they are.
+
+        Raises:
+            UpdateRefused: naming the first. How many batches a norm has seen may change.
+
+        """
+        for name, came in self._integers.items():
+            sent = state.get(name)
+            if sent is None or name.endswith("num_batches_tracked"):
+                continue
+            if not torch.equal(sent.cpu(), came.cpu()):
+                raise UpdateRefused(
+                    f"{name} has integers that training has changed, and integers are not locked: "
+                    "keep it out of the state (register_buffer(..., persistent=False)), or make it "
+                    "one of floating-point numbers"
+                )
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is turned."""

@@ -20,6 +20,7 @@ __all__ = [
     "check_then",
     "our_attack",
     "our_defense",
+    "word",
 ]
 
 Arguments = Any
@@ -69,13 +70,13 @@ def our_defense(args: Arguments) -> str | None:
     """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
     if not getattr(args, "enable_defense", False):
         return None
-    name = _word(args, "defense_type")
+    name = word(args, "defense_type")
     return name if name in defenses() else None
 
 
 def our_attack(args: Arguments) -> bool:
     """Whether the job asks for gradient inversion."""
-    return bool(getattr(args, "enable_attack", False)) and _word(args, "attack_type") == INVERSION
+    return bool(getattr(args, "enable_attack", False)) and word(args, "attack_type") == INVERSION
 
 
 def _is_plain(args: Arguments) -> bool:
@@ -169,10 +170,10 @@ def check_masked(args: Arguments) -> None:
         >>> check_masked(SimpleNamespace(enable_dp=False, max_grad_norm=1.0))
 
     """
-    attack, what = _word(args, "attack_type"), ""
+    attack, what = word(args, "attack_type"), ""
     if getattr(args, "enable_attack", False) and attack in _ON_STATES:
         what = f"attack_type: {attack} changes"
-    if _clips(args) and _word(args, "dp_solution_type") == "cdp":
+    if _clips(args) and word(args, "dp_solution_type") == "cdp":
         what = "max_grad_norm clips"
     if what:
         raise ConfigError(
@@ -181,7 +182,7 @@ def check_masked(args: Arguments) -> None:
         )
 
 
-def _word(args: Arguments, name: str) -> str:
+def word(args: Arguments, name: str) -> str:
     """A field that is a word, as FedML itself reads it; empty where there is none."""
     return str(getattr(args, name, "")).strip()
 
@@ -226,12 +227,12 @@ def _unsupported(args: Arguments) -> Iterator[tuple[str, Any, str]]:
 def _beside(args: Arguments) -> Iterator[tuple[str, Any, str]]:
     """What of FedML's own noise and attacks cannot run beside the lock."""
     plain = "training_type: cross_silo with federated_optimizer: FedAvg"
-    attack = _word(args, "attack_type")
+    attack = word(args, "attack_type")
     if getattr(args, "enable_dp", False) and not _is_plain(args):
         yield "enable_dp", True, f"it with {plain}: FedML adds no noise elsewhere"
     if getattr(args, "enable_attack", False) and attack != INVERSION and not _is_plain(args):
         yield "attack_type", attack, f"FedML's own attacks with {plain}"
-    solution = _word(args, "dp_solution_type")
+    solution = word(args, "dp_solution_type")
     if getattr(args, "enable_dp", False) and solution not in ("ldp", "cdp"):
         yield "dp_solution_type", solution, "ldp and cdp, which FedML adds"
     if getattr(args, "enable_dp", False) and getattr(args, "enable_rdp_accountant", False):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import HostError, LockError, UpdateRefused, VaultError
 from ..plugins import defense_of
 from ..types import Agreement, Defense, SharesSecret
+from .asked import check_asked
 from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
 from .gate import (
     MARK,
@@ -70,6 +72,7 @@ class Session:
     _first: tuple[int, str, frozenset[str]] | None = None
     _replays: Replays = field(default_factory=Replays)
     _next: int = 0
+    _shared: bool = False
     _number: str = field(default_factory=lambda: os.urandom(16).hex())
 
     ends_with_runner: ClassVar[bool] = True
@@ -84,10 +87,11 @@ class Session:
         """The session that this job's flags ask for, or None when they ask for nothing.
 
         Raises:
-            ConfigError: a field is wrong.
+            ConfigError: a field is wrong, or would be ignored.
             HostError: the job is of a kind that the defense has not been shown to work in.
 
         """
+        check_asked(args)
         name = our_defense(args)
         if name is None and not our_attack(args):
             return None
@@ -192,6 +196,7 @@ class Session:
             self._note("while agreeing on a secret with the other silos")
         samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
         done = share(self.defense, self.args, samples=samples, in_turn=self.in_turn)
+        self._shared = True
         if done:
             logging.info("%s: %s", self.who, done)
 
@@ -253,13 +258,32 @@ class Session:
             raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
         try:
             self.defense.begin_round(self.model, round_index=self.round)
-            result = run()
+            with self._quietly():
+                result = run()
             trained = self.defense.end_round(self.model, round_index=self.round)
         except VaultError as error:
             raise VaultError(f"{self.who}: {error}") from None
         if trained is False:
             self._check_untrained(result[0] if isinstance(result, tuple) else result)
         return result
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """In a silo of its own: drop what is logged of its training, up to warnings.
+
+        FedML's trainers log every batch's loss, and mpiexec carries that to the server's host. Of a
+        model that the server knows, it tells the label, and which of some images it was.
+        """
+        assert self.defense is not None
+        if self.defense.log_training or self.is_server:
+            yield
+            return
+        level = logging.root.manager.disable
+        logging.disable(max(level, logging.INFO))
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
     def assign(self, rank: int, silo: int) -> None:
         """On the server: FedML is about to tell a rank which silo it is to work for."""
@@ -347,6 +371,11 @@ class Session:
         assert self.defense is not None
         if self.model is None:
             raise HostError(f"{self.who}: a model came before the job's own was locked")
+        if isinstance(self.defense, SharesSecret) and not self._shared:
+            raise HostError(
+                f"{self.who}: a model came before the silos had agreed on a secret: start the job "
+                "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
+            )
         self.defense.receive(self.model, state, round_index=self.last_round)
 
     def _released(self, state: Mapping[str, Tensor], samples: Any) -> Mapping[str, Tensor]:

@@ -82,6 +82,7 @@ class Simulation(Session):
         """All silos are here."""
         if isinstance(self.defense, SharesSecret):
             self.defense.share(os.urandom(32))
+        self._shared = True
 
     def take_in(self, received: Mapping[str, Tensor], trainer: Any) -> None:
         """Give the silo whose turn it is the server's model, through its gate.

@@ -110,6 +110,9 @@ class KeyLockConfig(Settings):
     own_accuracy: bool = Field(default=True, strict=True)
     """Whether a silo tests each model that it is given under its own lock, whenever FedML's server
     tests; it tells FedML's log, mlops.log and wandb."""
+    log_training: bool = Field(default=False, strict=True)
+    """Whether a silo lets out what is logged while it trains, up to warnings: FedML's trainers log
+    every batch's loss, which tells of the batch, and mpiexec carries it to the server's host."""
     keep_history: bool = Field(default=False, strict=True)
     """Keep the private state that each round began with, for an audit with an oracle."""
     encrypt_vault: bool = Field(default=False, strict=True)

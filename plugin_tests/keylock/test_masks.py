@@ -215,12 +215,28 @@ class TestRefused:
         train(model, 1)
         with pytest.raises(UpdateRefused, match="a second state in one round"):
             defense.release(model, model.state_dict(), samples=5)
-        defense.receive(model, sent[0], round_index=0)
+        defense.receive(model, one, round_index=0)
         defense.begin_round(model, round_index=1)
         defense.release(model, model.state_dict(), samples=5)
         defense.begin_round(model, round_index=0)
         with pytest.raises(UpdateRefused, match="a second state in one round"):
             defense.release(model, model.state_dict(), samples=5)
+
+    @pytest.mark.parametrize("weights", [(0.4, 0.3, 0.3), (0.5, 0.5, 0), (1, 0, 0)])
+    def test_an_average_in_which_masks_have_not_cancelled(self, weights):
+        made = job()
+        sent = [defense.release(model, model.state_dict(), samples=5) for defense, model in made]
+        for shares, fits in ((weights, False), ((1 / 3, 1 / 3, 1 / 3), True)):
+            mean = {
+                name: sum(share * state[name] for share, state in zip(shares, sent, strict=True))
+                for name in sent[0]
+            }
+            for defense, model in made:
+                if fits:
+                    defense.receive(model, mean, round_index=0)
+                    continue
+                with pytest.raises(UpdateRefused, match=r"its masks have not cancelled.*mask: fal"):
+                    defense.receive(model, mean, round_index=0)
 
     def test_a_part_that_has_outgrown_its_mask(self):
         (defense, model), (other, same), _ = job()
@@ -241,6 +257,57 @@ class TestRefused:
             job(make=lambda: Net().to(dtype))
         job(make=lambda: Net().to(dtype), mask=False)
         job(make=lambda: Net().double())
+
+
+class Counting(Net):
+    """With two buffers of integers: one is a constant, one counts labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("places", torch.arange(6))
+        self.register_buffer("labels", torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("mask", [True, False])
+def test_integers_that_training_changes_are_not_sent(mask):
+    (defense, model), *_ = job(make=Counting, mask=mask)
+    train(model, 0)  # batches are counted, and that is no matter
+    sent = defense.release(model, model.state_dict(), samples=5)
+    assert torch.equal(sent["places"], torch.arange(6))
+    assert int(sent["norm.num_batches_tracked"]) == 3
+    (defense, model), *_ = job(make=Counting, mask=mask)
+    model.labels[1] += 1
+    with pytest.raises(UpdateRefused, match="labels has integers that training has changed"):
+        defense.release(model, model.state_dict(), samples=5)
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_average_of_integers_is_rounded():
+    """A third of 5, three times, may be less than 5, and FedML's average is no integer."""
+    (defense, model), *_ = job(make=Counting)
+    own = dict(model.state_dict())
+    came = own | {"places": own["places"] * (1 - 1e-6)}
+    defense.receive(model, came, round_index=0)
+    model.load_state_dict(came)
+    assert torch.equal(model.places, torch.arange(6))
+    defense.begin_round(model, round_index=1)
+    defense.release(model, model.state_dict(), samples=5)
+
+
+def test_a_mask_leaves_no_digits_that_it_does_not_cover():
+    """It is of 52 bits, and far from 0 its grid is coarser than a float64's."""
+    one, _ = silos(1, 1)
+    doubles = {name: tensor.double() for name, tensor in state().items()}
+    sent = one.masked(doubles, PARTS, scales_of(PARTS, doubles), KEY, 0)
+    assert all(tensor.dtype == torch.float64 for tensor in sent.values())
+    assert all(torch.equal(tensor, tensor.float().double()) for tensor in sent.values())
+
+
+def test_how_far_rounding_may_go_is_the_same_for_all_silos():
+    """Or a silo of few samples would keep what the others have averaged."""
+    big, *_, small = silos(5000, 5000, 5)
+    assert big.rounding("norm.running_var", 1.0) == small.rounding("norm.running_var", 1.0) < 0.01
 
 
 @pytest.mark.usefixtures("folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,10 +13,17 @@ from ..abort import end_job, in_mpi_job
 from ..session import Session
 from ..simulation import session_of
 
-__all__ = ["begin", "final", "forget", "index_key", "state_key"]
+__all__ = ["begin", "final", "forget", "index_key", "state_key", "tell_undefended"]
 
 _job: tuple[Any, Session | None] | None = None
 """Its arguments, and its session if they ask for one."""
+_told = False
+
+
+def tell_undefended() -> None:
+    """From now on say of a job that it asks for nothing: it was started for the plugin's sake."""
+    global _told
+    _told = True
 
 
 def begin(args: Any) -> Session | None:
@@ -25,6 +33,11 @@ def begin(args: Any) -> Session | None:
         session = session_of(args)
         if session is not None:
             session.tell = partial(_tell, bool(getattr(args, "enable_wandb", False)))
+        elif _told and not int(getattr(args, "rank", 0) or 0):
+            sys.stderr.write(
+                "fedml-keylock: this job is NOT defended: its defense_args have no enable_defense: "
+                "true with a defense_type of ours\n"
+            )
         _job = (args, session)
     return _job[1]
 
@@ -43,8 +56,8 @@ def _tell(wandb: bool, metrics: dict[str, Any]) -> None:
 
 def forget() -> None:
     """Another job may follow."""
-    global _job
-    _job = None
+    global _job, _told
+    _job, _told = None, False
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from ..private import Private
 from .mask import NONE, Masks, size_of
 from .turns import LABEL, OPEN, Part, Turns, digest, parts_of
 
-__all__ = ["StateLock", "lock_of", "lock_state", "unlock_state"]
+__all__ = ["StateLock", "integers", "lock_of", "lock_state", "unlock_state"]
 
 ATTRIBUTE = "keylock"
 SAMPLE = 1024
@@ -222,6 +222,27 @@ def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object)
     assert lock is not None
     opened = lock.turns.opened(state, prefix)
     state.update({**opened, **_unmoved(model, lock, opened, prefix)})
+    state.update(integers(model, state, prefix))
+
+
+def integers(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """A state's entries for what is of integers in a model, as such: their average is not.
+
+    It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
+
+    Example:
+        >>> model = nn.BatchNorm1d(2)
+        >>> integers(model, {"num_batches_tracked": torch.tensor(4.9999995)})
+        {'num_batches_tracked': tensor(5)}
+
+    """
+    found = {}
+    for name, own in model.named_buffers(remove_duplicate=False):
+        came = state.get(prefix + name)
+        if isinstance(came, Tensor) and not own.is_floating_point():
+            rounded = came.round() if came.is_floating_point() else came
+            found[prefix + name] = rounded.to(own.dtype)
+    return found
 
 
 def _unmoved(

@@ -105,7 +105,8 @@ class Masks:
             width = _width(part.label) * self.share * scales[part.label] * (-1 if undo else 1)
             place = key + round_index.to_bytes(8, "big") + part.label.encode()
             masked |= as_one(part.names, state, partial(self._mask, width=width, place=place))
-        return masked
+        # the noise's own grid is coarser than float64: what is left between its points would tell
+        return {name: tensor.float().to(tensor.dtype) for name, tensor in masked.items()}
 
     def _mask(self, flat: Tensor, *, width: float, place: bytes) -> Tensor:
         for secret, sign in zip(self.pairs, self.signs, strict=True):
@@ -114,7 +115,8 @@ class Masks:
 
     def rounding(self, label: str, size: float) -> float:
         """How far masks may take a number of a part of this size by rounding what is sent."""
-        widths = _width(label) * math.sqrt(len(self.pairs)) * self.share
+        # of the average, in which all masks are as wide as those of who has the most samples
+        widths = _width(label) * math.sqrt(len(self.pairs) * (1 + len(self.pairs)))
         return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
 
     @property
