@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 
@@ -24,6 +26,12 @@ class Report:
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Report:
     return Report(request.config.stash.setdefault(ROWS, []))
+
+
+@pytest.fixture
+def scripts() -> dict[str, str]:
+    """The environment of a script beside this that imports what tests import."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.fixture

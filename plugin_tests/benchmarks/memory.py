@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
-from nets import step_of
+from steps import step_of
 
 torch.set_num_threads(1)
 step = step_of(sys.argv[1], sys.argv[2])

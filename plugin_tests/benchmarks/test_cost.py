@@ -10,7 +10,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from nets import LOCKS, make, step_of
+from steps import LOCKS, make, step_of
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model, threads, unlock_model
@@ -75,10 +75,10 @@ def test_a_step_of_lenet_beside_the_same_with_public_norms(lock, control, paired
 
 @pytest.mark.parametrize("lock", [*LOCKS][1:])
 @pytest.mark.parametrize("net", ROUNDS)
-def test_peak_memory(net, lock, report, benchmark):
+def test_peak_memory(net, lock, report, benchmark, scripts):
     def peak(kind):
         line = [sys.executable, HERE / "memory.py", net, kind]
-        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=True)
+        done = subprocess.run(line, env=scripts, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
     ratios = []

@@ -67,13 +67,13 @@ def test_candidate_steps_per_second_and_what_they_reach(net, report, benchmark):
 
 
 @pytest.mark.parametrize("net", CASES)
-def test_memory_grows_no_faster_than_candidates(net, report, benchmark):
+def test_memory_grows_no_faster_than_candidates(net, report, benchmark, scripts):
     # few of a LeNet take less than what a process grows by at once
     counts = (64, 128, 256) if net == "LeNet" else (16, 32, 64)
 
     def growth(count):
         line = [sys.executable, HERE / "inversion_memory.py", net, str(count)]
-        done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=True)
+        done = subprocess.run(line, env=scripts, capture_output=True, text=True, check=True)
         return int(done.stdout)
 
     grown = benchmark.pedantic(lambda: [growth(count) for count in counts], rounds=1)

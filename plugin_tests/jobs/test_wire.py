@@ -187,6 +187,7 @@ def test_every_silo_has_a_lock_of_its_own(locked):
         assert not np.allclose(states[0][name], states[1][name])
 
 
+@pytest.mark.long  # of locks without a job test_secrets.py says so
 def test_locks_are_not_those_of_another_run_with_the_same_seed(locked, run_job):
     again = run_job(settings=LOCK, comm_round=1)
     for silo in (0, 1):

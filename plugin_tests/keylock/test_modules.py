@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import lenet
 from torch import nn
 
 from fedml_keylock.builtin import keylock
@@ -48,14 +49,6 @@ CASES = [
 
 def uniform(seed=0):
     return seeded_uniform(torch.Generator().manual_seed(seed))
-
-
-def lenet():
-    """No norms, and a head that gets a map."""
-    return nn.Sequential(
-        *(nn.Conv2d(1, 12, 5, 2, 2), nn.GELU(), nn.Conv2d(12, 12, 5, 2, 2), nn.GELU()),
-        *(nn.Conv2d(12, 12, 5, 1, 2), nn.GELU(), nn.Flatten(), nn.Linear(12 * 9, 10)),
-    )
 
 
 class Residual(nn.Module):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from nets import lenet
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -41,13 +42,6 @@ from fedml_keylock.keylock.whole.turns import OPEN, Part, Turns, parts_of
 SIZES = (1, 2, 300, 512, 513, 1000, 70_000)
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))
 WORDS = torch.randint(20, (4, 7), generator=torch.Generator().manual_seed(6))
-
-
-def lenet():
-    return nn.Sequential(
-        *(nn.Conv2d(1, 12, 5, 2, 2), nn.GELU(), nn.Conv2d(12, 12, 5, 2, 2), nn.GELU()),
-        *(nn.Conv2d(12, 12, 5, 1, 2), nn.GELU(), nn.Flatten(), nn.Linear(12 * 9, 10)),
-    )
 
 
 class Normed(nn.Module):
