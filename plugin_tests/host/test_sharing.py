@@ -5,6 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError
@@ -104,3 +108,18 @@ def test_fedml_has_these_attacks():
 
     assert constants.ATTACK_METHOD_BYZANTINE_ATTACK == "byzantine"
     assert constants.BACKDOOR_ATTACK_MODEL_REPLACEMENT == "model_replacement"
+
+
+def test_a_cipher_and_a_pair_s_secret_are_derived_apart_and_bound_to_both_silos():
+    """Recomputed here: HKDF (RFC 5869) of the two keys' X25519, for both keys and both ranks."""
+    made = X25519PrivateKey.from_private_bytes
+    private = {7: made(b"7" * 32), 300: made(b"3" * 32)}
+    keys = {rank: key.public_key().public_bytes_raw() for rank, key in private.items()}
+    shared = private[7].exchange(private[300].public_key())
+    info = b"fedml-keylock agreed secret 1" + keys[7] + keys[300] + bytes([0, 0, 0, 7, 0, 0, 1, 44])
+    wanted = HKDF(algorithm=SHA256(), length=64, salt=None, info=info).derive(shared)
+    sealed = ChaCha20Poly1305(wanted[:32]).encrypt(bytes(12), b"hello", b"bound")
+    for own, other in ((7, 300), (300, 7)):
+        cipher, secret = agree._derive(private[own], own, other, keys)
+        assert secret == wanted[32:]
+        assert cipher.decrypt(bytes(12), sealed, b"bound") == b"hello"

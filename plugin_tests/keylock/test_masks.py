@@ -12,7 +12,8 @@ from scipy.stats import kstest
 from torch import nn
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError, UpdateRefused
+from fedml_keylock.errors import ConfigError, LockError, UpdateRefused
+from fedml_keylock.keylock import lock_model, unlock_model
 from fedml_keylock.keylock.key import Stream
 from fedml_keylock.keylock.whole import NONE, Masks, lock_of, scales_of
 from fedml_keylock.keylock.whole import mask as masks_module
@@ -203,6 +204,26 @@ def test_what_is_not_trained_comes_back_as_it_was(mask):
 
 
 @pytest.mark.usefixtures("folder")
+def test_what_is_released_is_under_the_masks_of_its_round_and_of_what_was_received():
+    (defense, model), *_ = job()
+    first = {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+    defense.begin_round(model, round_index=3)
+    with torch.no_grad():  # as large as it was it would not tell what the masks are made for
+        model.layer.weight.mul_(3)
+    shown, lock = model.state_dict(), lock_of(model)
+    kept = {name: tensor.clone() for name, tensor in shown.items()}
+    sent = defense.release(model, shown, samples=5)
+    masks = Masks.of(0, pairs_of(3)[0], dict.fromkeys(range(3), 5))
+    key, scales = bytes(lock.key.tolist()), scales_of(lock.parts, first)
+    masked = masks.masked(shown, lock.parts, scales, key, 3)
+    assert {"base.weight", "layer.weight", "norm.running_var", "seen"} <= masked.keys()
+    for name, tensor in kept.items():
+        assert torch.equal(shown[name], tensor)  # it is not changed in its place
+        assert torch.equal(sent[name], masked.get(name, tensor)), name
+        assert name not in masked or (sent[name] - tensor).abs().max() > 10
+
+
+@pytest.mark.usefixtures("folder")
 class TestRefused:
     """What masks would not hide, or would not survive."""
 
@@ -250,6 +271,38 @@ class TestRefused:
         with torch.no_grad():
             model.norm.running_var.fill_(1e6)
         defense.release(model, model.state_dict(), samples=5)
+
+    def test_a_number_of_samples_that_was_not_agreed_on(self):
+        for samples in (4, 6):
+            (defense, model), *_ = job()
+            with pytest.raises(UpdateRefused, match=f"has {samples} samples and said 5 when"):
+                defense.release(model, model.state_dict(), samples=samples)
+        (defense, model), *_ = job(mask=False)
+        defense.release(model, model.state_dict(), samples=6)
+
+    @pytest.mark.parametrize("mask", [True, False])
+    def test_what_the_lock_has_not_made_in_this_round(self, mask):
+        (defense, model), *_ = job(mask=mask)
+        past = model.state_dict()
+        own = {name: t.detach().clone() for name, t in model.named_parameters()}
+        own |= dict(model.named_buffers())
+        defense.begin_round(model, round_index=1)
+        shown = model.state_dict()
+        step = {**shown, "layer.weight": shown["layer.weight"] - past["layer.weight"]}
+        for state in (past, own, step, {**shown, "layer.weight": own["layer.weight"]}):
+            with pytest.raises(UpdateRefused, match="was not made by the lock"):
+                defense.release(model, state, samples=5)
+        defense.release(model, shown, samples=5)
+
+    def test_a_model_that_was_locked_anew(self):
+        (defense, model), (other, same), _ = job()
+        for one, its in ((defense, model), (other, same)):
+            one.begin_round(its, round_index=1)
+        unlock_model(model)
+        lock_model(model)
+        with pytest.raises(LockError, match="locked anew before the end of round 1"):
+            defense.end_round(model, round_index=1)
+        assert other.end_round(same, round_index=1)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_numbers_of_too_few_digits(self, dtype):

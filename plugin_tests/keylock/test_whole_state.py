@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from copy import deepcopy
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -205,6 +205,21 @@ class TestTurn:
             # like a uniform direction's: normal, of this deviation
             assert float(turned.abs().max()) < 8 * size**-0.5
             assert 0.8 < float(turned.abs().median()) / (0.6745 * size**-0.5) < 1.2
+
+    def test_each_pass_has_signs_a_block_and_an_order_of_its_own_that_count(self):
+        """With any one of them another stream's or another pass's, the whole turn is another."""
+        size = 2048
+        turn, other = Turn(size, Stream(b"secret")), Turn(size, Stream(b"another"))
+        x = torch.randn(size, generator=torch.Generator().manual_seed(0)).double()
+        passes, turned = turn._passes, turn.apply(x)
+        assert len(passes) == 5
+        for index, own in enumerate(passes):
+            rest = [one for one in [*passes, *other._passes] if one is not own]
+            for kind, one in product(range(3), rest):
+                mixed = (*own[:kind], one[kind], *own[kind + 1 :])
+                turn._passes = [*passes[:index], mixed, *passes[index + 1 :]]
+                assert (turn.apply(x) - turned).norm() > 0.5 * x.norm(), (index, kind)
+                assert (turn.undo(turned) - x).norm() > 0.5 * x.norm(), (index, kind)
 
 
 class TestALockedModel:
@@ -886,6 +901,19 @@ class TestGroup:
         secret.unlink()
         with pytest.raises(VaultError, match=r"keylock\.group_key:"):
             self.silo(settings)
+
+    def test_the_key_is_of_the_file_and_of_what_was_agreed_on(self, secret):
+        """Who has one of them, such as who stood between the silos, does not have the key."""
+        keys = set()
+        for of_file, agreed in product((b"f", b"g"), (None, b"a", b"b")):
+            secret.write_bytes(of_file * 32)
+            defense, model = keylock({"group_key": str(secret)}), made("scaled")
+            defense.protect(model, silo=None, agreement=defense.describe(model))
+            if agreed:
+                defense.share(agreed * 32)
+            defense.receive(model, made("scaled").state_dict(), round_index=OPEN)
+            keys.add(bytes(lock_of(model).key.tolist()))
+        assert len(keys) == 6
 
 
 def test_a_part_is_all_parameters_or_one_buffer():
