@@ -115,8 +115,8 @@ class Masks:
 
     def rounding(self, label: str, size: float) -> float:
         """How far masks may take a number of a part of this size by rounding what is sent."""
-        # of the average, in which all masks are as wide as those of who has the most samples
-        widths = _width(label) * math.sqrt(len(self.pairs) * (1 + len(self.pairs)))
+        # in the average all masks are at most as wide as those of who has the most samples
+        widths = _width(label) * math.sqrt(len(self.pairs))
         return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
 
     @property
