@@ -2,12 +2,46 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["replacing"]
+__all__ = ["check_place", "replacing"]
+
+_OTHERS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_place(path: Path) -> None:
+    """Check that a file can be put at a path: that nothing is there, or a regular file.
+
+    Whoever renames a file to the place of a device removes the device.
+
+    Raises:
+        OSError: something else is there.
+
+    Example:
+        >>> check_place(Path("."))
+        Traceback (most recent call last):
+        FileExistsError: [Errno 17] it is a folder, not a file; name another path: '.'
+
+    """
+    try:
+        found = stat.S_IFMT(path.lstat().st_mode)
+    except FileNotFoundError:
+        return
+    if found != stat.S_IFREG:
+        what = f"it is {_OTHERS.get(found, 'something else')}, not a file; name another path"
+        raise OSError(errno.EEXIST, what, str(path))
 
 
 @contextmanager
@@ -25,7 +59,8 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
         Where to write.
 
     Raises:
-        OSError: it cannot be written; what was there before is untouched.
+        OSError: it cannot be written, or no regular file is there; what was there before is
+            untouched.
 
     Example:
         >>> path = Path("made.txt")
@@ -35,6 +70,7 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
         ('whole', '600')
 
     """
+    check_place(path)
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)  # of a process that was killed
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))

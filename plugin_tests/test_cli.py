@@ -53,6 +53,18 @@ def test_check_says_what_would_be_locked_and_what_would_not():
     assert "'x' matches no convolution" in result.output
 
 
+def test_check_warns_of_a_first_layer_that_is_left_open():
+    fc = ("--module", "mixing", "--targets", "fc")
+    result = invoke("check", "--model", "torchvision:resnet18", *fc)
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "the first layer, conv1, is open, and no lock behind an open first layer hides its input; "
+        "add conv1 to the targets\n"
+    )
+    result = invoke("check", "--model", "torchvision:resnet18", *fc[:3], "fc,conv1")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("lock", [(), ("--module", "whole")])
 def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)

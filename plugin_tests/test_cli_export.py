@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import stat
 import subprocess
@@ -400,7 +401,7 @@ class TestErrors:
         assert "give --example-shape" in fails("--format", "exported")
 
     def test_a_place_where_nothing_can_be_written(self):
-        assert "nowhere/model.pt: cannot be written: No such" in fails("-o", "nowhere/model.pt")
+        assert "global.pt/model.pt: cannot be written: Not a" in fails("-o", "global.pt/model.pt")
 
     @pytest.mark.parametrize("name", ["global.pt", "keylock_vault/silo-0.safetensors"])
     def test_an_input_is_not_overwritten(self, name):
@@ -414,3 +415,26 @@ class TestErrors:
 def test_a_layer_that_cannot_be_exported_is_named(job):
     job("Reads", "mixing")
     assert "0: the model reads this layer's weight" in fails(model="Reads")
+
+
+def test_an_output_that_is_no_file_is_left_as_it_is(job, tmp_path):
+    job()
+    os.mkfifo(tmp_path / "pipe")
+    assert fails("-o", "pipe") == (
+        "fedml-keylock: -o pipe: cannot be written: it is a pipe, not a file; name another path"
+    )
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_the_folder_of_the_output_is_made(job, tmp_path):
+    job()
+    ok("-o", "to/deploy/model.pt")
+    assert (tmp_path / "to/deploy/model.pt").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("module", ["affine", "whole"])
+def test_a_shape_that_the_model_does_not_take_is_refused_in_one_line(job, module):
+    job(module=module)
+    assert "--example-shape 3,8,8: the model does not take it: " in fails(
+        "--example-shape", "3,8,8"
+    )

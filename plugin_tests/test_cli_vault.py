@@ -616,7 +616,7 @@ def test_the_defaults_of_what_a_config_leaves_out_hold(here):
     assert not any(torch.equal(t, lock_of(after)[n]) for n, t in lock_of(before).items())
 
 
-@pytest.mark.parametrize("settings", [None, "{}", "{module: whole}"])
+@pytest.mark.parametrize("settings", [None, "{}", "{module: whole}", "{group_key: group}"])
 def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(plain, here, settings):
     config = here / "fedml_config.yaml"
     config.write_text(f"defense_args: {{defense_type: keylock, keylock: {settings}}}")
@@ -624,9 +624,10 @@ def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(plain, he
     given = () if settings is None else ("--config", "fedml_config.yaml")
     result = invoke(*ROTATE, *given)
     assert result.exit_code == 1
+    other = "; instead of group give all silos another group_key"
     assert result.output == (
-        "fedml-keylock: there is nothing to rotate under module: whole: every job and every round "
-        "is turned anew; give all silos another secret (keylock.group_key) instead\n"
+        "fedml-keylock: under module: whole every job and every round is turned anew: there is "
+        f"nothing to rotate{other if 'group' in str(settings) else ''}\n"
     )
     assert files(plain) == before
 

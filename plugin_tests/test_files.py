@@ -1,10 +1,11 @@
 """Files that are whole or not there."""
 
 import os
+import socket
 
 import pytest
 
-from fedml_keylock.files import replacing
+from fedml_keylock.files import check_place, replacing
 
 
 def test_a_file_that_was_not_finished_leaves_the_old_one_and_nothing_beside_it(tmp_path):
@@ -53,3 +54,29 @@ def test_a_link_that_somebody_put_in_its_place_is_not_followed(tmp_path):
     with replacing(tmp_path / "result") as part:
         part.write_text("new")
     assert other.read_text() == "kept"
+
+
+PLACES = {
+    "a folder": lambda path: path.mkdir(),
+    "a pipe": os.mkfifo,
+    "a symbolic link": lambda path: path.symlink_to("file"),
+}
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_what_is_no_file_is_not_replaced_by_one(what, tmp_path):
+    path = tmp_path / "result"
+    PLACES[what](path)
+    before = path.lstat()
+    with pytest.raises(OSError, match=f"it is {what}, not a file"), replacing(path):
+        raise AssertionError("began to write")
+    assert os.path.samestat(path.lstat(), before)
+    assert [one.name for one in tmp_path.iterdir()] == ["result"]
+
+
+def test_a_socket_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path has 108 characters at most
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind("result")
+        with pytest.raises(OSError, match="it is a socket"):
+            check_place(tmp_path / "result")

@@ -31,5 +31,5 @@ def check(builder: str, config: Path | None, **lock: str | None) -> None:
     if checked.issues:
         raise LockError(str(checked))
     click.echo(str(checked))
-    if settings.weakness:
-        click.echo(settings.weakness, err=True)
+    for weakness in filter(None, (settings.weakness, checked.weakness)):
+        click.echo(weakness, err=True)

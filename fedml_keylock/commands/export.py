@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ..errors import ConfigError
+from ..files import check_place
 from .options import config_option, model_option
 
 __all__ = ["export"]
@@ -22,6 +24,21 @@ def _sizes(
     if not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise click.BadParameter(f"{given}: must be sizes such as 3,32,32")
     return tuple(map(int, sizes))
+
+
+def _check_output(output: Path) -> None:
+    """Refuse what would be replaced, before the work is done."""
+    try:
+        check_place(output)
+    except OSError as error:
+        raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o {folder}: cannot be made: {error.strerror}") from None
 
 
 @click.command()
@@ -102,7 +119,6 @@ def export(
     FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
-    from ..errors import ConfigError
     from ..keylock import export_model
     from ..keylock.vault.disk import write_private
     from ..keylock.vault.file import Stored
@@ -113,6 +129,8 @@ def export(
     from .job import build_model, keylock_settings
     from .vault import current_cipher
 
+    if output is not None:
+        _check_output(output)
     settings = keylock_settings(config)
     job = keylock(settings).config
     folder = folder or job.vault
@@ -149,6 +167,7 @@ def export(
     if example is not None:
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
+    _make_folder(output.parent)
     write_private(output, package.content, what="-o")
     what = f"silo {silo}'s lock before round {stored.round_index}"
     holds = f"silo {silo}'s private lock"

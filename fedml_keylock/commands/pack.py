@@ -112,11 +112,14 @@ def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
 
 
 def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Two random inputs of a model.
+    """Two random inputs of a model, which takes them.
 
     Args:
-        model: has the type and the device that they get.
+        model: has the type and the device that they get; in eval mode.
         shape: of one, without the batch.
+
+    Raises:
+        ConfigError: the model does not take them.
 
     Example:
         >>> random_input(nn.Linear(3, 2), (3,)).shape
@@ -125,7 +128,16 @@ def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
     """
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
-    return torch.randn((2, *shape), generator=generator).to(like)
+    try:
+        example = torch.randn((2, *shape), generator=generator).to(like)
+        with torch.no_grad():
+            model(example)
+    except Exception as error:  # the model is anyone's code
+        given = ",".join(map(str, shape))
+        raise ConfigError(
+            f"--example-shape {given}: the model does not take it: {first_line(error)}"
+        ) from None
+    return example
 
 
 def difference(

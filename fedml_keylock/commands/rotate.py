@@ -33,9 +33,11 @@ def rotated(settings: Mapping[str, Any]) -> KeyLockDefense:
     """
     defense = keylock(settings)
     if defense.config.is_whole:
+        secret = defense.config.group_key
+        other = "" if secret is None else f"; instead of {secret} give all silos another group_key"
         raise ConfigError(
-            "there is nothing to rotate under module: whole: every job and every round is turned "
-            "anew; give all silos another secret (keylock.group_key) instead"
+            "under module: whole every job and every round is turned anew: there is nothing to "
+            f"rotate{other}"
         )
     return defense
 

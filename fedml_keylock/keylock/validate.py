@@ -78,6 +78,26 @@ class ModelCheck:
         ]
         return "\n".join([*lines, f"constant: {len(self.constants)}; shared: {len(self.shared)}"])
 
+    @property
+    def weakness(self) -> str:
+        """What is known against locking the model so, or nothing.
+
+        Example:
+            >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 2, 3))
+            >>> check_model(net, KeyLockConfig(module="affine", targets=("1",))).weakness[:26]
+            'the first layer, 0, is ope'
+            >>> check_model(net, KeyLockConfig(module="affine")).weakness
+            ''
+
+        """
+        if not self.layers or self.layers[0].locked:
+            return ""
+        first = self.layers[0].layer
+        return (
+            f"the first layer, {first}, is open, and no lock behind an open first layer hides its "
+            f"input; add {first} to the targets"
+        )
+
 
 def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     """What locking this model so would do, and everything that stands against it.

@@ -1,6 +1,7 @@
 import html.parser
 import json
 import math
+import os
 import re
 from base64 import b64decode
 from dataclasses import replace
@@ -637,6 +638,10 @@ def test_what_cannot_be_written_is_one_line_that_names_the_file(tmp_path, monkey
     with pytest.raises(KeyLockError, match=r"leakage\.png: cannot be written: it is a folder"):
         made.save(tmp_path / "folder")
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["leakage.png"]
+    os.mkfifo(tmp_path / "folder" / "report.html")
+    with pytest.raises(KeyLockError, match=r"report\.html: cannot be written: it is a pipe"):
+        made.save(tmp_path / "folder")
+    assert (tmp_path / "folder" / "report.html").is_fifo()
 
     made.save(tmp_path / "full")
     before = {path: path.read_bytes() for path in (tmp_path / "full").iterdir()}

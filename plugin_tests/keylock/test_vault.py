@@ -387,6 +387,14 @@ def test_a_link_in_the_files_place_is_refused(written):
     assert refused(written, "it is a symbolic link")
 
 
+def test_what_is_no_file_is_not_replaced_by_a_vault(vault, model):
+    vault.folder.mkdir()
+    os.mkfifo(vault.path)
+    with pytest.raises(VaultError, match="cannot be written: it is a pipe, not a file"):
+        vault.save(model, round_index=0)
+    assert vault.path.is_fifo()
+
+
 def test_a_link_that_leads_nowhere_is_not_taken_for_a_new_silo(vault):
     vault.folder.mkdir()
     vault.path.symlink_to(vault.folder / "nowhere")

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ...errors import ConfigError
+from ...files import check_place
 
 __all__ = ["remove", "write_all"]
 
@@ -32,8 +33,7 @@ def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path in contents:
-            if path.is_dir():
-                raise ConfigError(f"report {path}: cannot be written: it is a folder")
+            check_place(path)
         with TemporaryDirectory(dir=folder, prefix=".report-") as temporary:
             for path, content in contents.items():
                 (Path(temporary) / path.name).write_bytes(content)

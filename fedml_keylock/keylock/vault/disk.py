@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import VaultError
+from ...files import check_place
 
 __all__ = ["claim", "make_folder", "open_private", "release", "remove_leftovers", "write_private"]
 
@@ -103,7 +104,8 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
     """Write an owner-only file: after a crash at any instant it is the old one or the new one.
 
     Raises:
-        VaultError: it cannot be written; what was there before is untouched.
+        VaultError: it cannot be written, or no regular file is there; what was there before is
+            untouched.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "secret"
@@ -113,6 +115,7 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
 
     """
     try:
+        check_place(path)
         # mkstemp opens with mode 0600
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
