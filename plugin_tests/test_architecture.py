@@ -19,7 +19,7 @@ HOST_OF_FEDML = "fedml_keylock.host.fedml"
 # the parts of the package, from the ground up; a part may import what stands under it
 LAYERS = [
     {"errors"},
-    {"types", "settings", "files", "names", "threads"},
+    {"types", "settings", "files", "names", "tensors", "threads"},
     {"keylock", "inversion", "evaluation", "hookspecs"},
     {"plugins", "builtin"},
     {"host"},

@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import VaultError, first_line
+from ...errors import VaultError
+from ...tensors import tensors_of
 from .cipher import Cipher
 from .disk import open_private, write_private
 
@@ -107,16 +107,18 @@ class Stored:
         """
         self._check_form(cipher)
         try:
-            tensors = _tensors(self.content)
+            tensors = tensors_of(self.content)
             if cipher is None:
                 if self.header.get("sha256") != _checksum(self.header, tensors):
                     raise VaultError("damaged (its checksum does not fit its content)")
                 return tensors
             if list(tensors) != [SEALED] or tensors[SEALED].dtype != torch.uint8:
                 raise VaultError("damaged (it holds no ciphertext)")
-            return _tensors(cipher.open(tensors[SEALED].numpy().tobytes(), self.header))
+            return tensors_of(cipher.open(tensors[SEALED].numpy().tobytes(), self.header))
         except VaultError as error:
             raise VaultError(f"vault {self.path}: {error}") from None
+        except ValueError as error:
+            raise VaultError(f"vault {self.path}: damaged ({error})") from None
 
     def _check_form(self, cipher: Cipher | None) -> None:
         # by its name: a file of the history lies one folder deeper
@@ -203,14 +205,6 @@ def _metadata(size: bytes, read: Callable[[int], bytes]) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
         raise ValueError("its header cannot be read")
     return found
-
-
-def _tensors(content: bytes) -> dict[str, Tensor]:
-    try:
-        return load(content)
-    # what safetensors raises for types and sizes that do not fit is not of one kind
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as e:
-        raise VaultError(f"damaged ({first_line(e)})") from None
 
 
 def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
