@@ -159,7 +159,6 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     shown = "untrained"  # the weights at which every attack is run
     galleries = []
     for trial, result in _results(list(_tasks(folders, scale, seed))):
-        level = "" if trial.shown == "none" else f", {trial.shown}"
         count = len(result.images)
         scored = score(result, truth[:count], labels[:count], metrics())
         for stage, wanted in stages.items():
@@ -167,8 +166,7 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
             if not attacked.any():
                 continue
             if stage == shown:
-                name = f"{trial.variant}, {trial.attack}{level}"
-                galleries.append(Gallery(name, result.images[attacked, 0]))
+                galleries.append(Gallery(trial.title, result.images[attacked, 0]))
             place = 0 if stage == "untrained" else scale.rounds - 1
             row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
             if row is not None:

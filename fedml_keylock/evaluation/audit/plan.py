@@ -48,6 +48,18 @@ class Trial:
         plain = self.variant in ("none", PUBLIC_NORM)
         return "none" if plain and self.level == "oblivious" else self.level
 
+    @property
+    def title(self) -> str:
+        """What its pictures and curves are headed.
+
+        Example:
+            >>> Trial("keylock", "dlg", "adaptive").title, Trial("none", "dlg", "oblivious").title
+            ('keylock, dlg, adaptive', 'none, dlg')
+
+        """
+        level = "" if self.shown == "none" else f", {self.shown}"
+        return f"{self.variant}, {self.attack}{level}"
+
 
 @dataclass(frozen=True)
 class Task:
