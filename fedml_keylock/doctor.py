@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from .commands.enable import StartUp
 from .errors import KeyLockError, first_line
+from .host.startup_file import StartUp
 
 __all__ = ["Check", "examine", "start_up"]
 
