@@ -11,9 +11,11 @@ from safetensors.torch import save
 from fedml_keylock.errors import AttackError, VaultError
 from fedml_keylock.evaluation.audit.work import Result
 from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.host.replay import fingerprints
 from fedml_keylock.keylock.vault import Cipher
 from fedml_keylock.keylock.vault.file import Stored, write_state
-from fedml_keylock.tensors import tensors_of
+from fedml_keylock.keylock.whole.turns import digest
+from fedml_keylock.tensors import fingerprint, raw, tensors_of
 from fedml_keylock.types import ClientUpdate
 
 STATE = {"key": torch.arange(4.0)}
@@ -102,3 +104,36 @@ def test_what_is_sealed_in_a_vault(damaged, tmp_path):
     path.write_bytes(save({"ciphertext": tensor}, metadata=header))
     said = fails(VaultError, Stored.read(path).state, cipher)
     assert said.startswith(f"vault {path}: damaged (")
+
+
+ODD = {
+    "strided": torch.arange(6.0).reshape(2, 3).t(),
+    "empty": torch.zeros(0),
+    "scalar": torch.tensor(3),
+    "bfloat16": torch.ones(2, dtype=torch.bfloat16),
+}
+
+
+def test_the_bytes_of_any_tensor():
+    for tensor in ODD.values():
+        assert bytes(raw(tensor)) == bytes(tensor.contiguous().untyped_storage())
+    assert raw(torch.ones(2, requires_grad=True)).nbytes == 8
+
+
+def test_digests_are_what_they_were():
+    """Results are found by them, what is locked is bound to them, and vaults hold them."""
+    assert fingerprint(("dlg", 1), ODD.values()) == "ee848be0782a8368"
+    assert digest(ODD).hex()[:16] == "59426a111a35ec41"
+    assert {name: found.hex() for name, found in fingerprints(ODD).items()} == {
+        "strided": "1b286723f37b9b61",
+        "empty": "e4a6a0577479b2b4",
+        "scalar": "ea840b78bdcd26e2",
+        "bfloat16": "9b8f747539e3b9c9",
+    }
+
+
+def test_a_vaults_checksum_is_what_it_was(tmp_path):
+    path = tmp_path / "silo-2.safetensors"
+    state = {name: tensor.contiguous() for name, tensor in ODD.items()}
+    write_state(path, state, None, silo=2, layout="a1", round_index=7)
+    assert Stored.read(path).header["sha256"][:16] == "e8d1b78342f660a9"

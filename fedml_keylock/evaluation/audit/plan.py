@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import GRANTS, LEVELS, Attack, Knowledge, PublicData
-from ...inversion.engine.checkpoint import fingerprint
+from ...tensors import fingerprint
 from ...types import ClientUpdate, Surrogate
 from ..run import knowledge_of, trials
 from ..verdict import CONTROL

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...errors import VaultError
-from ...tensors import tensors_of
+from ...tensors import raw, tensors_of
 from .cipher import Cipher
 from .disk import open_private, write_private
 
@@ -214,5 +214,5 @@ def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {header[name]}\n".encode())
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
-        digest.update(state[name].flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(raw(state[name]))
     return digest.hexdigest()
