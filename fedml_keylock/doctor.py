@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-from .commands.enable import StartUp
 from .errors import KeyLockError, first_line
+from .host.startup_file import StartUp
+from .mpi import without_runtime
 
 __all__ = ["Check", "examine", "start_up"]
 
@@ -99,7 +100,7 @@ def start_up(place: StartUp | None = None) -> Check:
 
 
 def _mpi() -> Check:
-    from .host.launch import find_mpiexec, without_runtime
+    from .host.launch import find_mpiexec
 
     try:
         mpiexec = find_mpiexec()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import fedml_keylock
+import fedml_keylock.evaluation.audit
 
 ROOT = Path(fedml_keylock.__file__).parent
 HOST_OF_FEDML = "fedml_keylock.host.fedml"
@@ -19,7 +20,7 @@ HOST_OF_FEDML = "fedml_keylock.host.fedml"
 # the parts of the package, from the ground up; a part may import what stands under it
 LAYERS = [
     {"errors"},
-    {"types", "settings", "files", "names", "threads"},
+    {"types", "settings", "files", "mpi", "names", "tensors", "threads"},
     {"keylock", "inversion", "evaluation", "hookspecs"},
     {"plugins", "builtin"},
     {"host"},
@@ -152,13 +153,29 @@ def test_importing_the_package_imports_neither_torch_nor_fedml():
     assert run.stdout.splitlines() == ["[]", "[]", "True False"], run.stderr
 
 
-def test_the_public_names_are_the_lazy_ones():
-    assert sorted(fedml_keylock._WHERE) == sorted(fedml_keylock.__all__) == fedml_keylock.__all__
-    for name in fedml_keylock.__all__:
-        home = importlib.import_module(fedml_keylock._WHERE[name], "fedml_keylock")
-        assert getattr(fedml_keylock, name) is getattr(home, name)
+def test_what_an_audit_is_of_costs_neither_its_scores_nor_its_report():
+    script = (
+        "import sys\n"
+        "heavy = {'scipy', 'torchmetrics', 'torchvision', 'matplotlib', 'jinja2', 'mpi4py'}\n"
+        "from fedml_keylock.evaluation.audit import Pool, load_pictures, probe, save_truth\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "from fedml_keylock.evaluation.audit import audit\n"  # the control
+        "print('matplotlib' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert run.stdout.splitlines() == ["[]", "True"], run.stderr
+
+
+@pytest.mark.parametrize("package", [fedml_keylock, fedml_keylock.evaluation.audit])
+def test_the_public_names_are_the_lazy_ones(package):
+    assert sorted(package._WHERE) == sorted(package.__all__)
+    for name in package.__all__:
+        home = importlib.import_module(package._WHERE[name], package.__name__)
+        assert getattr(package, name) is getattr(home, name)
     with pytest.raises(AttributeError, match="no attribute 'lock_modle'"):
-        fedml_keylock.lock_modle  # noqa: B018  # the attribute is the test
+        package.lock_modle  # noqa: B018  # the attribute is the test
 
 
 def public_objects(module):

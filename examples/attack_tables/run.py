@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from fedml_keylock.builtin import KeyLockDefense, keylock
-from fedml_keylock.commands.subjects import own_locks, silo_secrets
+from fedml_keylock.builtin.silos import own_locks, silo_secrets
 from fedml_keylock.demo.scoring import example_data
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.evaluation.audit import (

@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from training import LEARNING_RATE, global_state, silo_locks
 
 from fedml_keylock.builtin import KeyLockDefense, keylock
-from fedml_keylock.evaluation.audit import OwnLock, share_correct
+from fedml_keylock.builtin.silos import fresh_lock_accuracy
+from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.keylock import (
-    load_private_state_dict,
-    lock_model,
-    private_state_dict,
-)
+from fedml_keylock.keylock import lock_model
 from fedml_keylock.keylock.key import seeded_uniform
 from fedml_keylock.threads import one_thread
 from fedml_keylock.types import Surrogate
@@ -66,10 +63,19 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
     defense, own = silo_locks(point, setting, folder)
     each = [share_correct(own(plain, silo, None), test) for silo in range(setting.silos)]
     draw = torch.Generator().manual_seed(7919 * (setting.seed + 1))
+    fresh = fresh_lock_accuracy(
+        plain,
+        defense,
+        own,
+        test,
+        count=FRESH,
+        silos=setting.silos,
+        uniform=seeded_uniform(draw),
+    )
     return result | {
         "own": statistics.mean(each),
         "own_each": each,
-        "fresh": _under_fresh_locks(plain, defense, own, setting, draw, test),
+        "fresh": statistics.mean(fresh),
         "fitted": _fitted(plain, defense, draw, public, test),
     }
 
@@ -90,34 +96,6 @@ def _fitted(
         net = deepcopy(plain)
         return _tuned(net, list(net.parameters()), SCRATCH_RATE, public, test)[1]
     return fit_lock(defense.surrogate(plain), draw, public, test)[1]
-
-
-def _under_fresh_locks(
-    plain: nn.Module,
-    defense: KeyLockDefense,
-    own: OwnLock,
-    setting: Setting,
-    draw: torch.Generator,
-    test: PublicData,
-) -> float:
-    """The mean over fresh locks.
-
-    They have seen no data: each gets a silo's statistics, so that it fails for its lock alone.
-    """
-    found = []
-    for index in range(FRESH):
-        candidate = deepcopy(plain)
-        lock_model(candidate, defense.config, uniform=seeded_uniform(draw))
-        if defense.config.is_whole:
-            candidate.load_state_dict(plain.state_dict())  # turned back by another key
-            found.append(share_correct(candidate, test))
-            continue
-        state = private_state_dict(candidate)
-        known = private_state_dict(own(plain, index % setting.silos, None))
-        state |= {n: t for n, t in known.items() if "running_" in n}
-        load_private_state_dict(candidate, state)
-        found.append(share_correct(candidate, test))
-    return statistics.mean(found)
 
 
 def fit_lock(

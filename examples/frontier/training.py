@@ -14,7 +14,7 @@ from splits import Setting, first_model
 from torch import Tensor
 
 from fedml_keylock.builtin import KeyLockDefense, keylock
-from fedml_keylock.commands.subjects import own_locks
+from fedml_keylock.builtin.silos import own_locks
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..builtin import KeyLockDefense
+from ..builtin.silos import own_locks, silo_secrets
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
-    OwnLock,
     Protection,
     Rounds,
     Subject,
@@ -32,74 +31,17 @@ from ..evaluation.audit.training import count_classes
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
 from ..inversion import LocalTraining, PublicData
-from ..keylock import KeyLockConfig, Vault, effective_state, lock_model
-from ..keylock.key import secret_uniform, seeded_uniform
-from ..keylock.vault import Cipher
-from ..keylock.whole import lock_of
+from ..keylock import KeyLockConfig, effective_state, lock_model
+from ..keylock.key import seeded_uniform
 from ..plugins import defense_of
-from ..types import ClientUpdate, Defense, Surrogate
+from ..types import Defense, Surrogate
 from .job import build_model, lock_settings
 from .request import Request
 
-__all__ = ["Material", "captured", "own_locks", "probes", "silo_secrets"]
+__all__ = ["Material", "captured", "probes"]
 
 MOST_PUBLIC = 1000
 SIZES = (32, 28, 64, 224)
-
-
-def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLock:
-    """What the silos' vaults give: copies of a model under a silo's lock.
-
-    Args:
-        model: the job's, unprotected.
-        defense: the job's.
-        folder: the silos' vaults.
-
-    Returns:
-        A function that raises VaultError where a vault is missing or another's, and ConfigError
-        where it does not have the round.
-
-    """
-    layout = defense.describe(model).layout
-    cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
-
-    def locked(plain: nn.Module, silo: int, round_index: int | None) -> nn.Module:
-        vault = Vault(folder, silo, layout, cipher)
-        path = None if round_index is None else vault.history_path(round_index)
-        if path is not None and vault.exists() and not path.exists():
-            raise ConfigError(
-                f"--vault {folder}: it has not what round {round_index} of silo {silo} began with: "
-                "the job's YAML must say keylock: {keep_history: true}"
-            )
-        copy = deepcopy(plain)
-        lock_model(copy, defense.config, uniform=secret_uniform)  # the vault has the values
-        vault.load(copy, path)
-        if lock_of(copy) is not None:
-            copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
-        return copy
-
-    return locked
-
-
-def silo_secrets(
-    model: nn.Module, own_lock: OwnLock, updates: Sequence[ClientUpdate]
-) -> dict[str, Tensor]:
-    """For the oracle: what each silo's lock came to when the round of its update began.
-
-    Args:
-        model: the job's, unprotected.
-        own_lock: of the silos' vaults.
-        updates: u of them.
-
-    Returns:
-        Name to ``(u, *shape)``.
-
-    Raises:
-        VaultError: a vault is missing, or is another's.
-
-    """
-    states = [effective_state(own_lock(model, update.silo, update.round)) for update in updates]
-    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,9 +16,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..builtin import keylock
-from ..commands.subjects import own_locks, silo_secrets
+from ..builtin.silos import fresh_lock_accuracy, own_locks, silo_secrets
 from ..errors import AttackError
-from ..evaluation.audit import Rounds, accuracy_by_round, share_correct
+from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
 from ..evaluation.audit.score import baselines, row_of, score
@@ -30,7 +29,6 @@ from ..evaluation.leakage import Interval, LeakageRow
 from ..evaluation.metrics import mean_interval
 from ..evaluation.report import Gallery
 from ..inversion import PublicData
-from ..keylock import load_private_state_dict, lock_model, private_state_dict
 from ..plugins import attack_of, metrics
 from .jobs import VARIANTS, Scale, example
 
@@ -83,20 +81,8 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
     own_lock = own_locks(model, defense, folder / defense.config.vault)
     result, rounds = accuracy_by_round(capture, model, data, own_lock)
     model.load_state_dict(capture.final())
-    fresh = []
-    for index in range(scale.fresh):
-        candidate = deepcopy(model)
-        lock_model(candidate, defense.config)
-        if defense.config.is_whole:
-            candidate.load_state_dict(model.state_dict())  # turned back by another key
-            fresh.append(share_correct(candidate, data))
-            continue
-        # a new lock has seen no data: give it a silo's statistics, so that it fails for its key
-        state = private_state_dict(candidate)
-        known = private_state_dict(own_lock(model, index % 3, None))
-        state |= {n: t for n, t in known.items() if "running_" in n}
-        load_private_state_dict(candidate, state)
-        fresh.append(share_correct(candidate, data))
+    silos = len({silo for _, silo in capture.entries()})
+    fresh = fresh_lock_accuracy(model, defense, own_lock, data, count=scale.fresh, silos=silos)
     result["fresh_lock"] = mean_interval(fresh)
     return result, rounds
 
@@ -159,7 +145,6 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     shown = "untrained"  # the weights at which every attack is run
     galleries = []
     for trial, result in _results(list(_tasks(folders, scale, seed))):
-        level = "" if trial.shown == "none" else f", {trial.shown}"
         count = len(result.images)
         scored = score(result, truth[:count], labels[:count], metrics())
         for stage, wanted in stages.items():
@@ -167,8 +152,7 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
             if not attacked.any():
                 continue
             if stage == shown:
-                name = f"{trial.variant}, {trial.attack}{level}"
-                galleries.append(Gallery(name, result.images[attacked, 0]))
+                galleries.append(Gallery(trial.title, result.images[attacked, 0]))
             place = 0 if stage == "untrained" else scale.rounds - 1
             row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
             if row is not None:

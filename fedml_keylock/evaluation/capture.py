@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import AttackError
 from ..files import replacing
+from ..tensors import tensors_of
 from ..types import ClientUpdate
 
 __all__ = ["Capture"]
@@ -261,8 +261,8 @@ class Capture:
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
-            state = load(self._read(name))
-        except (SafetensorError, ValueError, KeyError) as error:
+            state = tensors_of(self._read(name))
+        except ValueError as error:
             raise AttackError(
                 f"capture {self.folder / name}: this is no safetensors file: {error}"
             ) from None

@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import AttackError
+from ..files import replacing
 from ..inversion import (
     GRANTS,
     Attack,
@@ -176,6 +178,8 @@ def save_reconstruction(
 ) -> Path:
     """Write images and labels ``(u, n, ...)`` beside each other, with where they come from.
 
+    The file is whole or not there, and its owner's only: they are pictures of somebody's data.
+
     Raises:
         AttackError: the file cannot be written.
 
@@ -189,7 +193,8 @@ def save_reconstruction(
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, {"updates": json.dumps(source)})
-    except OSError as error:
-        raise AttackError(f"{path}: cannot be written: {error.strerror}") from None
+        with replacing(path) as part:
+            save_file(tensors, part, {"updates": json.dumps(source)})
+    except (OSError, SafetensorError) as error:
+        raise AttackError(f"{path}: cannot be written: {error}") from None
     return path

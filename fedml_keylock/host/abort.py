@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import KeyLockError
-from .launch import started_by
+from ..mpi import started_by
 
 __all__ = ["AbortOnError", "end_job", "in_mpi_job"]
 

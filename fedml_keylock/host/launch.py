@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import HostError
+from ..mpi import misfit
 
 __all__ = [
     "RANKS",
@@ -20,38 +21,10 @@ __all__ = [
     "find_mpiexec",
     "follow",
     "run",
-    "started_by",
-    "without_runtime",
 ]
 
 RANKS = "FEDML_KEYLOCK_RANKS"
 """Environment variable with how many ranks a job was started with."""
-
-_RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
-"""Where MPI runtimes tell a process its rank, before MPI is up in it."""
-
-
-def started_by(environment: Mapping[str, str]) -> str | None:
-    """The rank that an MPI runtime has given this process; None when none has started it.
-
-    Example:
-        >>> started_by({"PMI_RANK": "2"}), started_by({})
-        ('2', None)
-
-    """
-    return next((environment[name] for name in _RANK if name in environment), None)
-
-
-def without_runtime(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which another MPI job can be started: without what ranks are told.
-
-    Example:
-        >>> without_runtime({"PMI_RANK": "2", "PATH": "/bin"})
-        {'PATH': '/bin'}
-
-    """
-    told = ("PMI_", "PMIX_", "OMPI_", "HYDRA_", "MPIEXEC_", "MPI_LOCAL")
-    return {name: value for name, value in environment.items() if not name.startswith(told)}
 
 
 def find_mpiexec() -> Path:
@@ -114,11 +87,7 @@ def check_world() -> None:
 
     size = MPI.COMM_WORLD.Get_size()
     if size != int(wanted):
-        raise HostError(
-            f"{wanted} ranks were started and MPI sees {size}: {find_mpiexec()} is not of the MPI "
-            f"that mpi4py uses ({MPI.Get_library_version().split(chr(10))[0].strip()}); "
-            "fedml-keylock doctor says more"
-        )
+        raise HostError(misfit(wanted, size, str(find_mpiexec()), MPI.Get_library_version()))
 
 
 def run(ranks: int, script: Sequence[str]) -> int:

@@ -17,8 +17,8 @@ import sys
 import time
 from typing import NoReturn
 
+from ..mpi import started_by
 from .abort import DELIVERY
-from .launch import started_by
 
 __all__ = ["epitaph", "note", "watch"]
 

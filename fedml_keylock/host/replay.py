@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
+from ..tensors import raw
 
 __all__ = ["Replays", "fingerprints"]
 
@@ -23,17 +23,14 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
     To read a model's every byte would take the server as long as to average it.
 
     Example:
+        >>> import torch
         >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0)})
         True
         >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0) + 1})
         False
 
     """
-    found = {}
-    for name, tensor in state.items():
-        numbers = _some(tensor).view(torch.uint8).numpy()
-        found[name] = blake2b(numbers.data, digest_size=8).digest()
-    return found
+    return {n: blake2b(raw(_some(t)), digest_size=8).digest() for n, t in state.items()}
 
 
 class Replays:
@@ -45,6 +42,7 @@ class Replays:
     whoever means harm changes a digit.
 
     Example:
+        >>> import torch
         >>> replays = Replays()
         >>> replays.sent(1, {"w": torch.zeros(3)})
         >>> replays.check(1, 0, {"w": torch.full((3,), 2.0)}, round_index=0, who="silo 0")
@@ -110,6 +108,6 @@ class _Seen:
 
 
 def _some(tensor: Tensor) -> Tensor:
-    """Numbers of a tensor, evenly spread, in one contiguous vector."""
+    """Numbers of a tensor, evenly spread, in one vector."""
     flat = tensor.detach().flatten()
-    return flat[:: max(1, flat.numel() // SAMPLE)].cpu().contiguous()
+    return flat[:: max(1, flat.numel() // SAMPLE)]

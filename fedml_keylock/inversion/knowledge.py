@@ -14,7 +14,10 @@ from ..types import Disguise
 from .levels import GRANTS, LEVELS
 from .transform import Transform
 
-__all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets"]
+__all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets", "Statistics"]
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""Name of a BatchNorm module to the mean and the variance of its input's channels."""
 
 
 @dataclass(frozen=True)

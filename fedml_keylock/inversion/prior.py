@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .engine.statistics import Statistics
+from .knowledge import Statistics
 
 __all__ = [
     "Prior",

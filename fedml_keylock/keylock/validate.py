@@ -130,30 +130,8 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
     issue = _front(model, flow, kinds)
     if issue is not None:
         return ModelCheck((issue,))
-    lockable = [n for n, m in kinds.items() if isinstance(m, LOCKABLE)]
-    issues = [
-        LockIssue(
-            "",
-            f"targets: {glob!r} matches no convolution or linear layer; the model has: "
-            + ", ".join(lockable),
-        )
-        for glob in (config.targets if isinstance(config.targets, tuple) else ())
-        if not any(fnmatchcase(name, glob) for name in lockable)
-    ]
     chosen, left = _chosen(config, flow, kinds)
-    if not chosen and not issues:
-        issues.append(
-            LockIssue(
-                "",
-                f"{type(model).__name__} has no convolution; name linear layers in targets: "
-                + ", ".join(lockable),
-            )
-        )
-    issues += [
-        LockIssue("", f"mixed: {glob!r} matches none of the locked layers: {', '.join(chosen)}")
-        for glob in (config.mixed if isinstance(config.mixed, tuple) else ())
-        if chosen and not any(fnmatchcase(name, glob) for name in chosen)
-    ]
+    issues = _target_issues(model, config, kinds, chosen)
     placing = Placing(model, config, flow, tuple(chosen))
     sites, weights = placing.place(_sites(model, chosen, flow))
     issues += [LockIssue(*issue) for issue in placing.issues]
@@ -255,6 +233,36 @@ def _chosen(
         for n in flow.order
         if isinstance(kinds[n], LOCKABLE) and any(fnmatchcase(n, glob) for glob in config.targets)
     ], {}
+
+
+def _target_issues(
+    model: nn.Module, config: KeyLockConfig, kinds: dict[str, nn.Module], chosen: list[str]
+) -> list[LockIssue]:
+    """What the configuration names and the model does not have."""
+    lockable = [n for n, m in kinds.items() if isinstance(m, LOCKABLE)]
+    issues = [
+        LockIssue(
+            "",
+            f"targets: {glob!r} matches no convolution or linear layer; the model has: "
+            + ", ".join(lockable),
+        )
+        for glob in (config.targets if isinstance(config.targets, tuple) else ())
+        if not any(fnmatchcase(name, glob) for name in lockable)
+    ]
+    if not chosen and not issues:
+        issues.append(
+            LockIssue(
+                "",
+                f"{type(model).__name__} has no convolution; name linear layers in targets: "
+                + ", ".join(lockable),
+            )
+        )
+    issues += [
+        LockIssue("", f"mixed: {glob!r} matches none of the locked layers: {', '.join(chosen)}")
+        for glob in (config.mixed if isinstance(config.mixed, tuple) else ())
+        if chosen and not any(fnmatchcase(name, glob) for name in chosen)
+    ]
+    return issues
 
 
 def _sites(model: nn.Module, names: list[str], flow: Flow) -> list[Site]:

@@ -23,6 +23,7 @@ from torch import nn
 
 from fedml_keylock import KeyLockConfig, cli, lock_model
 from fedml_keylock.builtin import keylock
+from fedml_keylock.builtin.silos import own_locks, silo_secrets
 from fedml_keylock.commands.subjects import _fresh
 from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.audit import (
@@ -559,8 +560,6 @@ def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
 
 def stored_secrets_are_right(job):
     """The oracle's knowledge is what the silo's lock was, and no newer one."""
-    from fedml_keylock.commands.subjects import own_locks, silo_secrets
-
     defense = keylock({"module": "mixing", "targets": "all", "key_length": 16})
     updates = Capture.open(job / "capture").updates()
     made = silo_secrets(net(), own_locks(net(), defense, job / "vault"), updates)

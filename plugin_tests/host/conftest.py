@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedml_keylock.commands.enable import StartUp
+from fedml_keylock.host.startup_file import StartUp
 
 HERE = Path(__file__).parent
 

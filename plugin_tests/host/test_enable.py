@@ -21,11 +21,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from fedml_keylock import cli, doctor
-from fedml_keylock.commands import enable
-from fedml_keylock.commands.enable import StartUp
 from fedml_keylock.errors import HostError
+from fedml_keylock.host import startup_file
 from fedml_keylock.host.gate import MARK
 from fedml_keylock.host.launch import RANKS
+from fedml_keylock.host.startup_file import StartUp
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -129,7 +129,7 @@ def test_half_of_it_is_made_whole(packages, name, what):
     if what == "gone":
         path.unlink()
     else:
-        path.write_text(f"# {enable.MARK}\n")
+        path.write_text(f"# {startup_file.MARK}\n")
     check = doctor.start_up(start_up)
     if start_up.enabled:
         assert not check.well
@@ -176,7 +176,7 @@ def test_an_interpreter_without_site_packages_is_refused(monkeypatch, tmp_path):
         assert "virtual environment" in said
     assert listing(tmp_path) == {}
     flags = SimpleNamespace(flags=SimpleNamespace(no_site=1), executable="python")
-    monkeypatch.setattr(enable, "sys", flags)
+    monkeypatch.setattr(startup_file, "sys", flags)
     with pytest.raises(HostError, match="-S reads no start-up files"):
         StartUp.of_this_interpreter()
     check = doctor.start_up()
@@ -271,9 +271,9 @@ def test_a_start_neither_fails_nor_prints(armed, broken):
     if broken == "module gone":
         armed.start_up.module.unlink()
     elif broken == "module damaged":
-        armed.start_up.module.write_text(f"# {enable.MARK}\n)(\n")
+        armed.start_up.module.write_text(f"# {startup_file.MARK}\n)(\n")
     else:
-        armed.start_up.module.write_text(f"# {enable.MARK}\n")
+        armed.start_up.module.write_text(f"# {startup_file.MARK}\n")
     assert python(armed) == (0, "", "")
     assert python(armed, "import fedml; print(fedml.value)") == (0, "1\n", "")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from fedml_keylock.host.launch import started_by
 from fedml_keylock.host.progress import SIZE
+from fedml_keylock.mpi import started_by
 
 BEGIN = """
 import os, signal, sys, time

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from ...errors import AttackError, first_line
+from ...mpi import misfit, size_of, started_by
 from .plan import Task
 from .work import work_on
 
@@ -26,7 +27,6 @@ Job = tuple[Task, Path | None]
 Done = Callable[[int, bytes | str], None]
 """Takes a job's index and what `work_on` made of it."""
 
-_LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK")  # MPICH, Open MPI, PMIx
 _PATIENCE = 0.005  # seconds between two looks of a rank that waits
 
 
@@ -162,19 +162,16 @@ def muster(workers: int | None = None) -> Iterator[Crew | None]:
         'Alone'
 
     """
-    if not any(name in os.environ for name in _LAUNCHED):
+    if started_by(os.environ, slurm=False) is None:
         yield _local(workers)
         return
     from mpi4py import MPI
 
     size = MPI.COMM_WORLD.Get_size()
-    wanted = os.environ.get("PMI_SIZE") or os.environ.get("OMPI_COMM_WORLD_SIZE") or "1"
-    if size == 1 and wanted != "1":
-        raise AttackError(
-            f"{wanted} ranks were started and MPI sees one: this mpiexec is not of the MPI that "
-            f"mpi4py uses ({MPI.Get_library_version().splitlines()[0].strip()}); "
-            "fedml-keylock doctor says more"
-        )
+    wanted = size_of(os.environ)
+    if size == 1 and wanted != "1":  # or each of them would do the whole audit, in one folder
+        library = MPI.Get_library_version()
+        raise AttackError(misfit(wanted or "an unknown number of", size, "this mpiexec", library))
     if size == 1:
         yield _local(workers)
         return

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import GRANTS, LEVELS, Attack, Knowledge, PublicData
-from ...inversion.engine.checkpoint import fingerprint
+from ...tensors import fingerprint
 from ...types import ClientUpdate, Surrogate
 from ..run import knowledge_of, trials
 from ..verdict import CONTROL
@@ -47,6 +47,18 @@ class Trial:
         """The level for a reader: without a secret there is nothing to know."""
         plain = self.variant in ("none", PUBLIC_NORM)
         return "none" if plain and self.level == "oblivious" else self.level
+
+    @property
+    def title(self) -> str:
+        """What its pictures and curves are headed.
+
+        Example:
+            >>> Trial("keylock", "dlg", "adaptive").title, Trial("none", "dlg", "oblivious").title
+            ('keylock, dlg, adaptive', 'none, dlg')
+
+        """
+        level = "" if self.shown == "none" else f", {self.shown}"
+        return f"{self.variant}, {self.attack}{level}"
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from ...errors import AttackError, KeyLockError
 from ...files import replacing
+from ...tensors import tensors_of
 from ...threads import one_thread
 from ..run import attack_updates
 from .plan import Task
@@ -45,8 +45,8 @@ class Result:
 
         """
         try:
-            return cls(**load(content))
-        except (SafetensorError, TypeError, ValueError) as error:
+            return cls(**tensors_of(content))
+        except (TypeError, ValueError) as error:
             raise AttackError(f"damaged: {error}") from None
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Result:

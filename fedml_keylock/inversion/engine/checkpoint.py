@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,22 +12,7 @@ from torch import Tensor
 from ...errors import AttackError
 from ...files import replacing
 
-__all__ = ["Checkpoint", "fingerprint"]
-
-
-def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:
-    """Sixteen hex digits of an attack's settings and of what it started from.
-
-    Example:
-        >>> fingerprint("dlg", [torch.zeros(2)]) == fingerprint("dlg", [torch.ones(2)])
-        False
-
-    """
-    digest = hashlib.sha256(repr(settings).encode())
-    for tensor in tensors:
-        digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+__all__ = ["Checkpoint"]
 
 
 class Checkpoint:
@@ -42,7 +24,7 @@ class Checkpoint:
         interval: seconds between two writes of a search that is not done.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> path = Path(tempfile.mkdtemp()) / "search.safetensors"
         >>> Checkpoint(path, "00ff").save({"rows": torch.ones(2)})
         >>> Checkpoint(path, "00ff").load()

@@ -15,12 +15,12 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
-from ..knowledge import Knowledge
+from ..knowledge import Knowledge, Statistics
 from ..prior import Prior
 from ..unknowns.pixels import Parametrisation, Pixels
 from .exact import ScaleAfterNorm, scales_in_norm
 from .replay import replay
-from .statistics import Statistics, batch_statistics
+from .statistics import batch_statistics
 
 __all__ = ["Layout", "Objective", "probe"]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint, fingerprint
+from ...tensors import fingerprint
+from .checkpoint import Checkpoint
 from .evolve import evolve
 from .objective import Objective
 from .search import Found, search

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import AttackError
+from ..knowledge import Statistics
 
-__all__ = ["Statistics", "batch_statistics", "given_statistics"]
-
-Statistics = dict[str, tuple[Tensor, Tensor]]
-"""Name of a BatchNorm module to the mean and the variance of its input's channels."""
+__all__ = ["batch_statistics", "given_statistics"]
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError, ConfigError, first_line
-from ..engine.checkpoint import fingerprint
+from ...tensors import fingerprint
 from ..knowledge import Knowledge
 
 __all__ = ["GeneratorWeights", "Latent"]

@@ -16,11 +16,11 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import VaultError, first_line
+from ...errors import VaultError
+from ...tensors import raw, tensors_of
 from .cipher import Cipher
 from .disk import open_private, write_private
 
@@ -107,16 +107,18 @@ class Stored:
         """
         self._check_form(cipher)
         try:
-            tensors = _tensors(self.content)
+            tensors = tensors_of(self.content)
             if cipher is None:
                 if self.header.get("sha256") != _checksum(self.header, tensors):
                     raise VaultError("damaged (its checksum does not fit its content)")
                 return tensors
             if list(tensors) != [SEALED] or tensors[SEALED].dtype != torch.uint8:
                 raise VaultError("damaged (it holds no ciphertext)")
-            return _tensors(cipher.open(tensors[SEALED].numpy().tobytes(), self.header))
+            return tensors_of(cipher.open(tensors[SEALED].numpy().tobytes(), self.header))
         except VaultError as error:
             raise VaultError(f"vault {self.path}: {error}") from None
+        except ValueError as error:
+            raise VaultError(f"vault {self.path}: damaged ({error})") from None
 
     def _check_form(self, cipher: Cipher | None) -> None:
         # by its name: a file of the history lies one folder deeper
@@ -205,14 +207,6 @@ def _metadata(size: bytes, read: Callable[[int], bytes]) -> dict[str, str]:
     return found
 
 
-def _tensors(content: bytes) -> dict[str, Tensor]:
-    try:
-        return load(content)
-    # what safetensors raises for types and sizes that do not fit is not of one kind
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as e:
-        raise VaultError(f"damaged ({first_line(e)})") from None
-
-
 def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
     """Of header, names, shapes and numbers: against accidents, not against an attacker."""
     digest = sha256()
@@ -220,5 +214,5 @@ def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {header[name]}\n".encode())
     for name in sorted(state):
         digest.update(f"{name} {state[name].dtype} {tuple(state[name].shape)}\n".encode())
-        digest.update(state[name].flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(raw(state[name]))
     return digest.hexdigest()

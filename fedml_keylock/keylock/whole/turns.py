@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LockError
+from ...tensors import raw
 from ...threads import one_thread
 from ..key import Stream
 from .turn import Turn
@@ -173,8 +174,6 @@ def digest(state: Mapping[str, Tensor]) -> bytes:
     """
     found = hashlib.sha256()
     for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        # numpy has no bfloat16, and bytes of everything
-        found.update(tensor.flatten().view(torch.uint8).numpy().data if tensor.numel() else b"")
+        found.update(f"{name} {state[name].dtype} {tuple(state[name].shape)};".encode())
+        found.update(raw(state[name]))
     return found.digest()

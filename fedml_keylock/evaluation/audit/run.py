@@ -1,0 +1,229 @@
+"""An audit from its tasks to its report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ...errors import AttackError
+from ...inversion import Attack, PublicData
+from ..leakage import CostCurve, LeakageRow
+from ..report import Gallery, LeakageReport
+from .crew import Alone, Crew, Job
+from .plan import PUBLIC_NORM, Task, Trial, tasks_of
+from .score import METRICS, Metric, Scored, baselines, joined, matched, row_of, score
+from .subject import Subject
+from .work import Result, Store
+
+__all__ = ["audit"]
+
+MOST_SHOWN = 8
+"""How many images a gallery shows."""
+
+
+def audit(
+    subjects: Subject | Sequence[Subject],
+    attacks: Mapping[str, Attack],
+    levels: Sequence[str] = ("oblivious", "adaptive"),
+    *,
+    output: Path,
+    crew: Crew | None = None,
+    seeds: int = 1,
+    chunk: int | None = None,
+    metrics: Mapping[str, Metric] = METRICS,
+    job: Mapping[str, Any] | None = None,
+    on_error: Callable[[str, AttackError], None] | None = None,
+    progress: bool = False,
+) -> LeakageReport:
+    """Attack, with every control, and score.
+
+    Each reconstruction is a task whose result is a file in ``output/work``: an audit that was
+    stopped, run again, does what is left. Whoever does the tasks never has the truth.
+
+    Args:
+        subjects: one for every seed, of the same images; or one for all.
+        attacks: by name.
+        levels: of knowledge; the oracle is added wherever somebody has the private state.
+        output: folder for the tasks' results.
+        crew: who does them; this process by itself without one. See `muster`.
+        seeds: runs, where there is one subject.
+        chunk: updates in a task; by the model's size without it. The same gives the same figures.
+        metrics: name to ``metric(images, truth) -> (n,)``.
+        job: what the report is to say of the run, in plain values.
+        on_error: told of an attack that cannot be run; the others go on.
+        progress: show a bar on stderr.
+
+    Raises:
+        AttackError: the parts do not fit together, or no attack could be run.
+
+    Example:
+        >>> import tempfile
+        >>> from fedml_keylock.evaluation.audit import probe
+        >>> from fedml_keylock.inversion import inverting_gradients
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(144, 3))
+        >>> subject = probe(net, torch.rand(3, 1, 12, 12), torch.tensor([0, 1, 2]))
+        >>> attacks = {"inverting_gradients": inverting_gradients(steps=5)}
+        >>> report = audit(subject, attacks, output=Path(tempfile.mkdtemp()))
+        >>> [row.attack for row in report.leakage][-1]
+        'inverting_gradients'
+
+    """
+    began = time.monotonic()
+    runs = [subjects] * seeds if isinstance(subjects, Subject) else list(subjects)
+    if not runs or not attacks:
+        raise AttackError("an audit needs a subject and an attack")
+    tasks = [
+        task
+        for seed, subject in enumerate(runs)
+        for task in tasks_of(subject, attacks, levels, seed=seed, chunk=chunk)
+    ]
+    names = [task.id for task in tasks]
+    store = Store(output / "work")
+    failures = _work(tasks, names, store, crew or Alone(), progress=progress)
+    for trial, reason in failures.items():
+        if on_error is not None:
+            on_error(trial.attack, AttackError(reason))
+    parts: dict[Trial, dict[int, list[str]]] = {}
+    for task, name in zip(tasks, names, strict=True):
+        parts.setdefault(task.trial, {}).setdefault(task.seed, []).append(name)
+    if not parts.keys() - failures:
+        raise AttackError(next(iter(failures.values())))
+    results = {
+        trial: [_read(store, found, runs[seed]) for seed, found in made.items()]
+        for trial, made in parts.items()
+        if trial not in failures
+    }
+    shown = _scaled(runs[0])
+    rows, lost = _rows(shown, results, metrics)
+    facts = {
+        **(job or {}),
+        "images": runs[0].labels.numel(),
+        "seeds": len(runs),
+        "controls": _controls(runs[0], tuple(parts)),
+        "seconds": round(time.monotonic() - began),
+    }
+    if failures:
+        facts["not run"] = {trial.title: reason for trial, reason in failures.items()}
+    if lost:
+        facts["diverged in every restart, not scored"] = lost
+    originals, galleries = _galleries(shown, results)
+    curves = [_curve(trial, runs[0], attacks[trial.attack]) for trial, runs in results.items()]
+    return LeakageReport({}, rows, originals, galleries, facts, costs=curves)
+
+
+def _scaled(subject: Subject) -> Subject:
+    """The same with all its pictures on [0, 1]."""
+    public = subject.public
+    if public is not None:
+        public = PublicData(subject.scaled(public.images), public.labels)
+    images = subject.scaled(subject.images)
+    return replace(subject, images=images, public=public, bounds=(0.0, 1.0))
+
+
+def _work(
+    tasks: Sequence[Task], names: Sequence[str], store: Store, crew: Crew, *, progress: bool
+) -> dict[Trial, str]:
+    """Do what is not done; say which trials cannot be."""
+    todo = [i for i, name in enumerate(names) if not store.has(name)]
+    failures: dict[Trial, str] = {}
+    jobs: list[Job] = [(tasks[i], store.checkpoint(names[i])) for i in todo]
+    with tqdm(
+        total=len(tasks),
+        initial=len(tasks) - len(todo),
+        desc="audit",
+        unit="task",
+        leave=False,
+        disable=not progress,
+    ) as bar:
+
+        def done(index: int, made: bytes | str) -> None:
+            place = todo[index]
+            if isinstance(made, str):
+                failures.setdefault(tasks[place].trial, made)
+            else:
+                store.write(names[place], made)
+            bar.update()
+
+        crew.run(jobs, done)
+    return failures
+
+
+def _read(store: Store, names: Sequence[str], subject: Subject) -> Result:
+    """What a trial's tasks of one run made, on [0, 1]."""
+    return joined([store.read(name).mapped(subject.scaled) for name in names])
+
+
+def _rows(
+    subject: Subject, results: Mapping[Trial, Sequence[Result]], metrics: Mapping[str, Metric]
+) -> tuple[list[LeakageRow], dict[str, int]]:
+    """Baselines, then a row for each trial and stage; and how many updates gave no picture."""
+    rows: list[LeakageRow] = []
+    lost: dict[str, int] = {}
+    scored: dict[Trial, list[Scored]] = {}
+    for trial, runs in results.items():
+        scored[trial] = [score(run, subject.images, subject.labels, metrics) for run in runs]
+        count = sum(int(one.cost.isnan().sum()) for one in scored[trial])
+        if count:
+            lost[trial.title] = count
+    for stage in dict.fromkeys(subject.stages):
+        chosen = torch.tensor([one == stage for one in subject.stages])
+        places = [subject.updates[row].round for row in chosen.nonzero().flatten().tolist()]
+        place = min(places) if stage == "untrained" else max(places)
+        truth, labels = subject.images[chosen].flatten(0, 1), subject.labels[chosen].flatten()
+        rows += baselines(truth, labels, subject.public, metrics, stage=stage, round_index=place)
+        for trial, ones in scored.items():
+            row = row_of(trial, ones, chosen, stage=stage, round_index=place)
+            if row is not None:
+                rows.append(row)
+    return rows, lost
+
+
+def _galleries(
+    subject: Subject, results: Mapping[Trial, Sequence[Result]]
+) -> tuple[torch.Tensor, list[Gallery]]:
+    """The first run's pictures at the first stage."""
+    chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
+    originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
+    galleries = [
+        Gallery(
+            trial.title,
+            matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN],
+        )
+        for trial, runs in results.items()
+    ]
+    return originals, galleries
+
+
+def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
+    """How the first run's search went, the mean over the updates in which it did not diverge."""
+    history = run.history[:, run.cost.isfinite()]
+    costs = torch.where(history.isfinite(), history, torch.nan).nanmean(1)
+    last = int(getattr(attack, "steps", len(costs)))
+    steps = torch.linspace(0, last, len(costs)).round().int()
+    known = costs.isfinite()
+    return CostCurve(trial.title, tuple(steps[known].tolist()), tuple(costs[known].tolist()))
+
+
+def _controls(subject: Subject, trials: Sequence[Trial]) -> str:
+    said = ["no gradient", "undefended twin"]
+    if subject.surrogate is None:
+        return f"{said[0]}; nothing is defended"
+    if any(trial.variant == PUBLIC_NORM for trial in trials):
+        said.append("public norm")
+    else:
+        said.append("public norm left out: the lock brings no normalisation of its own")
+    if subject.secrets is not None:
+        said.append("oracle (self-test)")
+    else:
+        said.append(
+            "no oracle: the silos' private state was not given, so that failures prove nothing"
+        )
+    if subject.public is None:
+        said.append("no public data were given: each image's others stand in for them")
+    return "; ".join(said)

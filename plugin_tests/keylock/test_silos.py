@@ -1,0 +1,95 @@
+"""A job's model works under a silo's own lock, from its vault, and under no new one."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from fedml_keylock.builtin import keylock
+from fedml_keylock.builtin.silos import fresh_lock_accuracy, own_locks
+from fedml_keylock.evaluation.audit import share_correct
+from fedml_keylock.inversion import PublicData
+from fedml_keylock.keylock import Vault, lock_model
+from fedml_keylock.keylock.key import seeded_uniform
+
+CLASSES = 8
+SETTINGS = {"module": "mixing", "targets": "all", "key_length": 16}
+
+
+def drawn(seed):
+    return seeded_uniform(torch.Generator().manual_seed(seed))
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * CLASSES**2, CLASSES),
+    )
+
+
+@pytest.fixture(scope="module")
+def data():
+    """A bright row in each picture: its class."""
+    labels = torch.arange(CLASSES).repeat(16)
+    rows = one_hot(labels, CLASSES)[:, None, :, None].expand(-1, 1, -1, CLASSES).float()
+    noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
+    return PublicData(rows + 0.1 * noise, labels)
+
+
+@pytest.fixture(scope="module")
+def job(data, tmp_path_factory):
+    """A model that was trained under silo 1's lock, and the vaults of silos 0 to 1."""
+    folder = tmp_path_factory.mktemp("vault")
+    defense = keylock({**SETTINGS, "vault": str(folder)})
+    layout = defense.describe(net()).layout
+    for silo in (0, 1):
+        model = net()
+        lock_model(model, defense.config, uniform=drawn(silo))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(40):
+            optimizer.zero_grad()
+            cross_entropy(model(data.images), data.labels).backward()
+            optimizer.step()
+        Vault(folder, silo, layout, None).save(model, round_index=1)
+    plain = net()
+    plain.load_state_dict(model.state_dict())
+    return plain, defense, own_locks(plain, defense, folder)
+
+
+def test_the_lock_of_the_silo_fits_and_no_new_one_does(job, data):
+    plain, defense, own = job
+    assert share_correct(own(plain, 1, None), data) == 1.0
+    found = fresh_lock_accuracy(plain, defense, own, data, count=8, silos=2, uniform=drawn(2))
+    assert len(found) == 8
+    assert sum(found) / len(found) < 0.6
+    assert all(not module._forward_hooks for module in plain.modules())
+
+
+def test_the_silos_give_their_statistics_in_turn_and_draws_can_be_seeded(job, data):
+    plain, defense, own = job
+    asked = []
+
+    def watched(model, silo, round_index):
+        asked.append((silo, round_index))
+        return own(model, silo, round_index)
+
+    first, second = (
+        fresh_lock_accuracy(plain, defense, watched, data, count=3, silos=2, uniform=drawn(3))
+        for _ in range(2)
+    )
+    assert first == second
+    assert asked == 2 * [(0, None), (1, None), (0, None)]
+
+
+def test_under_module_whole_no_statistics_are_needed(data, tmp_path):
+    plain, defense = net(), keylock({"vault": str(tmp_path)})
+
+    def never(*_):
+        raise AssertionError("a silo's lock")
+
+    found = fresh_lock_accuracy(plain, defense, never, data, count=2, silos=3)
+    assert len(found) == 2
