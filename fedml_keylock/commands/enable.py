@@ -37,7 +37,7 @@ def enable(place: StartUp | None) -> None:
     defended.
 
     It writes fedml_keylock_startup.pth and .py into this environment's site-packages, which Python
-    reads at its start (under 2 ms); not if started with -S. A FedML release that was not tested
+    reads at its start (under 1 ms); not if started with -S. A FedML release that was not tested
     stops the jobs that ask for the defense, and no others.
 
     \b

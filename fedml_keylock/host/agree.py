@@ -61,7 +61,7 @@ def agree(comm: MPI.Comm, *, number: int = 0, server: int = 0, wait: float = 120
     Every silo sends every other one a public key. The lowest, the leader, then draws the common
     secret, and sends it to each other one, sealed for the two and bound to all that the silos have
     sent: it does not open where anything else came than to the leader. Keys serve once, and nobody
-    keeps them: what crossed cannot be opened later.
+    keeps them; of what they were for, the vault keeps the pairs' secrets and the job's key.
 
     Call it before FedML receives: it would take the keys and answers for messages of its own.
 
