@@ -392,7 +392,7 @@ class TestErrors:
         assert "global.pt: not of this model" in fails(model="Grouped")
 
     def test_an_example_that_does_not_fit(self):
-        assert "does not run on the example" in fails("--example-shape", "3,8,8")
+        assert "the model does not take it" in fails("--example-shape", "3,8,8")
         result = invoke("--example-shape", "3,x")
         assert result.exit_code == 2
         assert "must be sizes such as 3,32,32" in result.output
