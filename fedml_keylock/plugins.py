@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
-from .errors import ConfigError, PluginError
+from .errors import ConfigError, PluginError, first_line
 from .types import Defense, DefenseFactory
 
 if TYPE_CHECKING:
@@ -186,7 +186,15 @@ def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
     """
     from .inversion.protocol import Attack
 
-    made = one_of("attacks", name)(**fields)
+    factory = one_of("attacks", name)
+    try:
+        made = factory(**fields)
+    except ConfigError as error:
+        raise ConfigError(f"attack {name}: {error}") from None
+    except (TypeError, ValueError) as error:  # of a plugin's own, which may take anything
+        raise ConfigError(
+            f"attack {name}: does not take {dict(fields)}: {first_line(error)}"
+        ) from None
     if not isinstance(made, Attack):
         lacking = [n for n in ("name", "needs", "uses", "reconstruct") if not hasattr(made, n)]
         raise PluginError(

@@ -1,15 +1,109 @@
-"""Sections of a job's YAML: read with pydantic, refused in one line that a user can act on."""
+"""Settings: checked with pydantic, refused in one line that a user can act on.
+
+`Settings` is a section of a job's YAML, `checked` makes a dataclass of what is set by a call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+import dataclasses
+from collections.abc import Iterable, Mapping
+from functools import wraps
+from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError
 
-__all__ = ["Settings"]
+__all__ = ["Count", "Natural", "NotNegative", "Positive", "Settings", "Share", "checked"]
+
+Class = TypeVar("Class", bound=type[Any])
+
+
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
+_FINITE = Field(allow_inf_nan=False)
+
+Natural = Annotated[int, BeforeValidator(_no_flag), Field(ge=0)]
+"""A whole number from 0 on."""
+Count = Annotated[int, BeforeValidator(_no_flag), Field(ge=1)]
+"""A whole number from 1 on."""
+NotNegative = Annotated[float, BeforeValidator(_no_flag), _FINITE, Field(ge=0)]
+"""A number from 0 on, and not infinite."""
+Positive = Annotated[float, BeforeValidator(_no_flag), _FINITE, Field(gt=0)]
+"""A number above 0, and not infinite."""
+Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
+"""A number from 0 on and below 1."""
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+def checked(cls: Class) -> Class:
+    """Make a frozen dataclass whose fields have the types and bounds that they are declared with.
+
+    A number may be given as text: YAML takes 1e-3 for that. Of a field that is left out of the
+    repr, which may be private, an error tells the type only.
+
+    Example:
+        >>> @checked
+        ... class Lamp:
+        ...     watts: Count = 5
+        >>> Lamp(watts="much")
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: watts: 'much' is not allowed: Input should be a valid ...
+        >>> Lamp(wats=7)
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: wats: no such field; allowed: watts
+
+    """
+    config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+    made: Any = dataclass(frozen=True, config=config)(cls)
+    init = made.__init__
+
+    @wraps(init)
+    def refuse_in_one_line(self: Any, *args: Any, **fields: Any) -> None:
+        try:
+            init(self, *args, **fields)
+        except ValidationError as error:
+            hidden = [field.name for field in dataclasses.fields(made) if not field.repr]
+            names = [field.name for field in dataclasses.fields(made)]
+            raise ConfigError(_one_line(error, names, hidden=hidden)) from None
+
+    made.__init__ = refuse_in_one_line
+    return made  # type: ignore[no-any-return]
+
+
+def _one_line(
+    error: ValidationError, names: Iterable[str], *, section: str = "", hidden: Iterable[str] = ()
+) -> str:
+    """What a user can act on: the first field that is wrong, its value and what is allowed."""
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    if not first["loc"]:  # of fields that do not go together: the message names one
+        return f"{section}{first['msg'].removeprefix('Value error, ')}"
+    known, at = list(names), first["loc"][0]
+    # an argument without a name has its place
+    field = known[at] if isinstance(at, int) and at < len(known) else str(at)
+    if first["type"] in _NO_FIELD:
+        return f"{section}{field}: no such field; allowed: {', '.join(known)}"
+    if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
+        return f"{section}{field}: needed"
+    # a union reports one problem for each of its members
+    allowed = [e["msg"] for e in errors if e["loc"][:1] == (at,)]
+    what = "; or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in allowed))
+    given = f"a {type(first['input']).__name__}" if field in hidden else repr(first["input"])
+    return f"{section}{field}: {' '.join(given.split())[:200]} is not allowed: {what}"
+
+
+_NO_FIELD = (
+    "extra_forbidden",
+    "invalid_key",
+    "unexpected_keyword_argument",
+    "unexpected_positional_argument",
+)
 
 
 class Settings(BaseModel):
@@ -44,17 +138,5 @@ class Settings(BaseModel):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise ConfigError(self._one_line(error)) from None
-
-    @classmethod
-    def _one_line(cls, error: ValidationError) -> str:
-        first = error.errors(include_url=False)[0]
-        if not first["loc"]:  # of fields that do not go together: the message names one
-            return f"{cls.section}.{first['msg'].removeprefix('Value error, ')}"
-        field = str(first["loc"][0])
-        if first["type"] in ("extra_forbidden", "invalid_key"):
-            return f"{cls.section}.{field}: no such field; allowed: {', '.join(cls.model_fields)}"
-        # a union reports one problem for each of its members
-        allowed = [e["msg"] for e in error.errors(include_url=False) if e["loc"][:1] == (field,)]
-        what = "; or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in allowed))
-        return f"{cls.section}.{field}: {first['input']!r} is not allowed: {what}"
+            section = f"{self.section}."
+            raise ConfigError(_one_line(error, type(self).model_fields, section=section)) from None

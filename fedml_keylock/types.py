@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +173,7 @@ class Surrogate:
     disguise: Disguise | None = None
 
 
+@runtime_checkable
 class Disguise(Protocol):
     """What a defense does to updates themselves, for whoever audits it."""
 

@@ -53,6 +53,7 @@ defense_args:
   defense_type: keylock
   keylock: {key_length: 16, module: mixing, targets: all, keep_history: true}
 """
+ON = "defense_args: {enable_defense: true, defense_type: keylock"
 
 
 def invoke(*arguments: str, **options):
@@ -583,11 +584,11 @@ def test_a_model_that_does_not_do_is_one_line(plain, spec, said):
         ("defense_args: {defense_type: krum}", "fedml_config.yaml: its defense_type is 'krum'"),
         ("- a\n- b\n", "its defense_type is None, not keylock"),
         ("a: [b\nc: d\n", "fedml_config.yaml, line 2: this is not YAML"),
-        ("defense_args: {defense_type: keylock, keylock: [a]}", "keylock: must be a mapping"),
-        (
-            "defense_args: {defense_type: keylock, keylock: {keys: 1}}",
-            "keylock.keys: no such field",
-        ),
+        (f"{ON}, keylock: [a]}}", "keylock: must be a mapping"),
+        (f"{ON}, keylock: {{keys: 1}}}}", "keylock.keys: no such field"),
+        # a job that would not be defended, as when it is started
+        (CONFIG.replace("defense:", "defence:"), "fedml_config.yaml: enable_defense: it is missi"),
+        (f"{ON}, preset: paper}}", "fedml_config.yaml: preset: it is of keylock and stands"),
         # the model fits these settings as well, and the vault's lock does not
         (CONFIG.replace("key_length: 16", "key_length: 17"), "these settings has layout"),
         (CONFIG.replace("mixing", "affine"), "these settings has layout"),
@@ -607,9 +608,7 @@ def test_a_missing_config_is_named(plain):
 
 def test_the_defaults_of_what_a_config_leaves_out_hold(here):
     job(0, {"module": "affine"})
-    (here / "fedml_config.yaml").write_text(
-        "defense_args: {defense_type: keylock, keylock: {module: affine}}"
-    )
+    (here / "fedml_config.yaml").write_text(f"{ON}, keylock: {{module: affine}}}}")
     before = states(here / "keylock_vault")["silo-0.safetensors"]
     ok(*ROTATE, "--config", "fedml_config.yaml", "--yes")
     after = states(here / "keylock_vault")["silo-0.safetensors"]
@@ -619,7 +618,7 @@ def test_the_defaults_of_what_a_config_leaves_out_hold(here):
 @pytest.mark.parametrize("settings", [None, "{}", "{module: whole}", "{group_key: group}"])
 def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(plain, here, settings):
     config = here / "fedml_config.yaml"
-    config.write_text(f"defense_args: {{defense_type: keylock, keylock: {settings}}}")
+    config.write_text(f"{ON}, keylock: {settings}}}")
     before = files(plain)
     given = () if settings is None else ("--config", "fedml_config.yaml")
     result = invoke(*ROTATE, *given)

@@ -2,12 +2,15 @@
 
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import yaml
 
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.settings import InversionSettings
+from fedml_keylock.inversion import Knowledge, LocalTraining, Secrets
 from fedml_keylock.keylock import KeyLockConfig
+from fedml_keylock.plugins import attack_of
 from fedml_keylock.settings import Settings
 
 
@@ -230,3 +233,71 @@ def test_what_goes_together_and_how_it_is_called():
 def test_a_wrong_argument_in_python_is_a_config_error():
     with pytest.raises(ConfigError, match=r"keylock\.key_length: 0 is not allowed"):
         KeyLockConfig(module="affine", key_length=0)
+
+
+def refused_attack(name, fields):
+    with pytest.raises(ConfigError) as caught:
+        attack_of(name, yaml.safe_load(fields))
+    assert "\n" not in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+    begin, _, said = str(caught.value).partition(": ")
+    assert begin == f"attack {name}"
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("inverting_gradients", "{steps: abc}", "steps: 'abc' is not allowed: Input should be a"),
+        ("inverting_gradients", "{steps: 0}", "steps: 0 is not allowed: Input should be greater"),
+        ("inverting_gradients", "{steps: true}", "steps: True is not allowed: Input should be a n"),
+        ("inverting_gradients", "{steps: 2.5}", "steps: 2.5 is not allowed: Input should be a"),
+        ("inverting_gradients", "{steps: null}", "steps: None is not allowed: Input should be"),
+        ("inverting_gradients", "{stepz: 3}", "stepz: no such field; allowed: name, optimizer"),
+        ("inverting_gradients", "{signed: perhaps}", "signed: 'perhaps' is not allowed: Input"),
+        ("inverting_gradients", "{total_variation: .nan}", "total_variation: nan is not allowed"),
+        ("inverting_gradients", "{optimizer: sgd}", "optimizer: 'sgd' is not allowed: Input shou"),
+        ("inverting_gradients", "{cost: l3}", "cost 'l3' is none of "),
+        ("inverting_gradients", "{cost: [l1]}", "cost: ['l1'] is not allowed"),
+        ("inverting_gradients", "{parametrisation: x}", "parametrisation: 'x' is not allowed"),
+        ("inverting_gradients", "{layer_weights: {a: b}}", "layer_weights: 'b' is not allowed"),
+        ("inverting_gradients", "{start: [1]}", "start: [1] is not allowed"),
+        ("learned", "{warp: x}", "warp: 'x' is not allowed"),
+        ("learned", "{decoder: conv}", "decoder: 'conv' is not allowed: Input should be callable"),
+        ("analytic", "{steps: 3}", "steps: no such field; allowed: name"),
+        ("tableak", "{categories: 5}", "does not take {'categories': 5}: 'int' object is not"),
+    ],
+)
+def test_a_wrong_field_of_an_attack_is_refused_in_one_line(name, fields, said):
+    assert refused_attack(name, fields).startswith(said)
+
+
+def test_numbers_are_taken_as_yaml_and_numpy_have_them():
+    made = attack_of("dlg", yaml.safe_load("{learning_rate: 1e-3, steps: 7}"))
+    assert (made.learning_rate, made.steps) == (0.001, 7)
+    assert attack_of("dlg", {"steps": np.int64(7), "restarts": 2.0}) == attack_of(
+        "dlg", {"steps": 7, "restarts": 2}
+    )
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: Knowledge("oblivious", (1, 8, 8)), "classes: needed"),
+        (lambda: Knowledge("oblivious", 8, 2), "input_shape: 8 is not allowed: Input should be a"),
+        (lambda: Knowledge("oblivious", (8,), "two"), "classes: 'two' is not allowed: Input shou"),
+        (lambda: Knowledge("oblivious", (8,), 2, labels=[[1]]), "labels: a list is not allowed"),
+        (lambda: LocalTraining(batch_size="all"), "batch_size: 'all' is not allowed: Input shou"),
+        (lambda: LocalTraining(4, order="random"), "order: 'random' is not allowed: Input should"),
+    ],
+)
+def test_a_wrong_argument_of_what_is_known_is_refused_in_one_line(make, said):
+    with pytest.raises(ConfigError) as caught:
+        make()
+    assert str(caught.value).startswith(said)
+
+
+def test_no_private_value_is_told():
+    with pytest.raises(ConfigError, match=r"^given: a list is not allowed") as caught:
+        Secrets(("a",), given={"a": [0.123]})
+    assert "0.123" not in str(caught.value)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import yaml
 from torch import nn
 
 from ..errors import ConfigError, VaultError, first_line
+from ..host.asked import check_asked
 from ..keylock.vault.file import Stored
 
 __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings"]
@@ -66,6 +68,10 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     fields: dict[str, Any] = {}
     for section in read.values() if isinstance(read, Mapping) else ():
         fields |= section if isinstance(section, Mapping) else {}
+    try:
+        check_asked(SimpleNamespace(**fields, yaml_paths=[config]))
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from None
     if fields.get("defense_type") != "keylock":
         raise ConfigError(
             f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import AttackError
 from ..names import under
+from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
 from .engine.observe import observe
 from .engine.watch import watch
@@ -67,7 +67,7 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     return found.to(weight_gradient.dtype)
 
 
-@dataclass(frozen=True)
+@checked
 class AnalyticAttack:
     """The input of a model whose first layer is linear, exactly, from that layer's gradient.
 

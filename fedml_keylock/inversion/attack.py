@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
 from .engine.assemble import assemble, draw_starts
 from .engine.objective import Objective, probe
@@ -23,7 +23,7 @@ from .protocol import check_level
 __all__ = ["GradientInversion"]
 
 
-@dataclass(frozen=True)
+@checked
 class GradientInversion(SearchSettings):
     """A search for images, with its settings. ``presets`` hold the published ones.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import AttackError, ConfigError
+from ..settings import Count, NotNegative, Share, checked
 from ..types import Disguise
 from .levels import GRANTS, LEVELS
 from .transform import Transform
@@ -20,7 +22,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 """Name of a BatchNorm module to the mean and the variance of its input's channels."""
 
 
-@dataclass(frozen=True)
+@checked
 class Secrets:
     """Parameters of the attacker's model that the update does not hold: a lock's private state.
 
@@ -65,7 +67,7 @@ class Secrets:
                 raise ConfigError(f"Secrets.{what} and Secrets.names differ in: {odd}")
 
 
-@dataclass(frozen=True)
+@checked
 class PublicData:
     """Data of the same kind as the silos', which anybody may have.
 
@@ -95,7 +97,7 @@ class PublicData:
             raise ConfigError("public data are floating-point images with integer labels")
 
 
-@dataclass(frozen=True)
+@checked
 class LocalTraining:
     """How a silo trained between what it got and what it sent: SGD with mean cross entropy.
 
@@ -121,32 +123,23 @@ class LocalTraining:
 
     """
 
-    batch_size: int
-    epochs: int = 1
-    momentum: float = 0.0
+    batch_size: Count
+    epochs: Count = 1
+    momentum: Share = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     order: Literal["fixed", "searched"] | Tensor = "fixed"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be at least 0 and below 1, not {self.momentum}")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ConfigError(f"weight_decay must be a number from 0 on, not {self.weight_decay}")
         if self.nesterov and not self.momentum:
             raise ConfigError("nesterov needs a momentum above 0")
-        if isinstance(self.order, str) and self.order not in ("fixed", "searched"):
-            raise ConfigError(f"order is 'fixed', 'searched' or a tensor, not {self.order!r}")
 
     def steps(self, images: int) -> int:
         """Steps of a round on that many images."""
         return self.epochs * -(-images // self.batch_size)
 
 
-@dataclass(frozen=True)
+@checked
 class Knowledge:
     """The attacker, declared. An attack uses nothing beyond this, the update and the model.
 
@@ -185,9 +178,9 @@ class Knowledge:
     """
 
     level: str
-    input_shape: tuple[int, ...]
-    classes: int
-    batch: int = 1
+    input_shape: tuple[Count, ...]
+    classes: Annotated[int, Field(ge=2)]
+    batch: Count = 1
     labels: Tensor | None = field(default=None, repr=False)
     bounds: tuple[float, float] = (0.0, 1.0)
     secrets: Secrets | None = None
@@ -201,18 +194,12 @@ class Knowledge:
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise ConfigError(f"knowledge level {self.level!r} is none of {', '.join(LEVELS)}")
-        if len(self.input_shape) not in (1, 3) or min(self.input_shape) < 1:
+        if len(self.input_shape) not in (1, 3):
             raise ConfigError(
                 f"input_shape must be (c, h, w) or (features,), not {tuple(self.input_shape)}"
             )
-        if self.classes < 2:
-            raise ConfigError(f"classes must be at least 2, not {self.classes}")
-        if self.batch < 1:
-            raise ConfigError(f"batch must be at least 1, not {self.batch}")
         if not self.bounds[0] < self.bounds[1]:
             raise ConfigError(f"bounds must be (low, high) with low < high, not {self.bounds}")
-        if self.norms not in ("train", "eval"):
-            raise ConfigError(f"norms are in 'train' or 'eval' mode, not {self.norms!r}")
         self._check_labels()
         self._check_secrets()
         self._check_statistics()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttackError, ConfigError
+from ..errors import AttackError
 from ..names import under
+from ..settings import Share, checked
 from ..types import ClientUpdate, TokenReconstruction
 from .engine.observe import observe
 from .engine.watch import watch
@@ -62,7 +62,7 @@ def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor
     return [update.nonzero().flatten() for update in found]
 
 
-@dataclass(frozen=True)
+@checked
 class TokenRecovery:
     """The set of tokens behind each update, from the rows of an embedding that moved.
 
@@ -100,11 +100,7 @@ class TokenRecovery:
     """
 
     name: str = "tokens"
-    tolerance: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise ConfigError(f"tolerance must be at least 0 and below 1, not {self.tolerance}")
+    tolerance: Share = 0.0
 
     @property
     def needs(self) -> frozenset[str]:

@@ -7,17 +7,18 @@ attacker's, on the gradients of b candidates and in a form that can be different
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..settings import NotNegative, checked
 
 __all__ = ["Clip", "Noise", "Prune", "Quantise", "Transform"]
 
 
+@runtime_checkable
 class Transform(Protocol):
     """One thing that is done to a gradient."""
 
@@ -30,7 +31,7 @@ class Transform(Protocol):
         """What candidates would have sent, given what was: both ``(b, *shape)`` a layer."""
 
 
-@dataclass(frozen=True)
+@checked
 class Clip:
     """Scaled down to a norm, as DP-SGD does (Abadi et al. 2016, algorithm 1).
 
@@ -46,11 +47,7 @@ class Clip:
 
     """
 
-    norm: float
-
-    def __post_init__(self) -> None:
-        if not self.norm > 0:
-            raise ConfigError(f"a norm to clip at must be above 0, not {self.norm}")
+    norm: Annotated[float, Field(gt=0)]
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: torch.Generator
@@ -67,7 +64,7 @@ class Clip:
         return [g * factor.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
 
 
-@dataclass(frozen=True)
+@checked
 class Noise:
     """Normal noise of its own in every entry, which no attacker can replay.
 
@@ -83,11 +80,7 @@ class Noise:
 
     """
 
-    deviation: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.deviation < float("inf"):
-            raise ConfigError(f"a deviation must be a number from 0 on, not {self.deviation}")
+    deviation: NotNegative
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: torch.Generator
@@ -105,7 +98,7 @@ class Noise:
         return list(gradients)
 
 
-@dataclass(frozen=True)
+@checked
 class Prune:
     """Only the largest entries of each layer are sent (Zhu et al. 2019, section 5.2).
 
@@ -123,11 +116,7 @@ class Prune:
 
     """
 
-    keep: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.keep <= 1:
-            raise ConfigError(f"the share to keep must be above 0 and at most 1, not {self.keep}")
+    keep: Annotated[float, Field(gt=0, le=1)]
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: torch.Generator
@@ -146,7 +135,7 @@ class Prune:
         return [g * (t != 0) for g, t in zip(gradients, targets, strict=True)]
 
 
-@dataclass(frozen=True)
+@checked
 class Quantise:
     """Each layer rounded to evenly spaced levels between its least and its greatest entry.
 
@@ -164,11 +153,7 @@ class Quantise:
 
     """
 
-    bits: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.bits <= 16:
-            raise ConfigError(f"bits must be 1 to 16, not {self.bits}")
+    bits: Annotated[int, Field(ge=1, le=16)]
 
     def apply(
         self, gradient: Mapping[str, Tensor], generator: torch.Generator

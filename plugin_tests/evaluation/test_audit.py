@@ -700,7 +700,11 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("cap", "--truth", "t", "--defense", "none"), 2, "--defense goes not with a CAPTURE"),
         (("cap", "--truth", "t"), 1, "cap is not a capture"),
         (("--data", "{}", "--set", "dlg.steps=3"), 2, "with an attack of --attacks"),
-        (("--data", "{}", "--set", "inverting_gradients.stepz=3"), 1, "no field stepz"),
+        (
+            ("--data", "{}", "--set", "inverting_gradients.stepz=3"),
+            1,
+            "stepz: no such field",
+        ),
         (("--data", "{}", "--attacks", "nothing"), 1, "no attack is named 'nothing'"),
         (("--data", "{}", "--defense", "nothing"), 1, "no defense is named 'nothing'"),
         (("--data", "{}", "--knowledge", "clever"), 1, "not 'clever'"),

@@ -188,7 +188,7 @@ def test_a_model_without_an_embedding_and_another_level_are_refused(text, make_u
         recover([update], images)
     with pytest.raises(AttackError, match="tokens has no use for the kind of level 'adaptive'"):
         recover([update], images, replace(KNOWN, level="adaptive"))
-    with pytest.raises(ConfigError, match="below 1, not 1"):
+    with pytest.raises(ConfigError, match="tolerance: 1 is not allowed"):
         TokenRecovery(tolerance=1)
 
 

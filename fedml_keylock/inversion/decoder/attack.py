@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ...errors import AttackError
+from ...settings import checked
 from ...types import ClientUpdate, Reconstruction
 from ..engine.observe import observe
 from ..knowledge import Knowledge
@@ -24,7 +24,7 @@ __all__ = ["LearnedAttack"]
 _FEWEST = 20  # public images: below that there is nothing to hold out
 
 
-@dataclass(frozen=True)
+@checked
 class LearnedAttack(LearningSettings):
     """A decoder from updates to images, trained on as many simulated updates as it takes.
 

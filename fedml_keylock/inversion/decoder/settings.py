@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
 from torch import nn
 
-from ...errors import ConfigError
+from ...settings import Count, Positive, Share, checked
 
 __all__ = ["DecoderFactory", "LearningSettings"]
 
@@ -15,7 +16,7 @@ DecoderFactory = Callable[[int, tuple[int, ...]], nn.Module]
 """``factory(features, input_shape)`` makes a module: ``(b, features)`` to ``(b, *input_shape)``."""
 
 
-@dataclass(frozen=True)
+@checked
 class LearningSettings:
     """The settings of ``LearnedAttack``.
 
@@ -42,25 +43,12 @@ class LearningSettings:
     """
 
     name: str = "learned"
-    steps: int = 2500
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    locks: int = 200
-    tuned: float = 0.5
-    tuning: int = 150
-    warp: float = 0.1
-    held_out: float = 0.1
+    steps: Count = 2500
+    batch_size: Count = 64
+    learning_rate: Positive = 1e-3
+    locks: Count = 200
+    tuned: Annotated[float, Field(ge=0, le=1)] = 0.5
+    tuning: Count = 150
+    warp: Share = 0.1
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     decoder: DecoderFactory | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "locks", "tuning"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 <= self.tuned <= 1:
-            raise ConfigError(f"tuned must be 0 to 1, not {self.tuned}")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ConfigError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not 0 <= self.warp < 1:
-            raise ConfigError(f"warp must be at least 0 and below 1, not {self.warp}")
-        if not 0 < self.held_out < 1:
-            raise ConfigError(f"held_out must be above 0 and below 1, not {self.held_out}")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from ...errors import ConfigError
+from ...settings import Count, Natural, NotNegative, Positive, Share, checked
 from ..cost import COSTS
 from ..labels import RECOVERIES
 from ..unknowns.pixels import Parametrisation, Pixels
 
 __all__ = ["SearchSettings"]
 
-_PRIORS = ("total_variation", "squared_norm", "group_consistency", "batch_norm")
 
-
-@dataclass(frozen=True)
+@checked
 class SearchSettings:
     """An attack's configuration: what is minimised, from where, and how long.
 
@@ -62,55 +61,31 @@ class SearchSettings:
     name: str
     optimizer: Literal["adam", "lbfgs", "rmsprop", "cma"]
     cost: str
-    steps: int
-    inner: int = 1
-    restarts: int = 1
-    learning_rate: float = 0.1
-    secret_learning_rate: float = 0.01
-    momentum: float = 0.0
-    population: int = 0
+    steps: Count
+    inner: Count = 1
+    restarts: Count = 1
+    learning_rate: Positive = 0.1
+    secret_learning_rate: Positive = 0.01
+    momentum: Share = 0.0
+    population: Natural = 0
     signed: bool = False
-    alternate: int = 0
-    total_variation: float = 0.0
-    squared_norm: float = 0.0
-    group_consistency: float = 0.0
-    batch_norm: float = 0.0
-    enough: float = 0.0
+    alternate: Natural = 0
+    total_variation: NotNegative = 0.0
+    squared_norm: NotNegative = 0.0
+    group_consistency: NotNegative = 0.0
+    batch_norm: NotNegative = 0.0
+    enough: NotNegative = 0.0
     parametrisation: Parametrisation = field(default_factory=Pixels)
     labels: Literal["recover", "optimise"] = "recover"
     recovery: str = "bias"
-    layer_weights: Mapping[str, float] = field(default_factory=dict)
-    memory: int = 256
-    chunk: int | None = None
+    layer_weights: Mapping[str, NotNegative] = field(default_factory=dict)
+    memory: Count = 256
+    chunk: Count | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "optimizer": ("adam", "lbfgs", "rmsprop", "cma"),
-            "cost": tuple(COSTS),
-            "labels": ("recover", "optimise"),
-            "recovery": tuple(RECOVERIES),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in (("cost", tuple(COSTS)), ("recovery", tuple(RECOVERIES))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
-        for name in ("steps", "inner", "restarts", "memory"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("alternate", "population"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be below 0, not {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ConfigError(f"momentum must be at least 0 and below 1, not {self.momentum}")
-        for name in (*_PRIORS, "enough"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name} must be a number from 0 on, not {getattr(self, name)}")
-        for name in ("learning_rate", "secret_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}")
-        if self.chunk is not None and self.chunk < 1:
-            raise ConfigError(f"chunk must be at least 1, not {self.chunk}")
-        if any(not weight >= 0 for weight in self.layer_weights.values()):
-            raise ConfigError("layer_weights must not be below 0")
         if self.optimizer != "lbfgs" and self.inner != 1:
             raise ConfigError(f"inner is for lbfgs: {self.optimizer} has one evaluation a step")
         if self.optimizer not in ("adam", "rmsprop") and self.alternate:

@@ -9,7 +9,7 @@ from ..analytic import AnalyticAttack
 from ..attack import GradientInversion
 from ..decoder.attack import LearnedAttack
 from ..unknowns.table import TableRows
-from .make import check_fields, preset
+from .make import preset
 
 __all__ = ["analytic", "learned", "tableak"]
 
@@ -28,7 +28,6 @@ def analytic(**overrides: Any) -> AnalyticAttack:
         'analytic'
 
     """
-    check_fields(AnalyticAttack, overrides)
     return AnalyticAttack(**overrides)
 
 
@@ -49,7 +48,6 @@ def learned(**overrides: Any) -> LearnedAttack:
         200
 
     """
-    check_fields(LearnedAttack, overrides)
     return LearnedAttack(**overrides)
 
 

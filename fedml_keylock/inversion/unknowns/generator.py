@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError, ConfigError, first_line
+from ...settings import Count, NotNegative, Positive, checked
 from ...tensors import fingerprint
 from ..knowledge import Knowledge
 
@@ -24,7 +25,7 @@ _IMAGES = "generator.images."
 _LABELS = "generator.labels."
 
 
-@dataclass(frozen=True)
+@checked
 class GeneratorWeights:
     """The weights of a generator of images and of one of labels (GRNN, Ren et al. 2022, section 3).
 
@@ -57,17 +58,10 @@ class GeneratorWeights:
 
     """
 
-    width: int = 32
-    inputs: int = 128
-    deviation: float = 0.02
+    width: Count = 32
+    inputs: Count = 128
+    deviation: Positive = 0.02
     makes_labels = True
-
-    def __post_init__(self) -> None:
-        for name in ("width", "inputs"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not 0 < self.deviation < float("inf"):
-            raise ConfigError(f"deviation must be a number above 0, not {self.deviation}")
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """The noise, then each layer's weights.
@@ -162,7 +156,7 @@ def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Modul
     return nn.Sequential(*layers, nn.Sigmoid())
 
 
-@dataclass(frozen=True)
+@checked
 class Latent:
     """What is fed into a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
 
@@ -194,24 +188,18 @@ class Latent:
     """
 
     generator: nn.Module = field(repr=False)
-    shape: tuple[int, ...]
+    shape: tuple[Count, ...]
     output_range: tuple[float, float] = (-1.0, 1.0)
-    divergence: float = 0.0
+    divergence: NotNegative = 0.0
     makes_labels = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.generator, nn.Module):
-            raise ConfigError(
-                f"a generator is a torch.nn.Module, not {type(self.generator).__name__}"
-            )
-        if not self.shape or min(self.shape) < 1:
+        if not self.shape:
             raise ConfigError(f"shape is that of one latent, (128,) say, not {self.shape}")
         if not self.output_range[0] < self.output_range[1]:
             raise ConfigError(
                 f"output_range must be (low, high) with low < high, not {self.output_range}"
             )
-        if not 0 <= self.divergence < float("inf"):
-            raise ConfigError(f"divergence must be a number from 0 on, not {self.divergence}")
         mine = copy.deepcopy(self.generator).eval().requires_grad_(False)
         object.__setattr__(self, "generator", mine)
 

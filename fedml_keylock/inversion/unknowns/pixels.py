@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from ...settings import checked
 from ..knowledge import Knowledge
 
-__all__ = ["STARTS", "Parametrisation", "Pixels"]
+__all__ = ["Parametrisation", "Pixels"]
 
 Start = Literal["normal", "standard", "uniform"]
-STARTS: tuple[str, ...] = get_args(Start)
-"""What pixels may start from: see `Pixels`."""
 
 
+@runtime_checkable
 class Parametrisation(Protocol):
     """How unknowns become images."""
 
@@ -53,7 +52,7 @@ class Parametrisation(Protocol):
         """``(b,)``: what to add to the objective, beside cost and priors; often zeros."""
 
 
-@dataclass(frozen=True)
+@checked
 class Pixels:
     """The images themselves.
 
@@ -61,6 +60,9 @@ class Pixels:
         start: ``normal``: the middle of the bounds and a quarter of their width as deviation.
             ``standard``: mean 0 and deviation 1 whatever the bounds, as DLG has it. ``uniform``
             between the bounds.
+
+    Raises:
+        ConfigError: the start is none of them.
 
     Example:
         >>> Pixels().shapes(Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=4))

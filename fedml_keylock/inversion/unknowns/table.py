@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...errors import AttackError, ConfigError
+from ...settings import checked
 from ..knowledge import Knowledge
 
 __all__ = ["TableRows"]
 
 
-@dataclass(frozen=True)
+@checked
 class TableRows:
     """Rows with some columns of numbers, and some that together say one of several categories.
 
