@@ -156,6 +156,7 @@ def test_no_stream_serves_two_ends_and_all_are_computed_with_in_one_thread(strea
     # in the same order in each silo
     seeds += [b"fedml-keylock mask 1" + pairs[other] + at for at in places for other in (0, 2)]
     assert streams == [(seed, 1) for seed in seeds]
+    assert repr(masks) == "Masks(signs=(-1, 1), share=1.0)"  # no secret
     assert torch.get_num_threads() == 2
 
 
@@ -281,6 +282,18 @@ class TestRefused:
         defense.begin_round(model, round_index=0)
         with pytest.raises(UpdateRefused, match="a second state in one round"):
             defense.release(model, model.state_dict(), samples=5)
+
+    def test_one_state_in_one_round_under_masks_of_another_width(self):
+        """Two of them would tell the mask, and so the state."""
+        (defense, model), *_ = job()
+        one = model.state_dict()
+        defense.release(model, one, samples=5)
+        defense.receive(model, {name: 3 * t for name, t in one.items()}, round_index=0)
+        defense.begin_round(model, round_index=0)
+        again = model.state_dict()
+        assert all(torch.equal(again[name], one[name]) for name in one)
+        with pytest.raises(UpdateRefused, match="a second state in one round"):
+            defense.release(model, again, samples=5)
 
     def test_a_part_that_has_outgrown_its_mask(self):
         (defense, model), (other, same), _ = job()

@@ -37,6 +37,7 @@ from fedml_keylock.keylock import (
 )
 from fedml_keylock.keylock.key import Stream, seeded_uniform
 from fedml_keylock.keylock.whole import Masks, Turn, lock_of, lock_state
+from fedml_keylock.keylock.whole import turn as turn_module
 from fedml_keylock.keylock.whole.turns import OPEN, Part, Turns, digest, parts_of
 
 SIZES = (1, 2, 300, 512, 513, 1000, 70_000)
@@ -212,6 +213,13 @@ class TestTurn:
             # like a uniform direction's: normal, of this deviation
             assert float(turned.abs().max()) < 8 * size**-0.5
             assert 0.8 < float(turned.abs().median()) / (0.6745 * size**-0.5) < 1.2
+
+    def test_a_turn_of_more_numbers_has_more_passes(self, monkeypatch):
+        """As one of over 256 ** 3 has: after five passes a number would be in 4 ** 5 places."""
+        monkeypatch.setattr(turn_module, "BLOCK", 4)
+        unit = torch.zeros(5000)
+        unit[0] = 1
+        assert float((Turn(5000, Stream(b"s")).apply(unit) != 0).double().mean()) > 0.99
 
     def test_each_pass_has_signs_a_block_and_an_order_of_its_own_that_count(self):
         """With any one of them another stream's or another pass's, the whole turn is another."""
