@@ -77,6 +77,7 @@ def test_beside_a_file_there_is_an_agreed_secret_too(settings):
     defense = keylock(settings)
     share(defense, job(), samples=5, in_turn=False)
     assert defense._secret == b"agreed" * 6
+    assert bool(defense._masks.pairs) == settings.get("mask", True)
 
 
 @pytest.mark.parametrize("rank", [1, 2])
