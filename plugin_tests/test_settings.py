@@ -132,7 +132,7 @@ def test_every_field_can_be_set_from_yaml():
             "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
             "chained: true, encrypt_vault: true, then: krum, own_accuracy: false, "
-            "mixed: inner, form: grouped, rotate_every: 3}"
+            "log_training: true, mixed: inner, form: grouped, rotate_every: 3}"
         )
     )
     whole = KeyLockConfig.from_mapping(yaml.safe_load("{group_key: /etc/group, mask: false}"))

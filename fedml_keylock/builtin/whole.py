@@ -60,7 +60,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
 
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
-        self._secret: bytes | None = None
+        self._lock_of_job: StateLock | None = None
+        self._file, self._agreed = b"", b""
         self._masks, self._samples = NONE, 0
         self._job = b""
         self._in_job = False
@@ -97,7 +98,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         The secret is beside that of the file, if there is one, which who stood between the silos
         does not have. The masks cancel for no other numbers of samples.
         """
-        self._secret = (self._secret or b"") + secret
+        self._agreed = secret
         self._masks, self._samples = NONE, 0
         if pairs and samples:
             self._masks, self._samples = Masks.of(silo, pairs, samples), samples[silo]
@@ -112,10 +113,10 @@ class WholeDefense(KeyLockDefense, SharesSecret):
 
     def _lock(self, model: nn.Module) -> str:
         self._in_job = True
-        if self._secret is None and self.config.group_key is not None:
-            self._secret = group_secret(self.config.group_key)
+        if self.config.group_key is not None:
+            self._file = group_secret(self.config.group_key)
         plan(model, self.config)
-        lock_state(model)
+        self._lock_of_job = lock_state(model)
         return str(lock_info(model))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
@@ -129,11 +130,11 @@ class WholeDefense(KeyLockDefense, SharesSecret):
 
     def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
         """Take the key of the first model, and turn an average back as its silos had turned it."""
-        lock = _lock_on(model)
+        lock = self._held(model)
         if round_index < 0:
-            if self._secret is None:
+            if not (self._file or self._agreed):
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
-            lock.begin(state, self._secret + self._job)
+            lock.begin(state, self._file + self._agreed + self._job)
             lock.masks = self._masks
         if lock.masks != NONE:
             _check_precision(model)
@@ -152,24 +153,18 @@ class WholeDefense(KeyLockDefense, SharesSecret):
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """From now on the state is shown under this round's turn."""
         super().begin_round(model, round_index=round_index)
-        _lock_on(model).enter(round_index)
+        self._held(model).enter(round_index)
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Save what opens this round's states."""
-        lock = _lock_on(model)
-        if int(lock.round) != round_index:
-            raise LockError(
-                f"the model was locked anew before the end of round {round_index}: the job's own "
-                "code must call neither unlock_model nor lock_model"
-            )
-        lock.remember(model)
+        self._held(model).remember(model)
         return super().end_round(model, round_index=round_index)
 
     def release(
         self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
         """Only what the lock itself has made in this round, bit by bit, and under a mask."""
-        lock = _lock_on(model)
+        lock = self._held(model)
         made = lock.made(state)
         if made is None:
             raise UpdateRefused(
@@ -205,6 +200,21 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         sent: Any = copy(state)
         sent.update(masked)
         return cast("Mapping[str, Tensor]", sent)
+
+    def _held(self, model: nn.Module) -> StateLock:
+        """The job's lock, which is still on the model.
+
+        Raises:
+            LockError: it is not, so that what the model shows is not under the job's key and masks.
+
+        """
+        lock = lock_of(model)
+        if lock is None or lock is not self._lock_of_job:
+            raise LockError(
+                "the model was unlocked or locked anew, and what it shows is not sent: the job's "
+                "own code must call neither unlock_model nor lock_model"
+            )
+        return lock
 
     def _check_integers(self, state: Mapping[str, Tensor]) -> None:
         """Refuse integers that training has changed: they are sent as they are.
@@ -253,10 +263,3 @@ def _check_precision(model: nn.Module) -> None:
                 f"keylock.mask: {name} is {parameter.dtype}, too coarse to be masked: train in "
                 "float32 (autocast may do the rest), or set keylock: {mask: false}"
             )
-
-
-def _lock_on(model: nn.Module) -> StateLock:
-    lock = lock_of(model)
-    if lock is None:
-        raise ConfigError("the key-lock defense was asked to train a model that is not locked")
-    return lock

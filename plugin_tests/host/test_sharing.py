@@ -15,6 +15,7 @@ from fedml_keylock.errors import ConfigError, HostError
 from fedml_keylock.host import agree
 from fedml_keylock.host.agree import Agreed
 from fedml_keylock.host.sharing import share
+from fedml_keylock.keylock.whole import Masks
 
 
 def job(rank=1, **more):
@@ -29,7 +30,8 @@ def numbers(monkeypatch):
     pairs = {2: bytes([2] * 32), 3: bytes([3] * 32)}
 
     def agreed(_comm, *, number):
-        return Agreed(bytes(32), {r: s for r, s in pairs.items() if r in told}, {**told, 1: number})
+        own = {rank: secret for rank, secret in pairs.items() if rank in told}
+        return Agreed(b"agreed" * 6, own, {**told, 1: number})
 
     monkeypatch.setattr(agree, "agree", agreed)
     return told
@@ -39,6 +41,8 @@ def test_masks_are_of_each_two_silos(numbers):
     defense = keylock({})
     said = share(defense, job(), samples=5, in_turn=False)
     assert said == "the silos have agreed on a secret; updates are masked"
+    pairs = {1: bytes([2] * 32), 2: bytes([3] * 32)}
+    assert defense._masks == Masks.of(0, pairs, {0: 5, 1: 7, 2: 9})
     assert (len(defense._masks.pairs), defense._masks.share) == (2, 9 / 5)
     del numbers[3]
     assert "updates are masked" in share(defense, job(), samples=5, in_turn=False)
@@ -61,6 +65,19 @@ def test_that_there_are_none_without_mpi_is_said(tmp_path):
     args.comm = None
     defense = keylock({"group_key": str(tmp_path / "file")})
     assert share(defense, args, samples=5, in_turn=False).startswith("updates are not masked: ")
+    with pytest.raises(ConfigError, match="without MPI silos cannot agree on a secret"):
+        share(keylock({}), args, samples=5, in_turn=False)
+
+
+@pytest.mark.usefixtures("numbers")
+@pytest.mark.parametrize(
+    "settings", [{}, {"group_key": "file"}, {"group_key": "file", "mask": False}]
+)
+def test_beside_a_file_there_is_an_agreed_secret_too(settings):
+    defense = keylock(settings)
+    share(defense, job(), samples=5, in_turn=False)
+    assert defense._agreed == b"agreed" * 6
+    assert bool(defense._masks.pairs) == settings.get("mask", True)
 
 
 @pytest.mark.parametrize("rank", [1, 2])

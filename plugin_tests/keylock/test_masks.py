@@ -12,13 +12,14 @@ from scipy.stats import kstest
 from torch import nn
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError, LockError, UpdateRefused
+from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused
 from fedml_keylock.keylock import lock_model, unlock_model
 from fedml_keylock.keylock.key import Stream
 from fedml_keylock.keylock.whole import NONE, Masks, lock_of, scales_of
 from fedml_keylock.keylock.whole import mask as masks_module
+from fedml_keylock.keylock.whole import turns as turns_module
 from fedml_keylock.keylock.whole.mask import LEAST, LEAST_BUFFER, MOST, NARROW, WIDTH
-from fedml_keylock.keylock.whole.turns import Part
+from fedml_keylock.keylock.whole.turns import Part, Turns
 
 PARTS = (Part("parameters", ("w", "b")), Part("norm.running_mean", ("norm.running_mean",)))
 KEY = bytes(32)
@@ -128,6 +129,37 @@ def test_what_is_nothing_is_hidden_too():
     }
 
 
+@pytest.fixture
+def streams(monkeypatch):
+    """Of what streams are made: their seeds, and with how many threads."""
+    made = []
+
+    def stream(seed):
+        made.append((seed, torch.get_num_threads()))
+        return Stream(seed)
+
+    monkeypatch.setattr(turns_module, "Stream", stream)
+    monkeypatch.setattr(masks_module, "Stream", stream)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield made
+    torch.set_num_threads(threads)
+
+
+def test_no_stream_serves_two_ends_and_all_are_computed_with_in_one_thread(streams):
+    key, pairs = bytes(range(32)), {2: b"b" * 32, 0: b"a" * 32}
+    masks = Masks.of(1, pairs, dict.fromkeys(range(3), 1))
+    Turns(PARTS, key, 258).turned(state())
+    masks.masked(state(), PARTS, scales_of(PARTS, state()), key, 258)
+    places = [key + bytes([0, 0, 0, 0, 0, 0, 1, 2]) + part.label.encode() for part in PARTS]
+    seeds = [b"fedml-keylock whole state 1" + place for place in places]
+    # in the same order in each silo
+    seeds += [b"fedml-keylock mask 1" + pairs[other] + at for at in places for other in (0, 2)]
+    assert streams == [(seed, 1) for seed in seeds]
+    assert repr(masks) == "Masks(signs=(-1, 1), share=1.0)"  # no secret
+    assert torch.get_num_threads() == 2
+
+
 class Net(nn.Module):
     """Weights, some of them not trained, a batch norm, and a buffer that says which entries count.
 
@@ -206,21 +238,29 @@ def test_what_is_not_trained_comes_back_as_it_was(mask):
 @pytest.mark.usefixtures("folder")
 def test_what_is_released_is_under_the_masks_of_its_round_and_of_what_was_received():
     (defense, model), *_ = job()
-    first = {name: tensor.clone() for name, tensor in Net().state_dict().items()}
+    # larger than the first and than the model is now
+    received = {name: 3 * tensor for name, tensor in model.state_dict().items()}
+    defense.receive(model, received, round_index=2)
     defense.begin_round(model, round_index=3)
-    with torch.no_grad():  # as large as it was it would not tell what the masks are made for
-        model.layer.weight.mul_(3)
     shown, lock = model.state_dict(), lock_of(model)
     kept = {name: tensor.clone() for name, tensor in shown.items()}
     sent = defense.release(model, shown, samples=5)
     masks = Masks.of(0, pairs_of(3)[0], dict.fromkeys(range(3), 5))
-    key, scales = bytes(lock.key.tolist()), scales_of(lock.parts, first)
+    key, scales = bytes(lock.key.tolist()), scales_of(lock.parts, received)
     masked = masks.masked(shown, lock.parts, scales, key, 3)
     assert {"base.weight", "layer.weight", "norm.running_var", "seen"} <= masked.keys()
     for name, tensor in kept.items():
         assert torch.equal(shown[name], tensor)  # it is not changed in its place
         assert torch.equal(sent[name], masked.get(name, tensor)), name
         assert name not in masked or (sent[name] - tensor).abs().max() > 10
+
+
+def with_statistics_in(dtype):
+    model = Net()
+    model.norm.to(dtype)
+    for parameter in model.norm.parameters():
+        parameter.data = parameter.data.float()
+    return model
 
 
 @pytest.mark.usefixtures("folder")
@@ -259,6 +299,18 @@ class TestRefused:
                 with pytest.raises(UpdateRefused, match=r"its masks have not cancelled.*mask: fal"):
                     defense.receive(model, mean, round_index=0)
 
+    def test_one_state_in_one_round_under_masks_of_another_width(self):
+        """Two of them would tell the mask, and so the state."""
+        (defense, model), *_ = job()
+        one = model.state_dict()
+        defense.release(model, one, samples=5)
+        defense.receive(model, {name: 3 * t for name, t in one.items()}, round_index=0)
+        defense.begin_round(model, round_index=0)
+        again = model.state_dict()
+        assert all(torch.equal(again[name], one[name]) for name in one)
+        with pytest.raises(UpdateRefused, match="a second state in one round"):
+            defense.release(model, again, samples=5)
+
     def test_a_part_that_has_outgrown_its_mask(self):
         (defense, model), (other, same), _ = job()
         with torch.no_grad():
@@ -294,15 +346,34 @@ class TestRefused:
                 defense.release(model, state, samples=5)
         defense.release(model, shown, samples=5)
 
-    def test_a_model_that_was_locked_anew(self):
+    def test_a_first_model_before_there_is_a_secret(self):
+        defense, model = keylock({}), Net()
+        defense.protect(model, silo=None, agreement=defense.describe(model))
+        with pytest.raises(HostError, match="the silos have no secret to lock with"):
+            defense.receive(model, Net().state_dict(), round_index=-1)
+        assert not lock_of(model).key.any()
+
+    @pytest.mark.parametrize("then", ["receive", "begin_round", "end_round", "release"])
+    def test_a_model_that_was_locked_anew(self, then):
+        """Its lock is under another key and has no masks, in round 0 too."""
         (defense, model), (other, same), _ = job()
-        for one, its in ((defense, model), (other, same)):
-            one.begin_round(its, round_index=1)
         unlock_model(model)
         lock_model(model)
-        with pytest.raises(LockError, match="locked anew before the end of round 1"):
-            defense.end_round(model, round_index=1)
-        assert other.end_round(same, round_index=1)
+        for one, its in ((defense, model), (other, same)):
+            shown = its.state_dict()
+            calls = {
+                "receive": lambda one=one, its=its, shown=shown: one.receive(
+                    its, shown, round_index=0
+                ),
+                "begin_round": lambda one=one, its=its: one.begin_round(its, round_index=0),
+                "end_round": lambda one=one, its=its: one.end_round(its, round_index=0),
+                "release": lambda one=one, its=its, shown=shown: one.release(its, shown, samples=5),
+            }
+            if one is other:
+                calls[then]()
+                continue
+            with pytest.raises(LockError, match="the model was unlocked or locked anew"):
+                calls[then]()
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_numbers_of_too_few_digits(self, dtype):
@@ -310,6 +381,8 @@ class TestRefused:
             job(make=lambda: Net().to(dtype))
         job(make=lambda: Net().to(dtype), mask=False)
         job(make=lambda: Net().double())
+        with pytest.raises(ConfigError, match=r"keylock.mask: norm.running_mean is "):
+            job(make=lambda: with_statistics_in(dtype))
 
 
 class Counting(Net):
@@ -384,7 +457,10 @@ def test_no_two_jobs_have_one_key_even_of_the_same_file_and_model():
         defense.protect(model, silo=None, agreement=defense.describe(model))
         defense.share(bytes(32))
         defense.call_job(number)
+        defense.enter_silo(model, silo=0)  # the vault has the key of the job before
         defense.receive(model, Net().state_dict(), round_index=-1)
+        defense.begin_round(model, round_index=0)
+        defense.end_round(model, round_index=0)
         keys.append(lock_of(model).key)
     assert torch.equal(keys[0], keys[1])
     assert not torch.equal(keys[0], keys[2])

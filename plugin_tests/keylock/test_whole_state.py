@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from copy import deepcopy
@@ -36,8 +37,9 @@ from fedml_keylock.keylock import (
     unlock_model,
 )
 from fedml_keylock.keylock.key import Stream, seeded_uniform
-from fedml_keylock.keylock.whole import Turn, lock_of, lock_state
-from fedml_keylock.keylock.whole.turns import OPEN, Part, Turns, parts_of
+from fedml_keylock.keylock.whole import Masks, Turn, lock_of, lock_state
+from fedml_keylock.keylock.whole import turn as turn_module
+from fedml_keylock.keylock.whole.turns import OPEN, Part, Turns, digest, parts_of
 
 SIZES = (1, 2, 300, 512, 513, 1000, 70_000)
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))
@@ -205,6 +207,13 @@ class TestTurn:
             # like a uniform direction's: normal, of this deviation
             assert float(turned.abs().max()) < 8 * size**-0.5
             assert 0.8 < float(turned.abs().median()) / (0.6745 * size**-0.5) < 1.2
+
+    def test_a_turn_of_more_numbers_has_more_passes(self, monkeypatch):
+        """As one of over 256 ** 3 has: after five passes a number would be in 4 ** 5 places."""
+        monkeypatch.setattr(turn_module, "BLOCK", 4)
+        unit = torch.zeros(5000)
+        unit[0] = 1
+        assert float((Turn(5000, Stream(b"s")).apply(unit) != 0).double().mean()) > 0.99
 
     def test_each_pass_has_signs_a_block_and_an_order_of_its_own_that_count(self):
         """With any one of them another stream's or another pass's, the whole turn is another."""
@@ -591,6 +600,15 @@ class TestSilos:
                 if tensor.is_floating_point():
                     assert not torch.allclose(tensor, two[name], atol=1e-3), name
 
+    def test_the_key_is_a_hash_of_all_that_the_first_model_is_and_of_the_secret(self):
+        _, lock = self.silo()
+        whole = b"fedml-keylock whole state 1" + digest(made("normed").state_dict()) + b"secret"
+        assert bytes(lock.key.tolist()) == hashlib.sha256(whole).digest()
+        zeros = torch.zeros(2)
+        models = [{"a": zeros}, {"b": zeros}, {"a": zeros.int()}, {"a": zeros[None]}]
+        models += [{"a": zeros + 1}, {"a": zeros, "b": zeros}]
+        assert len({digest(model) for model in models}) == len(models)
+
     def test_one_that_has_begun_keeps_its_key(self):
         _, lock = self.silo()
         before = lock.key.clone()
@@ -760,6 +778,7 @@ class TestPrivateState:
         assert sum(t.numel() for t in private.values()) < 100
         other = lenet()
         lock_model(other)
+        other.state_dict()  # turned by a key that is then another
         load_private_state_dict(other, private)
         other.load_state_dict(shown)
         assert_near(contents(other), contents(model), 1e-6)
@@ -775,6 +794,7 @@ class TestPrivateState:
         lock.remember(model)
         assert len(lock.sample) == 1024
         assert lock.is_like(model)
+        assert not lock.is_like(nn.Linear(2, 2))  # of another size
         shown, other = model.state_dict(), lenet()
         assert lock.is_like(trained(deepcopy(model), IMAGES))
         other.load_state_dict(shown)
@@ -794,7 +814,24 @@ class TestPrivateState:
                 load_private_state_dict(model, state)
         with pytest.raises(VaultError, match="that of another lock"):
             load_private_state_dict(layers, before)
+        odd = {"round": torch.zeros(1), "sample": torch.zeros(2, 2), "key": torch.zeros(32)}
+        odd |= {"share": torch.ones(1).double(), "pairs": torch.zeros(32).byte()}
+        for name, tensor in [*odd.items(), ("key", torch.ones(31).byte())]:
+            with pytest.raises(VaultError, match=rf"that of another lock: (keylock\.)?{name}$"):
+                load_private_state_dict(model, before | {f"keylock.{name}": tensor})
         assert_equal(private_state_dict(model), before)
+
+    def test_masks_are_restored_and_what_they_came_from_may_change(self):
+        model, other = locked(), locked()
+        lock, again = lock_of(model), lock_of(other)
+        lock.masks = Masks.of(1, {2: b"b" * 32, 0: b"a" * 32}, {0: 30, 1: 10, 2: 20})
+        lock.remember(model)
+        before, given = private_state_dict(model), private_state_dict(model)
+        load_private_state_dict(other, given)
+        assert again.masks == lock.masks
+        for tensor in given.values():
+            tensor.zero_()
+        assert_equal(private_state_dict(other), before)
 
     def test_it_goes_through_a_vault(self, tmp_path):
         model = locked()
@@ -901,6 +938,14 @@ class TestGroup:
         secret.unlink()
         with pytest.raises(VaultError, match=r"keylock\.group_key:"):
             self.silo(settings)
+
+    def test_a_vault_of_another_lock_is_refused_and_not_written_over(self, settings):
+        vault = Vault(settings["vault"], 0, keylock(settings).describe(lenet()).layout)
+        vault.save(locked_on_layers(), round_index=1)
+        before = vault.path.read_bytes()
+        with pytest.raises(VaultError, match="that of another lock"):
+            self.silo(settings)
+        assert vault.path.read_bytes() == before
 
     def test_the_key_is_of_the_file_and_of_what_was_agreed_on(self, secret):
         """Who has one of them, such as who stood between the silos, does not have the key."""
