@@ -15,7 +15,7 @@ from ..abort import AbortOnError, end_job, in_mpi_job
 from ..flags import INVERSION, our_attack, our_defense
 from ..patching import Function, Patches, Seam
 from ..supported import unsupported
-from . import cross_silo, job, security, simulation
+from . import cross_silo, job, receiving, security, simulation
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
 
@@ -162,7 +162,7 @@ def seams() -> tuple[Seam, ...]:
         ImportError: this FedML does not have a module or class that holds one.
 
     """
-    return (*security.seams(), *cross_silo.seams(), *simulation.seams())
+    return (*security.seams(), *cross_silo.seams(), *receiving.seams(), *simulation.seams())
 
 
 _patches = Patches(())
