@@ -8,7 +8,7 @@ from ...errors import HostError
 from ..abort import AbortOnError
 from ..patching import Patches, Seam
 from ..supported import unsupported
-from . import cross_silo, job, security, simulation
+from . import cross_silo, job, receiving, security, simulation
 from .guard import guards
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
@@ -104,7 +104,7 @@ def seams() -> tuple[Seam, ...]:
         ImportError: this FedML does not have a module or class that holds one.
 
     """
-    return (*security.seams(), *cross_silo.seams(), *simulation.seams())
+    return (*security.seams(), *cross_silo.seams(), *receiving.seams(), *simulation.seams())
 
 
 _patches = Patches(())

@@ -174,15 +174,18 @@ def _send_message(original: Function) -> Function:
 
 
 def _receive_message(original: Function) -> Function:
-    state = state_key()
+    from fedml.core.distributed.communication.constants import CommunicationConstants
+
+    state, ready = state_key(), CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
 
     @functools.wraps(original)
     def receive_message(self: FedMLCommManager, msg_type: Any, msg_params: Any) -> None:
         session = begin(self.args)
-        # a message to oneself says that the connection is up
-        if session is not None and msg_params.get_sender_id() != msg_params.get_receiver_id():
+        sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
+        # FedML tells itself that the connection is up; whoever sends may write his name as both
+        if session is not None and not (msg_type == ready and sender == receiver):
             with final():
-                session.incoming(msg_params.get_params(), state, int(msg_params.get_sender_id()))
+                session.incoming(msg_params.get_params(), state, int(sender))
         original(self, msg_type, msg_params)
 
     return receive_message

@@ -1,0 +1,88 @@
+"""Where FedML unpickles what other ranks send, before any gate sees it."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from types import FunctionType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from ...errors import HostError
+from ..patching import Function, Seam
+from ..unpickling import load
+from .job import begin, final
+
+if TYPE_CHECKING:
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+
+__all__ = ["seams"]
+
+
+def seams() -> tuple[Seam, ...]:
+    """What of the making of FedML's receivers is wrapped."""
+    from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+
+    return (Seam(FedMLCommManager, "_init_manager", ("self",), _init_manager),)
+
+
+def _init_manager(original: Function) -> Function:
+    @functools.wraps(original)
+    def init_manager(self: FedMLCommManager) -> None:
+        session = begin(self.args)
+        if session is None or session.defense is None:
+            original(self)
+            return
+        if self.backend == "MPI":
+            self.comm = _careful(self.comm)
+        original(self)
+        if self.backend == "GRPC":
+            _make_careful(self.com_manager, lambda: session.who)
+
+    return init_manager
+
+
+def _careful(comm: Any) -> Any:
+    """The same communicator, which reads FedML's messages without running anything in them.
+
+    Not by `MPI.pickle`: that is a job's own to set, does not say what it was, and does not know
+    who sent what it reads.
+    """
+    from fedml.core.distributed.communication.message import Message
+    from mpi4py import MPI
+
+    class Careful(MPI.Intracomm):
+        def recv(
+            self,
+            buf: Any = None,
+            source: int = MPI.ANY_SOURCE,
+            tag: int = MPI.ANY_TAG,
+            status: MPI.Status | None = None,
+        ) -> Any:
+            status = MPI.Status() if status is None else status
+            arrived = self.Mprobe(source, tag, status)
+            size, file = status.Get_count(MPI.BYTE), io.BytesIO()
+            file.seek(size)
+            file.write(b"\0")  # there is room now, and what is behind a pickle is not read
+            with file.getbuffer() as room:
+                arrived.Recv([room, size, MPI.BYTE], status)
+            file.seek(0)
+            with final():
+                return load(file, message=Message, who=f"rank {status.Get_source()}")
+
+    return Careful(comm)
+
+
+def _make_careful(manager: Any, who: Callable[[], str]) -> None:
+    """Give FedML's loop over gRPC messages, in this manager, another `pickle`."""
+    from fedml.core.distributed.communication.message import Message
+
+    def careful(data: bytes) -> Any:
+        with final():
+            return load(io.BytesIO(data), message=Message, who=who())
+
+    loop = type(manager).message_handling_subroutine
+    if "pickle" not in loop.__code__.co_names:
+        raise HostError("this FedML unpickles gRPC's messages elsewhere than where it was tested")
+    known = loop.__globals__ | {"pickle": SimpleNamespace(loads=careful)}
+    manager.message_handling_subroutine = FunctionType(loop.__code__, known).__get__(manager)
