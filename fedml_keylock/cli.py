@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +21,19 @@ from .errors import KeyLockError
 __all__ = ["main"]
 
 
+_NOT_OURS = (r"urllib3 \(.*doesn't match a supported version", "pkg_resources is deprecated")
+"""Warnings at the import of fedml and of what it needs, about which a user can do nothing."""
+
+
 class _OneLine(click.Group):
     """A group whose errors of ours are one line and exit status 1, never a traceback."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
-            return super().invoke(context)
+            with warnings.catch_warnings():
+                for message in _NOT_OURS:
+                    warnings.filterwarnings("ignore", message)
+                return super().invoke(context)
         except KeyLockError as error:
             click.echo(f"fedml-keylock: {error}", err=True)
             context.exit(1)
@@ -64,11 +72,12 @@ def main() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="FedML's random_seed.")
 @click.option("--train-only", is_flag=True, help="Only the accuracies; no attacks.")
 def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
-    """Train LeNet on real MNIST digits over MPI three times, and attack what the server got.
+    """Train LeNet on MNIST over MPI three times, and attack each job.
 
-    Plain FedAvg, the published lock (preset: paper), and the default one (module: whole); each
-    is attacked with DLG and inverting gradients by an attacker who ignores the lock, one who knows
-    its kind, and one who has the silo's private state. Takes up to 5 minutes on two cores.
+    On real digits: plain FedAvg, the published lock (preset: paper), and the default one (module:
+    whole). What the server got of each is attacked with DLG and inverting gradients by an attacker
+    who ignores the lock, one who knows its kind, and one who has the silo's private state. Takes up
+    to 5 minutes on two cores.
     """
     from .demo import run_demo
 
@@ -78,10 +87,16 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
 @main.command(
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
-@click.option("-n", "--ranks", type=click.IntRange(min=2), required=True, help="Server and silos.")
+@click.option(
+    "-n",
+    "--ranks",
+    type=click.IntRange(min=2),
+    required=True,
+    help="Server and silos: worker_num + 1.",
+)
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(ranks: int, script: tuple[str, ...]) -> NoReturn:
-    """Run an unmodified FedML job on RANKS MPI ranks (worker_num + 1) with the plugin active.
+    """Run an unmodified FedML job over MPI with the plugin active.
 
     Example: fedml-keylock run -n 4 main.py --cf fedml_config.yaml
     """
@@ -94,7 +109,7 @@ def run(ranks: int, script: tuple[str, ...]) -> NoReturn:
 
 @main.command()
 def plugins() -> None:
-    """List every defense, attack and metric, and the plugin that brought it."""
+    """List every defense, attack and metric, and its plugin."""
     from .plugins import registered
 
     for one in registered():
@@ -104,7 +119,10 @@ def plugins() -> None:
 
 @main.command()
 def doctor() -> None:
-    """Check Python, packages, the start-up file, the MPI runtime, every seam and every plugin."""
+    """Check this environment, and say what to do where it does not fit.
+
+    Python, packages, the start-up file, the MPI runtime, every seam and every plugin.
+    """
     from .doctor import examine
 
     failed = 0

@@ -92,12 +92,14 @@ def _one_line(
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return f"{section}{field}: needed"
     # a union reports one problem for each of its members
-    allowed = [e["msg"] for e in errors if e["loc"][:1] == (at,)]
+    allowed = [_SAID.get(e["type"], e["msg"]) for e in errors if e["loc"][:1] == (at,)]
     what = "; or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in allowed))
     given = f"a {type(first['input']).__name__}" if field in hidden else repr(first["input"])
     return f"{section}{field}: {' '.join(given.split())[:200]} is not allowed: {what}"
 
 
+_SAID = {"path_type": "Input should be a path, in quotes where YAML would not take it for text"}
+"""What pydantic does not say for a user."""
 _NO_FIELD = (
     "extra_forbidden",
     "invalid_key",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 from click.testing import CliRunner
@@ -20,6 +21,13 @@ def invoke(*arguments: str):
 
 
 COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "plugins", "doctor")
+
+
+@pytest.mark.parametrize("group", [(), ("vault",), ("report",)])
+def test_what_commands_do_is_not_cut(group):
+    lines = invoke(*group, "--help").output.partition("\nCommands:\n")[2].splitlines()
+    assert len(lines) > 1
+    assert [line for line in lines if line.endswith("...")] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -105,6 +113,23 @@ def test_our_errors_are_one_line(monkeypatch):
         "fedml-keylock: mlxtend is not installed; install it with: "
         "pip install 'fedml-keylock[demo]'\n"
     )
+
+
+def test_two_warnings_of_others_are_not_shown(monkeypatch):
+    def examine():
+        for said in (
+            "urllib3 (2.8.0) or chardet (7) doesn't match a supported version!",
+            "pkg_resources is deprecated as an API.",
+            "mine",
+        ):
+            warnings.warn(said, stacklevel=1)
+        return iter([Check("here", True, "fine")])
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert invoke("doctor").exit_code == 0
+    assert [str(one.message) for one in seen] == ["mine"]
 
 
 def test_doctor_says_what_to_do(monkeypatch):

@@ -235,6 +235,13 @@ def test_a_wrong_argument_in_python_is_a_config_error():
         KeyLockConfig(module="affine", key_length=0)
 
 
+def test_a_path_that_is_no_text_is_refused_in_a_users_words():
+    assert refusal(KeyLockConfig, "vault: 5") == (
+        "keylock.vault: 5 is not allowed: Input should be a path, in quotes where YAML would not "
+        "take it for text"
+    )
+
+
 def refused_attack(name, fields):
     with pytest.raises(ConfigError) as caught:
         attack_of(name, yaml.safe_load(fields))

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
-import yaml
 
 from ..errors import AttackError
 from ..evaluation.audit import Crew, audit
 from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
-from ..plugins import attack_of, manager, metrics
+from ..plugins import manager, metrics
+from .attacking import differs
 from .request import Request
 from .subjects import captured, probes
 
 __all__ = ["run_audit"]
 
-DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "inverting_gradients": {"steps": 500, "learning_rate": 0.2, "secret_learning_rate": 0.02},
-    "dlg": {"steps": 50, "restarts": 2},
-}
-"""Settings with which an audit takes minutes; the sources' are longer (`--set` has them back)."""
 
-
-def run_audit(request: Request, crew: Crew) -> Path:
+def run_audit(
+    request: Request, attacks: Mapping[str, Attack], levels: Sequence[str], crew: Crew
+) -> Path:
     """Audit, write the report, and say what it says.
+
+    Args:
+        request: what is asked for.
+        attacks: by name, of that request.
+        levels: of knowledge, likewise.
+        crew: who does it.
 
     Returns:
         The page's path.
@@ -40,8 +41,6 @@ def run_audit(request: Request, crew: Crew) -> Path:
         KeyLockError: in one line.
 
     """
-    attacks = _attacks(request)
-    levels = _listed(request.knowledge)
     made = captured if request.capture is not None else probes
     material = made(request)
     report = audit(
@@ -56,7 +55,7 @@ def run_audit(request: Request, crew: Crew) -> Path:
             "command": shlex.join(["fedml-keylock", *sys.argv[1:]]),
             "model": request.builder,
             **material.facts,
-            "attacks": {name: _differs(name, request) for name in attacks},
+            "attacks": {name: differs(name, request) for name in attacks},
             "versions": {p: version(p) for p in ("fedml-keylock", "torch")},
         },
         on_error=_tell,
@@ -70,35 +69,6 @@ def run_audit(request: Request, crew: Crew) -> Path:
     for text in (report.table(), "", report.verdict(), "", f"report: {page}"):
         click.echo(text)
     return page
-
-
-def _attacks(request: Request) -> dict[str, Attack]:
-    names = _listed(request.attacks)
-    for field in request.fields:
-        name, dot, rest = field.partition(".")
-        if not (dot and "=" in rest) or name not in names:
-            raise click.UsageError(
-                f"--set {field}: not like {names[0]}.steps=500, with an attack of --attacks"
-            )
-    return {name: attack_of(name, _differs(name, request)) for name in names}
-
-
-def _differs(name: str, request: Request) -> dict[str, Any]:
-    """An attack's settings in this audit, where they are not its own."""
-    settings = dict(DEFAULTS.get(name, {}))
-    for field in request.fields:
-        path, _, value = field.partition("=")
-        attack, _, key = path.partition(".")
-        if attack == name:
-            settings[key] = yaml.safe_load(value)
-    return settings
-
-
-def _listed(words: str) -> list[str]:
-    listed = [word.strip() for word in words.split(",") if word.strip()]
-    if not listed:
-        raise click.UsageError("--attacks and --knowledge need at least one name")
-    return listed
 
 
 def _tell(attack: str, error: AttackError) -> None:

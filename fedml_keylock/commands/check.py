@@ -16,9 +16,10 @@ __all__ = ["check"]
 @config_option
 @lock_options
 def check(builder: str, config: Path | None, **lock: str | None) -> None:
-    """Say of each layer of a model whether it would be locked, how, and why not.
+    """Say what a lock would do to each layer of a model.
 
-    Nothing is changed. Exit status 1 when the model cannot be locked so.
+    Whether it would be locked, how, and why not. Nothing is changed. Exit status 1 when the model
+    cannot be locked so.
 
     Example: fedml-keylock check --model torchvision:resnet18 --preset strong
     """

@@ -30,7 +30,7 @@ _into = click.option(
 @click.command()
 @_into
 def enable(place: StartUp | None) -> None:
-    """Activate the plugin in every program of this environment that imports fedml.
+    """Activate the plugin wherever this environment imports fedml.
 
     For jobs that something else launches, where `python -m fedml_keylock` cannot be put in front:
     `fedml launch`, a scheduler, a notebook. The job's YAML still decides whether anything is

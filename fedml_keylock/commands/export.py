@@ -121,12 +121,10 @@ def export(
     from ..builtin import keylock
     from ..keylock import export_model
     from ..keylock.vault.disk import write_private
-    from ..keylock.vault.file import Stored
-    from ..keylock.vault.silo import silo_path
     from ..keylock.whole import lock_of
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
-    from .job import build_model, keylock_settings
+    from .job import build_model, keylock_settings, read_silo
     from .vault import current_cipher
 
     if output is not None:
@@ -134,7 +132,7 @@ def export(
     settings = keylock_settings(config)
     job = keylock(settings).config
     folder = folder or job.vault
-    stored = Stored.read(silo_path(folder, silo))
+    stored = read_silo(folder, silo)
     state = read_checkpoint(checkpoint)
     model = build_model(builder)
     plain = deepcopy(model)

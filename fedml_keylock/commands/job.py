@@ -16,8 +16,9 @@ from torch import nn
 from ..errors import ConfigError, VaultError, first_line
 from ..host.asked import check_asked
 from ..keylock.vault.file import Stored
+from ..keylock.vault.silo import silo_path, silos_in
 
-__all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings"]
+__all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "read_silo"]
 
 
 def lock_settings(
@@ -74,7 +75,8 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
         raise ConfigError(f"{config}: {error}") from None
     if fields.get("defense_type") != "keylock":
         raise ConfigError(
-            f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock"
+            f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock; set it "
+            "under defense_args, or leave --config out"
         )
     settings = fields.get("keylock") or {}
     if not isinstance(settings, Mapping):
@@ -104,10 +106,20 @@ def build_model(spec: str) -> nn.Module:
     sys.path.insert(0, str(Path.cwd()))
     try:
         made: Any = import_module(module)
+        where = getattr(made, "__file__", None) or module
         for part in name.split("."):
+            if not hasattr(made, part):
+                raise ConfigError(f"--model {spec}: there is no {name} in {where}")
             made = getattr(made, part)
         made = made()
+    except ConfigError:
+        raise
     except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise ConfigError(
+                f"--model {spec}: there is no module {error.name} in {Path.cwd()} or installed; "
+                "run it in the job's folder"
+            ) from None
         said = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"--model {spec}: {said}") from None
     if not isinstance(made, nn.Module):
@@ -123,6 +135,23 @@ def _torchvision(name: str) -> nn.Module:
     own = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
     model: nn.Module = models.get_model(name, weights=None, **own.get(name, {}))
     return model
+
+
+def read_silo(folder: Path, silo: int) -> Stored:
+    """Read a silo's file in a vault.
+
+    Raises:
+        VaultError: there is none, and whose there are; or it cannot be read.
+
+    """
+    path = silo_path(folder, silo)
+    if not path.exists() and not path.is_symlink():
+        there = ", ".join(map(str, silos_in(folder)))
+        raise VaultError(
+            f"vault {folder}: silo {silo} has no file here"
+            + (f"; those that have: {there}" if there else "; name the vault's folder")
+        )
+    return Stored.read(path)
 
 
 def check_owner(stored: Stored, silo: int, layout: str, *, hint: str = "") -> None:

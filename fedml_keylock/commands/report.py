@@ -30,11 +30,12 @@ def report() -> None:
     help="The page to write: one file that needs nothing else.",
 )
 def compare(a: Path, b: Path, output: Path) -> None:
-    """Put the reports A and B side by side, on the terminal and as a page.
+    """Put the reports A and B side by side.
 
-    Each is a folder with a report.json, or such a file. Every row that both have is shown with both
-    aligned SSIMs, their difference and whether their intervals overlap, and so are the accuracies;
-    rows that only one has are named. Neither page nor terminal shows a picture.
+    On the terminal, and as a page. Each is a folder with a report.json, or such a file. Every row
+    that both have is shown with both aligned SSIMs, their difference and whether their intervals
+    overlap, and so are the accuracies; rows that only one has are named. Neither page nor terminal
+    shows a picture.
 
     Example: fedml-keylock report compare before after --output before-and-after.html
     """

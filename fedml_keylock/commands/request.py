@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ..errors import ConfigError
+
 __all__ = ["Request"]
 
 
@@ -58,6 +60,13 @@ class Request:
             if value is not None:
                 role = "only with" if self.capture is None else "not with"
                 raise click.UsageError(f"{name} goes {role} a CAPTURE")
+        for what, folder in {"CAPTURE": self.capture, "--data": self.data}.items():
+            if folder is not None and not folder.is_dir():
+                raise ConfigError(f"{what} {folder}: no such folder")
+        files = {"--truth": self.truth, "--labels": self.labels, "--weights": self.weights}
+        for what, file in {**files, "--config": self.config}.items():
+            if file is not None and not file.exists():
+                raise ConfigError(f"{what} {file}: no such file")
 
     @property
     def lock(self) -> dict[str, str | None]:

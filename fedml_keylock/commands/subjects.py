@@ -157,6 +157,12 @@ def probes(request: Request) -> Material:
         limit=request.images + MOST_PUBLIC,
     )
     shown, rest = images[: request.images], images[request.images :]
+    if len(shown) < request.images:
+        click.echo(
+            f"--images {request.images}: {request.data} has {len(shown)} pictures, which are "
+            "attacked, and none is left for the attacker",
+            err=True,
+        )
     public = PublicData(rest, labels[request.images :]) if len(rest) else None
     training = None
     if request.epochs is not None:

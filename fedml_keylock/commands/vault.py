@@ -244,10 +244,9 @@ NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a v
 
 
 def _read(folder: Path, silo: int) -> Stored:
-    from ..keylock.vault.file import Stored
-    from ..keylock.vault.silo import silo_path
+    from .job import read_silo
 
-    return Stored.read(silo_path(folder, silo))
+    return read_silo(folder, silo)
 
 
 def _form(found: Stored) -> str:
@@ -259,9 +258,11 @@ def _silos(folder: Path, silo: int | None) -> list[int]:
     from ..keylock.vault.silo import silos_in
 
     there = silos_in(folder)
-    if not there or (silo is not None and silo not in there):
-        who = "no silo has a file" if silo is None else f"silo {silo} has no file"
-        raise VaultError(f"vault {folder}: {who} here")
+    if not there:
+        raise VaultError(f"vault {folder}: no silo has a file here; name the vault's folder")
+    if silo is not None and silo not in there:
+        those = ", ".join(map(str, there))
+        raise VaultError(f"vault {folder}: silo {silo} has no file here; those that have: {those}")
     return there if silo is None else [silo]
 
 

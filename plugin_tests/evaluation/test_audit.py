@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,13 @@ from fedml_keylock.evaluation.audit.twins import public_norm, undefended
 from fedml_keylock.evaluation.audit.work import Store, work_on
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import find_mpiexec
-from fedml_keylock.inversion import LocalTraining, PublicData, gradinversion, inverting_gradients
+from fedml_keylock.inversion import (
+    LocalTraining,
+    PublicData,
+    gradinversion,
+    inverting_gradients,
+    tableak,
+)
 from fedml_keylock.keylock import Vault, effective_state
 from fedml_keylock.types import ClientUpdate
 
@@ -283,6 +290,16 @@ def test_an_attack_that_cannot_run_is_told_and_the_others_go_on(digits, tmp_path
     broken = [row for row in report.leakage if row.attack == "broken"]
     assert bool(told) == (not broken)
     assert any(row.attack == "inverting_gradients" for row in report.leakage)
+
+
+def test_attacks_that_all_cannot_run_are_told_once_each(digits, tmp_path):
+    told, one, rows = [], subject_of(digits), {"tableak": tableak(steps=1)}
+    with pytest.raises(AttackError, match=r"^no attack could be run$"):
+        audit(one, rows, output=tmp_path, on_error=lambda *said: told.append(said))
+    ((name, error),) = told
+    assert name == "tableak"
+    with pytest.raises(AttackError, match=f"^tableak: {re.escape(str(error))}$"):
+        audit(one, rows, output=tmp_path)
 
 
 def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
@@ -698,7 +715,10 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("cap",), 2, "CAPTURE needs --truth"),
         (("--data", "{}", "--vault", "v"), 2, "--vault goes only with a CAPTURE"),
         (("cap", "--truth", "t", "--defense", "none"), 2, "--defense goes not with a CAPTURE"),
-        (("cap", "--truth", "t"), 1, "cap is not a capture"),
+        (("cap", "--truth", "t"), 1, "CAPTURE cap: no such folder"),
+        ((".", "--truth", "t"), 1, "--truth t: no such file"),
+        (("--data", "{}", "--set", "inverting_gradients.steps=abc"), 1, "steps: 'abc' is not all"),
+        (("--data", "{}", "--set", "inverting_gradients.steps=["), 2, "steps=[: [ is not YAML"),
         (("--data", "{}", "--set", "dlg.steps=3"), 2, "with an attack of --attacks"),
         (
             ("--data", "{}", "--set", "inverting_gradients.stepz=3"),
@@ -723,6 +743,32 @@ def test_a_wrong_option_is_named(folder, options, status, said, tmp_path, monkey
     model = [] if "--model" in words else ["--model", f"{__name__}:LeNet"]
     result = invoke(*words, *model, output=tmp_path / "out")
     assert (result.exit_code, said in result.output) == (status, True), result.output
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--attacks", "dgl"), "no attack is named 'dgl'"),
+        (("--knowledge", "oblivios"), "not 'oblivios'"),
+        (("--data", "nope"), "--data nope: no such folder"),
+    ],
+)
+def test_a_typo_is_refused_before_what_takes_long_to_import(folder, option, said, monkeypatch):
+    def imported(workers):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("fedml_keylock.evaluation.audit.muster", imported)
+    result = invoke("--model", "main:Net", "--data", folder, *option)
+    assert (result.exit_code, said in result.output) == (1, True), result.output
+
+
+def test_fewer_pictures_than_asked_for_is_said(folder, tmp_path):
+    words = ("--model", f"{__name__}:LeNet", "--data", folder, *QUICK, "--defense", "none")
+    there = len([*folder.rglob("*.png")])
+    asked = ("--images", there + 1, "--knowledge", "oblivious")
+    result = invoke(*words, *asked, output=tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"--images {there + 1}: {folder} has {there} pictures, which are" in result.stderr
 
 
 @pytest.mark.long

@@ -56,7 +56,7 @@ def audit(
         chunk: updates in a task; by the model's size without it. The same gives the same figures.
         metrics: name to ``metric(images, truth) -> (n,)``.
         job: what the report is to say of the run, in plain values.
-        on_error: told of an attack that cannot be run; the others go on.
+        on_error: told of an attack that cannot be run, once for each reason; the others go on.
         progress: show a bar on stderr.
 
     Raises:
@@ -86,14 +86,16 @@ def audit(
     names = [task.id for task in tasks]
     store = Store(output / "work")
     failures = _work(tasks, names, store, crew or Alone(), progress=progress)
-    for trial, reason in failures.items():
-        if on_error is not None:
-            on_error(trial.attack, AttackError(reason))
+    refusals = dict.fromkeys((trial.attack, reason) for trial, reason in failures.items())
+    if on_error is not None:
+        for attack, reason in refusals:
+            on_error(attack, AttackError(reason))
     parts: dict[Trial, dict[int, list[str]]] = {}
     for task, name in zip(tasks, names, strict=True):
         parts.setdefault(task.trial, {}).setdefault(task.seed, []).append(name)
     if not parts.keys() - failures:
-        raise AttackError(next(iter(failures.values())))
+        reasons = "; ".join(f"{attack}: {reason}" for attack, reason in refusals)
+        raise AttackError("no attack could be run" if on_error is not None else reasons)
     results = {
         trial: [_read(store, found, runs[seed]) for seed, found in made.items()]
         for trial, made in parts.items()

@@ -187,6 +187,12 @@ def silos_in(folder: Path) -> list[int]:
     """
     try:
         names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        raise VaultError(
+            f"vault {folder}: no such folder; run it in the job's folder, or name the vault's"
+        ) from None
+    except NotADirectoryError:
+        raise VaultError(f"vault {folder}: it is not a folder; name the vault's") from None
     except OSError as error:
         raise VaultError(f"vault {folder}: {error.strerror}") from None
     found = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)

@@ -1,0 +1,74 @@
+"""What `fedml-keylock audit` attacks with: made, or refused, before what runs it is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+import yaml
+
+from ..errors import ConfigError
+from ..inversion import LEVELS, Attack
+from ..plugins import attack_of
+from .request import Request
+
+__all__ = ["attacks_of", "differs", "levels_of"]
+
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "inverting_gradients": {"steps": 500, "learning_rate": 0.2, "secret_learning_rate": 0.02},
+    "dlg": {"steps": 50, "restarts": 2},
+}
+"""Settings with which an audit takes minutes; the sources' are longer (`--set` has them back)."""
+
+
+def attacks_of(request: Request) -> dict[str, Attack]:
+    """The attacks by name, with their settings.
+
+    Raises:
+        KeyLockError: one does not exist, or a setting is wrong.
+
+    """
+    names = _listed(request.attacks)
+    for field in request.fields:
+        name, dot, rest = field.partition(".")
+        if not (dot and "=" in rest) or name not in names:
+            raise click.UsageError(
+                f"--set {field}: not like {names[0]}.steps=500, with an attack of --attacks"
+            )
+    return {name: attack_of(name, differs(name, request)) for name in names}
+
+
+def differs(name: str, request: Request) -> dict[str, Any]:
+    """An attack's settings in an audit, where they are not its own."""
+    settings = dict(DEFAULTS.get(name, {}))
+    for field in request.fields:
+        path, _, value = field.partition("=")
+        attack, _, key = path.partition(".")
+        if attack == name:
+            try:
+                settings[key] = yaml.safe_load(value)
+            except yaml.YAMLError:
+                raise click.UsageError(f"--set {field}: {value} is not YAML") from None
+    return settings
+
+
+def levels_of(request: Request) -> list[str]:
+    """The levels of knowledge.
+
+    Raises:
+        ConfigError: there is none of that name.
+
+    """
+    levels = _listed(request.knowledge)
+    for level in levels:
+        if level not in LEVELS:
+            raise ConfigError(f"levels of knowledge are {', '.join(LEVELS)}, not {level!r}")
+    return levels
+
+
+def _listed(words: str) -> list[str]:
+    listed = [word.strip() for word in words.split(",") if word.strip()]
+    if not listed:
+        raise click.UsageError("--attacks and --knowledge need at least one name")
+    return listed
