@@ -265,7 +265,7 @@ class KeyLockConfig(Settings):
         words = ("first", "all") if info.field_name == "targets" else ("all", "inner")
         known = f"use {', '.join(words)}, or a list of module-name globs"
         if isinstance(value, str) and value not in words:
-            raise ValueError(f"{known} such as [{value!r}]")
+            raise ValueError(f"{known} such as ['layer1.*']")
         if isinstance(value, (list, tuple)) and not value:
             raise ValueError(known)
         return value
