@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -179,6 +181,13 @@ def test_uploads_are_no_larger_than_without(plain, locked):
         sent = [sum(m["bytes"] for m in job.messages(rank)) for job in (plain, locked)]
         assert sent[1] <= sent[0], f"rank {rank} uploads {sent[1]} bytes, and {sent[0]} unlocked"
         assert [m["model"] for m in locked.messages(rank)].count(True) == 2
+
+
+def test_no_loss_of_a_batch_leaves_a_silo(plain, locked):
+    """FedML's trainers log it, and mpiexec carries it to the server's host: it tells the label."""
+    said = re.compile(r"Epoch: \d+\s+Loss: \d")
+    assert said.search(plain.output)  # the control
+    assert not said.search(locked.output)
 
 
 def test_every_silo_has_a_lock_of_its_own(locked):
