@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,17 +129,20 @@ class Agreement:
     @property
     def layout(self) -> str:
         """What private state on disk is bound to: the model, the protected layers, the settings."""
-        return _digest(self._digests[:3])
+        return sha256("".join(self._digests[:3]).encode()).hexdigest()[:16]
 
     @property
     def mark(self) -> str:
-        """Sixteen hex digits for each of PARTS, that every message of a silo carries."""
-        return "".join(self._digests)
+        """For each of PARTS the first 36 bits of its digest, which every message of a silo carries.
+
+        In base 64, six characters a part: it is sent in every message.
+        """
+        return "".join(digest[:6] for digest in self._digests)
 
     def difference(self, mark: str) -> str:
         """The first of PARTS in which another rank's mark differs."""
         for index, (part, own) in enumerate(zip(self.PARTS, self._digests, strict=True)):
-            if mark[16 * index : 16 * index + 16] != own:
+            if mark[6 * index : 6 * index + 6] != own[:6]:
                 return part
         return "nothing"
 
@@ -146,11 +150,8 @@ class Agreement:
     def _digests(self) -> list[str]:
         model = [[n, list(s), str(self.dtypes[n])] for n, s in self.shapes.items()]
         parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
-        return [_digest(part) for part in (*parts, dict(sorted(self.aggregation.items())))]
-
-
-def _digest(part: Any) -> str:
-    return sha256(json.dumps(part).encode()).hexdigest()[:16]
+        parts.append(dict(sorted(self.aggregation.items())))
+        return [b64encode(sha256(json.dumps(part).encode()).digest()).decode() for part in parts]
 
 
 @dataclass(frozen=True)

@@ -374,7 +374,7 @@ class TestErrors:
         config.write_text(kept.replace("key_length", "keylength"))
         assert "keylock.keylength: no such field" in fails()
         config.write_text(kept.replace("type: keylock", "type: krum"))
-        assert "defense_type: it is krum, and the keylock section would be ignored" in fails()
+        assert "defense_type: it is 'krum', and the keylock section would be ignored" in fails()
         config.write_text(kept)
 
     @pytest.mark.parametrize(

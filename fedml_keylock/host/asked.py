@@ -50,8 +50,9 @@ def check_asked(args: Arguments) -> None:
                 "false to run without it"
             )
         if getattr(args, flag) and kind not in names:
+            found = repr(kind) if kind else "missing"
             raise ConfigError(
-                f"{what}_type: it is {kind or 'missing'}, and {named[0]} would be ignored; name "
+                f"{what}_type: it is {found}, and {named[0]} would be ignored; name "
                 f"{' or '.join(names)} there, or take the section out"
             )
     for problem in misplaced(_yaml_of(args)):
@@ -87,7 +88,8 @@ def misplaced(read: Any) -> Iterator[str]:
 
 
 def _is_section(args: Arguments, name: str) -> bool:
-    return isinstance(getattr(args, name, None), Mapping)
+    found = getattr(args, name, None)
+    return isinstance(found, Mapping) and bool(found)
 
 
 def _yaml_of(args: Arguments) -> Any:

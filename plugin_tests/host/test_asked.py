@@ -37,7 +37,7 @@ def read(folder, sections):
         ),
         (
             {"defense_args": {"enable_defense": True, "defense_type": "krum", "keylock": KEYLOCK}},
-            "defense_type: it is krum, and the keylock section would be ignored",
+            "defense_type: it is 'krum', and the keylock section would be ignored",
         ),
         ({"keylock": KEYLOCK}, "keylock: it stands on the YAML's top level, .* defense_args"),
         (

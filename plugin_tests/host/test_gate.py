@@ -367,7 +367,7 @@ def test_what_concerns_aggregation_is_in_the_mark_and_binds_no_vault():
 
 
 def test_a_mark_is_short_and_its_own():
-    assert len(PLAIN.mark) == 64
+    assert len(PLAIN.mark) == 24
     assert PLAIN.difference(PLAIN.mark) == "nothing"
     assert PLAIN.mark == replace(PLAIN).mark
     settings = replace(PLAIN, settings={"a": 1, "b": 2})
