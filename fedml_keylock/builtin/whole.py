@@ -31,7 +31,7 @@ from ..keylock.whole import (
     lock_state,
     outgrown,
     scales_of,
-    size_of,
+    sizes_of,
 )
 from ..keylock.whole.mask import MOST
 from ..keylock.whole.turns import PARAMETERS
@@ -64,7 +64,6 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         self._file, self._agreed = b"", b""
         self._masks, self._samples = NONE, 0
         self._job = b""
-        self._in_job = False
         self._scales: dict[str, float] = {}
         self._size: float | None = None
         self._integers: dict[str, Tensor] = {}
@@ -112,7 +111,6 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         self._job = number
 
     def _lock(self, model: nn.Module) -> str:
-        self._in_job = True
         if self.config.group_key is not None:
             self._file = group_secret(self.config.group_key)
         plan(model, self.config)
@@ -181,7 +179,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                 "began, so that the silos' masks would not cancel: leave the number as it is, or "
                 "set keylock: {mask: false}"
             )
-        if part := outgrown(lock.parts, state, self._scales):
+        sizes = sizes_of(lock.parts, state)
+        if part := outgrown(sizes, self._scales):
             raise UpdateRefused(
                 f"{part} has become more than {MOST:g} times as large in this round as its mask is "
                 "made for: give the model inputs of a mean near 0 and a deviation near 1, or set "
@@ -194,7 +193,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                 "send one, or set keylock: {mask: false}"
             )
         self._sent = sending
-        self._size = size_of([state[name] for name in lock.parts[0].names])
+        self._size = sizes[PARAMETERS]
         masked = lock.masks.masked(state, lock.parts, self._scales, turns.key, turns.round_index)
         # of the same kind, as FedML takes a plain dict for one state a silo
         sent: Any = copy(state)
@@ -237,7 +236,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is turned."""
         # outside of a job that of the smallest in which there is something to hide from a silo
-        peers = 2 * self.wants_pairs if not self._in_job else len(self._masks.pairs)
+        in_job = self._lock_of_job is not None
+        peers = len(self._masks.pairs) if in_job else 2 * self.wants_pairs
         disguise = WholeDisguise.of(model, peers=peers)
         return Surrogate(*surrogate(model, self.config), _nothing, disguise)
 

@@ -5,7 +5,7 @@ A typing error in one field is not to be how a job comes to run undefended.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def check_asked(args: Arguments) -> None:
  would be ignored; set enable_defense: true, or false to run without it
 
     """
-    for what, names in {"defense": tuple(defenses()), "attack": (INVERSION,)}.items():
+    for what, names in _ours().items():
         flag, kind = f"enable_{what}", word(args, f"{what}_type")
         named = [f"{what}_type: {kind}"] if kind in names else []
         named += [f"the {name} section" for name in names if _is_section(args, name)]
@@ -72,7 +72,7 @@ def misplaced(read: Any) -> Iterator[str]:
     """
     if not isinstance(read, Mapping):
         return
-    for what, names in {"defense": tuple(defenses()), "attack": (INVERSION,)}.items():
+    for what, names in _ours().items():
         for name in names:
             if isinstance(read.get(name), Mapping):
                 yield (
@@ -87,6 +87,11 @@ def misplaced(read: Any) -> Iterator[str]:
                 )
 
 
+def _ours() -> dict[str, tuple[str, ...]]:
+    """What of ours a job may name, by FedML's two words for it."""
+    return {"defense": tuple(defenses()), "attack": (INVERSION,)}
+
+
 def _is_section(args: Arguments, name: str) -> bool:
     found = getattr(args, name, None)
     return isinstance(found, Mapping) and bool(found)
@@ -94,10 +99,8 @@ def _is_section(args: Arguments, name: str) -> bool:
 
 def _yaml_of(args: Arguments) -> Any:
     """What FedML has read, or None where it has read nothing."""
-    paths: Iterable[Any] = getattr(args, "yaml_paths", None) or ()
-    for path in paths:
-        try:
-            return yaml.safe_load(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
-            return None  # FedML has said what it makes of it
-    return None
+    paths = getattr(args, "yaml_paths", None)
+    try:
+        return yaml.safe_load(Path(paths[0]).read_text()) if paths else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # FedML has said what it makes of it

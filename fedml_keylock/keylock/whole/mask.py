@@ -19,7 +19,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turns import PARAMETERS, Part, as_one
 
-__all__ = ["NONE", "Masks", "outgrown", "scales_of", "width_of"]
+__all__ = ["NONE", "Masks", "outgrown", "scales_of", "sizes_of", "width_of"]
 
 LABEL = b"fedml-keylock mask 1"
 WIDTH, NARROW = 4096.0, 256.0
@@ -172,6 +172,17 @@ def size_of(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
 
 
+def sizes_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The root mean square of each part.
+
+    Example:
+        >>> sizes_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
+        {'p': 2.5}
+
+    """
+    return {part.label: size_of([state[name] for name in part.names]) for part in parts}
+
+
 def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
     """The root mean square of each part, which a turn does not change.
 
@@ -183,11 +194,7 @@ def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str,
         {'p': 2.5}
 
     """
-    found = {}
-    for part in parts:
-        size = size_of([state[name] for name in part.names])
-        found[part.label] = max(size, _least(part.label))
-    return found
+    return {label: max(size, _least(label)) for label, size in sizes_of(parts, state).items()}
 
 
 def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
@@ -201,17 +208,13 @@ def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
     return _width(part.label) * scales_of((part,), state)[part.label] * math.sqrt(peers)
 
 
-def outgrown(
-    parts: tuple[Part, ...], state: Mapping[str, Tensor], scales: Mapping[str, float]
-) -> str | None:
+def outgrown(sizes: Mapping[str, float], scales: Mapping[str, float]) -> str | None:
     """The first part that has become too large for its mask, or None.
 
     Example:
-        >>> part, scales = Part("norm.running_var", ("v",)), {"norm.running_var": 1.0}
-        >>> outgrown((part,), {"v": torch.tensor([5.0])}, scales)
-        >>> outgrown((part,), {"v": torch.tensor([500.0])}, scales)
+        >>> outgrown({"norm.running_var": 5.0}, {"norm.running_var": 1.0})
+        >>> outgrown({"norm.running_var": 500.0}, {"norm.running_var": 1.0})
         'norm.running_var'
 
     """
-    sizes = scales_of(parts, state)
     return next((label for label, size in sizes.items() if size > MOST * scales[label]), None)
