@@ -70,7 +70,7 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     for section in read.values() if isinstance(read, Mapping) else ():
         fields |= section if isinstance(section, Mapping) else {}
     try:
-        check_asked(SimpleNamespace(**fields, yaml_paths=[config]))
+        check_asked(SimpleNamespace(**fields), read)
     except ConfigError as error:
         raise ConfigError(f"{config}: {error}") from None
     if fields.get("defense_type") != "keylock":

@@ -19,13 +19,14 @@ from .flags import INVERSION, Arguments, word
 __all__ = ["check_asked", "misplaced"]
 
 
-def check_asked(args: Arguments) -> None:
+def check_asked(args: Arguments, read: Any = None) -> None:
     """Refuse a job that names one of our defenses or attacks, and would run without it.
 
     What is switched off by its flag, `enable_defense: false`, is off.
 
     Args:
-        args: FedML's; its YAML is read again, as it keeps nothing of the sections.
+        args: FedML's.
+        read: what is in the job's YAML, of whose sections FedML keeps nothing. None: look again.
 
     Raises:
         ConfigError: naming the field, and where it belongs.
@@ -55,7 +56,7 @@ def check_asked(args: Arguments) -> None:
                 f"{what}_type: it is {found}, and {named[0]} would be ignored; name "
                 f"{' or '.join(names)} there, or take the section out"
             )
-    for problem in misplaced(_yaml_of(args)):
+    for problem in misplaced(_yaml_of(args) if read is None else read):
         raise ConfigError(problem)
 
 

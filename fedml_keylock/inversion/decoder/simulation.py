@@ -94,7 +94,12 @@ class Simulation:
         seen = []
         for part in torch.split(rows, self.batch_size):
             sent, rates = self._updates(images[part], labels[part])
-            seen.append(self.features(sent, labels[part], rates))
+            if self.knowledge.disguise is None:
+                seen.append(self.features(sent, labels[part], rates))
+                continue
+            before, after = self._states(sent, rates)
+            after = self.knowledge.disguise.masked(before, after, self.generator)
+            seen.append(self._left(before, after))
         return torch.cat(seen)
 
     @torch.no_grad()
@@ -124,13 +129,12 @@ class Simulation:
             ]
             sent = {name: torch.stack([one[name] for one in each]) for name in sent}
         public = objective.public
-        sent = {n: _rounded(value, public[n], rates) for n, value in sent.items()}
-        return sent if self.knowledge.disguise is None else self._masked(sent, rates), rates
+        return {n: _rounded(value, public[n], rates) for n, value in sent.items()}, rates
 
     def features(self, sent: dict[str, Tensor], labels: Tensor, rates: Tensor) -> Tensor:
         """What a decoder sees of b updates: ``(b, features)``, standardised by simulations."""
         if self.knowledge.disguise is not None:
-            return self._standardised(self._invariants(sent, rates))
+            return self._left(*self._states(sent, rates))
         parts = [F.one_hot(labels, self.knowledge.classes).to(self.images)]
         done: set[str] = set()
         for weight, bias in self.outer.items():
@@ -147,20 +151,13 @@ class Simulation:
         near = torch.cdist(seen, self.seen(images, labels)).topk(_NEAR, largest=False).indices
         return labels[near].mode(1).values
 
-    def _invariants(self, sent: dict[str, Tensor], rates: Tensor) -> Tensor:
+    def _left(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
         """What a defense that disguises states leaves of them, the labels not among it."""
         assert self.knowledge.disguise is not None
-        left = self.knowledge.disguise.invariants(*self._states(sent, rates))
+        left = self.knowledge.disguise.invariants(before, after)
         # they span orders of magnitude
         size = left.abs().clamp(min=torch.finfo(left.dtype).tiny).log()
-        return torch.cat([left, left.sign(), size], 1).to(rates)
-
-    def _masked(self, sent: dict[str, Tensor], rates: Tensor) -> dict[str, Tensor]:
-        """Simulated updates under masks as wide as silos', if these have any."""
-        assert self.knowledge.disguise is not None
-        before, after = self._states(sent, rates)
-        masked = self.knowledge.disguise.masked(before, after, self.generator)
-        return {n: (before[n] - masked[n]) / _wide(rates, before[n]) for n in sent}
+        return self._standardised(torch.cat([left, left.sign(), size], 1).to(self.images))
 
     def _states(
         self, sent: dict[str, Tensor], rates: Tensor
