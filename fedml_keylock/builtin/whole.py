@@ -31,7 +31,6 @@ from ..keylock.whole import (
     lock_state,
     outgrown,
     scales_of,
-    sizes_of,
 )
 from ..keylock.whole.mask import MOST
 from ..keylock.whole.turns import PARAMETERS
@@ -179,7 +178,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                 "began, so that the silos' masks would not cancel: leave the number as it is, or "
                 "set keylock: {mask: false}"
             )
-        sizes = sizes_of(lock.parts, state)
+        sizes = scales_of(lock.parts, state)
         if part := outgrown(sizes, self._scales):
             raise UpdateRefused(
                 f"{part} has become more than {MOST:g} times as large in this round as its mask is "

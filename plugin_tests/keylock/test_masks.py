@@ -299,6 +299,24 @@ class TestRefused:
                 with pytest.raises(UpdateRefused, match=r"its masks have not cancelled.*mask: fal"):
                     defense.receive(model, mean, round_index=0)
 
+    def test_but_no_average_of_a_small_model(self):
+        """Its mask is as wide as a larger model's, so that its average is measured as one."""
+
+        def small():
+            model = Net()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter *= LEAST / 100
+            return model
+
+        made = job(make=small)
+        sent = [defense.release(model, model.state_dict(), samples=5) for defense, model in made]
+        mean = {name: sum(state[name] for state in sent) / 3 for name in sent[0]}
+        for defense, model in made:
+            defense.receive(model, mean, round_index=0)
+            with pytest.raises(UpdateRefused, match="its masks have not cancelled"):
+                defense.receive(model, sent[0], round_index=0)
+
     def test_one_state_in_one_round_under_masks_of_another_width(self):
         """Two of them would tell the mask, and so the state."""
         (defense, model), *_ = job()

@@ -8,7 +8,7 @@ that the average of turned states is the turned average.
 """
 
 from .lock import StateLock, integers, lock_of, lock_state, unlock_state
-from .mask import NONE, Masks, outgrown, scales_of, sizes_of
+from .mask import NONE, Masks, outgrown, scales_of
 from .turn import Turn
 from .update import WholeDisguise
 
@@ -23,6 +23,5 @@ __all__ = [
     "lock_state",
     "outgrown",
     "scales_of",
-    "sizes_of",
     "unlock_state",
 ]

@@ -19,7 +19,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turns import PARAMETERS, Part, as_one
 
-__all__ = ["NONE", "Masks", "outgrown", "scales_of", "sizes_of", "width_of"]
+__all__ = ["NONE", "Masks", "outgrown", "scales_of", "width_of"]
 
 LABEL = b"fedml-keylock mask 1"
 WIDTH, NARROW = 4096.0, 256.0
@@ -172,17 +172,6 @@ def size_of(tensors: Sequence[Tensor]) -> float:
     return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
 
 
-def sizes_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
-    """The root mean square of each part.
-
-    Example:
-        >>> sizes_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
-        {'p': 2.5}
-
-    """
-    return {part.label: size_of([state[name] for name in part.names]) for part in parts}
-
-
 def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
     """The root mean square of each part, which a turn does not change.
 
@@ -194,7 +183,10 @@ def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str,
         {'p': 2.5}
 
     """
-    return {label: max(size, _least(label)) for label, size in sizes_of(parts, state).items()}
+    return {
+        part.label: max(size_of([state[name] for name in part.names]), _least(part.label))
+        for part in parts
+    }
 
 
 def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
