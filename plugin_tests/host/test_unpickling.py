@@ -462,23 +462,37 @@ class Server(FedMLCommManager):
         self.register_message_receive_handler("evil", lambda message: self.finish())
 
 
-if rank == 0:
-    Server(args, comm, 0, 2, "MPI").run()
-else:
-    message = Message("evil", 1, 0)
-    message.add("x", Evil())
-    comm.send(message, 0)
+if rank == TO:
+    Server(args, comm, rank, 3, "MPI").run()
+elif rank == 2:
+    message = Message("evil", NAMED, TO)
+    message.add("x", Evil() if EVIL else 1)
+    comm.send(message, TO)
 """
 
 
 @pytest.mark.parametrize("plugin", [True, False])
-def test_a_malicious_rank_ends_the_job_and_runs_nothing(plugin, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    line = [x for x in command(2, ["script.py"]) if plugin or x not in ("-m", "fedml_keylock")]
+@pytest.mark.parametrize(
+    ("evil", "named", "to", "said"),
+    [
+        (
+            True,
+            2,
+            0,
+            "rank 0: rank 2: a message held posix.system, which no model or number needs; nothing "
+            "of it was run",
+        ),
+        (False, 1, 0, "rank 0: rank 2: a message came in the name of rank 1"),
+        (False, 0, 1, "rank 1: rank 2: a silo sent a message to a silo"),
+    ],
+)
+def test_a_malicious_rank_ends_the_job_and_runs_nothing(evil, named, to, said, plugin, tmp_path):
+    (tmp_path / "script.py").write_text(f"EVIL, NAMED, TO = {evil}, {named}, {to}\n{SCRIPT}")
+    line = [x for x in command(3, ["script.py"]) if plugin or x not in ("-m", "fedml_keylock")]
     done = subprocess.run(
         line,
         cwd=tmp_path,
-        env=environment(2) | {"PYTHONWARNINGS": "ignore"},
+        env=environment(3) | {"PYTHONWARNINGS": "ignore"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -486,13 +500,10 @@ def test_a_malicious_rank_ends_the_job_and_runs_nothing(plugin, tmp_path):
         check=False,
     )
     ours = [x for x in done.stdout.splitlines() if x.startswith("fedml-keylock: ")]
-    assert (tmp_path / "ran").exists() == (not plugin), done.stdout[-3000:]
+    assert (tmp_path / "ran").exists() == (evil and not plugin), done.stdout[-3000:]
     if plugin:
         assert done.returncode != 0
-        assert ours == [
-            "fedml-keylock: rank 0: rank 1: a message held posix.system, which no model or number "
-            "needs; nothing of it was run"
-        ]
+        assert ours == [f"fedml-keylock: {said}"]
         assert "Traceback" not in done.stdout
     else:
         assert (done.returncode, ours) == (0, [])

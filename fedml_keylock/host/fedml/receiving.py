@@ -1,4 +1,4 @@
-"""Where FedML unpickles what other ranks send, before any gate sees it."""
+"""Where FedML takes and unpickles what other ranks send, before any gate sees it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from ...errors import HostError
+from ...errors import HostError, UpdateRefused
 from ..patching import Function, Seam
 from ..unpickling import load
 from .job import begin, final
@@ -67,10 +67,29 @@ def _careful(comm: Any) -> Any:
             with file.getbuffer() as room:
                 arrived.Recv([room, size, MPI.BYTE], status)
             file.seek(0)
+            source = status.Get_source()
             with final():
-                return load(file, message=Message, who=f"rank {status.Get_source()}")
+                read = load(file, message=Message, who=f"rank {source}")
+                _check_sender(read, source, server=not self.Get_rank())
+                return read
 
     return Careful(comm)
+
+
+def _check_sender(message: Any, source: int, *, server: bool) -> None:
+    """Refuse what a silo sends in another's name, and to another silo: FedML takes both.
+
+    A silo's update would replace another's, and a silo would train on a model of another one's.
+
+    Raises:
+        UpdateRefused: naming the rank that sent it.
+
+    """
+    if source and not server:
+        raise UpdateRefused(f"rank {source}: a silo sent a message to a silo")
+    named = message.get_params().get(message.MSG_ARG_KEY_SENDER)
+    if named != source or message.get_sender_id() != source:
+        raise UpdateRefused(f"rank {source}: a message came in the name of rank {named!r:.20}")
 
 
 def _make_careful(manager: Any, who: Callable[[], str]) -> None:
