@@ -1,9 +1,9 @@
-"""Tensors as bytes: what a file holds, whoever wrote it, and what a digest is made of."""
+"""Tensors as they are kept: as bytes, in a digest, and as copies."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import first_line
 
-__all__ = ["fingerprint", "raw", "tensors_of"]
+__all__ = ["copied", "fingerprint", "raw", "tensors_of"]
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
@@ -37,6 +37,20 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
     # what it raises for types and sizes that do not fit is not of one kind
     except (SafetensorError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(first_line(error)) from None
+
+
+def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state's tensors, each in memory of its own.
+
+    Example:
+        >>> one = torch.ones(2)
+        >>> two = copied({"weight": one})
+        >>> _ = one.zero_()
+        >>> two
+        {'weight': tensor([1., 1.])}
+
+    """
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def raw(tensor: Tensor) -> memoryview:

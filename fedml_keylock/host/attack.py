@@ -34,6 +34,7 @@ class Attacker:
 
     Attributes:
         settings: the section.
+        rounds: indices of those that are attacked.
         attacks: by name, made from their own settings.
         trials: each with the levels of knowledge that it runs at.
         public: the server's own test data, or None where they are not images.
@@ -43,6 +44,7 @@ class Attacker:
     """
 
     settings: InversionSettings
+    rounds: frozenset[int]
     attacks: Mapping[str, Attack]
     trials: list[tuple[str, str]]
     public: PublicData | None = None
@@ -50,16 +52,18 @@ class Attacker:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
-    def begin(cls, settings: InversionSettings, *, defended: bool) -> Attacker:
-        """Make the attacks.
+    def begin(cls, settings: InversionSettings, *, rounds: int, defended: bool) -> Attacker:
+        """Make the attacks, of a job of so many rounds.
 
         Raises:
-            ConfigError: there is no such attack, or a field of one is wrong.
+            ConfigError: there is no such attack or round, or a field of one is wrong.
             AttackError: an attack can run at none of the levels.
 
         """
+        # what cannot be run is refused now, and not after the training
+        indices = settings.rounds_of(rounds)
         made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
-        return cls(settings, made, trials(made, settings.knowledge, defended=defended))
+        return cls(settings, indices, made, trials(made, settings.knowledge, defended=defended))
 
     def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
         """Keep what is needed of the server's test data: for most attackers only what they are."""

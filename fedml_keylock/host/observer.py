@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..evaluation.settings import InversionSettings
 from ..plugins import manager
+from ..tensors import copied
 from ..types import Agreement, ClientUpdate, Defense
 from .flags import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
@@ -57,9 +58,8 @@ class Observer:
         from .attack import Attacker
 
         settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
-        # what cannot be run is refused now, and not after the training
-        settings.rounds_of(int(args.comm_round))
-        return cls(args, Attacker.begin(settings, defended=defended))
+        rounds = int(args.comm_round)
+        return cls(args, Attacker.begin(settings, rounds=rounds, defended=defended))
 
     @property
     def attacks_itself(self) -> bool:
@@ -141,7 +141,7 @@ class Observer:
         """The server sends this state to silos."""
         # the same state goes to every silo: one copy, for the capture and the plugins
         if self.capture is not None or _watched("after_upload"):
-            self.received = _copy(state)
+            self.received = copied(state)
 
     def show(
         self,
@@ -164,11 +164,11 @@ class Observer:
             round=round_index,
         )
         capture = self.capture if hook == "after_upload" else None
-        if capture is not None and round_index in capture.rounds:
+        if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)
         if _watched(hook):
-            copied = replace(update, before=_copy(update.before), after=_copy(update.after))
-            getattr(manager().hook, hook)(update=copied)
+            shown = replace(update, before=copied(update.before), after=copied(update.after))
+            getattr(manager().hook, hook)(update=shown)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
@@ -179,7 +179,3 @@ class Observer:
 def _watched(hook: str) -> bool:
     """Whether a plugin would look at an update."""
     return bool(getattr(manager().hook, hook).get_hookimpls())
-
-
-def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in state.items()}

@@ -24,6 +24,7 @@ from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
 from ..plugins import metrics
+from ..tensors import copied
 from ..types import ClientUpdate, Defense, Surrogate
 from .attack import Attacker, images_of
 from .flags import Arguments
@@ -88,7 +89,6 @@ class SelfAudit:
 
     def __post_init__(self) -> None:
         check_metrics(self.settings.abort_above)
-        self._rounds = self.settings.rounds_of(int(self.args.comm_round))
 
     @property
     def settings(self) -> InversionSettings:
@@ -120,7 +120,7 @@ class SelfAudit:
 
         """
         self._twin = None
-        if turn.round not in self._rounds:
+        if turn.round not in self.attacker.rounds:
             return
         self._twin = twin = Twin.of(self.model, protected, self.defense)
         if self.waits:
@@ -167,8 +167,8 @@ class SelfAudit:
             return
         before = twin.plain.state_dict() if received is None else received
         update = ClientUpdate(
-            before={name: tensor.detach().clone() for name, tensor in before.items()},
-            after={name: state[name].detach().clone() for name in before},
+            before=copied(before),
+            after=copied({name: state[name] for name in before}),
             learning_rate=float(self.args.learning_rate),
             silo=turn.silo,
             round=turn.round,

@@ -24,7 +24,6 @@ class ServerCapture:
         capture: on disk.
         model: the job's, as it was before it was protected.
         defense: the job's, or None.
-        rounds: indices of those that are captured.
         each: updates that a round brings.
         seed: of the attacks.
 
@@ -34,7 +33,6 @@ class ServerCapture:
     capture: Capture
     model: nn.Module = field(repr=False)
     defense: Defense | None
-    rounds: frozenset[int]
     each: int
     seed: int
     _came: int = 0
@@ -79,7 +77,6 @@ class ServerCapture:
             Capture.create(attacker.settings.output / "capture", meta),
             model,
             defense,
-            attacker.settings.rounds_of(int(args.comm_round)),
             int(args.client_num_per_round),
             int(getattr(args, "random_seed", 0)),
         )

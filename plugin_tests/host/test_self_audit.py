@@ -28,7 +28,7 @@ def audited(folder, *, steps=3, rate=0.1, rounds=(0,), **settings):
     section = InversionSettings(
         side="silo", images=1, attacks=attacks, rounds=rounds, output=folder, **settings
     )
-    attacker = Attacker.begin(section, defended=False)
+    attacker = Attacker.begin(section, rounds=3, defended=False)
     attacker.see_data(DATA, classes=3)
     args = SimpleNamespace(comm_round=3, learning_rate=0.1, epochs=1, batch_size=2)
     told = []

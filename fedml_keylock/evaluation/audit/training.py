@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
 from ...inversion import LocalTraining
+from ...tensors import copied
 from ...threads import one_thread
 from ...types import ClientUpdate
 
@@ -97,8 +98,7 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
 
 
 def _public(model: nn.Module, private: Collection[str]) -> Mapping[str, Tensor]:
-    state = model.state_dict()
-    return {name: t.detach().clone() for name, t in state.items() if name not in private}
+    return copied({name: t for name, t in model.state_dict().items() if name not in private})
 
 
 def _unfit(images: Tensor, error: Exception) -> AttackError:
