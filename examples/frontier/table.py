@@ -15,7 +15,7 @@ from attackers import wanted_of
 from files import load
 from leakage import FLOOR, file_of, floor_settings, settings_of
 
-from fedml_keylock.evaluation.metrics import mean_interval
+from fedml_keylock.evaluation.interval import mean_interval
 
 Row = dict[str, Any]
 SHOWN = ("ssim_aligned", "ssim", "psnr", "label_accuracy", "cost", "lost")

@@ -25,8 +25,8 @@ from ..evaluation.audit.score import baselines, row_of, score
 from ..evaluation.audit.twins import revealed
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
+from ..evaluation.interval import mean_interval
 from ..evaluation.leakage import Interval, LeakageRow
-from ..evaluation.metrics import mean_interval
 from ..evaluation.report import Gallery
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics

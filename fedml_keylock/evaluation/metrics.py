@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
-from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.image import (
     peak_signal_noise_ratio,
@@ -15,7 +11,7 @@ from torchmetrics.functional.image import (
 
 from ..errors import ConfigError
 
-__all__ = ["align", "mean_interval", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
+__all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
 
 _MOST_DECIBELS = 100.0
 
@@ -126,36 +122,6 @@ def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
 
     """
     return ssim(align(images, truth), truth)
-
-
-def mean_interval(values: Sequence[float] | Tensor) -> dict[str, float | int | None]:
-    """Mean and 95 % interval of Student's t.
-
-    Args:
-        values: ``(n,)`` one for each image.
-
-    Returns:
-        ``mean``, ``low``, ``high`` and ``n``. One value has no interval: low and high are None.
-
-    Raises:
-        ConfigError: there is no value, or one is not finite.
-
-    Example:
-        >>> {k: round(v, 2) for k, v in mean_interval([1.0, 2.0, 3.0]).items()}
-        {'mean': 2.0, 'low': -0.48, 'high': 4.48, 'n': 3}
-
-    """
-    sample = torch.as_tensor(values, dtype=torch.float64).flatten()
-    count = len(sample)
-    if not count:
-        raise ConfigError("a mean needs at least one value")
-    if not sample.isfinite().all():
-        raise ConfigError("a mean needs finite values: one is NaN or infinite")
-    mean = float(sample.mean())
-    if count == 1:
-        return {"mean": mean, "low": None, "high": None, "n": 1}
-    half = float(stats.t.ppf(0.975, count - 1)) * float(sample.std()) / math.sqrt(count)
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": count}
 
 
 def _checked(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

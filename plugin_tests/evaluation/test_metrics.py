@@ -4,10 +4,10 @@ from scipy import stats
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fedml_keylock.errors import ConfigError
+from fedml_keylock.evaluation.interval import mean_interval
 from fedml_keylock.evaluation.matching import match
 from fedml_keylock.evaluation.metrics import (
     align,
-    mean_interval,
     psnr,
     psnr_aligned,
     ssim,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ...inversion import PublicData
 from ...threads import one_thread
 from ..capture import Capture
+from ..interval import mean_interval
 from ..leakage import Interval
-from ..metrics import mean_interval
 
 __all__ = ["OwnLock", "Rounds", "accuracy_by_round", "share_correct"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ...inversion import PublicData
+from ..interval import mean_interval
 from ..leakage import Interval, LeakageRow
 from ..matching import match
-from ..metrics import mean_interval, psnr, psnr_aligned, ssim, ssim_aligned
+from ..metrics import psnr, psnr_aligned, ssim, ssim_aligned
 from ..verdict import NEAREST
 from .plan import Trial
 from .work import Result
