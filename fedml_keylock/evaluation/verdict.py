@@ -53,11 +53,33 @@ class Light(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of one defense: its light, and the sentences that give the reason."""
+    """What is said of one defense.
+
+    Attributes:
+        defense: its name.
+        light: what it comes to.
+        images: the reason.
+        labels: whether they leak; empty where nothing is known of it.
+        accuracy: what it costs; empty where nothing is known of it.
+
+    """
 
     defense: str
     light: Light
-    text: str
+    images: str
+    labels: str = ""
+    accuracy: str = ""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What is said of images, labels and accuracy, where anything is."""
+        said = {"images": self.images, "labels": self.labels, "accuracy": self.accuracy}
+        return {topic: text for topic, text in said.items() if text}
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return " ".join(self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -94,7 +116,7 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
             accuracy.get(UNDEFENDED, {}).get("server"),
             undefended=defense == UNDEFENDED,
         )
-        findings.append(Finding(defense, light, " ".join(filter(None, [reason, labels, cost]))))
+        findings.append(Finding(defense, light, reason, labels, cost))
     return Verdict(_summary(trial), tuple(findings))
 
 

@@ -1,3 +1,4 @@
+import html
 import html.parser
 import json
 import math
@@ -16,7 +17,9 @@ from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, wording
 from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow
 from fedml_keylock.evaluation.report import Gallery, LeakageReport, page
+from fedml_keylock.evaluation.report.names import LEVELS
 from fedml_keylock.evaluation.verdict import Light, judge
+from fedml_keylock.inversion.levels import GRANTS
 
 LOCK = "keylock:affine:first"
 
@@ -498,8 +501,20 @@ def test_the_verdict_comes_first_with_its_light_in_words():
     assert text.index('id="verdict"') < text.index('id="accuracy"') < text.index('id="leakage"')
     assert '<span class="light withstood">withstood the attacks tried</span>' in text
     assert '<span class="light leaks">leaks</span>' in text
+    text = html.unescape(text)
+    for finding in judge(FULL, FULL_ACCURACY).findings:
+        assert f'<h3 class="name">{finding.defense}</h3>' in text
+        for topic, said in finding.parts.items():
+            assert f"<dt>{topic}</dt><dd>{said}</dd>" in text
+    for level, said in LEVELS.items():
+        tried = any(one.knowledge == level for one in FULL)
+        assert (f"<dt>{level}</dt><dd>{said}</dd>" in text) == tried
     for light in Light:
         assert f".{light.name.lower()} {{ color: var(--" in text
+
+
+def test_every_level_of_knowledge_is_explained():
+    assert LEVELS.keys() == GRANTS.keys()
 
 
 def test_the_leakage_table_sorts_by_buttons_and_numbers(monkeypatch):

@@ -1,11 +1,13 @@
-"""What the columns and roles of a report are called."""
+"""What the columns and roles of a report are called, and what its names stand for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["METRICS", "ROLES", "roles_of"]
+from ..verdict import UNDEFENDED
+
+__all__ = ["LEVELS", "METRICS", "ROLES", "meaning_of", "roles_of"]
 
 METRICS = {
     "ssim_aligned": "SSIM aligned",
@@ -17,6 +19,40 @@ METRICS = {
     "lpips": "LPIPS",
 }
 ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
+LEVELS = {
+    "oblivious": "takes the model for one without a lock",
+    "adaptive": "knows the kind of lock, and searches for its secrets and the image together",
+    "statistics": "adaptive, and reads the batch's statistics in normalisation layers",
+    "insider": "adaptive, and has the private state of another silo that colludes",
+    "temporal": "adaptive, and pools the rounds of one silo",
+    "simulating": "adaptive, and has trained a decoder on public images under locks of its own",
+    "oracle": "has the silo's private state: the attack's self-test, and no attacker",
+}
+"""What an attacker of each level of knowledge does."""
+
+
+def meaning_of(defense: str) -> str:
+    """What the name of a defense stands for, in a few words; nothing for a plugin's.
+
+    Example:
+        >>> meaning_of("none")
+        'as FedML trains without a defense'
+        >>> meaning_of("keylock:whole:all:unmasked")
+        'key-lock, module: whole, unmasked'
+        >>> meaning_of("keylock:affine:first")
+        'key-lock, module: affine, layers: first'
+
+    """
+    if defense == UNDEFENDED:
+        return "as FedML trains without a defense"
+    match defense.split(":"):
+        case "keylock", "whole", _, *others:
+            said = ["key-lock", "module: whole"]
+        case "keylock", module, layers, *others:
+            said = ["key-lock", f"module: {module}", f"layers: {layers}"]
+        case _:
+            return ""
+    return ", ".join([*said, *others])
 
 
 def roles_of(accuracies: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:
