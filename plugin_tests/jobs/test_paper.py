@@ -30,6 +30,8 @@ PRINTED = {
 }
 """As the paper prints it: a row for each setting."""
 CELLS = [(column, setting) for column in COLUMNS.split() for setting in PRINTED]
+ALONE = pytest.mark.xdist_group("vgg16")
+"""Two of VGG-16's federated cells at once take more memory than a machine may have."""
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +219,16 @@ def test_data_that_are_not_there_are_named(start, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("column", "setting"), CELLS)
+@pytest.mark.parametrize(
+    ("column", "setting"),
+    [pytest.param(*cell, marks=ALONE if "vgg16" in cell[0] else ()) for cell in CELLS],
+)
 def test_every_cell_runs_a_step_on_random_pictures_where_its_data_are_not_there(
     start, column, setting
 ):
     """Real data are looked for in the folder that PAPER_DATA names; federated cells are MPI jobs.
 
-    VGG-16's take 5 GB of memory.
+    Each rank of VGG-16's takes up to 5 GB of memory.
     """
     model, data = column.split("-")
     done = start(
