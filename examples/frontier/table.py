@@ -232,7 +232,7 @@ def page(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    stages = row["stages"]
+    stages, seeds = row["stages"], (row["own"] or {"n": 0})["n"]
 
     def both(make: Any) -> str:
         return " / ".join(make(stages[s]) if s in stages else "-" for s in ("untrained", "trained"))
@@ -241,7 +241,7 @@ def _cells(row: Row) -> list[str]:
         row["point"],
         _said(row["own_minus_plain"], "+.1f"),
         *(_share(row[name]) for name in ("fresh", "fitted", "from_scratch")),
-        *(_strongest(stages.get(stage)) for stage in ("untrained", "trained")),
+        *(_strongest(stages.get(stage), seeds) for stage in ("untrained", "trained")),
         both(lambda stage: _number(_floor(stage))),
         both(lambda stage: _number(stage["plain"])),
         both(lambda stage: _number(_best(stage, "twin"))),
@@ -273,11 +273,13 @@ def _every_attacker(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _strongest(stage: Mapping[str, Any] | None) -> str:
+def _strongest(stage: Mapping[str, Any] | None, seeds: int) -> str:
     title = stage and stage["strongest"]
     if not title:
         return "-"
-    return f"{_said(stage['attackers'][title]['ssim_aligned'], '.2f')} ({title})"
+    score = stage["attackers"][title]["ssim_aligned"]
+    fewer = f", {score['n']} of {seeds} seeds" if score["n"] < seeds else ""
+    return f"{_said(score, '.2f')} ({title}{fewer})"
 
 
 def _floor(stage: Mapping[str, Any]) -> float | None:

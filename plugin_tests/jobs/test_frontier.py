@@ -179,6 +179,10 @@ def test_the_page_and_the_picture_show_the_row(frontier, tmp_path):
     cells = "0.50 [0.49, 0.51] (simulating, batch 1)"
     assert f"| some-lock | -0.3 [-0.3, -0.3] | 10 | 75 | 70 | {cells} |" in table.read_text()
     assert json.loads(numbers.read_text())["rows"] == [row]
+    row["own"]["n"] += 2  # where not every seed has been attacked
+    table, _ = frontier.table.write([row], tmp_path)
+    few = cells.replace("batch 1)", f"batch 1, {interval(0)['n']} of {interval(0)['n'] + 2} seeds)")
+    assert table.read_text().count(few) == 2
     assert frontier.picture.draw([row], tmp_path / "frontier.png").stat().st_size > 10_000
 
 
