@@ -223,7 +223,7 @@ def page(rows: Sequence[Row]) -> str:
     for row in rows:
         groups.setdefault(tuple(row[n] for n in ("net", "data", "silos", "split")), []).append(row)
     for (net, data, silos, split), some in groups.items():
-        rounds, seeds = some[0]["rounds"], (some[0]["own"] or {"n": 0})["n"]
+        rounds, seeds = some[0]["rounds"], _seeds(some[0])
         text.append(f"\n## {net}, {data}, {silos} silos, {split}, {rounds} rounds, {seeds} seeds\n")
         text += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
         text += [f"| {' | '.join(_cells(row))} |" for row in some]
@@ -231,8 +231,13 @@ def page(rows: Sequence[Row]) -> str:
     return "\n".join(text) + "\n"
 
 
+def _seeds(row: Row) -> int:
+    """How many were trained and tested."""
+    return int((row["own"] or {"n": 0})["n"])
+
+
 def _cells(row: Row) -> list[str]:
-    stages, seeds = row["stages"], (row["own"] or {"n": 0})["n"]
+    stages, seeds = row["stages"], _seeds(row)
 
     def both(make: Any) -> str:
         return " / ".join(make(stages[s]) if s in stages else "-" for s in ("untrained", "trained"))

@@ -17,7 +17,7 @@ from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, wording
 from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow
 from fedml_keylock.evaluation.report import Gallery, LeakageReport, page
-from fedml_keylock.evaluation.report.names import LEVELS
+from fedml_keylock.evaluation.report.names import KNOWLEDGE
 from fedml_keylock.evaluation.verdict import Light, judge
 from fedml_keylock.inversion.levels import GRANTS
 
@@ -506,7 +506,7 @@ def test_the_verdict_comes_first_with_its_light_in_words():
         assert f'<h3 class="name">{finding.defense}</h3>' in text
         for topic, said in finding.parts.items():
             assert f"<dt>{topic}</dt><dd>{said}</dd>" in text
-    for level, said in LEVELS.items():
+    for level, said in KNOWLEDGE.items():
         tried = any(one.knowledge == level for one in FULL)
         assert (f"<dt>{level}</dt><dd>{said}</dd>" in text) == tried
     for light in Light:
@@ -514,7 +514,7 @@ def test_the_verdict_comes_first_with_its_light_in_words():
 
 
 def test_every_level_of_knowledge_is_explained():
-    assert LEVELS.keys() == GRANTS.keys()
+    assert KNOWLEDGE.keys() == GRANTS.keys()
 
 
 def test_the_leakage_table_sorts_by_buttons_and_numbers(monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..verdict import UNDEFENDED
 
-__all__ = ["LEVELS", "METRICS", "ROLES", "meaning_of", "roles_of"]
+__all__ = ["KNOWLEDGE", "METRICS", "ROLES", "meaning_of", "roles_of"]
 
 METRICS = {
     "ssim_aligned": "SSIM aligned",
@@ -19,7 +19,7 @@ METRICS = {
     "lpips": "LPIPS",
 }
 ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
-LEVELS = {
+KNOWLEDGE = {
     "oblivious": "takes the model for one without a lock",
     "adaptive": "knows the kind of lock, and searches for its secrets and the image together",
     "statistics": "adaptive, and reads the batch's statistics in normalisation layers",

@@ -14,7 +14,7 @@ from ..picture import data_uris
 from ..verdict import BASELINE, judge
 from ..wording import interval_text, mean_of, number
 from .curves import accuracy_charts, cost_charts, leakage_charts
-from .names import LEVELS, METRICS, ROLES, meaning_of, roles_of
+from .names import KNOWLEDGE, METRICS, ROLES, meaning_of, roles_of
 
 __all__ = ["render", "report_page"]
 
@@ -87,7 +87,7 @@ def report_page(
         seeds=any(row.seeds > 1 for row in leakage),
         lpips_hint=hint,
         baseline=BASELINE,
-        levels={n: said for n, said in LEVELS.items() if any(r.knowledge == n for r in leakage)},
+        levels={n: said for n, said in KNOWLEDGE.items() if any(r.knowledge == n for r in leakage)},
         accuracy_charts=accuracy_charts(accuracy_rounds, ROLES),
         leakage_charts=leakage_charts(leakage),
         cost_charts=cost_charts(costs, list(dict.fromkeys(row.attack for row in leakage))),
