@@ -8,8 +8,7 @@ from typing import Any
 import click
 import yaml
 
-from ..errors import ConfigError
-from ..inversion import LEVELS, Attack
+from ..inversion import Attack, check_known_levels
 from ..plugins import attack_of
 from .request import Request
 
@@ -61,9 +60,7 @@ def levels_of(request: Request) -> list[str]:
 
     """
     levels = _listed(request.knowledge)
-    for level in levels:
-        if level not in LEVELS:
-            raise ConfigError(f"levels of knowledge are {', '.join(LEVELS)}, not {level!r}")
+    check_known_levels(levels)
     return levels
 
 

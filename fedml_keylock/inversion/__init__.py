@@ -12,7 +12,7 @@ from .decoder.attack import LearnedAttack
 from .decoder.network import ConvDecoder
 from .decoder.settings import DecoderFactory
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
-from .levels import GRANTS, LEVELS
+from .levels import GRANTS, LEVELS, check_known_levels
 from .presets import (
     analytic,
     dlg,
@@ -58,6 +58,7 @@ __all__ = [
     "Transform",
     "analytic",
     "batch_norm_statistics",
+    "check_known_levels",
     "check_level",
     "dlg",
     "embedding_tokens",

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import AttackError, ConfigError
 from ..settings import Count, NotNegative, Share, checked
 from ..types import Disguise
-from .levels import GRANTS, LEVELS
+from .levels import GRANTS, check_known_levels
 from .transform import Transform
 
 __all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets", "Statistics"]
@@ -192,8 +192,7 @@ class Knowledge:
     disguise: Disguise | None = None
 
     def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ConfigError(f"knowledge level {self.level!r} is none of {', '.join(LEVELS)}")
+        check_known_levels([self.level])
         if len(self.input_shape) not in (1, 3):
             raise ConfigError(
                 f"input_shape must be (c, h, w) or (features,), not {tuple(self.input_shape)}"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-__all__ = ["GRANTS", "LEVELS"]
+from ..errors import ConfigError
+
+__all__ = ["GRANTS", "LEVELS", "check_known_levels"]
 
 GRANTS: Mapping[str, frozenset[str]] = {
     "oblivious": frozenset(),
@@ -20,3 +22,20 @@ layers, a colluding ``peer``'s private state, ``rounds`` to pool, ``public data`
 or the silo's own ``private state``."""
 
 LEVELS = tuple(GRANTS)
+
+
+def check_known_levels(levels: Iterable[str]) -> None:
+    """Refuse what is no level of knowledge.
+
+    Raises:
+        ConfigError: one is none of ``LEVELS``.
+
+    Example:
+        >>> check_known_levels(["adaptive", "clever"])
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: levels of knowledge are oblivious, ... not 'clever'
+
+    """
+    for level in levels:
+        if level not in LEVELS:
+            raise ConfigError(f"levels of knowledge are {', '.join(LEVELS)}, not {level!r}")

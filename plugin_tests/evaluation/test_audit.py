@@ -304,7 +304,7 @@ def test_attacks_that_all_cannot_run_are_told_once_each(digits, tmp_path):
 
 def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
     one = subject_of(digits)
-    with pytest.raises(AttackError, match=r"levels of knowledge are oblivious.*not 'clever'"):
+    with pytest.raises(ConfigError, match=r"levels of knowledge are oblivious.*not 'clever'"):
         audit(one, attack(), ("clever",), output=tmp_path)
     with pytest.raises(AttackError, match=r"level 'insider' needs another silo's update"):
         audit(subject_of(digits, count=1), attack(), ("insider",), output=tmp_path)

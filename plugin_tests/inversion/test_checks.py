@@ -23,7 +23,7 @@ def draw(count, generator):
         (
             {"level": "psychic"},
             ConfigError,
-            "'psychic' is none of oblivious, adaptive, stat",
+            "levels of knowledge are oblivious, adaptive, .*, not 'psychic'",
         ),
         ({"input_shape": (16, 16)}, ConfigError, "input_shape"),
         ({"classes": 1}, ConfigError, "classes"),

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...inversion import GRANTS, LEVELS, Attack, Knowledge, PublicData
+from ...inversion import GRANTS, Attack, Knowledge, PublicData, check_known_levels
 from ...tensors import fingerprint
 from ...types import ClientUpdate, Surrogate
 from ..run import knowledge_of, trials
@@ -173,12 +173,11 @@ def trials_of(
         control: whether the control with public norm differs from the undefended twin.
 
     Raises:
-        AttackError: there is no such level, or it needs what is not there.
+        AttackError: a level needs what is not there.
+        ConfigError: there is no such level.
 
     """
-    odd = [level for level in levels if level not in LEVELS]
-    if odd:
-        raise AttackError(f"levels of knowledge are {', '.join(LEVELS)}, not {odd[0]!r}")
+    check_known_levels(levels)
     for level in ("oracle", "insider"):
         if subject.surrogate is not None and subject.secrets is None and level in levels:
             raise AttackError(f"level {level!r} needs the silos' private state: name their vault")
