@@ -26,7 +26,6 @@ from ..keylock.whole import (
     Masks,
     StateLock,
     WholeDisguise,
-    integers,
     lock_of,
     lock_state,
     outgrown,
@@ -144,7 +143,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
                     "aggregator weigh silos by their samples and use all of them, or set keylock: "
                     "{mask: false}"
                 )
-        self._integers = integers(model, state)
+        # copied, as a model may keep the very tensor that is loaded, and change it
+        self._integers = {name: tensor.clone() for name, tensor in lock.integers(state).items()}
         lock.enter(round_index)
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
@@ -223,7 +223,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         """
         for name, came in self._integers.items():
             sent = state.get(name)
-            if sent is None or name.endswith("num_batches_tracked"):
+            if sent is None or (name.endswith("num_batches_tracked") and sent.numel() == 1):
                 continue
             if not torch.equal(sent.cpu(), came.cpu()):
                 raise UpdateRefused(

@@ -182,6 +182,18 @@ def check_masked(args: Arguments) -> None:
         )
 
 
+def adds_noise(args: Arguments) -> bool:
+    """Whether FedML's server adds noise to what it has averaged.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> adds_noise(SimpleNamespace(enable_dp=True, dp_solution_type="cdp"))
+        True
+
+    """
+    return bool(getattr(args, "enable_dp", False)) and word(args, "dp_solution_type") == "cdp"
+
+
 def word(args: Arguments, name: str) -> str:
     """A field that is a word, as FedML itself reads it; empty where there is none."""
     return str(getattr(args, name, "")).strip()

@@ -198,7 +198,8 @@ def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """A checked state, ready to be sent: the tensors themselves, and nothing that hangs on them.
 
     Pickling a tensor sends the whole memory that it is a view of, which may hold more than the
-    tensor; such a tensor is copied. Module versions that say nothing are left out.
+    tensor; such a tensor is copied. Of what modules say of themselves beside it, versions are left,
+    where they are others than 1.
     """
     clean: dict[str, Tensor] = OrderedDict() if isinstance(state, OrderedDict) else {}
     for name, tensor in state.items():
@@ -210,7 +211,10 @@ def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     if metadata:
         # 1 is every module's version unless its class says otherwise, and loading a state without
         # versions is the same as loading version 1
-        kept = OrderedDict((k, v) for k, v in metadata.items() if v.get("version", 1) != 1)
+        versions = {k: v.get("version", 1) for k, v in metadata.items()}
+        kept = OrderedDict(
+            (k, {"version": v}) for k, v in versions.items() if isinstance(v, int) and v != 1
+        )
         clean._metadata = kept  # type: ignore[attr-defined]  # torch keeps it on the dict itself
     return clean
 

@@ -16,7 +16,16 @@ from ..errors import HostError, LockError, UpdateRefused, VaultError
 from ..plugins import defense_of
 from ..types import Agreement, Defense, SharesSecret
 from .asked import check_asked
-from .flags import Arguments, check_noise, check_supported, check_then, our_attack, our_defense
+from .averaging import Averages
+from .flags import (
+    Arguments,
+    adds_noise,
+    check_noise,
+    check_supported,
+    check_then,
+    our_attack,
+    our_defense,
+)
 from .gate import (
     MARK,
     NUMBER,
@@ -32,7 +41,7 @@ from .gate import (
 from .observer import Observer
 from .progress import note
 from .replay import Replays
-from .sharing import share
+from .sharing import is_masked, share
 from .silo_round import SiloRound, Tell
 
 __all__ = ["Session"]
@@ -71,6 +80,7 @@ class Session:
     _trained: int = 0
     _first: tuple[int, str, frozenset[str]] | None = None
     _replays: Replays = field(default_factory=Replays)
+    _averages: Averages | None = None
     _next: int = 0
     _shared: bool = False
     _number: str = field(default_factory=lambda: os.urandom(16).hex())
@@ -197,6 +207,9 @@ class Session:
         samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
         done = share(self.defense, self.args, samples=samples, in_turn=self.in_turn)
         self._shared = True
+        masked = is_masked(self.defense, self.args, in_turn=self.in_turn)
+        if self.is_server and masked and not adds_noise(self.args):
+            self._averages = Averages()
         if done:
             logging.info("%s: %s", self.who, done)
 
@@ -313,6 +326,8 @@ class Session:
             if state is not None and self.defense is not None:
                 entries[NUMBER] = self._number
             if state is not None and state is not self._sent:
+                if self._averages is not None:
+                    self._averages.check(state, who=f"the server, round {self.round}")
                 self._sent = state
                 self.observer.sent(state)
             return
@@ -348,8 +363,10 @@ class Session:
             if state is not None:
                 check_state(state, self._agreed(), who=who, partial=True)
                 self._check_round(state, who, name)
-                check_samples(entries.get("num_samples"), who=f"{who}: num_samples")
+                samples = check_samples(entries.get("num_samples"), who=f"{who}: num_samples")
                 self._replays.check(sender, silo, state, round_index=self.round, who=who)
+                if self._averages is not None:
+                    self._averages.came(state, samples)
         elif self.defense is not None and state is not None:
             mine = f"{self.who}: the server's model"
             state = check_state(state, self._agreed(), who=mine, averaged=True, partial=True)

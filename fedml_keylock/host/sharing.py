@@ -6,9 +6,22 @@ from ..errors import ConfigError, HostError
 from ..types import Defense, SharesSecret
 from .flags import Arguments, check_masked
 
-__all__ = ["share"]
+__all__ = ["is_masked", "share"]
 
 UNMASKED = "updates are not masked"
+
+
+def is_masked(defense: Defense | None, args: Arguments, *, in_turn: bool) -> bool:
+    """Whether what silos send is masked, where there is more than one.
+
+    Args:
+        defense: of the job.
+        args: FedML's.
+        in_turn: whether there are more silos than ranks.
+
+    """
+    wanted = isinstance(defense, SharesSecret) and defense.wants_pairs
+    return wanted and getattr(args, "comm", None) is not None and not in_turn
 
 
 def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bool) -> str | None:
@@ -37,7 +50,7 @@ def share(defense: Defense | None, args: Arguments, *, samples: int, in_turn: bo
             "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
             "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
         )
-    masked = defense.wants_pairs and comm is not None and not in_turn
+    masked = is_masked(defense, args, in_turn=in_turn)
     if masked:
         check_masked(args)
     if args.role == "server":

@@ -12,6 +12,7 @@ import copyreg
 import io
 import math
 import pickle
+import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -72,14 +73,34 @@ def _plain(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:120]
 
 
+MOST_TUPLES = 50_000
+"""In one message; a tensor takes four. Python's own stack ends at twice as many, each in the next,
+when it looks for the outermost in a dict."""
+
+
+def _check_cost(file: io.BytesIO) -> None:
+    """Refuse a pickle that a few bytes make into a memory or a stack that Python does not have."""
+    tuples = 0
+    for number, (code, arg, _) in enumerate(pickletools.genops(file)):
+        tuples += code.name.startswith("TUPLE")
+        # a place in the list of what has been read, which is made as long as that
+        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (arg or 0) <= number:
+            raise _held("more places than things")
+        if tuples > MOST_TUPLES:
+            raise _held(f"more than {MOST_TUPLES} tuples")
+
+
 class _Unpickler(pickle.Unpickler):
     """Finds what it is given by its whole name, and nothing else."""
 
     def __init__(self, file: io.BytesIO, names: Mapping[str, Any]) -> None:
         super().__init__(file)
-        self._names = names
+        self._file, self._names = file, names
 
     def read(self) -> Any:
+        start = self._file.tell()
+        _check_cost(self._file)
+        self._file.seek(start)
         # what an extension code stood for once is kept here, and taken without a look at its name
         copyreg.clear_extension_cache()
         try:

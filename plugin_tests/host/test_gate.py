@@ -248,6 +248,7 @@ def test_only_module_versions_that_say_nothing_are_left_out():
     state = model.state_dict()
     before = {k: dict(v) for k, v in state._metadata.items()}
     assert before == {k: {"version": v} for k, v in [("", 1), ("0", 1), ("1", 2), ("2", 5)]}
+    state._metadata["1"]["seen"] = before["1"]["seen"] = [3]  # as a module may add
     sent = pickle.loads(pickle.dumps(public_copy(state)))
     assert dict(sent._metadata) == {"1": {"version": 2}, "2": {"version": 5}}
     assert {k: dict(v) for k, v in state._metadata.items()} == before  # the state's own stays

@@ -275,6 +275,27 @@ def test_what_is_known_is_held_to_its_form(thing, protocol):
     told(pickle.dumps(OTHER[thing], protocol), "of other parts")
 
 
+COSTLY = {
+    "memory": b"\x80\x04Nr" + (2**32 - 1).to_bytes(4, "little") + b".",
+    "memory, as text": b"N" + b"p4000000000\n.",
+    "stack": b"\x80\x04})" + b"\x85" * 250_000 + b"Ns.",
+}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_few_bytes_take_neither_memory_nor_stack(name):
+    """Read without a look, the first takes 64 GB, and the last ends the process."""
+    said = "more places than things" if "memory" in name else "more than 50000 tuples"
+    with pytest.raises(UpdateRefused, match=f"held {said}"):
+        read(COSTLY[name])
+
+
+def test_a_state_of_thousands_of_tensors_is_read():
+    state = {f"layer{n}.weight": torch.ones(1) for n in range(10_000)}
+    for protocol in (3, 5):
+        assert len(read(pickle.dumps(state, protocol))) == len(state)
+
+
 def test_a_storage_has_the_bytes_that_came():
     """Of a storage whose file has fewer torch would leave the memory as it was."""
     whole = saved(torch.arange(4.0)._typed_storage(), _use_new_zipfile_serialization=False)

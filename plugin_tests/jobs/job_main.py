@@ -113,6 +113,13 @@ class OwnAggregator(ServerAggregator):
         return True
 
 
+class Equal(OwnAggregator):
+    """Weighs silos alike, whatever they have."""
+
+    def aggregate(self, raw_client_model_or_grad_list):
+        return super().aggregate([(1, state) for _, state in raw_client_model_or_grad_list])
+
+
 class Growing(dict):
     """FedML is told of one sample more than there were when the job began."""
 
@@ -126,9 +133,8 @@ def load(args):
     labels = (images.mean((1, 2, 3)) * 3).long()
     silos = args.client_num_in_total
     # as a silo says how many samples it has, it shows whose data a rank was given
-    parts = (
-        torch.arange(96).split([24, 32, 40]) if CASE == "silos" else torch.arange(96).chunk(silos)
-    )
+    uneven = {"silos": [24, 32, 40], "equal": [31, 32, 33]}.get(CASE, 96 // silos)
+    parts = torch.arange(96).split(uneven)
     loaders = {s: DataLoader(TensorDataset(images[p], labels[p]), 16) for s, p in enumerate(parts)}
     test = DataLoader(TensorDataset(images, labels), 96)
     sizes = {s: len(p) for s, p in enumerate(parts)}
@@ -151,6 +157,8 @@ if __name__ == "__main__":
         model[1] = nn.Identity()
     if CASE in ("custom", "silos"):
         trainer, aggregator = OwnTrainer(model, args), OwnAggregator(model, args)
+    elif CASE == "equal":
+        trainer, aggregator = OwnTrainer(model, args), Equal(model, args)
     else:
         trainer, aggregator = Misbehaving(model, args), None
     fedml.FedMLRunner(args, device, load(args), model, trainer, aggregator).run()

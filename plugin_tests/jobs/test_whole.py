@@ -217,6 +217,16 @@ def test_other_weights_than_were_said_would_not_cancel(run_job):
     assert not models(job, 2)
 
 
+def test_an_average_of_other_weights_is_not_sent(run_job):
+    """A silo would not notice: of silos nearly alike, what is left of masks is as a step is."""
+    job = run_job("equal", settings=LOCK, ranks=4)
+    assert job.status != 0
+    said = "the server, round 0: 0.weight is not the average of what silos sent"
+    assert any(said in line for line in job.ours), job.output[-3000:]
+    first, *again = models(job, 0)
+    assert all(torch.equal(other["0.weight"], first["0.weight"]) for other in again)
+
+
 @pytest.mark.long
 def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
     noise = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}

@@ -236,6 +236,24 @@ def test_what_is_not_trained_comes_back_as_it_was(mask):
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("mask", [True, False])
+def test_statistics_that_training_has_changed_are_averaged_however_small(mask):
+    made = job(mask=mask)
+    for number, (_, model) in enumerate(made):
+        model.norm.running_var.fill_(1e-4 * (1 + number))
+    sent = [defense.release(model, model.state_dict(), samples=5) for defense, model in made]
+    mean = {name: sum(state[name] for state in sent) / 3 for name in sent[0]}
+    for defense, model in made:
+        defense.receive(model, mean, round_index=0)
+        model.load_state_dict(mean)
+    for _, model in made:
+        assert torch.equal(model.norm.running_var, made[0][1].norm.running_var)
+        torch.testing.assert_close(
+            model.norm.running_var.mean(), torch.tensor(2e-4), atol=2e-5, rtol=0
+        )
+
+
+@pytest.mark.usefixtures("folder")
 def test_what_is_released_is_under_the_masks_of_its_round_and_of_what_was_received():
     (defense, model), *_ = job()
     # larger than the first and than the model is now
@@ -404,12 +422,21 @@ class TestRefused:
 
 
 class Counting(Net):
-    """With two buffers of integers: one is a constant, one counts labels."""
+    """With integers wherever a state may have them."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("places", torch.arange(6))
         self.register_buffer("labels", torch.zeros(3, dtype=torch.long))
+        self.register_buffer("num_batches_tracked", torch.zeros(3, dtype=torch.long))
+        self.index = nn.Parameter(torch.arange(199), requires_grad=False)
+        self.packed = torch.zeros(8, dtype=torch.uint8)
+
+    def get_extra_state(self):
+        return self.packed
+
+    def set_extra_state(self, state):
+        self.packed = state
 
 
 @pytest.mark.usefixtures("folder")
@@ -420,10 +447,12 @@ def test_integers_that_training_changes_are_not_sent(mask):
     sent = defense.release(model, model.state_dict(), samples=5)
     assert torch.equal(sent["places"], torch.arange(6))
     assert int(sent["norm.num_batches_tracked"]) == 3
-    (defense, model), *_ = job(make=Counting, mask=mask)
-    model.labels[1] += 1
-    with pytest.raises(UpdateRefused, match="labels has integers that training has changed"):
-        defense.release(model, model.state_dict(), samples=5)
+    for name in ("labels", "num_batches_tracked", "index", "packed"):
+        (defense, model), *_ = job(make=Counting, mask=mask)
+        getattr(model, name)[1] += 1
+        entry = "_extra_state" if name == "packed" else name
+        with pytest.raises(UpdateRefused, match=f"^{entry} has integers that training has changed"):
+            defense.release(model, model.state_dict(), samples=5)
 
 
 @pytest.mark.usefixtures("folder")
@@ -431,10 +460,11 @@ def test_an_average_of_integers_is_rounded():
     """A third of 5, three times, may be less than 5, and FedML's average is no integer."""
     (defense, model), *_ = job(make=Counting)
     own = dict(model.state_dict())
-    came = own | {"places": own["places"] * (1 - 1e-6)}
+    came = own | {name: own[name] * (1 - 1e-6) for name in ("places", "index")}
     defense.receive(model, came, round_index=0)
     model.load_state_dict(came)
     assert torch.equal(model.places, torch.arange(6))
+    assert torch.equal(model.index, torch.arange(199))
     defense.begin_round(model, round_index=1)
     defense.release(model, model.state_dict(), samples=5)
 

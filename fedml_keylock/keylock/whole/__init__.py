@@ -7,7 +7,7 @@ each round, drawn from a secret that all silos have and the server has not. FedA
 that the average of turned states is the turned average.
 """
 
-from .lock import StateLock, integers, lock_of, lock_state, unlock_state
+from .lock import StateLock, lock_of, lock_state, unlock_state
 from .mask import NONE, Masks, outgrown, scales_of
 from .turn import Turn
 from .update import WholeDisguise
@@ -18,7 +18,6 @@ __all__ = [
     "StateLock",
     "Turn",
     "WholeDisguise",
-    "integers",
     "lock_of",
     "lock_state",
     "outgrown",

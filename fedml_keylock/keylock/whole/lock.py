@@ -14,9 +14,9 @@ from ...errors import LockError, VaultError
 from ..hooks import remove_hooks
 from ..private import Private
 from .mask import NONE, Masks, size_of
-from .turns import LABEL, OPEN, Part, Turns, digest, parts_of
+from .turns import LABEL, OPEN, Part, Turns, digest, integers_of, parts_of
 
-__all__ = ["StateLock", "integers", "lock_of", "lock_state", "unlock_state"]
+__all__ = ["StateLock", "lock_of", "lock_state", "unlock_state"]
 
 ATTRIBUTE = "keylock"
 SAMPLE = 1024
@@ -31,6 +31,7 @@ class StateLock(Private):
 
     Args:
         parts: what is turned together.
+        dtypes: of what is of integers, by name; it is shared as it is.
 
     Attributes:
         key: ``(32,)`` bytes: the job's own, made of the secret and of the first model, so that no
@@ -55,14 +56,15 @@ class StateLock(Private):
 
     """
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
-        self.parts = parts
+    def __init__(self, parts: tuple[Part, ...], dtypes: Mapping[str, torch.dtype]) -> None:
+        self.parts, self.dtypes = parts, dtypes
         self.key = torch.zeros(32, dtype=torch.uint8)
         self.round = torch.tensor(OPEN)
         self.masks = NONE
         self.sample = torch.zeros(0)
         self._turns: Turns | None = None
         self._made: set[bytes] = set()
+        self._taken: dict[str, bytes] = {}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -141,13 +143,72 @@ class StateLock(Private):
     def made(self, state: Mapping[str, Tensor]) -> bytes | None:
         """The digest of a state that the lock has made just so in this round, bit by bit, or None.
 
-        Of a state's integers it says nothing: they are shared as they are.
+        Of a state's integers it says nothing: see `integers`.
         """
         names = [name for part in self.parts for name in part.names]
         if not all(isinstance(state.get(name), Tensor) for name in names):
             return None
         found = digest({name: state[name] for name in names})
         return found if found in self._made else None
+
+    def take(
+        self,
+        own: Mapping[str, Tensor],
+        state: dict[str, Any],
+        opened: Mapping[str, Tensor],
+        prefix: str,
+    ) -> None:
+        """Put what was opened into a state, but for what has come back as the model has it.
+
+        A buffer of zeros and ones that says which entries count must be just that, and weights that
+        are not trained must not wander. What the silo has changed since it was loaded is averaged,
+        however little that may be.
+
+        Args:
+            own: what no optimizer moves, by name.
+            state: what is about to be loaded; changed in place.
+            opened: of its entries.
+            prefix: of its names.
+
+        """
+        state.update(opened)
+        for part in self.parts if opened else ():
+            names = [name for name in part.names if name in own]
+            size = size_of([opened[prefix + name] for name in part.names]) if names else 0.0
+            rounding = self.masks.rounding(part.label, size)
+            for name in names:
+                new, old = opened[prefix + name], own[name]
+                allowed = 16 * torch.finfo(new.dtype).eps * size + rounding
+                near = bool(((new - old.to(new.device)).abs() <= allowed).all())
+                if near and self._is_as_taken(name, old):
+                    state[prefix + name] = old
+        for name, old in own.items():
+            if isinstance(came := state.get(prefix + name), Tensor):
+                self._taken[name] = digest({name: came.to(old.dtype)})
+
+    def _is_as_taken(self, name: str, tensor: Tensor) -> bool:
+        """Whether an entry is what was loaded last; so is one of which nothing was loaded."""
+        taken = self._taken.get(name)
+        return taken is None or taken == digest({name: tensor})
+
+    def integers(self, state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+        """A state's entries for what is of integers, as such: their average is not.
+
+        It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
+
+        Example:
+            >>> lock = lock_state(nn.BatchNorm1d(2))
+            >>> lock.integers({"num_batches_tracked": torch.tensor(4.9999995)})
+            {'num_batches_tracked': tensor(5)}
+
+        """
+        found = {}
+        for name, dtype in self.dtypes.items():
+            came = state.get(prefix + name)
+            if isinstance(came, Tensor):
+                rounded = came.round() if came.is_floating_point() else came
+                found[prefix + name] = rounded.to(dtype)
+        return found
 
 
 def lock_state(model: nn.Module) -> StateLock:
@@ -162,7 +223,7 @@ def lock_state(model: nn.Module) -> StateLock:
     """
     if hasattr(model, ATTRIBUTE):
         raise LockError(f"the model is locked already, or has a {ATTRIBUTE} of its own")
-    lock = StateLock(parts_of(model))
+    lock = StateLock(parts_of(model), integers_of(model))
     # not a module of the model: a sequence would run it, and everybody would count it
     object.__setattr__(model, ATTRIBUTE, lock)
     # torch leaves these two without types
@@ -221,49 +282,14 @@ def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object)
     lock = lock_of(model)
     assert lock is not None
     opened = lock.turns.opened(state, prefix)
-    state.update({**opened, **_unmoved(model, lock, opened, prefix)})
-    state.update(integers(model, state, prefix))
+    lock.take(_untrained(model), state, opened, prefix)
+    state.update(lock.integers(state, prefix))
 
 
-def integers(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """A state's entries for what is of integers in a model, as such: their average is not.
-
-    It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
-
-    Example:
-        >>> model = nn.BatchNorm1d(2)
-        >>> integers(model, {"num_batches_tracked": torch.tensor(4.9999995)})
-        {'num_batches_tracked': tensor(5)}
-
-    """
-    found = {}
-    for name, own in model.named_buffers(remove_duplicate=False):
-        came = state.get(prefix + name)
-        if isinstance(came, Tensor) and not own.is_floating_point():
-            rounded = came.round() if came.is_floating_point() else came
-            found[prefix + name] = rounded.to(own.dtype)
-    return found
-
-
-def _unmoved(
-    model: nn.Module, lock: StateLock, opened: Mapping[str, Tensor], prefix: str
-) -> dict[str, Tensor]:
-    """What no optimizer moves and what has come back but for rounding, as the model has it.
-
-    A buffer of zeros and ones that says which entries count must be just that, and weights that
-    are not trained must not wander.
-    """
-    own = dict(model.named_buffers(remove_duplicate=False))
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            own[name] = parameter.detach()
-    kept = {}
-    for part in lock.parts if opened else ():
-        names = own.keys() & set(part.names)
-        size = size_of([opened[prefix + name] for name in part.names]) if names else 0.0
-        for name in names:
-            new, old = opened[prefix + name], own[name]
-            allowed = 16 * torch.finfo(new.dtype).eps * size + lock.masks.rounding(part.label, size)
-            if bool(((new - old.to(new.device)).abs() <= allowed).all()):
-                kept[prefix + name] = old
-    return kept
+def _untrained(model: nn.Module) -> dict[str, Tensor]:
+    """What of a model no optimizer moves, by name: buffers, and parameters that are frozen."""
+    named = (
+        *model.named_buffers(remove_duplicate=False),
+        *model.named_parameters(remove_duplicate=False),
+    )
+    return {name: tensor.detach() for name, tensor in named if not tensor.requires_grad}

@@ -16,7 +16,7 @@ from ...threads import one_thread
 from ..key import Stream
 from .turn import Turn
 
-__all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "parts_of"]
+__all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "integers_of", "parts_of"]
 
 OPEN = -1
 """The round under which a state is shown as it is: that of the first model, which the server made
@@ -70,6 +70,22 @@ def parts_of(model: nn.Module) -> tuple[Part, ...]:
     # rounding may take a variance of nothing below 0, where no norm can use it
     buffers = (Part(n, (n,), 0.0 if n.endswith("running_var") else None) for n in rest)
     return (Part(PARAMETERS, names), *buffers)
+
+
+def integers_of(model: nn.Module) -> dict[str, torch.dtype]:
+    """The entries of a model's state that are no part, by name: buffers, parameters, extra state.
+
+    Example:
+        >>> integers_of(nn.BatchNorm1d(2))
+        {'num_batches_tracked': torch.int64}
+
+    """
+    state = model.state_dict()
+    return {
+        name: tensor.dtype
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and not tensor.is_floating_point()
+    }
 
 
 class Turns:
