@@ -494,6 +494,17 @@ def test_rotate_draws_a_new_lock_and_keeps_the_statistics(form, request):
     assert (stored.sealed, stored.round_index) == (form == "sealed", 2)
 
 
+def test_rotate_finds_the_vault_that_the_config_names(plain):
+    plain.rename("own_vault")
+    Path("fedml_config.yaml").write_text(CONFIG.replace("{key_len", "{vault: ./own_vault, key_len"))
+    before = files(Path("own_vault"))
+    assert rotate("--yes")[1].endswith("in own_vault/silo-0.safetensors")
+    assert files(Path("own_vault")) != before
+    assert "vault elsewhere: no such folder" in fails(
+        ROTATE[0], "elsewhere", *ROTATE[1:], "--config", "fedml_config.yaml", "--yes"
+    )
+
+
 def test_the_new_lock_is_not_of_the_global_seed(plain):
     drawn = []
     for _ in range(2):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fedml_keylock.demo import MARK, _empty
+from fedml_keylock.errors import HostError
+
 DEMO = [sys.executable, "-c", "from fedml_keylock.cli import main; main()", "demo"]
 
 
@@ -46,6 +49,20 @@ class Pictures(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag == "img":
             self.found.append(dict(attrs))
+
+
+def test_only_the_jobs_of_an_earlier_demo_are_deleted(tmp_path):
+    jobs = _empty(tmp_path / "jobs")
+    (jobs / "none").mkdir()
+    assert [path.name for path in _empty(jobs).iterdir()] == [MARK]
+    (tmp_path / "other" / "jobs").mkdir(parents=True)
+    (tmp_path / "other" / "jobs" / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(jobs)
+    for folder in (tmp_path / "other" / "jobs", tmp_path / "link"):
+        with pytest.raises(HostError, match=f"^{folder}: "):
+            _empty(folder)
+    assert (tmp_path / "other" / "jobs" / "notes.txt").read_text() == "mine"
+    assert jobs.is_dir()
 
 
 def test_the_quick_demo_tells_its_story(tmp_path):

@@ -203,7 +203,8 @@ def test_a_round_that_a_job_does_not_have_is_refused(index):
     [
         ("probe: as_sent", "probe: a server attacks what it has received; set side: silo"),
         ("abort_above: {psnr: 20}", "abort_above: only a silo can stop its update"),
-        ("side: silo\nwhen: never\nabort_above: {psnr: 20}", "abort_above: only a silo"),
+        ("side: silo\nwhen: never\nabort_above: {psnr: 20}", "abort_above: when: never att"),
+        ("side: silo\nabort_above: {psnr: .nan}", "abort_above: nan is not allowed"),
         ("side: silo\nwhen: inline", "when: inline is the server's"),
     ],
 )

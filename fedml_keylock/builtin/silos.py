@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..evaluation.audit import OwnLock, share_correct
 from ..inversion import PublicData
-from ..keylock import (
-    Vault,
-    effective_state,
-    load_private_state_dict,
-    lock_model,
-    private_state_dict,
-)
+from ..keylock import Vault, effective_state, lock_model, redraw_lock
 from ..keylock.key import Uniform, secret_uniform
 from ..keylock.vault import Cipher
 from ..keylock.whole import lock_of
@@ -112,14 +106,12 @@ def fresh_lock_accuracy(
     """
     found = []
     for index in range(count):
-        candidate = deepcopy(model)
-        lock_model(candidate, defense.config, uniform=uniform)
         if defense.config.is_whole:
+            candidate = deepcopy(model)
+            lock_model(candidate, defense.config, uniform=uniform)
             candidate.load_state_dict(model.state_dict())  # turned back by another key
         else:
-            state = private_state_dict(candidate)
-            known = private_state_dict(own_lock(model, index % silos, None))
-            state |= {name: tensor for name, tensor in known.items() if "running_" in name}
-            load_private_state_dict(candidate, state)
+            candidate = own_lock(model, index % silos, None)
+            redraw_lock(candidate, defense.config, uniform=uniform)
         found.append(share_correct(candidate, data))
     return found

@@ -76,8 +76,12 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
     "simulating. The oracle runs wherever the private state is known.",
 )
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="To attack.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="An update's.")
-@click.option("--epochs", type=click.IntRange(1), help="That a silo trains; one step without it.")
+@click.option("--batch", type=click.IntRange(1), help="Images of an update; 1 without it.")
+@click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="That a silo trains; without it one step, or those of the captured job.",
+)
 @click.option(
     "--seeds",
     type=click.IntRange(1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -145,7 +146,7 @@ def read_silo(folder: Path, silo: int) -> Stored:
 
     """
     path = silo_path(folder, silo)
-    if not path.exists() and not path.is_symlink():
+    if not os.path.lexists(path):
         there = ", ".join(map(str, silos_in(folder)))
         raise VaultError(
             f"vault {folder}: silo {silo} has no file here"

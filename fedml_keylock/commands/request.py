@@ -33,7 +33,7 @@ class Request:
     fields: tuple[str, ...]
     knowledge: str
     images: int
-    batch: int
+    batch: int | None
     epochs: int | None
     seeds: int
     workers: int | None
@@ -49,6 +49,8 @@ class Request:
             raise click.UsageError("CAPTURE needs --truth: what its silos trained on")
         probing = {"--truth": self.truth, "--vault": self.vault}
         capturing = {
+            "--size": self.size,
+            "--batch": self.batch,
             "--weights": self.weights,
             "--defense": self.defense,
             "--config": self.config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def rotate_silo(
 
 
 def _set_aside(content: bytes, aside: Path) -> None:
-    if aside.exists() or aside.is_symlink():
+    if os.path.lexists(aside):
         with open_private(aside) as file:
             if file.read() != content:  # an interrupted run leaves the same, and is gone on with
                 raise VaultError(f"vault {aside}: it is there already; move it away")

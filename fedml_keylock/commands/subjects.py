@@ -94,8 +94,9 @@ def captured(request: Request) -> Material:
     images = next(iter(truth.values()))[0]
     largest = max(len(images) for images, _ in truth.values())
     training = None
-    if request.epochs is not None or 0 < batch < largest:
-        training = LocalTraining(batch_size=batch or largest, epochs=request.epochs or 1)
+    epochs = request.epochs or int(meta.get("epochs") or 1)
+    if epochs > 1 or 0 < batch < largest:
+        training = LocalTraining(batch_size=batch or largest, epochs=epochs)
     public = _public(request, capture, images)
     subject = from_capture(
         capture,
@@ -148,6 +149,7 @@ def probes(request: Request) -> Material:
     assert request.data is not None
     model = _model(request, 0)
     channels = _channels(model)
+    batch = request.batch or 1
     size = request.size or _size(request.builder, model, channels)
     images, labels, _ = load_pictures(
         request.data,
@@ -166,7 +168,7 @@ def probes(request: Request) -> Material:
     public = PublicData(rest, labels[request.images :]) if len(rest) else None
     training = None
     if request.epochs is not None:
-        training = LocalTraining(batch_size=request.batch, epochs=request.epochs)
+        training = LocalTraining(batch_size=batch, epochs=request.epochs)
     name = request.defense or "keylock"
     settings = _settings(request, name)
     subjects = []
@@ -178,7 +180,7 @@ def probes(request: Request) -> Material:
             labels[: request.images],
             protection=None if name == "none" else _protection(name, settings, model)[0],
             public=public,
-            batch=request.batch,
+            batch=batch,
             training=training,
             stage="untrained" if request.weights is None else "trained",
             seed=seed,
@@ -189,7 +191,7 @@ def probes(request: Request) -> Material:
     facts = {
         "data": f"{len(shown)} pictures of {request.data}, {size} x {size}; "
         f"{len(rest)} others are public",
-        "attacked": f"updates of one silo each, of {request.batch} images",
+        "attacked": f"updates of one silo each, of {batch} images",
         "weights": "drawn" if request.weights is None else str(request.weights),
     }
     return Material(subjects, facts)
@@ -248,8 +250,8 @@ def _channels(model: nn.Module) -> int:
 def _settings(request: Request, name: str) -> dict[str, Any]:
     if name == "keylock":
         return lock_settings(request.config, **request.lock)
-    if any(request.lock.values()):
-        raise click.UsageError("--preset, --module and --targets are keylock's")
+    if request.config is not None or any(request.lock.values()):
+        raise click.UsageError("--config, --preset, --module and --targets are keylock's")
     return {}
 
 

@@ -198,22 +198,22 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
 
 @vault.command()
-@_folder
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
 @_silo(required=True)
 @model_option
 @config_option
 @click.option("--keep-old", is_flag=True, help="Keep the old lock's file and history.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rotate(
-    folder: Path, silo: int, builder: str, config: Path | None, keep_old: bool, yes: bool
+    folder: Path | None, silo: int, builder: str, config: Path | None, keep_old: bool, yes: bool
 ) -> None:
     """Give a silo a fresh lock.
 
-    Its key, weights and mixing are drawn from the operating system's entropy. Do it when a silo's
-    private state may have been seen. The silo's accuracy under its own lock
-    drops until it has trained again; its normalisation statistics are kept. The old lock is
-    deleted, and with it the history of past rounds: whoever has it can still read what was sent
-    under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
+    It is in FOLDER, or in the vault that --config names. Its key, weights and mixing are drawn from
+    the operating system's entropy. Do it when a silo's private state may have been seen. The silo's
+    accuracy under its own lock drops until it has trained again; its normalisation statistics are
+    kept. The old lock is deleted, and with it the history of past rounds: whoever has it can still
+    read what was sent under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
 
     It is for locks on layers, which --config names: under module: whole, the default, every job
     and every round is turned anew.
@@ -224,7 +224,7 @@ def rotate(
     from .rotate import rotate_silo, rotated
 
     settings = keylock_settings(config)
-    rotated(settings)  # refused before anything is asked
+    folder = folder or rotated(settings).config.vault  # refused before anything is asked
     found = _read(folder, silo)
     cipher = current_cipher() if found.sealed else None
     model = build_model(builder)

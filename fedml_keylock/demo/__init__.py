@@ -15,11 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import MissingExtra
+from ..errors import HostError, MissingExtra
 from ..host.launch import find_mpiexec
 from .jobs import FULL, QUICK, VARIANTS, Scale, start_jobs
 
 __all__ = ["VARIANTS", "Scale", "run_demo"]
+
+
+MARK = "of-a-demo"
+"""Name of the file by which a folder is known as made here, and may be emptied."""
 
 
 def run_demo(
@@ -44,16 +48,15 @@ def run_demo(
 
     Raises:
         MissingExtra: the digits are not installed.
-        HostError: there is no MPI runtime, or a job failed.
+        HostError: there is no MPI runtime, a job failed, or there is something else in the place of
+            `jobs/`.
 
     """
     if importlib.util.find_spec("mlxtend") is None:
         raise MissingExtra("mlxtend", "demo")
     find_mpiexec()
     scale, began = QUICK if quick else FULL, time.monotonic()
-    jobs = output / "jobs"
-    if jobs.exists():
-        shutil.rmtree(jobs)
+    jobs = _empty(output / "jobs")
     folders = {name: jobs / name.replace(":", "-") for name in VARIANTS}
     with ThreadPoolExecutor(len(folders)) as pool:
         running = start_jobs(pool, folders, scale, seed)
@@ -96,3 +99,19 @@ def run_demo(
         say(text)
     say(f"report: {page}")
     return page
+
+
+def _empty(folder: Path) -> Path:
+    """The folder for a demo's jobs, without those of an earlier one."""
+    try:
+        if (folder / MARK).is_file():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        (folder / MARK).touch()
+    except FileExistsError:
+        raise HostError(
+            f"{folder}: is there, and not of an earlier demo: name another --output"
+        ) from None
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return folder

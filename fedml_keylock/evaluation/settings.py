@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, StrictInt, field_validator, model_validator
+from pydantic import Field, FiniteFloat, StrictInt, field_validator, model_validator
 
 from ..errors import ConfigError
 from ..settings import Settings
@@ -54,13 +54,15 @@ class InversionSettings(Settings):
     probe: Literal["single_step", "as_sent"] = "single_step"
     """What a silo attacks: one step on each of `images` of its images at the round's weights, the
     worst case; or the update that it is about to send, where it was made of few images."""
-    abort_above: dict[str, float] = {}  # noqa: RUF012  # pydantic copies it
+    abort_above: dict[str, FiniteFloat] = {}  # noqa: RUF012  # pydantic copies it
     """In a silo: the score, by metric, above which the job ends in place of sending the update."""
 
     @model_validator(mode="after")
     def _of_silos(self) -> Self:
-        if self.abort_above and (self.side != "silo" or self.when == "never"):
+        if self.abort_above and self.side != "silo":
             raise ValueError("abort_above: only a silo can stop its update: set side: silo")
+        if self.abort_above and self.when == "never":
+            raise ValueError("abort_above: when: never attacks nothing: leave when out")
         if self.side == "silo" and self.when == "inline":
             raise ValueError("when: inline is the server's; a silo attacks before it sends")
         if self.side == "server" and "probe" in self.model_fields_set:

@@ -144,7 +144,9 @@ class Attacker:
 def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
     """The first images of a loader, at least as many as wanted, or None if there are none.
 
-    What a loader gives at once is kept whole: to stop in it would save nothing.
+    What a loader gives at once is kept whole: to stop in it would save nothing. A loader that
+    shuffles by torch's own generator draws from a copy of it: what an attack looks at is not to
+    change what the silo trains.
 
     Example:
         >>> images_of([(torch.rand(2, 1, 8, 8), torch.zeros(2))], 1).images.shape
@@ -153,14 +155,15 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
     """
     images: list[Tensor] = []
     labels: list[Tensor] = []
-    for batch in loader:
-        some, which = batch[0], batch[1]
-        if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
-            return None
-        images.append(some)
-        labels.append(which)
-        if sum(map(len, images)) >= wanted:
-            break
+    with torch.random.fork_rng(devices=[]):
+        for batch in loader:
+            some, which = batch[0], batch[1]
+            if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
+                return None
+            images.append(some)
+            labels.append(which)
+            if sum(map(len, images)) >= wanted:
+                break
     if not images:
         return None
     return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())

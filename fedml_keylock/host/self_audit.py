@@ -267,7 +267,7 @@ class SelfAudit:
 
 
 def check_metrics(limits: Mapping[str, float]) -> None:
-    """Refuse a limit on a metric that no report has.
+    """Refuse a limit on a metric that no report has, or of which less gives more away.
 
     Raises:
         ConfigError: naming those that there are.
@@ -276,10 +276,11 @@ def check_metrics(limits: Mapping[str, float]) -> None:
         >>> check_metrics({"ssim_aligned": 0.5})
 
     """
-    known = ("label_accuracy", *metrics())
+    # of distances, such as LPIPS, it is the small ones that give away
+    known = [n for n in ("label_accuracy", *metrics()) if not n.startswith("lpips")]
     odd = [name for name in limits if name not in known]
     if odd:
         raise ConfigError(
-            f"{InversionSettings.section}.abort_above: no metric is named {odd[0]!r}; there are: "
-            f"{', '.join(known)}"
+            f"{InversionSettings.section}.abort_above: {odd[0]!r} is no metric to be above; there "
+            f"are: {', '.join(known)}"
         )

@@ -66,6 +66,7 @@ class ServerCapture:
             "learning_rate": float(args.learning_rate),
             "client_optimizer": str(getattr(args, "client_optimizer", "")),
             "batch_size": int(getattr(args, "batch_size", 0)),
+            "epochs": int(getattr(args, "epochs", 1) or 1),
             "rounds": int(args.comm_round),
             "bounds": list(attacker.bounds),
             "defense": name,

@@ -1,6 +1,6 @@
 """The defense: a lock on a model's whole state, or on chosen layers, that never leaves the silo.
 
-Needs torch only. Nothing here knows of FedML, of attacks, or of files other than the vault.
+Nothing here knows of FedML or of how an attack works; files are vaults and a group's secret.
 
 Source: Ren, Deng, Xie, Ma, Ma, "Gradient Leakage Defense with Key-Lock Module for Federated
 Learning", arXiv 2305.04095.

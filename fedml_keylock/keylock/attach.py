@@ -124,7 +124,10 @@ def lock_model(
     like |= {name: _weight(model, name) for name in planned.weights}
     if config.chained and any(weight.is_meta for weight in like.values()):
         raise LockError("a chained lock needs a model with values: take it off meta before")
-    draw = _shapes if any(weight.is_meta for weight in like.values()) else uniform
+    meta = any(weight.is_meta for weight in like.values())
+    if meta and key is not None:
+        raise LockError("a key needs a model with values: take it off meta before")
+    draw = _shapes if meta else uniform
     made: dict[str, KeyLock | WeightLock] = {}
     values = None
     for site in sites:
@@ -243,7 +246,7 @@ def unlock_model(model: nn.Module) -> None:
             tensor.requires_grad_(trained)
 
 
-def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
+def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
     """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
 
     Only values change: an optimizer may hold the parameters already.
@@ -251,6 +254,7 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
     Args:
         model: locked.
         config: what it was locked with.
+        uniform: see `lock_model`.
 
     Raises:
         LockError: the model is not locked.
@@ -268,7 +272,7 @@ def redraw_lock(model: nn.Module, config: KeyLockConfig) -> None:
     statistics = {n: t for n, t in private_state_dict(model).items() if _is_statistic(n)}
     fresh = deepcopy(model)
     unlock_model(fresh)
-    lock_model(fresh, config)
+    lock_model(fresh, config, uniform=uniform)
     load_private_state_dict(model, private_state_dict(fresh) | statistics)
 
 

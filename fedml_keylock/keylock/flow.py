@@ -20,7 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from .kinds import CONVOLUTIONS, EMBEDDINGS, LEARNED, LOCKABLE, NORMS
 from .trace import traced
 
-__all__ = ["SHAPES", "Flow", "Norm", "flow_of", "norm_channels", "out_channels"]
+__all__ = ["Flow", "Norm", "asks_for_shape", "flow_of", "norm_channels", "out_channels"]
 
 KEEPS = {
     *("to", "float", "half", "contiguous", "clone"),
@@ -50,8 +50,8 @@ ADAPTIVE_POOLS = {
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
 }
 """Operations that, with an output size of 1, leave no map, only a value a channel."""
-SHAPES = {"size", "dim", "numel", getattr, "shape"}
-"""What asks for a tensor's shape and does not pass its values on."""
+SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "layout"}
+"""Methods and attributes of a tensor that tell its form."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,18 @@ def flow_of(model: nn.Module) -> Flow:
     """
     graph = traced(model)
     return _registered(model) if graph is None else _Reader(model, graph).read()
+
+
+def asks_for_shape(node: fx.Node) -> bool:
+    """Whether a node of a traced model asks for a tensor's form, and does not pass its values on.
+
+    Example:
+        >>> nodes = fx.symbolic_trace(lambda x: x.T.view(x.shape)).graph.nodes
+        >>> [node.name for node in nodes if asks_for_shape(node)]
+        ['getattr_2']
+
+    """
+    return (node.args[1] if node.target is getattr else node.target) in SHAPES
 
 
 def norm_channels(norm: nn.Module) -> int:
@@ -147,7 +159,9 @@ class _Reader:
             if (inputs and found.issuperset(inputs)) or self.what(node) in MEANS:
                 found.add(node)
             elif self.what(node) in ADAPTIVE_POOLS:
-                size = getattr(self.module(node), "output_size", node.args[-1])
+                size = getattr(
+                    self.module(node), "output_size", node.args[-1] if node.args else None
+                )
                 if node.kwargs.get("output_size", size) in (1, (1,), (1, 1), (1, 1, 1)):
                     found.add(node)
         return found
@@ -197,7 +211,7 @@ class _Reader:
                 kind = self.what(user)
                 if isinstance(self.module(user), NORMS):
                     ends.append((str(user.target), direct, moved))
-                elif kind in SHAPES:
+                elif asks_for_shape(user):
                     continue
                 elif kind in LAYOUT or kind in JOINS:
                     if user not in seen:

@@ -6,16 +6,13 @@ pytest plugin_tests/benchmarks --benchmark-only -n 0
 import statistics
 import subprocess
 import sys
-from itertools import count
 from pathlib import Path
 
 import pytest
-from steps import LOCKS, make, step_of
+from steps import LOCKS, round_of, step_of
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model, threads, unlock_model
-from fedml_keylock.builtin import keylock
-from fedml_keylock.keylock.whole import lock_state
 
 HERE = Path(__file__).parent
 ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
@@ -39,23 +36,7 @@ def test_a_training_step(net, lock, paired, report):
 @pytest.mark.parametrize("net", ROUNDS)
 def test_a_round_of_a_lock_on_the_whole_state(net, silos, report, benchmark):
     """What comes in is turned back, what goes out is turned and masked; no step takes longer."""
-    model = make(net, "none")
-    defense, pairs = keylock({}), {other: bytes([other] * 32) for other in range(1, silos)}
-    lock = lock_state(model)
-    defense.share(bytes(32), pairs=pairs, samples=dict.fromkeys(range(silos), 1))
-    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    defense.receive(model, first, round_index=-1)
-    lock.enter(0)
-    received = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rounds = count()
-
-    def once():
-        defense.receive(model, received, round_index=next(rounds))
-        model.load_state_dict(received)
-        lock.enter(int(lock.round) + 1)
-        defense.release(model, model.state_dict(), samples=1)
-
-    benchmark.pedantic(once, rounds=5, warmup_rounds=1)
+    benchmark.pedantic(round_of(net, silos), rounds=5, warmup_rounds=1)
     report(f"a round of {silos} silos, {net}, whole", f"{benchmark.stats.stats.median:.3f} s each")
 
 

@@ -247,6 +247,40 @@ def test_the_norm_behind_is_found_by_what_runs_and_not_by_names():
     assert check_model(Registered(), KeyLockConfig(module="affine")).sites[0].layers == ("stem",)
 
 
+class Around(nn.Module):
+    """What a convolution gives goes around the norm behind it too, as a view of it."""
+
+    def __init__(self, view):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.view = view
+
+    def forward(self, x):
+        made = self.conv(x)
+        around = made.mT if self.view == "mT" else made.data
+        return self.head((self.norm(made) + around.relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize("view", ["mT", "data"])
+def test_a_view_of_values_is_not_taken_for_a_question_of_their_shape(view):
+    assert "conv" not in flow_of(Around(view)).behind
+    site = check_model(Around(view), KeyLockConfig(module="affine")).sites[0]
+    assert site.holder == "conv"
+
+
+def test_a_pool_may_be_called_by_keyword():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1)
+            self.gate, self.head = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.head(self.gate(self.pool(input=self.conv(x))).flatten(1))
+
+    assert flow_of(Pooled()).pooled == {"gate", "head"}
+
+
 def test_a_lock_that_a_norm_would_take_out_stands_on_that_norm():
     class Dense(Base):
         def __init__(self):

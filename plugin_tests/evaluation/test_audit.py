@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from torch import nn
 from fedml_keylock import KeyLockConfig, cli, lock_model
 from fedml_keylock.builtin import keylock
 from fedml_keylock.builtin.silos import own_locks, silo_secrets
-from fedml_keylock.commands.subjects import _fresh
+from fedml_keylock.commands.request import Request
+from fedml_keylock.commands.subjects import _fresh, captured
 from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.audit import (
     Alone,
@@ -312,8 +314,9 @@ def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
         audit(one, {"gradinversion": gradinversion(steps=1)}, ("statistics",), output=tmp_path)
     with pytest.raises(AttackError, match=r"span -1\.00 to 0\.00, and the bounds are 0\.00"):
         probe(net(), digits[0][:2] - 1, digits[1][:2])
-    with pytest.raises(AttackError, match="a subject and an attack"):
-        audit(one, {}, output=tmp_path)
+    for attacks, levels in (({}, ("oblivious",)), (attack(), ())):
+        with pytest.raises(AttackError, match="a subject, an attack and a level of knowledge"):
+            audit(one, attacks, levels, output=tmp_path)
     with pytest.raises(AttackError, match="labels span 0 to 12, and the model has classes 0 to 9"):
         probe(net(), digits[0][:2], torch.tensor([0, 12]))
     with pytest.raises(AttackError, match=r"cannot be trained on images \(2, 1, 20, 20\)"):
@@ -545,6 +548,22 @@ def job(digits, tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize(("asked", "kept", "steps"), [(None, 3, 3), (2, 3, 2), (None, None, None)])
+def test_a_capture_says_how_long_its_silos_trained(digits, tmp_path, asked, kept, steps):
+    """Or what they sent would be compared with a twin of one step."""
+    meta = {"learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1}
+    capture = Capture.create(tmp_path / "capture", meta | ({"epochs": kept} if kept else {}))
+    images, labels = (part[:1] for part in digits)
+    capture.add(train_update(net(), images, labels, learning_rate=0.1))
+    save_truth(tmp_path / "truth", {(0, 0): (images, labels)})
+    given = dict.fromkeys((field.name for field in fields(Request)), None)
+    given |= {"capture": capture.folder, "truth": tmp_path / "truth", "epochs": asked, "images": 1}
+    material = captured(Request(**given | {"builder": f"{__name__}:LeNet"}))
+    assert material.subjects.training == (
+        LocalTraining(batch_size=1, epochs=steps) if steps else None
+    )
+
+
 def invoke(*words, output=None):
     end = ["--output", str(output)] if output else []
     return CliRunner().invoke(cli.main, ["audit", *map(str, words), *end])
@@ -715,6 +734,9 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("cap",), 2, "CAPTURE needs --truth"),
         (("--data", "{}", "--vault", "v"), 2, "--vault goes only with a CAPTURE"),
         (("cap", "--truth", "t", "--defense", "none"), 2, "--defense goes not with a CAPTURE"),
+        (("cap", "--truth", "t", "--size", "64"), 2, "--size goes not with a CAPTURE"),
+        (("cap", "--truth", "t", "--batch", "4"), 2, "--batch goes not with a CAPTURE"),
+        (("--data", "{}", "--defense", "none", "--config", __file__), 2, "--config, --preset,"),
         (("cap", "--truth", "t"), 1, "CAPTURE cap: no such folder"),
         ((".", "--truth", "t"), 1, "--truth t: no such file"),
         (("--data", "{}", "--set", "inverting_gradients.steps=abc"), 1, "steps: 'abc' is not all"),

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from test_audit import FEW, attack, digits, invoke, net  # noqa: F401  # digits is a fixture
+from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.evaluation.audit import Protection, audit, probe, save_truth
@@ -14,7 +15,7 @@ from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.inversion import PublicData, learned
+from fedml_keylock.inversion import Knowledge, PublicData, learned
 from fedml_keylock.keylock.whole import Masks, WholeDisguise
 from fedml_keylock.types import ClientUpdate
 
@@ -190,3 +191,23 @@ def test_a_capture_is_opened_by_the_silos_vaults(digits, tmp_path):  # noqa: F81
         assert scores["none", "none", index] > 0.5
         for level in ("adaptive", "insider"):
             assert scores["keylock:whole:all", level, index] < 0.15
+
+
+def test_labels_that_a_decoder_is_given_stay_what_they_are():
+    """Who has none takes the likeliest; who has them does not lose them, nor does his caller."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
+    updates = [
+        train_update(model, torch.rand(1, 1, 12, 12), torch.tensor([label]), learning_rate=0.1)
+        for label in (1, 2)
+    ]
+    public = PublicData(torch.rand(40, 1, 12, 12), torch.arange(40) % 4)
+    given = torch.tensor([[1], [2]])
+    known = Knowledge(
+        "simulating", (1, 12, 12), 4, labels=given, public=public, disguise=WholeDisguise.of(model)
+    )
+    generator = torch.Generator().manual_seed(0)
+    found = learned(steps=3, locks=4).reconstruct(
+        updates, model, knowledge=known, generator=generator
+    )
+    assert found.labels.tolist() == given.tolist() == [[1], [2]]

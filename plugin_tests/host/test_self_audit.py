@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from fedml_keylock.errors import ConfigError, UpdateRefused
 from fedml_keylock.evaluation.settings import InversionSettings
@@ -19,21 +20,22 @@ DATA = [(torch.rand(2, 1, 12, 12), torch.tensor([0, 1]))]
 
 
 def net():
-    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(200, 3))
+    with torch.random.fork_rng():
+        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(200, 3))
 
 
-def audited(folder, *, steps=3, rate=0.1, rounds=(0,), **settings):
+def audited(folder, *, steps=3, rate=0.1, rounds=(0,), data=DATA, **settings):
     """A silo's first round, attacked by a search that takes so many steps."""
     attacks = {"inverting_gradients": {"steps": steps, "restarts": 1, "learning_rate": rate}}
     section = InversionSettings(
         side="silo", images=1, attacks=attacks, rounds=rounds, output=folder, **settings
     )
     attacker = Attacker.begin(section, rounds=3, defended=False)
-    attacker.see_data(DATA, classes=3)
+    attacker.see_data(data, classes=3)
     args = SimpleNamespace(comm_round=3, learning_rate=0.1, epochs=1, batch_size=2)
     told = []
     audit = SelfAudit(attacker, args, net(), None)
-    audit.round_begins(SiloRound(1, 0, "silo 1", told.append), net(), DATA)
+    audit.round_begins(SiloRound(1, 0, "silo 1", told.append), net(), data)
     return told
 
 
@@ -73,5 +75,20 @@ def test_without_a_score_and_a_limit_it_is_only_said(tmp_path, caplog):
 
 
 def test_a_limit_on_a_metric_that_there_is_not_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"abort_above: no metric is named 'ssm'; there are: "):
-        audited(tmp_path, abort_above={"ssm": 0.5})
+    for name in ("ssm", "lpips"):  # of LPIPS it is little that gives away
+        with pytest.raises(
+            ConfigError, match=f"abort_above: '{name}' is no metric to be above; th"
+        ):
+            audited(tmp_path, abort_above={name: 0.5})
+
+
+def test_what_a_silo_trains_on_is_the_same_beside_an_audit(tmp_path):
+    """A loader that shuffles draws from the generator that the audit draws from too."""
+    pictures = TensorDataset(torch.rand(24, 1, 12, 12), torch.arange(24) % 3)
+    loader, drawn = DataLoader(pictures, 4, shuffle=True), []
+    for look in (False, True):
+        torch.manual_seed(0)
+        if look:
+            audited(tmp_path, data=loader)
+        drawn.append(torch.cat([images for images, _ in loader]))
+    assert torch.equal(*drawn)

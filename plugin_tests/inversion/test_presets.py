@@ -17,6 +17,7 @@ from fedml_keylock.inversion import (
     grnn,
     idlg,
     inverting_gradients,
+    tableak,
 )
 from fedml_keylock.inversion.engine.statistics import batch_statistics
 
@@ -96,6 +97,14 @@ def test_a_start_is_given_by_a_word_as_yaml_has_it():
     assert dlg(start="uniform") == dlg(parametrisation=Pixels("uniform"))
     with pytest.raises(ConfigError, match=r"start: 'unifrom' is .*'normal', 'standard' or 'unif"):
         dlg(start="unifrom")
+
+
+@pytest.mark.parametrize("preset", [grnn, tableak])
+def test_a_start_does_not_make_another_attack_of_one_that_searches_no_pixels(preset):
+    with pytest.raises(ConfigError, match=rf"start: is of .* pixels, and {preset.__name__} search"):
+        preset(start="uniform")
+    with pytest.raises(ConfigError, match="start: is of"):
+        dlg(start="uniform", parametrisation=Pixels("normal"))
 
 
 @pytest.mark.parametrize("scale", [FULL, QUICK])

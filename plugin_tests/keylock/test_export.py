@@ -719,6 +719,23 @@ class TestRefusals:
         with pytest.raises(LockError, match="the model is not locked"):
             export_model(Net(nn.Conv2d(2, 6, 3)))
 
+    @pytest.mark.parametrize("how", ["data", "mT"])
+    def test_a_model_that_reads_a_folded_weight_by_a_view_of_it(self, how):
+        class Reading(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+            def forward(self, x):
+                size = getattr(self.conv.weight, how).abs().sum()
+                return self.head(torch.relu(self.conv(x)).mean((2, 3))) + size
+
+        model = Reading()
+        lock_model(model, KeyLockConfig(module="affine"))
+        model(torch.rand(5, 1, 8, 8))
+        with pytest.raises(LockError, match="conv"):
+            export_model(model.eval())
+
     def test_a_model_on_meta(self):
         model = Net(nn.Conv2d(2, 6, 3)).to("meta")
         lock_model(model, config())

@@ -1,5 +1,8 @@
 """A job's model works under a silo's own lock, from its vault, and under no new one."""
 
+from collections import OrderedDict
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +12,7 @@ from fedml_keylock.builtin import keylock
 from fedml_keylock.builtin.silos import fresh_lock_accuracy, own_locks
 from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.keylock import Vault, lock_model
+from fedml_keylock.keylock import Vault, lock_model, private_state_dict
 from fedml_keylock.keylock.key import seeded_uniform
 
 CLASSES = 8
@@ -83,6 +86,28 @@ def test_the_silos_give_their_statistics_in_turn_and_draws_can_be_seeded(job, da
     )
     assert first == second
     assert asked == 2 * [(0, None), (1, None), (0, None)]
+
+
+def test_no_new_lock_has_weights_of_a_silo_s_own_by_their_name(data, tmp_path):
+    """Statistics are told by what they are: a layer may be called as they are."""
+    plain = nn.Sequential(OrderedDict(running_stem=nn.Conv2d(1, 4, 3), flat=nn.Flatten(),
+                                      head=nn.Linear(4 * (CLASSES - 2) ** 2, CLASSES)))  # fmt: skip
+    defense = keylock({"module": "affine", "vault": str(tmp_path)})
+    kept = deepcopy(plain)
+    lock_model(kept, defense.config, uniform=drawn(0))
+    own = private_state_dict(kept)
+    given = []
+
+    def lock_of_silo(*_):
+        given.append(deepcopy(kept))
+        return given[-1]
+
+    fresh_lock_accuracy(plain, defense, lock_of_silo, data, count=1, silos=1, uniform=drawn(1))
+    assert not any(
+        torch.equal(tensor, own[name])
+        for name, tensor in private_state_dict(given[0]).items()
+        if not name.rsplit(".", 1)[-1].startswith(("running_", "num_"))
+    )
 
 
 def test_under_module_whole_no_statistics_are_needed(data, tmp_path):

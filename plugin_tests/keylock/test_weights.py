@@ -315,6 +315,15 @@ def test_from_meta_it_is_drawn_when_it_gets_memory():
         torch.testing.assert_close(mixing @ mixing.T, torch.eye(4))
 
 
+def test_a_key_that_would_be_lost_is_refused():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(1, 4, 3))
+    config = KeyLockConfig(module="affine", key_length=16)
+    with pytest.raises(LockError, match="a key needs a model with values: take it off meta"):
+        lock_model(model, config, key=torch.rand(16))
+    assert not any(locks(model))
+
+
 def test_a_compiled_model_that_was_locked_later_is_locked():
     model, x = net().eval(), torch.rand(2, 1, 8, 8)
     compiled = torch.compile(model, backend="eager")

@@ -76,8 +76,8 @@ def audit(
     """
     began = time.monotonic()
     runs = [subjects] * seeds if isinstance(subjects, Subject) else list(subjects)
-    if not runs or not attacks:
-        raise AttackError("an audit needs a subject and an attack")
+    if not runs or not attacks or not levels:
+        raise AttackError("an audit needs a subject, an attack and a level of knowledge")
     tasks = [
         task
         for seed, subject in enumerate(runs)

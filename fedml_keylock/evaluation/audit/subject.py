@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -306,8 +306,7 @@ def _share(update: ClientUpdate, first: ClientUpdate) -> ClientUpdate:
     )
     if not same:
         return update
-    place = (update.learning_rate, update.samples, update.silo, update.round)
-    return ClientUpdate(first.before, update.after, *place)
+    return replace(update, before=first.before)
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...plugins import defenses
-from ..flags import INVERSION, our_attack, our_defense
+from ..flags import INVERSION, our_attack, our_defense, word
 from ..patching import Function, Seam
 from ..session import Session
 from .job import begin
@@ -90,7 +90,7 @@ def _attacker_init(original: Function) -> Function:
     @functools.wraps(original)
     def init(self: FedMLAttacker, args: Any) -> None:
         original(self, args)
-        kind = str(getattr(args, "attack_type", "")).strip()
+        kind = word(args, "attack_type")
         if self.is_enabled and self.attacker is None and not our_attack(args):
             raise ConfigError(
                 f"attack_type: {kind!r} is unknown to FedML and to every plugin; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...errors import ConfigError
 from ..attack import GradientInversion
 from ..unknowns.pixels import Pixels
 
@@ -23,5 +24,11 @@ def preset(settings: dict[str, Any], overrides: dict[str, Any]) -> GradientInver
     fields = {**settings, **overrides}
     start = fields.pop("start", None)
     if start is not None:
+        searched = fields.get("parametrisation", Pixels())
+        if "parametrisation" in overrides or not isinstance(searched, Pixels):
+            raise ConfigError(
+                f"start: is of searches for pixels, and {fields['name']} searches "
+                f"{type(searched).__name__}: leave it out"
+            )
         fields["parametrisation"] = Pixels(start)
     return GradientInversion(**fields)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from ..flow import SHAPES
+from ..flow import asks_for_shape
 from ..kinds import CONVOLUTIONS, LOCKABLE, NORMS
 from ..trace import optional_arguments, traced
 
@@ -173,7 +173,7 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
     count = Counter(map(id, owned))
     own = dict(model.named_parameters(remove_duplicate=False))
     nodes = [n for g in graphs for n in g.nodes if n.op == "get_attr" and n.target in own]
-    only_looked = [all(user.target in SHAPES for user in node.users) for node in nodes]
+    only_looked = [all(asks_for_shape(user) for user in node.users) for node in nodes]
     return Feeds(
         tuple(graphs),
         certain=not optional_arguments(model),

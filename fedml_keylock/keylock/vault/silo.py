@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Vault:
     def exists(self) -> bool:
         """Whether the silo has saved before."""
         # a link that leads nowhere is there too, and loading it says what is wrong
-        return self.path.exists() or self.path.is_symlink()
+        return os.path.lexists(self.path)
 
     def claim(self, *, wait: float = 0.0) -> None:
         """Be the only process that writes this silo's vault, until `release` or its end.
@@ -220,5 +221,5 @@ def files_of(folder: Path, silo: int) -> list[Path]:
     """
     current = silo_path(folder, silo)
     aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
-    there = [current] if current.exists() or current.is_symlink() else []
+    there = [current] if os.path.lexists(current) else []
     return [*history_of(folder, silo), *aside, *there]

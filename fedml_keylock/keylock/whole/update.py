@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ class WholeDisguise:
         after = {**update.after, **Turns(self.parts, key, 0).turned(update.after)}
         scales = scales_of(self.parts, update.before)
         after |= masks.masked(after, self.parts, scales, key, 0)
-        return _with(update, update.before, after), {"key": drawn[0], **place, **masks.tensors}
+        return replace(update, after=after), {"key": drawn[0], **place, **masks.tensors}
 
     def reveal(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
@@ -80,7 +80,7 @@ class WholeDisguise:
         sent |= masks.masked(sent, self.parts, scales, key, last, undo=True)
         sent |= Turns(self.parts, key, last).opened(sent)
         received |= Turns(self.parts, key, int(private["before"])).opened(received)
-        return _with(update, received, sent)
+        return replace(update, before=received, after=sent)
 
     def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """All that a uniform turn leaves of updates ``(b, parts)``: how long each part has become.
@@ -127,10 +127,3 @@ class WholeDisguise:
                 noise = torch.randn(after[name].shape, generator=generator, device=generator.device)
                 made[name] = after[name] + width * noise.to(after[name])
         return made
-
-
-def _with(
-    update: ClientUpdate, before: Mapping[str, Tensor], after: Mapping[str, Tensor]
-) -> ClientUpdate:
-    place = (update.learning_rate, update.samples, update.silo, update.round)
-    return ClientUpdate(before, after, *place)
