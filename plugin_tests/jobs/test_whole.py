@@ -227,10 +227,19 @@ def test_an_average_of_other_weights_is_not_sent(run_job):
     assert all(torch.equal(other["0.weight"], first["0.weight"]) for other in again)
 
 
+NOISE = {"enable_dp": True, "mechanism_type": "gaussian"}
+NOISE |= {"epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
+
+
+@pytest.mark.long
+def test_noise_that_the_server_adds_is_not_taken_for_masks_that_have_not_cancelled(run_job):
+    job = ended(run_job(settings=LOCK, ranks=4, dp_solution_type="cdp", **NOISE))
+    assert len(models(job, 1)) == 2
+
+
 @pytest.mark.long
 def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
-    noise = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
-    local = {"dp_solution_type": "ldp", "mechanism_type": "gaussian", **noise}
+    local = {"dp_solution_type": "ldp", **NOISE}
     job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, byzantine_client_num=0, **local))
     # one silo's state was chosen, and it was not masked
     last = models(job, 0)[-1]
