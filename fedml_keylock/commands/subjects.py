@@ -129,7 +129,7 @@ def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | 
             f"--data: pictures are on 0 to 1, and the job's model was fed {low:.2f} to "
             f"{high:.2f}: normalise inside the model, or leave --data out"
         )
-    found, labels, _ = load_pictures(
+    found, labels = load_pictures(
         request.data,
         size=(images.shape[2], images.shape[3]),
         channels=images.shape[1],
@@ -151,7 +151,7 @@ def probes(request: Request) -> Material:
     channels = _channels(model)
     batch = request.batch or 1
     size = request.size or _size(request.builder, model, channels)
-    images, labels, _ = load_pictures(
+    images, labels = load_pictures(
         request.data,
         size=(size, size),
         channels=channels,

@@ -25,7 +25,7 @@ def load_pictures(
     channels: int,
     labels: Path | None = None,
     limit: int | None = None,
-) -> tuple[Tensor, Tensor, list[str]]:
+) -> tuple[Tensor, Tensor]:
     """Read pictures, one class after the other in turn, so that a few of them are of many classes.
 
     Args:
@@ -37,7 +37,7 @@ def load_pictures(
         limit: pictures at the most.
 
     Returns:
-        Images ``(n, c, h, w)`` on [0, 1], labels ``(n,)``, and the files' names.
+        Images ``(n, c, h, w)`` on [0, 1], and labels ``(n,)``.
 
     Raises:
         ConfigError: the folder has no such pictures, or one cannot be read.
@@ -48,7 +48,7 @@ def load_pictures(
         >>> for name in ("cat", "dog"):
         ...     (folder / name).mkdir()
         ...     Image.new("L", (8, 8), 51).save(folder / name / "1.png")
-        >>> images, labels, names = load_pictures(folder, size=(16, 16), channels=1)
+        >>> images, labels = load_pictures(folder, size=(16, 16), channels=1)
         >>> images.shape, labels, round(float(images.mean()), 3)
         (torch.Size([2, 1, 16, 16]), tensor([0, 1]), 0.2)
 
@@ -67,7 +67,7 @@ def load_pictures(
         if turn < len(paths)
     ][:limit]
     images = torch.stack([_read(path, size, channels) for path, _ in order])
-    return images, torch.tensor([number for _, number in order]), [str(path) for path, _ in order]
+    return images, torch.tensor([number for _, number in order])
 
 
 def _by_folder(folder: Path) -> dict[int, list[Path]]:
