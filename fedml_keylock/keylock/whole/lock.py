@@ -151,27 +151,24 @@ class StateLock(Private):
         found = digest({name: state[name] for name in names})
         return found if found in self._made else None
 
-    def take(
-        self,
-        own: Mapping[str, Tensor],
-        state: dict[str, Any],
-        opened: Mapping[str, Tensor],
-        prefix: str,
-    ) -> None:
-        """Put what was opened into a state, but for what has come back as the model has it.
+    def taken(
+        self, state: Mapping[str, Any], prefix: str, own: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The entries as the model is to load them: turned back, and integers as such.
 
-        A buffer of zeros and ones that says which entries count must be just that, and weights that
-        are not trained must not wander. What the silo has changed since it was loaded is averaged,
-        however little that may be.
+        What has come back as the model has it, but for rounding, stays bit by bit: a buffer of
+        zeros and ones that says which entries count must be just that, and weights that are not
+        trained must not wander. What the silo has changed since it was loaded is averaged, however
+        little that may be.
 
         Args:
-            own: what no optimizer moves, by name.
-            state: what is about to be loaded; changed in place.
-            opened: of its entries.
+            state: that is about to be loaded.
             prefix: of its names.
+            own: what of the model no optimizer moves, by name.
 
         """
-        state.update(opened)
+        opened = self.turns.opened(state, prefix)
+        taken = {**opened, **self.integers(state, prefix)}
         for part in self.parts if opened else ():
             names = [name for name in part.names if name in own]
             size = size_of([opened[prefix + name] for name in part.names]) if names else 0.0
@@ -181,10 +178,12 @@ class StateLock(Private):
                 allowed = 16 * torch.finfo(new.dtype).eps * size + rounding
                 near = bool(((new - old.to(new.device)).abs() <= allowed).all())
                 if near and self._is_as_taken(name, old):
-                    state[prefix + name] = old
+                    taken[prefix + name] = old
         for name, old in own.items():
-            if isinstance(came := state.get(prefix + name), Tensor):
+            came = taken.get(prefix + name, state.get(prefix + name))
+            if isinstance(came, Tensor):
                 self._taken[name] = digest({name: came.to(old.dtype)})
+        return taken
 
     def _is_as_taken(self, name: str, tensor: Tensor) -> bool:
         """Whether an entry is what was loaded last; so is one of which nothing was loaded."""
@@ -281,9 +280,7 @@ def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object)
     """The load hook: what comes in is turned back."""
     lock = lock_of(model)
     assert lock is not None
-    opened = lock.turns.opened(state, prefix)
-    lock.take(_untrained(model), state, opened, prefix)
-    state.update(lock.integers(state, prefix))
+    state.update(lock.taken(state, prefix, _untrained(model)))
 
 
 def _untrained(model: nn.Module) -> dict[str, Tensor]:
