@@ -629,13 +629,16 @@ def test_the_defaults_of_what_a_config_leaves_out_hold(here):
     assert not any(torch.equal(t, lock_of(after)[n]) for n, t in lock_of(before).items())
 
 
+@pytest.mark.parametrize("folder", [(), ("keylock_vault",)])
 @pytest.mark.parametrize("settings", [None, "{}", "{module: whole}", "{group_key: group}"])
-def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(plain, here, settings):
+def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(
+    plain, here, settings, folder
+):
     config = here / "fedml_config.yaml"
     config.write_text(f"{ON}, keylock: {settings}}}")
     before = files(plain)
     given = () if settings is None else ("--config", "fedml_config.yaml")
-    result = invoke(*ROTATE, *given)
+    result = invoke(ROTATE[0], *folder, *ROTATE[1:], *given)
     assert result.exit_code == 1
     other = "; instead of group give all silos another group_key"
     assert result.output == (

@@ -224,7 +224,8 @@ def rotate(
     from .rotate import rotate_silo, rotated
 
     settings = keylock_settings(config)
-    folder = folder or rotated(settings).config.vault  # refused before anything is asked
+    job = rotated(settings).config  # refused before anything is asked
+    folder = folder or job.vault
     found = _read(folder, silo)
     cipher = current_cipher() if found.sealed else None
     model = build_model(builder)

@@ -173,7 +173,7 @@ def check_masked(args: Arguments) -> None:
     attack, what = word(args, "attack_type"), ""
     if getattr(args, "enable_attack", False) and attack in _ON_STATES:
         what = f"attack_type: {attack} changes"
-    if _clips(args) and word(args, "dp_solution_type") == "cdp":
+    if _clips(args) and adds_noise(args):
         what = "max_grad_norm clips"
     if what:
         raise ConfigError(

@@ -122,9 +122,9 @@ def lock_model(
     # everything that can fail is made before the model is touched
     like = {site.holder: _weight(model, site.layers[0]) for site in sites}
     like |= {name: _weight(model, name) for name in planned.weights}
-    if config.chained and any(weight.is_meta for weight in like.values()):
-        raise LockError("a chained lock needs a model with values: take it off meta before")
     meta = any(weight.is_meta for weight in like.values())
+    if meta and config.chained:
+        raise LockError("a chained lock needs a model with values: take it off meta before")
     if meta and key is not None:
         raise LockError("a key needs a model with values: take it off meta before")
     draw = _shapes if meta else uniform

@@ -133,8 +133,8 @@ def load(args):
     labels = (images.mean((1, 2, 3)) * 3).long()
     silos = args.client_num_in_total
     # as a silo says how many samples it has, it shows whose data a rank was given
-    uneven = {"silos": [24, 32, 40], "equal": [31, 32, 33]}.get(CASE, 96 // silos)
-    parts = torch.arange(96).split(uneven)
+    uneven = {"silos": [24, 32, 40], "equal": [31, 32, 33]}.get(CASE)
+    parts = torch.arange(96).split(uneven) if uneven else torch.arange(96).chunk(silos)
     loaders = {s: DataLoader(TensorDataset(images[p], labels[p]), 16) for s, p in enumerate(parts)}
     test = DataLoader(TensorDataset(images, labels), 96)
     sizes = {s: len(p) for s, p in enumerate(parts)}

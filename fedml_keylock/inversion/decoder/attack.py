@@ -121,9 +121,8 @@ class LearnedAttack(LearningSettings):
             with torch.no_grad():
                 seen = simulation.features(sent, labels[rows, 0], rates)
                 images[rows] = decoder(seen)
-                if (
-                    knowledge.disguise is not None and knowledge.labels is None
-                ):  # the head's gradient says nothing here
+                # of a disguised state the head's gradient says nothing
+                if knowledge.disguise is not None and knowledge.labels is None:
                     labels[rows, 0] = simulation.likeliest(seen)
             history.append(errors)
             costs[index] = errors.min()

@@ -164,7 +164,7 @@ class StateLock(Private):
         Args:
             state: that is about to be loaded.
             prefix: of its names.
-            own: what of the model no optimizer moves, by name.
+            own: see `_untrained`.
 
         """
         opened = self.turns.opened(state, prefix)
@@ -284,9 +284,9 @@ def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object)
 
 
 def _untrained(model: nn.Module) -> dict[str, Tensor]:
-    """What of a model no optimizer moves, by name: buffers, and parameters that are frozen."""
+    """What is turned and no optimizer moves, by name: buffers, and parameters that are frozen."""
     named = (
         *model.named_buffers(remove_duplicate=False),
         *model.named_parameters(remove_duplicate=False),
     )
-    return {name: tensor.detach() for name, tensor in named if not tensor.requires_grad}
+    return {n: t.detach() for n, t in named if t.is_floating_point() and not t.requires_grad}
