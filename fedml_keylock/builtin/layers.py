@@ -16,10 +16,9 @@ from ..keylock import (
     load_private_state_dict,
     lock_model,
     private_state_dict,
-    redraw_lock,
     surrogate,
 )
-from ..keylock.module import every_lock
+from ..keylock.module import locks
 from ..keylock.watch import Watch
 from ..types import Surrogate
 from .defense import KeyLockDefense
@@ -46,7 +45,7 @@ class LayersDefense(KeyLockDefense):
         # what a silo begins with whose vault is empty, where the model has another one's lock
         self._plain = deepcopy(model) if self._in_turn else None
         info = str(lock_model(model, self.config))
-        self._locks = [lock for _, _, lock in every_lock(model)]
+        self._locks = [lock for _, _, lock in locks(model)]
         return "; ".join(filter(None, [info, self.config.weakness]))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
@@ -69,10 +68,7 @@ class LayersDefense(KeyLockDefense):
         return f"private state in {vault.path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Start to watch the lock train; draw it anew, if wanted."""
-        every = self.config.rotate_every
-        if every is not None and round_index and round_index % every == 0:
-            redraw_lock(model, self.config)
+        """Start to watch the lock train."""
         self._watch = Watch(model)
         super().begin_round(model, round_index=round_index)
 
@@ -109,7 +105,7 @@ class LayersDefense(KeyLockDefense):
 
     def _check_locks(self, model: nn.Module, round_index: int) -> None:
         """Refuse a model that the job's own code has unlocked, or unlocked and locked again."""
-        if [id(lock) for _, _, lock in every_lock(model)] != [id(lock) for lock in self._locks]:
+        if [id(lock) for _, _, lock in locks(model)] != [id(lock) for lock in self._locks]:
             raise LockError(
                 f"the model was unlocked or locked anew before the end of round {round_index}, and "
                 "what it learned so is not sent: the job's own code must call neither unlock_model "

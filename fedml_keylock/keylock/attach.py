@@ -17,7 +17,7 @@ from .hooks import remove_hooks
 from .key import Uniform, secret_uniform
 from .kinds import LOCKABLE
 from .locked import public_parameter, put_under_lock, release, seen
-from .module import KeyLock, WeightLock, every_lock, locks
+from .module import KeyLock, locks
 from .state import (
     keep_private,
     load_private_state_dict,
@@ -121,14 +121,13 @@ def lock_model(
     sites = planned.sites
     # everything that can fail is made before the model is touched
     like = {site.holder: _weight(model, site.layers[0]) for site in sites}
-    like |= {name: _weight(model, name) for name in planned.weights}
     meta = any(weight.is_meta for weight in like.values())
     if meta and config.chained:
         raise LockError("a chained lock needs a model with values: take it off meta before")
     if meta and key is not None:
         raise LockError("a key needs a model with values: take it off meta before")
     draw = _shapes if meta else uniform
-    made: dict[str, KeyLock | WeightLock] = {}
+    made: dict[str, KeyLock] = {}
     values = None
     for site in sites:
         made[site.holder] = lock = KeyLock(
@@ -138,17 +137,11 @@ def lock_model(
             channel_dim=site.channel_dim,
             key=key,
             keys=values,
-            pieces=site.pieces,
-            on_weights=site.on_weights,
             uniform=draw,
         )
         lock.layers = site.layers
         if config.chained:
             values = next_values(lock, values)
-    counted = {name for site in sites for name in site.layers}
-    for name, pieces in planned.weights.items():
-        layer = None if name in counted else name
-        made[name] = WeightLock(pieces, config, layer=layer, uniform=draw)
     for name, part in made.items():
         part.to(device=like[name].device, dtype=like[name].dtype)
         _attach(model.get_submodule(name), part)
@@ -197,9 +190,9 @@ def lock_info(model: nn.Module) -> LockInfo:
     if not found:
         raise LockError("the model is not locked")
     gammas = [gamma for gamma, _ in lock_values(model).values() if not gamma.is_meta]
-    private = sum(p.numel() for _, _, lock in every_lock(model) for p in lock.parameters())
+    private = sum(p.numel() for _, _, lock in locks(model) for p in lock.parameters())
     return LockInfo(
-        layers=tuple(dict.fromkeys(n for _, _, lock in every_lock(model) for n in lock.layers)),
+        layers=tuple(dict.fromkeys(n for _, _, lock in locks(model) for n in lock.layers)),
         holders=tuple(name for name, _, _ in found),
         private_parameters=private,
         public_parameters=sum(p.numel() for p in model.parameters()) - private,
@@ -234,7 +227,7 @@ def unlock_model(model: nn.Module) -> None:
         raise LockError("this is part of a locked model, or holds one: unlock the model itself")
     detach_chain(model)
     _show_to_ddp(model)
-    for _, holder, lock in list(every_lock(model)):
+    for _, holder, lock in list(locks(model)):
         release(holder)
         del holder.keylock
         remove_hooks(holder, seen, show_public, keep_private)
@@ -281,29 +274,20 @@ def _is_statistic(name: str) -> bool:
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
-def _attach(holder: nn.Module, lock: KeyLock | WeightLock) -> None:
+def _attach(holder: nn.Module, lock: KeyLock) -> None:
     lock.train(holder.training)
     holder.keylock = lock
-    for name, constant in _constants(holder, lock).items():
+    for name, constant in ({} if isinstance(holder, LOCKABLE) else PINNED).items():
         tensor = public_parameter(holder, name)
         if tensor is not None:
             lock.before[name] = (tensor.detach().clone(), tensor.requires_grad)
             with torch.no_grad():
                 tensor.fill_(constant)
             tensor.requires_grad_(False)
-    fused = put_under_lock(holder)
-    if isinstance(lock, KeyLock):
-        lock.fused = fused
+    lock.fused = put_under_lock(holder)
     # torch leaves these two without types
     holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
     holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]
-
-
-def _constants(holder: nn.Module, lock: KeyLock | WeightLock) -> dict[str, float]:
-    """What the holder's own parameters are shown as, where the lock's stand in their place."""
-    if lock.own_weight is not None:
-        return dict.fromkeys(PINNED, 0.0)
-    return {} if isinstance(holder, LOCKABLE) else dict(PINNED)
 
 
 def _shapes(shape: tuple[int, ...]) -> Tensor:

@@ -6,24 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
 from ..settings import Settings
 
 __all__ = ["KeyLockConfig"]
 
-BASES = ("affine", "mixing", "weights", "whole")
-ADDITIONS = ("norm", "inputs", "stem", "head", "map")
 COMPARED = ("geo_median", "krum", "multikrum", "rfa")
 """FedML's own defenses that use nothing of updates but how far they are from one another: a turn
 that is the same for all leaves that as it is."""
-_STRONG = {
-    "module": "weights+norm",
-    "targets": "all",
-    "mixed": "inner",
-    "activation": "identity",
-}
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {
         "module": "affine",
@@ -32,16 +24,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "key_length": 1024,
         "chained": False,
     },
-    "strong": _STRONG,
 }
-"""paper is that of arXiv 2305.04095's numbers, its "single" variant; strong is the
-frontier's best where each silo has a lock of its own."""
+"""paper is that of arXiv 2305.04095's numbers, its "single" variant."""
 _LAYERS_ONLY = (
     "key_length",
     "targets",
-    "mixed",
-    "form",
-    "rotate_every",
     "activation",
     "chained",
     "share_norm_statistics",
@@ -58,7 +45,7 @@ class KeyLockConfig(Settings):
     Example:
         >>> KeyLockConfig().module
         'whole'
-        >>> KeyLockConfig(module="mixing", targets="all").key_length
+        >>> KeyLockConfig(module="affine", targets="all").key_length
         1024
 
     """
@@ -67,28 +54,14 @@ class KeyLockConfig(Settings):
 
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
     """K, how many numbers the key has."""
-    preset: Literal["paper", "strong"] | None = None
-    """paper: the published lock. strong: a mixing on the weights of all layers but the first.
-    Fields beside it have the last word."""
-    module: str = "whole"
-    """whole: a private matrix on the whole state, which trains as it is and is sent turned. Or a
-    lock on layers, one of affine: gamma and beta, as published; mixing: and a private matrix across
-    the channels; weights: that matrix on the layer's weights, which costs less and brings no norm.
-    And, but for whole, any of these, joined by + or as a list. norm: weights brings one where there
-    is none, as the others do. inputs: weights mixes each layer's input channels too. stem: the
-    first layer's own weights stay in the silo. head: the last linear layer's inputs are mixed, over
-    channels and over positions. map: scales and shifts that vary over a channel's map."""
+    preset: Literal["paper"] | None = None
+    """paper: the published lock. Fields beside it have the last word."""
+    module: Literal["whole", "affine"] = "whole"
+    """whole: a private rotation of the whole state, which trains as it is. affine: gamma and beta
+    on layers, as published."""
     targets: Literal["first", "all"] | tuple[str, ...] = "first"
     """Which layers: the first convolution, every convolution, or globs of module names. Under
     whole it is all."""
-    mixed: Literal["all", "inner"] | tuple[str, ...] = "all"
-    """Which of these have the module's mixing: all, all but the model's first layer (unless that is
-    the only one), or globs of module names. The others have gamma and beta."""
-    form: Literal["full", "grouped", "householder"] = "full"
-    """Of the mixing matrices. grouped: blocks of up to 8 channels; householder: 8 reflections: both
-    cost less on wide layers."""
-    rotate_every: int | None = Field(default=None, ge=1, strict=True)
-    """Draw a fresh lock at the start of every so many rounds; None: keep it and go on training."""
     group_key: Path | None = None
     """Of whole: an owner-only file with a secret of 32 bytes or more that all silos have and the
     server has not. None: silos agree on one by themselves, which they can in an MPI job."""
@@ -96,7 +69,7 @@ class KeyLockConfig(Settings):
     """Under module: whole, in an MPI job: hide each silo's state by masks that cancel in FedML's
     average, from the server and, of three silos or more, from the other silos too. False beside
     `then`, which looks at single states; and there are none where silos take turns on the ranks."""
-    activation: Literal["relu", "sigmoid", "softplus", "identity"] = "relu"
+    activation: Literal["relu", "sigmoid"] = "relu"
     """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
     chained: bool = Field(default=False, strict=True)
     """Whether a layer's gamma and beta are the next layer's keys, as the paper has it for all."""
@@ -124,19 +97,11 @@ class KeyLockConfig(Settings):
         """How reports name it, by what sets one lock apart from another.
 
         Example:
-            >>> KeyLockConfig(module="mixing", targets=["stem", "head.*"], chained=True).title
-            'keylock:mixing:stem,head.*:chained'
-            >>> KeyLockConfig(module=["weights", "norm"], targets="all", mixed="inner").title
-            'keylock:weights+norm:all:mixed=inner'
+            >>> KeyLockConfig(module="affine", targets=["stem", "head.*"], chained=True).title
+            'keylock:affine:stem,head.*:chained'
 
         """
         parts = [self.section, self.module, _listed(self.targets)]
-        if self.mixed != "all":
-            parts.append(f"mixed={_listed(self.mixed)}")
-        if self.form != "full":
-            parts.append(self.form)
-        if self.rotate_every is not None:
-            parts.append(f"rotated={self.rotate_every}")
         parts += ["group"] * (self.group_key is not None)
         parts += ["unmasked"] * (not self.mask)
         return ":".join(parts + ["chained"] * self.chained)
@@ -153,27 +118,6 @@ class KeyLockConfig(Settings):
         return self.module == "whole"
 
     @property
-    def base(self) -> str:
-        """Which of affine, mixing, weights and whole it is.
-
-        Example:
-            >>> KeyLockConfig(module="head").base
-            'affine'
-
-        """
-        return next((base for base in BASES if base in self.module.split("+")), BASES[0])
-
-    def has(self, addition: str) -> bool:
-        """Whether the module has norm, inputs, stem, head or map.
-
-        Example:
-            >>> KeyLockConfig(module="weights+head").has("head")
-            True
-
-        """
-        return addition in self.module.split("+")
-
-    @property
     def weakness(self) -> str:
         """What its user should know of it, in one line; empty where nothing is known.
 
@@ -184,7 +128,7 @@ class KeyLockConfig(Settings):
             ''
 
         """
-        if self.base != "affine":
+        if self.is_whole:
             return ""
         return (
             "affine does not withstand an attacker who knows of it, as the README shows; module: "
@@ -199,7 +143,7 @@ class KeyLockConfig(Settings):
         preset = PRESETS.get(str(fields.get("preset")))
         # it is what it stands for: two silos that write the same lock in two ways agree
         given = fields if preset is None else {**preset, **fields, "preset": None}
-        if given.get("module", "whole") not in ("whole", ["whole"], ("whole",)):
+        if given.get("module", "whole") != "whole":
             return given
         odd = ["preset"] if preset is not None and preset["module"] != "whole" else []
         for name in _LAYERS_ONLY:
@@ -232,39 +176,13 @@ class KeyLockConfig(Settings):
                 f"be compared with one another only; use one of {', '.join(COMPARED)}, or preset: "
                 "strong"
             )
-        mixes = self.is_whole or self.base != "affine"
-        for name, has in {"mixed": mixes, "form": mixes or self.has("head")}.items():
-            value = getattr(self, name)
-            if not has and value != type(self).model_fields[name].default:
-                raise ConfigError(
-                    f"keylock.{name}: {value!r} is of a matrix, and module: {self.module} has "
-                    "none; leave it out"
-                )
         return self
 
-    @field_validator("module", mode="before")
+    @field_validator("targets", mode="before")
     @classmethod
-    def _some_module(cls, value: Any) -> Any:
-        words = value.split("+") if isinstance(value, str) else value
-        known = isinstance(words, (list, tuple)) and all(w in (*BASES, *ADDITIONS) for w in words)
-        if not known or not words or len({*words}) < len(words) or len({*words} & {*BASES}) > 1:
-            raise ValueError(
-                f"use one of {', '.join(BASES)}, and any of {', '.join(ADDITIONS)}, such as "
-                "weights+norm"
-            )
-        if "whole" in words and len(words) > 1:
-            raise ValueError("whole goes alone: there is nothing more to lock")
-        for name in ("norm", "inputs"):
-            if name in words and "weights" not in words:
-                raise ValueError(f"{name} goes with weights: weights+{name}")
-        return "+".join(word for word in (*BASES, *ADDITIONS) if word in words)
-
-    @field_validator("targets", "mixed", mode="before")
-    @classmethod
-    def _some_layers(cls, value: Any, info: ValidationInfo) -> Any:
-        words = ("first", "all") if info.field_name == "targets" else ("all", "inner")
-        known = f"use {', '.join(words)}, or a list of module-name globs"
-        if isinstance(value, str) and value not in words:
+    def _some_layers(cls, value: Any) -> Any:
+        known = "use first, all, or a list of module-name globs"
+        if isinstance(value, str) and value not in ("first", "all"):
             raise ValueError(f"{known} such as ['layer1.*']")
         if isinstance(value, (list, tuple)) and not value:
             raise ValueError(known)

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -22,7 +21,6 @@ __all__ = [
     "draw_key",
     "haar",
     "normal",
-    "orthogonal",
     "secret_uniform",
     "seeded_uniform",
     "uniform_of",
@@ -119,10 +117,6 @@ def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
     return standard
 
 
-BLOCK = 256
-"""Up to twice this size a mixing matrix is uniform over the orthogonal group."""
-
-
 def haar(size: int, uniform: Uniform = secret_uniform) -> Tensor:
     """A matrix ``(size, size)`` uniform over the orthogonal group, in float64.
 
@@ -138,39 +132,6 @@ def haar(size: int, uniform: Uniform = secret_uniform) -> Tensor:
     q, r = torch.linalg.qr(normal((size, size), uniform).double())
     rotation: Tensor = (q * r.diagonal().sign()).contiguous()
     return rotation
-
-
-def orthogonal(size: int, uniform: Uniform = secret_uniform) -> Tensor:
-    """A random orthogonal matrix ``(size, size)``, in float32.
-
-    Up to 512 it is uniform over the orthogonal group, as `haar` is. QR of the widest layers in use
-    takes minutes; there it is a product of two matrices of such blocks with random permutations
-    between them, in which every output depends on every input too.
-
-    Example:
-        >>> m = orthogonal(5)
-        >>> torch.allclose(m @ m.T, torch.eye(5), atol=1e-5)
-        True
-
-    """
-    if size <= 2 * BLOCK:
-        return haar(size, uniform).float()
-    count = -(-size // BLOCK)
-    sizes = [size // count + (index < size % count) for index in range(count)]
-    first, second = (
-        torch.block_diag(*(orthogonal(n, uniform) for n in sizes))  # type: ignore[no-untyped-call]  # torch has none
-        for _ in range(2)
-    )
-    # the same on every machine: equal numbers must stay in order
-    orders = [uniform((size,)).argsort(stable=True) for _ in range(2)]
-    return _times_blocks(first[:, orders[0]], second, sizes)[:, orders[1]]
-
-
-def _times_blocks(left: Tensor, blocks: Tensor, sizes: list[int]) -> Tensor:
-    """``left @ blocks``, where blocks is block-diagonal: only the blocks are multiplied."""
-    edges = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    parts = [left[:, a:b] @ blocks[a:b, a:b] for a, b in pairwise(edges)]
-    return torch.cat(parts, 1)
 
 
 def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:

@@ -7,11 +7,9 @@ lock, in silence. A changed class it notices.
 
 from __future__ import annotations
 
-import math
 from functools import cache
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LockError
@@ -60,73 +58,6 @@ class _LockedNorm(_LockedOutput):
         """As for weight."""
 
 
-class _LockedWeights(_Locked):
-    """A convolution or linear layer that computes with what its lock makes of weight and bias.
-
-    Its own, which are public, are in `_parameters`. Where its input and output have fewer numbers a
-    channel than its weight, as in the last layers of wide nets, the lock acts on those: the sum is
-    the same.
-    """
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        weight, bias = _own(self, "weight"), _own(self, "bias")
-        linear = isinstance(self, nn.Linear)
-        compute: Any = F.linear if linear else getattr(self, "_conv_forward", None)
-        if _is_transposed(self):
-            made = super().forward(x, *args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
-        elif (linear or x.dim() == weight.dim()) and _from_lock(
-            self, "is_cheaper_around", *_positions(self, x, linear=linear), weight
-        ):  # one picture without a batch has its channels elsewhere
-            channel_dim = -1 if linear else 1
-            plain = compute(_from_lock(self, "on_input", x, channel_dim), weight, bias)
-            made = _from_lock(self, "on_output", plain, channel_dim)
-        else:
-            made = compute(x, *_from_lock(self, "on_both", weight, bias))
-        locked: Tensor = _from_lock(self, "on_result", made)
-        return locked
-
-    @property
-    def weight(self) -> Tensor:
-        own: Tensor = _own(self, "weight")
-        if _is_transposed(self):  # its weight is (in, out, ...)
-            turned: Tensor = _from_lock(self, "on_weight", own.transpose(0, 1))
-            return turned.transpose(0, 1)
-        made: Tensor = _from_lock(self, "on_weight", own)
-        return made
-
-    @weight.setter
-    def weight(self, own: Tensor) -> None:
-        vars(self)[_REPLICA + "weight"] = own
-
-    @property
-    def bias(self) -> Tensor | None:
-        made: Tensor | None = _from_lock(self, "on_bias", _own(self, "bias"))
-        return made
-
-    @bias.setter
-    def bias(self, own: Tensor | None) -> None:
-        vars(self)[_REPLICA + "bias"] = own
-
-
-_REPLICA = "_keylock_replica_"
-"""Where DataParallel's replicas, which have no parameters, keep what they are handed for them."""
-
-
-def _is_transposed(layer: Any) -> bool:
-    return isinstance(layer, nn.modules.conv._ConvTransposeNd)
-
-
-def _positions(layer: Any, x: Tensor, *, linear: bool) -> tuple[int, int]:
-    """How many numbers each channel of a layer's input and, about, of its output has."""
-    before = x.numel() // max(1, x.shape[-1] if linear else layer.in_channels)
-    return before, before if linear else before // math.prod(layer.stride)
-
-
-def _own(holder: Any, name: str) -> Any:
-    own = holder._parameters.get(name)
-    return vars(holder).get(_REPLICA + name) if own is None else own
-
-
 def _from_lock(holder: Any, what: str, *own: Any) -> Any:
     try:
         made = getattr(holder.keylock, what)(*own)
@@ -145,8 +76,7 @@ def _locked_class(kind: Any, base: Any) -> Any:
 def put_under_lock(holder: nn.Module) -> bool:
     """Let a layer run its `keylock`; whether it applies gamma and beta itself.
 
-    A normalisation layer with a weight and a bias does. Of any other the lock gets the output, or
-    if it is made for that, the weight and the bias.
+    A normalisation layer with a weight and a bias does. Of any other the lock gets the output.
 
     Example:
         >>> put_under_lock(nn.InstanceNorm2d(4)), put_under_lock(nn.BatchNorm2d(4))
@@ -159,8 +89,6 @@ def put_under_lock(holder: nn.Module) -> bool:
     )
     own: Any = type(holder)  # torch's stubs say that a module's class cannot be hashed
     kind: Any = _LockedNorm if fused else _LockedOutput
-    if getattr(getattr(holder, "keylock", None), "touches_weights", False):
-        kind = _LockedWeights
     holder.__class__ = _locked_class(own, kind)
     # torch's fused transformer layers go around a module's forward, unless it has a hook
     holder.register_forward_hook(seen)

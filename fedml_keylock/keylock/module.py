@@ -12,12 +12,10 @@ from ..errors import LockError
 from .config import KeyLockConfig
 from .formula import ACTIVATIONS, EPS, apply_lock
 from .key import Uniform, draw_key, normal, secret_uniform
-from .on_weights import OnWeights
-from .pieces import Pieces, draw_pieces
 from .private import Unsent
 from .whole import lock_of
 
-__all__ = ["KeyLock", "WeightLock", "every_lock", "is_locked", "locks"]
+__all__ = ["KeyLock", "is_locked", "locks"]
 
 GAMMA_SPREAD = 0.7
 """How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
@@ -27,7 +25,7 @@ BETA_SPREAD = 0.3
 """Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
 
 
-class KeyLock(OnWeights, Unsent):
+class KeyLock(Unsent):
     """One holder's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
 
     Everything in it is private. Its parameters are trained in the silo like any other of the
@@ -48,9 +46,6 @@ class KeyLock(OnWeights, Unsent):
         channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
         key: ``(K,)``; drawn from the system's entropy when not given.
         keys: for a chained lock, the gamma and beta of the one before it.
-        pieces: what else is private; by the module without it.
-        on_weights: its mixing acts on its holder's weight and bias, and not on what the holder
-            computes; so do gamma and beta, if it brings no norm.
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
@@ -81,13 +76,10 @@ class KeyLock(OnWeights, Unsent):
         channel_dim: int = 1,
         key: Tensor | None = None,
         keys: tuple[Tensor, Tensor] | None = None,
-        pieces: Pieces | None = None,
-        on_weights: bool = False,
         uniform: Uniform = secret_uniform,
     ) -> None:
         super().__init__()
         self.channels = channels
-        self.on_weights = on_weights
         self.normalise = normalise
         self.channel_dim = channel_dim
         self.activation = config.activation
@@ -117,13 +109,10 @@ class KeyLock(OnWeights, Unsent):
                 self.register_buffer(f"scale_{name}", scale)
             self.register_parameter(f"weight_{name}", nn.Parameter(weight))
             self.register_parameter(f"bias_{name}", nn.Parameter(bias))
-        if pieces is None:
-            pieces = Pieces(mixing=channels if config.base == "mixing" else 0)
-        self.hold(draw_pieces(pieces, config.form, uniform))
         batch = normalise == "batch"
         self.register_buffer("running_mean", torch.zeros(channels) if batch else None)
         self.register_buffer("running_var", torch.ones(channels) if batch else None)
-        self._made = pieces, config
+        self._config = config
 
     def scale(self, key: Tensor | None = None) -> Tensor:
         """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); of a chained lock, from this key."""
@@ -150,19 +139,6 @@ class KeyLock(OnWeights, Unsent):
             )
         return self.values[0 if name == "gamma" else 1]
 
-    @property
-    def is_on_weight(self) -> bool:
-        """Whether gamma and beta stand on the weight, and not on what comes of it."""
-        return self.on_weights and self.normalise is None
-
-    def affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Gamma and beta, where they stand on the weight."""
-        return (self.scale(), self.shift()) if self.is_on_weight else (None, None)
-
-    def on_result(self, x: Tensor) -> Tensor:
-        """What its holder computed with what was made of its weight, locked."""
-        return x if self.is_on_weight and self.map_scale is None else self(x)
-
     def forward(self, x: Tensor) -> Tensor:
         """Lock a layer's output; the shape stays."""
         # a fused holder has applied gamma and beta as its own weight and bias
@@ -179,28 +155,21 @@ class KeyLock(OnWeights, Unsent):
             )
         elif self.normalise == "layer":
             x = F.layer_norm(x, (self.channels,), self.scale(), self.shift(), EPS)
-        elif not self.fused and not self.on_weights:
-            x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
-        return self.behind(x)
+        elif not self.fused:
+            x = apply_lock(x, self.scale(), self.shift(), channel_dim=self.channel_dim)
+        return x
 
     def fresh(self) -> KeyLock:
         """Another of the same kind, newly drawn; not of a chained one."""
-        pieces, config = self._made
         return KeyLock(
-            self.channels,
-            config,
-            normalise=self.normalise,
-            channel_dim=self.channel_dim,
-            pieces=pieces,
-            on_weights=self.on_weights,
+            self.channels, self._config, normalise=self.normalise, channel_dim=self.channel_dim
         )
 
     def extra_repr(self) -> str:
         """What kind of lock it is; never its values."""
-        kind = "weights" if self.on_weights else "affine" if self.mixing is None else "mixing"
         own = f", own {self.normalise} norm" if self.normalise else ""
         key = "chained" if self.key is None else f"key_length={self.key.numel()}"
-        return f"{self.channels}, {kind}, {key}{own}"
+        return f"{self.channels}, {key}{own}"
 
 
 def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
@@ -211,77 +180,20 @@ def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tens
         wanted = 1 + GAMMA_SPREAD * (2 * uniform((channels,)) - 1)
     else:
         wanted = BETA_SPREAD * normal((channels,), uniform)
-        if activation != "identity":
-            wanted = wanted.abs() + 1e-3
-    return wanted.expm1().log() if activation == "softplus" else wanted
-
-
-class WeightLock(OnWeights, Unsent):
-    """What is private on a layer's weight and bias, without a gamma and beta.
-
-    A mixing M stands in front of a normalisation, which has the lock's gamma and beta; alone it
-    would be no lock. Its cost does not depend on the size of the layer's maps.
-
-    Args:
-        pieces: what it has.
-        config: what form its matrices have.
-        layer: name of the layer, where no other lock counts it among its own.
-        uniform: where random numbers come from; anything but the default is for attackers.
-
-    Example:
-        >>> lock = WeightLock(Pieces(mixing=4), KeyLockConfig(module="weights"))
-        >>> lock.on_weight(torch.rand(4, 2, 3, 3)).shape
-        torch.Size([4, 2, 3, 3])
-
-    """
-
-    def __init__(
-        self,
-        pieces: Pieces,
-        config: KeyLockConfig,
-        *,
-        layer: str | None = None,
-        uniform: Uniform = secret_uniform,
-    ) -> None:
-        super().__init__()
-        self.on_weights = bool(pieces.mixing)
-        self.layers = () if layer is None else (layer,)
-        self.before: dict[str, tuple[Tensor, bool]] = {}
-        self.hold(draw_pieces(pieces, config.form, uniform))
-        self._made = pieces, config
-
-    def fresh(self) -> WeightLock:
-        """Another of the same kind, newly drawn."""
-        return WeightLock(*self._made)
-
-    def extra_repr(self) -> str:
-        """What it has; never its values."""
-        return ", ".join(f"{name} {tuple(p.shape)}" for name, p in self.pieces.items())
-
-
-def every_lock(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock | WeightLock]]:
-    """Each private module of a model, as (name of its holder, the holder, the private module).
-
-    Example:
-        >>> list(every_lock(nn.Conv2d(1, 6, 3)))
-        []
-
-    """
-    for name, module in model.named_modules():
-        lock = module._modules.get("keylock")
-        if isinstance(lock, (KeyLock, WeightLock)):
-            yield name, module, lock
+        wanted = wanted.abs() + 1e-3
+    return wanted
 
 
 def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
-    """Each lock of a model that has a gamma and a beta, like `every_lock`.
+    """Each lock of a model, as (name of its holder, the holder, the lock).
 
     Example:
         >>> list(locks(nn.Conv2d(1, 6, 3)))
         []
 
     """
-    for name, module, lock in every_lock(model):
+    for name, module in model.named_modules():
+        lock = module._modules.get("keylock")
         if isinstance(lock, KeyLock):
             yield name, module, lock
 

@@ -1,7 +1,7 @@
-"""The lock as an attacker sees it: gamma, beta and the mixing as plain unknowns, without a key.
+"""The lock as an attacker sees it: gamma and beta as plain unknowns, without a key.
 
 An attacker has no use for the key: whatever it is, the model's gradient depends on it only through
-gamma, beta and the mixing (arXiv 2305.04095 evaluates only one that does not notice this).
+gamma and beta (arXiv 2305.04095 evaluates only one that does not notice this).
 """
 
 from __future__ import annotations
@@ -19,52 +19,35 @@ from .config import KeyLockConfig
 from .formula import EPS, apply_lock
 from .hooks import remove_hooks
 from .key import seeded_uniform
-from .module import KeyLock, WeightLock, every_lock
-from .on_weights import OnWeights
-from .pieces import neutral
+from .module import KeyLock, locks
 from .state import keep_private, show_public
 from .whole import lock_of
 
 __all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
 
 
-class RevealedLock(OnWeights, nn.Module):
-    """A lock with gamma ``(c,)``, beta ``(c,)`` and each of its pieces as parameters.
+class RevealedLock(nn.Module):
+    """A lock with gamma ``(c,)`` and beta ``(c,)`` as parameters; at first no lock at all.
 
     It keeps no running statistics: an attacker replays a training step, which normalises by the
-    batch. It starts as no lock at all: gamma 1, beta 0, every mixing the identity; but weights
-    that are private altogether start at 0.
+    batch.
     """
 
-    def __init__(self, lock: KeyLock | WeightLock) -> None:
+    def __init__(self, lock: KeyLock) -> None:
         super().__init__()
-        self.on_weights = lock.on_weights
-        self.gamma: nn.Parameter | None = None
-        if isinstance(lock, KeyLock):
-            self.normalise = lock.normalise
-            self.channel_dim = lock.channel_dim
-            self.fused = lock.fused
-            self.gamma = nn.Parameter(torch.ones(lock.channels))
-            self.beta = nn.Parameter(torch.zeros(lock.channels))
-        self.hold({name: neutral(name, piece.detach()) for name, piece in lock.pieces.items()})
+        self.normalise = lock.normalise
+        self.channel_dim = lock.channel_dim
+        self.fused = lock.fused
+        self.gamma = nn.Parameter(torch.ones(lock.channels))
+        self.beta = nn.Parameter(torch.zeros(lock.channels))
 
     def scale(self) -> Tensor:
         """Gamma, for a normalisation layer that reads it."""
-        assert self.gamma is not None
         return self.gamma
 
     def shift(self) -> Tensor:
         """Beta, for a normalisation layer that reads it."""
         return self.beta
-
-    def affine(self) -> tuple[Tensor | None, Tensor | None]:
-        """Gamma and beta, where they stand on the weight."""
-        alone = self.gamma is not None and self.on_weights and self.normalise is None
-        return (self.gamma, self.beta) if alone else (None, None)
-
-    def on_result(self, x: Tensor) -> Tensor:
-        """What the layer computed with what was made of its weight, locked."""
-        return x if self.gamma is None else self(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The same computation as `KeyLock.forward` in training."""
@@ -72,9 +55,9 @@ class RevealedLock(OnWeights, nn.Module):
             x = F.batch_norm(x, None, None, training=True, eps=EPS)
         elif self.normalise == "layer":
             x = F.layer_norm(x, x.shape[-1:], eps=EPS)
-        if self.normalise is not None or not (self.fused or self.on_weights):
-            x = apply_lock(x, self.scale(), self.shift(), None, channel_dim=self.channel_dim)
-        return self.behind(x)
+        if self.fused:
+            return x
+        return apply_lock(x, self.gamma, self.beta, channel_dim=self.channel_dim)
 
 
 def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
@@ -98,7 +81,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     lock_model(copy, config)
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
-    for name, holder, lock in list(every_lock(copy)):
+    for name, holder, lock in list(locks(copy)):
         holder.keylock = revealed = RevealedLock(lock).to(next(lock.parameters()))
         # the layer's class runs whatever lock is there
         remove_hooks(holder, show_public, keep_private)
@@ -124,13 +107,9 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
         place = {"before": whole.round.clone(), "after": whole.round + 1}
         return {"key": whole.key.clone(), **place, **whole.masks.tensors}
     state: dict[str, Tensor] = {}
-    values = lock_values(model)
-    for name, _, lock in every_lock(model):
+    for name, (gamma, beta) in lock_values(model).items():
         prefix = under(name, "keylock.")
-        if name in values:
-            gamma, beta = values[name]
-            state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
-        state |= {f"{prefix}{n}": piece.detach().clone() for n, piece in lock.pieces.items()}
+        state |= {f"{prefix}gamma": gamma.detach(), f"{prefix}beta": beta.detach()}
     return state
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import LockError, VaultError
 from ..names import under
 from .locked import public_parameter
-from .module import KeyLock, WeightLock, every_lock, locks
+from .module import KeyLock, locks
 from .validate import STATISTICS
 from .whole import lock_of
 
@@ -103,14 +103,14 @@ def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
     """
     return {
         under(name, f"keylock.{own}"): tensor
-        for name, _, lock in every_lock(model)
+        for name, _, lock in locks(model)
         for own, tensor in (*lock.named_parameters(), *lock.named_buffers())
     }
 
 
 def _hidden_statistics(holder: nn.Module) -> list[str]:
     lock = holder.keylock
-    if not isinstance(lock, KeyLock) or lock.normalise is not None or lock.share_statistics:
+    if lock.normalise is not None or lock.share_statistics:
         return []
     return [name for name in STATISTICS if holder._buffers.get(name) is not None]
 
@@ -124,7 +124,7 @@ def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata
 def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
     """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
     lock = holder.keylock
-    assert isinstance(lock, (KeyLock, WeightLock))
+    assert isinstance(lock, KeyLock)
     own: dict[str, Tensor | None] = {name: public_parameter(holder, name) for name in lock.before}
     own |= {name: holder._buffers[name] for name in _hidden_statistics(holder)}
     for name, tensor in own.items():

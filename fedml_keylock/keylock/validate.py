@@ -15,8 +15,6 @@ from .config import KeyLockConfig
 from .flow import Flow, flow_of, norm_channels
 from .kinds import CONVOLUTIONS, EMBEDDINGS, LOCKABLE
 from .module import is_locked
-from .pieces import Pieces
-from .placing import Placing, Site
 from .whole.turns import parts_of
 
 __all__ = ["LayerCheck", "LockIssue", "ModelCheck", "Site", "check_model", "plan"]
@@ -25,6 +23,27 @@ PINNED = {"weight": 1.0, "bias": 0.0}
 """What a locked normalisation layer's own parameters are fixed at."""
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 """What its running statistics are shown as, unless they are shared on purpose."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where one lock goes.
+
+    Attributes:
+        layers: names of the convolutions or linear layers that it locks, the first one first.
+        holder: name of the module that the lock hangs on: the normalisation behind the layers, or
+            the layer itself where there is none.
+        channels: how many channels the holder's output has.
+        channel_dim: 1 or -1, where they are.
+        normalise: the norm that the lock must bring: "batch", "layer" or None.
+
+    """
+
+    layers: tuple[str, ...]
+    holder: str
+    channels: int
+    channel_dim: int
+    normalise: str | None
 
 
 @dataclass(frozen=True)
@@ -54,7 +73,6 @@ class ModelCheck:
     Attributes:
         issues: everything that stands against it; empty when it can be locked.
         sites: where the locks would go, as the model runs.
-        weights: layers without a gamma and beta of their own to what is private on their weights.
         layers: every convolution, linear layer and embedding, locked or not and why.
         constants: public names that would always be sent as the same constant, with its value.
         shared: public names whose values the server would get, buffers included.
@@ -63,7 +81,6 @@ class ModelCheck:
 
     issues: tuple[LockIssue, ...]
     sites: tuple[Site, ...] = ()
-    weights: Mapping[str, Pieces] = field(default_factory=dict)
     layers: tuple[LayerCheck, ...] = ()
     constants: Mapping[str, float] = field(default_factory=dict)
     shared: tuple[str, ...] = ()
@@ -132,22 +149,19 @@ def check_model(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
         return ModelCheck((issue,))
     chosen, left = _chosen(config, flow, kinds)
     issues = _target_issues(model, config, kinds, chosen)
-    placing = Placing(model, config, flow, tuple(chosen))
-    sites, weights = placing.place(_sites(model, chosen, flow))
-    issues += [LockIssue(*issue) for issue in placing.issues]
+    sites = tuple(_sites(model, chosen, flow))
     issues += [
-        LockIssue(name, "has an attribute named keylock of its own")
-        for name in dict.fromkeys([*(site.holder for site in sites), *weights])
-        if hasattr(model.get_submodule(name), "keylock")
+        LockIssue(site.holder, "has an attribute named keylock of its own")
+        for site in sites
+        if hasattr(model.get_submodule(site.holder), "keylock")
     ]
     if issues:
         return ModelCheck(tuple(issues))
-    constants = _constants(model, sites, weights, config)
+    constants = _constants(model, sites, config)
     return ModelCheck(
         issues=(),
         sites=sites,
-        weights=weights,
-        layers=tuple(_verdict(name, sites, weights, left) for name in flow.order),
+        layers=tuple(_verdict(name, sites, left) for name in flow.order),
         constants=constants,
         shared=tuple(name for name in model.state_dict() if name not in constants),
     )
@@ -257,11 +271,6 @@ def _target_issues(
                 + ", ".join(lockable),
             )
         )
-    issues += [
-        LockIssue("", f"mixed: {glob!r} matches none of the locked layers: {', '.join(chosen)}")
-        for glob in (config.mixed if isinstance(config.mixed, tuple) else ())
-        if chosen and not any(fnmatchcase(name, glob) for name in chosen)
-    ]
     return issues
 
 
@@ -292,17 +301,10 @@ def _site(module: nn.Module, holder: str, layers: tuple[str, ...], channel_dim: 
 
 
 def _constants(
-    model: nn.Module,
-    sites: Sequence[Site],
-    weights: Mapping[str, Pieces],
-    config: KeyLockConfig,
+    model: nn.Module, sites: Sequence[Site], config: KeyLockConfig
 ) -> dict[str, float]:
     values = PINNED if config.share_norm_statistics else PINNED | STATISTICS
     found: dict[str, float] = {}
-    pieces = {**weights, **{site.holder: site.pieces for site in sites}}
-    for name, each in pieces.items():
-        if each.own:
-            found |= {under(name, n): 0.0 for n, _ in model.get_submodule(name).named_parameters()}
     for site in sites:
         holder = model.get_submodule(site.holder)
         if site.normalise is None and not isinstance(holder, LOCKABLE):
@@ -311,24 +313,13 @@ def _constants(
     return found
 
 
-def _verdict(
-    name: str, sites: Sequence[Site], weights: Mapping[str, Pieces], left: Mapping[str, str]
-) -> LayerCheck:
+def _verdict(name: str, sites: Sequence[Site], left: Mapping[str, str]) -> LayerCheck:
     own = [site for site in sites if name in site.layers]
-    here = weights.get(name, own[0].pieces if own and own[0].holder == name else Pieces())
-    said = []
-    if own and own[0].holder != name:
-        said.append("by a lock on " + ", ".join(site.holder for site in own))
-    elif own:
-        said.append("by a lock on its weights" if own[0].on_weights else "by a lock on it")
-        if own[0].normalise is not None:
-            said[0] += f", with a {own[0].normalise} norm of its own"
-    if here.own:
-        said.append("its own weights stay in the silo")
-    elif here.inputs:
-        said.append("its inputs are mixed" + (", and their positions" if here.positions else ""))
-    if name in weights and here.mixing:
-        said.append("and its weights are mixed" if own else "its weights are mixed")
-    if not said:
+    if not own:
         return LayerCheck(name, locked=False, how=left.get(name, "not among the targets"))
-    return LayerCheck(name, locked=True, how=", ".join(said))
+    if own[0].holder != name:
+        how = "by a lock on " + ", ".join(site.holder for site in own)
+    else:
+        norm = own[0].normalise
+        how = "by a lock on it" + (f", with a {norm} norm of its own" if norm else "")
+    return LayerCheck(name, locked=True, how=how)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..errors import LockError
-from .module import WeightLock, every_lock
+from .module import locks
 
 __all__ = ["Watch"]
 
@@ -32,12 +32,7 @@ class Watch:
         # name leaves out, and therefore the last matrix too
         self._kept = {"": _kept([*trained[-1:], *[p for p in trained if p.dim() > 1][-1:]])}
         watched = {"": trained[-1]} if trained else {}
-        for name, _, lock in every_lock(model):
-            if isinstance(lock, WeightLock):
-                piece = next(lock.parameters())
-                self._kept[name or "the model"] = _kept([piece])
-                watched[name or "the model"] = piece
-                continue
+        for name, _, lock in locks(model):
             # one vector that moves is enough: gamma and beta are made of two each
             self._kept[name or "the model"] = _kept([p for p in lock.parameters() if p.dim() < 2])
             watched[name or "the model"] = lock.bias_beta

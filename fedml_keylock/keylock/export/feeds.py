@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..flow import asks_for_shape
-from ..kinds import CONVOLUTIONS, LOCKABLE, NORMS
-from ..trace import optional_arguments, traced
+from ..kinds import CONVOLUTIONS, NORMS
+from ..trace import traced
 
 __all__ = ["Feeds", "feeds_of"]
 
@@ -40,7 +40,6 @@ class Feeds:
     Attributes:
         graphs: traces of the whole model with nothing but what it must be given; none when it
             cannot be traced.
-        certain: whether it always runs so. One whose forward may be given more could run otherwise.
         modules: by every name that they have.
         measured: how many dimensions the output of a module had on an example, where one was given.
         shared: parameters that belong to several modules.
@@ -50,41 +49,11 @@ class Feeds:
     """
 
     graphs: tuple[fx.Graph, ...]
-    certain: bool
     modules: Mapping[str, nn.Module]
     measured: Mapping[nn.Module, set[int]]
     shared: tuple[Tensor, ...]
     read: tuple[Tensor, ...]
     looked_at: tuple[Tensor, ...]
-
-    def only_into(self, norm: nn.Module) -> nn.Module | None:
-        """The convolution or linear layer whose output goes into this norm, directly.
-
-        None when it also goes elsewhere, the norm gets anything else, either runs twice, or that is
-        not certain.
-        """
-        if not self.certain:
-            return None
-        found = set()
-        for graph in self.graphs:
-            calls = self._calls(graph, norm)
-            if not calls:
-                continue
-            node = calls[0].args[0] if calls[0].args else None
-            layer = self._module(node) if isinstance(node, fx.Node) else None
-            if len(calls) > 1 or not isinstance(layer, LOCKABLE):
-                return None
-            assert isinstance(node, fx.Node)
-            if list(node.users) != [calls[0]]:
-                return None
-            found.add(layer)
-        if len(found) != 1:
-            return None
-        (layer,) = found
-        together = all(
-            len(self._calls(graph, layer)) == len(self._calls(graph, norm)) for graph in self.graphs
-        )
-        return layer if together else None
 
     def shares(self, layer: nn.Module) -> bool:
         """Whether this layer's weight or bias is also another's."""
@@ -161,8 +130,8 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-        >>> feeds_of(model).only_into(model[1]) is model[0]
-        True
+        >>> feeds_of(model).rank(model[1])
+        4
 
     """
     found = [traced(model, training=training) for training in (True, False)]
@@ -176,7 +145,6 @@ def feeds_of(model: nn.Module, measured: Mapping[nn.Module, set[int]] | None = N
     only_looked = [all(asks_for_shape(user) for user in node.users) for node in nodes]
     return Feeds(
         tuple(graphs),
-        certain=not optional_arguments(model),
         modules=dict(model.named_modules(remove_duplicate=False)),
         measured=measured or {},
         shared=tuple(p for p in owned if count[id(p)] > 1),

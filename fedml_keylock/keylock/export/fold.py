@@ -7,17 +7,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..kinds import CONVOLUTIONS
 from ..locked import public_parameter
 
 __all__ = [
     "ChannelMap",
     "batch_map",
     "fold_into",
-    "is_grouped",
-    "pass_through",
     "pointwise",
     "put_behind",
     "set_affine",
@@ -37,31 +33,13 @@ class ChannelMap:
     """``y = weight x + bias`` along the channels, in float64 on the CPU.
 
     Attributes:
-        weight: ``(c,)``, one factor a channel, or a matrix ``(c, c)``.
+        weight: ``(c,)``, one factor a channel.
         bias: ``(c,)``, or None for a map that adds nothing.
-
-    Example:
-        >>> two = torch.full((2,), 2.0)
-        >>> ChannelMap(two, two).mixed(torch.ones(2, 2)).weight
-        tensor([[2., 2.],
-                [2., 2.]])
 
     """
 
     weight: Tensor
     bias: Tensor | None
-
-    @property
-    def dense(self) -> bool:
-        """Whether a channel of the result is made of several."""
-        return self.weight.dim() == 2
-
-    def mixed(self, mixing: Tensor | None) -> ChannelMap:
-        """``mixing`` behind a map of single channels; the map itself without one."""
-        if mixing is None:
-            return self
-        bias = None if self.bias is None else mixing @ self.bias
-        return ChannelMap(mixing * self.weight, bias)
 
 
 def batch_map(
@@ -84,7 +62,7 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
     It gets a bias when it had none and the map adds something.
 
     Args:
-        layer: changed in place; it must not be grouped when the map is dense.
+        layer: changed in place; it gets what it computed, scaled and shifted.
         change: a map of its output's channels.
 
     Example:
@@ -101,18 +79,14 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
     transposed = isinstance(layer, TRANSPOSED)
     if transposed:
         weight = _turned(weight, groups)
-    if change.dense:
-        assert groups == 1
-        weight = torch.tensordot(change.weight.double(), weight, dims=1)
-    else:
-        weight = change.weight.double().view(-1, *[1] * (weight.dim() - 1)) * weight
+    weight = change.weight.double().view(-1, *[1] * (weight.dim() - 1)) * weight
     if transposed:
         weight = _turned(weight, groups)
     own = public_parameter(layer, "bias")
     bias = change.bias
     if own is not None:
         moved = own.detach().cpu().double()
-        moved = change.weight.double() @ moved if change.dense else change.weight.double() * moved
+        moved = change.weight.double() * moved
         bias = moved if bias is None else bias + moved
     layer.weight = _like(weight, old)
     if bias is not None:
@@ -144,31 +118,6 @@ def set_affine(norm: nn.Module, gamma: Tensor, beta: Tensor | None, like: Tensor
             setattr(norm, flag, True)
 
 
-def pass_through(norm: _BatchNorm, shift: Tensor) -> None:
-    """Let a batch norm with running statistics compute ``x + shift`` in evaluation.
-
-    Its bias does it; a norm without one does it by its statistics.
-
-    Example:
-        >>> norm = nn.BatchNorm1d(2).eval()
-        >>> pass_through(norm, torch.ones(2))
-        >>> torch.allclose(norm(torch.zeros(1, 2)), torch.ones(1, 2))
-        True
-
-    """
-    mean, variance = norm.running_mean, norm.running_var
-    assert mean is not None
-    assert variance is not None
-    with torch.no_grad():
-        weight, bias = public_parameter(norm, "weight"), public_parameter(norm, "bias")
-        variance.fill_(1 - norm.eps if weight is None else 1)
-        mean.copy_(-shift if bias is None else torch.zeros_like(shift))
-        if weight is not None:
-            weight.fill_((1 + norm.eps) ** 0.5)
-        if bias is not None:
-            bias.copy_(shift)
-
-
 def pointwise(change: ChannelMap, dimensions: int | None, like: Tensor) -> nn.Module:
     """A plain module that computes a map: a 1x1 convolution, or a linear layer.
 
@@ -188,10 +137,10 @@ def pointwise(change: ChannelMap, dimensions: int | None, like: Tensor) -> nn.Mo
     # on meta: their own initial values are not wanted, nor drawn from anyone's generator
     if dimensions is None or dimensions == 2:
         made = nn.Linear(channels, channels, bias=bias, device="meta")
-        weight = change.weight if change.dense else change.weight.diag()
+        weight = change.weight.diag()
     else:
         made = POINTWISE[dimensions](
-            channels, channels, 1, bias=bias, groups=1 if change.dense else channels, device="meta"
+            channels, channels, 1, bias=bias, groups=channels, device="meta"
         )
         weight = change.weight.view(*made.weight.shape)
     made.weight = _like(weight, like, trained=True)
@@ -221,17 +170,6 @@ def put_behind(layer: nn.Module, *behind: nn.Module) -> None:
         setattr(inner, table, OrderedDict())
     layer.__class__ = nn.Sequential
     layer.__dict__ = sequence.__dict__
-
-
-def is_grouped(layer: nn.Module) -> bool:
-    """Whether a layer's channels are made in groups that do not see one another.
-
-    Example:
-        >>> is_grouped(nn.Conv2d(4, 4, 3, groups=4))
-        True
-
-    """
-    return isinstance(layer, CONVOLUTIONS) and layer.groups > 1
 
 
 def _turned(weight: Tensor, groups: int) -> Tensor:

@@ -19,10 +19,8 @@ from ...names import under
 from ..attach import DDP_IGNORES, unlock_model
 from ..chain import lock_values
 from ..formula import EPS
-from ..kinds import CONVOLUTIONS, is_plain
-from ..locked import public_parameter
-from ..module import KeyLock, WeightLock, every_lock, is_locked, locks
-from ..pieces import dense
+from ..kinds import is_plain
+from ..module import KeyLock, is_locked, locks
 from ..validate import PINNED
 from ..whole import lock_of
 from .feeds import Feeds, feeds_of
@@ -30,8 +28,6 @@ from .fold import (
     ChannelMap,
     batch_map,
     fold_into,
-    is_grouped,
-    pass_through,
     pointwise,
     put_behind,
     set_affine,
@@ -58,13 +54,10 @@ def export_model(
     this package is not installed. It is for evaluation only, and is returned in that mode: what a
     convolution has taken in of a batch norm are the silo's running statistics.
 
-    What a lock does to a layer's weight and bias becomes these. Otherwise gamma and beta become a
-    normalisation layer's own weight and bias, and a batch norm's mixing goes into the convolution
-    in front of it. Its state has the plain model's names then. What cannot be folded becomes a
-    module of its own, with the locked layer in a `nn.Sequential`:
+    Gamma and beta become a normalisation layer's own weight and bias, and the batch norm that a
+    lock brought goes into its convolution. Its state has the plain model's names then. What cannot
+    be folded becomes a module of its own, with the locked layer in a `nn.Sequential`:
 
-    - a mixing behind any other norm, a grouped convolution, or a batch norm that is not fed by one
-      layer alone: a 1x1 convolution or a linear layer behind it;
     - the norm that a lock brought on a linear layer: a `nn.LayerNorm`;
     - the beta behind a `nn.RMSNorm`, which has no bias: a linear layer.
 
@@ -100,10 +93,8 @@ def export_model(
         return copy
     copy = _copy(model).eval()
     measured = None if example is None else _measured(model, copy, example)
-    taken, on_weights = _take_out(copy)
+    taken = _take_out(copy)
     feeds = feeds_of(copy, measured)
-    for change in on_weights:
-        _fold_weights(change, feeds)
     for lock in taken:
         _fold(lock, feeds)
     for module in copy.modules():
@@ -131,8 +122,6 @@ class _Taken:
         lock: on it.
         gamma: ``(c,)``.
         beta: ``(c,)``.
-        mixing: behind them, ``(c, c)``.
-        front: in front of the norm that the lock brought, ``(c, c)``.
 
     """
 
@@ -141,31 +130,11 @@ class _Taken:
     lock: KeyLock
     gamma: Tensor
     beta: Tensor
-    mixing: Tensor | None
-    front: Tensor | None = None
 
     @property
     def like(self) -> Tensor:
         """Device and type of the layer."""
         return self.lock.bias_beta
-
-
-@dataclass(frozen=True)
-class _OnWeights:
-    """What a lock did to its holder's weight and bias, and how that comes out on the output.
-
-    Attributes:
-        name: the holder's.
-        holder: the layer.
-        lock: on it.
-        change: of the output's channels; None where the weight is another, or its inputs mixed.
-
-    """
-
-    name: str
-    holder: nn.Module
-    lock: KeyLock | WeightLock
-    change: ChannelMap | None
 
 
 def _kinds_in(module: nn.Module) -> set[type]:
@@ -176,36 +145,21 @@ def _exact(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().double()
 
 
-def _take_out(copy: nn.Module) -> tuple[list[_Taken], list[_OnWeights]]:
+def _take_out(copy: nn.Module) -> list[_Taken]:
     """Unlock a copy; what its locks did."""
     taken: list[_Taken] = []
-    on_weights: list[_OnWeights] = []
     # the model that was locked may stand in a wrapping of the user's
     for prefix, root in reversed(list(copy.named_modules())):
         if not hasattr(root, DDP_IGNORES) or not is_locked(root):
             continue
         values = lock_values(root)
-        for name, holder, lock in every_lock(root):
-            whole = under(prefix, name)
-            if lock.map_scale is not None:
-                raise LockError(
-                    f"{whole}: scales and shifts over a map (module: map) cannot be folded"
-                )
-            mixing = None if lock.mixing is None else dense(_exact(lock.mixing))
-            if isinstance(lock, KeyLock) and lock.chained:  # it makes its own in no forward pass
-                lock.values = _exact(values[name][0]), _exact(values[name][1])
-            brings = isinstance(lock, KeyLock) and lock.normalise is not None
-            front = mixing if brings and lock.on_weights and lock.outward else None
-            if lock.touches_weights and front is None:
-                on_weights.append(_OnWeights(whole, holder, lock, _outward(lock, mixing)))
-            if isinstance(lock, KeyLock) and not lock.is_on_weight:
-                gamma, beta = map(_exact, values[name])
-                mixing = None if lock.on_weights else mixing
-                taken.append(_Taken(whole, holder, lock, gamma, beta, mixing, front))
+        for name, holder, lock in locks(root):
+            gamma, beta = map(_exact, values[name])
+            taken.append(_Taken(under(prefix, name), holder, lock, gamma, beta))
         unlock_model(root)
     if is_locked(copy):
         raise LockError("this is a part of a model that was locked as a whole: export the whole")
-    return taken, on_weights
+    return taken
 
 
 def _measured(
@@ -235,53 +189,9 @@ def _fold(taken: _Taken, feeds: Feeds) -> None:
     elif taken.lock.normalise == "layer":
         norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
         set_affine(norm, taken.gamma, taken.beta, taken.like)
-        _put_behind(taken, feeds, *_front(taken, feeds), norm, *_mixing(taken, feeds))
-    elif not _fold_in_front(taken, feeds):
+        _put_behind(taken, feeds, norm)
+    else:
         _fold_norm(taken, feeds)
-
-
-def _outward(lock: KeyLock | WeightLock, mixing: Tensor | None) -> ChannelMap | None:
-    """What a lock does to weight and bias, as a map of the output."""
-    if not lock.outward:
-        return None
-    scale, shift = (None if t is None else _exact(t) for t in lock.affine())
-    if mixing is None:
-        assert scale is not None
-        return ChannelMap(scale, shift)
-    return ChannelMap(mixing if scale is None else scale[:, None] * mixing, shift)
-
-
-def _fold_weights(taken: _OnWeights, feeds: Feeds) -> None:
-    """What was done to a layer's weight and bias, as its own; or done to its output, behind it."""
-    layer, change = taken.holder, taken.change
-    if not feeds.shares(layer) and not feeds.reads(layer, values=True) and is_plain(layer):
-        if change is None:
-            _replace(layer, taken.lock)
-        else:
-            fold_into(layer, change)
-        return
-    if change is None or feeds.reads(layer, values=False):
-        raise LockError(
-            f"{taken.name}: the model reads this layer's weight itself, or shares it, so that what "
-            "is private on it cannot be folded; lock others, or leave it to the silo to run the "
-            "locked model"
-        )
-    weight = public_parameter(layer, "weight")
-    assert weight is not None
-    rank = feeds.rank(layer) if isinstance(layer, CONVOLUTIONS) else None
-    put_behind(layer, pointwise(change, rank, weight))
-
-
-def _replace(layer: nn.Module, lock: KeyLock | WeightLock) -> None:
-    """Give a layer what its lock made of its weight and bias."""
-    exact = deepcopy(lock).cpu().double()
-    old, bias = public_parameter(layer, "weight"), public_parameter(layer, "bias")
-    assert old is not None
-    with torch.no_grad():
-        moved = exact.on_bias(None if bias is None else _exact(bias))
-        layer.weight = nn.Parameter(exact.on_weight(_exact(old)).to(old))
-        if moved is not None:
-            layer.bias = nn.Parameter(moved.to(old))
 
 
 def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
@@ -290,82 +200,33 @@ def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
     assert lock.running_mean is not None
     assert lock.running_var is not None
     mean, variance = _exact(lock.running_mean), _exact(lock.running_var)
-    change = batch_map(mean, variance, EPS, taken.gamma, taken.beta).mixed(taken.mixing)
-    front = _front(taken, feeds)
-    if not front and _takes(layer, change, feeds):
-        fold_into(layer, change)
+    if is_plain(layer) and not feeds.shares(layer) and not feeds.reads(layer, values=True):
+        fold_into(layer, batch_map(mean, variance, EPS, taken.gamma, taken.beta))
         return
     rank = feeds.rank(layer)
     assert rank is not None
     norm = OWN_NORM[rank](lock.channels, EPS).to(taken.like)
     norm.running_mean, norm.running_var = mean.to(taken.like), variance.to(taken.like)
     set_affine(norm, taken.gamma, taken.beta, taken.like)
-    _put_behind(taken, feeds, *front, norm, *_mixing(taken, feeds))
-
-
-def _front(taken: _Taken, feeds: Feeds) -> list[nn.Module]:
-    """What is to run between a layer and its norm, of a mixing that could not be folded into it."""
-    if taken.front is None:
-        return []
-    change = ChannelMap(taken.front, None)
-    if not _takes(taken.holder, change, feeds):
-        return [_pointwise(taken, change, feeds)]
-    fold_into(taken.holder, change)
-    return []
-
-
-def _fold_in_front(taken: _Taken, feeds: Feeds) -> bool:
-    """Fold a batch norm with its lock into the layer in front of it, where that is sure.
-
-    What only scales and shifts stays in a norm that has a weight and a bias for it.
-    """
-    norm = taken.holder
-    if (taken.mixing is None and taken.lock.fused) or feeds.shares(norm):
-        return False
-    if not (isinstance(norm, _BatchNorm) and is_plain(norm) and norm.running_var is not None):
-        return False
-    layer = feeds.only_into(norm)
-    assert norm.running_mean is not None
-    gamma, beta = taken.gamma, taken.beta
-    change = batch_map(
-        _exact(norm.running_mean), _exact(norm.running_var), norm.eps, gamma, beta
-    ).mixed(taken.mixing)
-    if layer is None or layer._forward_hooks or not _takes(layer, change, feeds):
-        return False
-    # of (n, l, c) a batch norm scales l, and the mixing mixes c
-    if isinstance(layer, nn.Linear) and feeds.rank(norm) != 2:
-        return False
-    assert change.bias is not None
-    fold_into(layer, ChannelMap(change.weight, None))
-    pass_through(norm, change.bias)
-    return True
+    _put_behind(taken, feeds, norm)
 
 
 def _fold_norm(taken: _Taken, feeds: Feeds) -> None:
-    """The lock on a normalisation layer, gamma and beta in it and the mixing behind it."""
+    """The lock on a normalisation layer, gamma and beta in it."""
     norm, lock = taken.holder, taken.lock
     fits = (lock.fused or is_plain(norm)) and not feeds.shares(norm)
     if fits and isinstance(norm, AFFINE):
         set_affine(norm, taken.gamma, taken.beta, taken.like)
-        behind = _mixing(taken, feeds)
     elif fits and isinstance(norm, nn.RMSNorm):
         set_affine(norm, taken.gamma, None, taken.like)
-        shift = ChannelMap(torch.ones_like(taken.beta), taken.beta).mixed(taken.mixing)
-        behind = [_pointwise(taken, shift, feeds)]
+        shift = ChannelMap(torch.ones_like(taken.beta), taken.beta)
+        _put_behind(taken, feeds, _pointwise(taken, shift, feeds))
     else:  # its weight is also another's, or it is a class of the user's that may use none
         for name in lock.before:
             own = norm.get_parameter(name)
             own.requires_grad_(False).fill_(PINNED[name])
-        behind = [_pointwise(taken, ChannelMap(taken.gamma, taken.beta).mixed(taken.mixing), feeds)]
-    if behind:
-        _put_behind(taken, feeds, *behind)
-
-
-def _mixing(taken: _Taken, feeds: Feeds) -> list[nn.Module]:
-    """What is to run behind a norm that has gamma and beta."""
-    if taken.mixing is None:
-        return []
-    return [_pointwise(taken, ChannelMap(taken.mixing, None), feeds)]
+        change = ChannelMap(taken.gamma, taken.beta)
+        _put_behind(taken, feeds, _pointwise(taken, change, feeds))
 
 
 def _pointwise(taken: _Taken, change: ChannelMap, feeds: Feeds) -> nn.Module:
@@ -387,9 +248,3 @@ def _put_behind(taken: _Taken, feeds: Feeds, *behind: nn.Module) -> None:
             "behind the layer; lock others, or leave it to the silo to run the locked model"
         )
     put_behind(taken.holder, *behind)
-
-
-def _takes(layer: nn.Module, change: ChannelMap, feeds: Feeds) -> bool:
-    """Whether a map of its output can be folded into a convolution or linear layer."""
-    own = is_plain(layer) and not feeds.shares(layer) and not feeds.reads(layer, values=True)
-    return own and not (change.dense and is_grouped(layer))
