@@ -12,7 +12,7 @@ from .lazy import lazy
 if TYPE_CHECKING:
     from .hookspecs import hookimpl
     from .host import activate, deactivate, is_active
-    from .keylock import (
+    from .locks import (
         KeyLockConfig,
         LockInfo,
         LockIssue,
@@ -32,23 +32,23 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "ClientUpdate": ".types",
-    "KeyLockConfig": ".keylock",
-    "LockInfo": ".keylock",
-    "LockIssue": ".keylock",
-    "ModelCheck": ".keylock",
+    "KeyLockConfig": ".locks",
+    "LockInfo": ".locks",
+    "LockIssue": ".locks",
+    "ModelCheck": ".locks",
     "Reconstruction": ".types",
     "activate": ".host",
-    "check_model": ".keylock",
+    "check_model": ".locks",
     "deactivate": ".host",
-    "export_model": ".keylock",
+    "export_model": ".locks",
     "hookimpl": ".hookspecs",
     "is_active": ".host",
-    "is_locked": ".keylock",
-    "load_private_state_dict": ".keylock",
-    "lock_info": ".keylock",
-    "lock_model": ".keylock",
-    "private_state_dict": ".keylock",
-    "unlock_model": ".keylock",
+    "is_locked": ".locks",
+    "load_private_state_dict": ".locks",
+    "lock_info": ".locks",
+    "lock_model": ".locks",
+    "private_state_dict": ".locks",
+    "unlock_model": ".locks",
 }
 
 __all__ = [

@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         from .host import activate
 
         activate()
-        from .host.fedml.job import tell_undefended
+        from .host.fedml.current_job import tell_undefended
 
         tell_undefended()
         sys.argv = argv

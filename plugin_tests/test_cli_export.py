@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from fedml_keylock import cli
 from fedml_keylock.builtin import keylock
 from fedml_keylock.commands import pack
-from fedml_keylock.keylock.vault.cipher import PASSPHRASE
+from fedml_keylock.locks.vault.cipher import PASSPHRASE
 
 MAIN = """
 import torch

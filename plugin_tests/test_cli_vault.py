@@ -22,9 +22,9 @@ from fedml_keylock.commands import rekey as rekey_module
 from fedml_keylock.commands import rotate as rotate_module
 from fedml_keylock.commands.vault import NEW_PASSPHRASE, vault
 from fedml_keylock.errors import VaultError
-from fedml_keylock.keylock import private_state_dict
-from fedml_keylock.keylock.vault.cipher import PASSPHRASE, Cipher
-from fedml_keylock.keylock.vault.file import Stored
+from fedml_keylock.locks import private_state_dict
+from fedml_keylock.locks.vault.cipher import PASSPHRASE, Cipher
+from fedml_keylock.locks.vault.file import Stored
 
 OLD, NEW = "old correct horse", "new battery staple"
 SETTINGS = {"key_length": 16, "module": "mixing", "targets": "all", "keep_history": True}

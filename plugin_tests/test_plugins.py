@@ -15,7 +15,7 @@ from torch import nn
 from fedml_keylock import hookspecs, plugins
 from fedml_keylock.errors import ConfigError, PluginError
 from fedml_keylock.evaluation.audit import Protection, audit, probe
-from fedml_keylock.host.simulation import session_of
+from fedml_keylock.host.one_process import session_of
 from fedml_keylock.types import ClientUpdate
 
 HERE = Path(__file__).parent / "sample_plugin"

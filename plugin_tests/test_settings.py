@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from fedml_keylock.errors import ConfigError
-from fedml_keylock.evaluation.settings import InversionSettings
+from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.inversion import Knowledge, LocalTraining, Secrets
-from fedml_keylock.keylock import KeyLockConfig
+from fedml_keylock.locks import KeyLockConfig
 from fedml_keylock.plugins import attack_of
 from fedml_keylock.settings import Settings
 

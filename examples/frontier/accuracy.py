@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from training import LEARNING_RATE, global_state, silo_locks
 
 from fedml_keylock.builtin import KeyLockDefense, keylock
-from fedml_keylock.builtin.silos import fresh_lock_accuracy
 from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.keylock import lock_model
-from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.locks import lock_model
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.silos import fresh_lock_accuracy
 from fedml_keylock.threads import one_thread
 from fedml_keylock.types import Surrogate
 

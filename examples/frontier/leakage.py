@@ -34,8 +34,8 @@ from fedml_keylock.inversion import (
     Secrets,
     Transform,
 )
-from fedml_keylock.keylock import effective_state, lock_model, unlock_model
-from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.locks import effective_state, lock_model, unlock_model
+from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.tensors import fingerprint
 from fedml_keylock.types import ClientUpdate
 

@@ -14,9 +14,9 @@ from splits import Setting, first_model
 from torch import Tensor
 
 from fedml_keylock.builtin import KeyLockDefense, keylock
-from fedml_keylock.builtin.silos import own_locks
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
+from fedml_keylock.silos import own_locks
 
 SCRIPT = Path(__file__).resolve().with_name("main.py")
 BATCH, LEARNING_RATE = 16, 0.1

@@ -24,7 +24,7 @@ def check(builder: str, config: Path | None, **lock: str | None) -> None:
     Example: fedml-keylock check --model torchvision:resnet18 --preset strong
     """
     from ..errors import LockError
-    from ..keylock import KeyLockConfig, check_model
+    from ..locks import KeyLockConfig, check_model
     from .job import build_model, lock_settings
 
     settings = KeyLockConfig.from_mapping(lock_settings(config, **lock))

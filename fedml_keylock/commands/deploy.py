@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..builtin import keylock
 from ..errors import ConfigError, VaultError, first_line
-from ..keylock import load_private_state_dict, lock_model
-from ..keylock.key import secret_uniform
-from ..keylock.vault.cipher import Cipher
-from ..keylock.vault.file import Stored
-from ..keylock.whole import lock_of
+from ..locks import load_private_state_dict, lock_model
+from ..locks.entropy import secret_uniform
+from ..locks.rotated import lock_of
+from ..locks.vault.cipher import Cipher
+from ..locks.vault.file import Stored
 from .job import check_owner
 
 __all__ = ["lock_as_silo", "read_checkpoint"]

@@ -119,9 +119,9 @@ def export(
     FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
-    from ..keylock import export_model
-    from ..keylock.vault.disk import write_private
-    from ..keylock.whole import lock_of
+    from ..locks import export_model
+    from ..locks.rotated import lock_of
+    from ..locks.vault.disk import write_private
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
     from .job import build_model, keylock_settings, read_silo

@@ -16,8 +16,8 @@ from torch import nn
 
 from ..errors import ConfigError, VaultError, first_line
 from ..host.asked import check_asked
-from ..keylock.vault.file import Stored
-from ..keylock.vault.silo import silo_path, silos_in
+from ..locks.vault.file import Stored
+from ..locks.vault.silo import silo_path, silos_in
 
 __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "read_silo"]
 

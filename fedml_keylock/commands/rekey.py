@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..errors import VaultError
-from ..keylock.vault.cipher import Cipher
-from ..keylock.vault.file import Stored, write_state
-from ..keylock.vault.silo import claim_silo, files_of
+from ..locks.vault.cipher import Cipher
+from ..locks.vault.file import Stored, write_state
+from ..locks.vault.silo import claim_silo, files_of
 
 __all__ = ["rekey_files"]
 

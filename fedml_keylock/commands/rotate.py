@@ -11,11 +11,11 @@ from torch import nn
 
 from ..builtin import KeyLockDefense, keylock
 from ..errors import ConfigError, VaultError
-from ..keylock import load_private_state_dict, lock_model, private_state_dict, redraw_lock
-from ..keylock.vault.cipher import Cipher
-from ..keylock.vault.disk import open_private, write_private
-from ..keylock.vault.file import Stored, write_state
-from ..keylock.vault.silo import claim_silo, history_of, silo_path
+from ..locks import load_private_state_dict, lock_model, private_state_dict, redraw_lock
+from ..locks.vault.cipher import Cipher
+from ..locks.vault.disk import open_private, write_private
+from ..locks.vault.file import Stored, write_state
+from ..locks.vault.silo import claim_silo, history_of, silo_path
 from .job import check_owner
 
 __all__ = ["rotate_silo", "rotated"]

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..builtin import KeyLockDefense
-from ..builtin.silos import own_locks, silo_secrets
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
     Protection,
@@ -31,9 +30,10 @@ from ..evaluation.audit.training import count_classes
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
 from ..inversion import LocalTraining, PublicData
-from ..keylock import KeyLockConfig, effective_state, lock_model
-from ..keylock.key import seeded_uniform
+from ..locks import KeyLockConfig, effective_state, lock_model
+from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
+from ..silos import own_locks, silo_secrets
 from ..types import Defense, Surrogate
 from .job import build_model, lock_settings
 from .request import Request

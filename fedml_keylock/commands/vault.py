@@ -16,8 +16,8 @@ from ..errors import VaultError
 from .options import config_option, model_option
 
 if TYPE_CHECKING:
-    from ..keylock.vault.cipher import Cipher
-    from ..keylock.vault.file import Stored
+    from ..locks.vault.cipher import Cipher
+    from ..locks.vault.file import Stored
 
 __all__ = ["current_cipher", "vault"]
 
@@ -67,7 +67,7 @@ def list_silos(folder: Path) -> None:
 
     Example: fedml-keylock vault list keylock_vault
     """
-    from ..keylock.vault.silo import history_of
+    from ..locks.vault.silo import history_of
 
     silos = _silos(folder, None)
     click.echo(
@@ -124,7 +124,7 @@ def verify(folder: Path) -> None:
 
     Example: fedml-keylock vault verify keylock_vault
     """
-    from ..keylock.vault.silo import files_of
+    from ..locks.vault.silo import files_of
 
     cipher = cache(current_cipher)  # asked for once, and not at all when every file is plain
     failed = whole = 0
@@ -144,7 +144,7 @@ def verify(folder: Path) -> None:
 
 
 def _verified(path: Path, silo: int, cipher: Callable[[], Cipher]) -> Stored:
-    from ..keylock.vault.file import Stored
+    from ..locks.vault.file import Stored
 
     found = Stored.read(path)
     if found.silo != silo:
@@ -178,7 +178,7 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     The disk or a backup may still hold the files as they were; when a passphrase got out, give the
     silo a new lock with rotate, if it has one on layers; under module: whole each job has another.
     """  # noqa: D301  # click wants the character that the escape stands for
-    from ..keylock.vault.cipher import PASSPHRASE
+    from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
 
     silos = _silos(folder, silo)
@@ -256,7 +256,7 @@ def _form(found: Stored) -> str:
 
 def _silos(folder: Path, silo: int | None) -> list[int]:
     """The silos that a command is about; there must be some."""
-    from ..keylock.vault.silo import silos_in
+    from ..locks.vault.silo import silos_in
 
     there = silos_in(folder)
     if not there:
@@ -275,14 +275,14 @@ def current_cipher() -> Cipher:
         VaultError: the file that holds the passphrase cannot be read, or others may read it.
 
     """
-    from ..keylock.vault.cipher import PASSPHRASE
+    from ..locks.vault.cipher import PASSPHRASE
 
     return _cipher(PASSPHRASE, "Passphrase")
 
 
 def _cipher(variable: str, prompt: str, *, confirm: bool = False) -> Cipher:
     """From the environment, or from a terminal; without either the error names the variables."""
-    from ..keylock.vault.cipher import Cipher
+    from ..locks.vault.cipher import Cipher
 
     given = os.environ.get(variable) or os.environ.get(f"{variable}_FILE")
     if given or not sys.stdin.isatty():

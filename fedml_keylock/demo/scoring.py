@@ -16,7 +16,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..builtin import keylock
-from ..builtin.silos import fresh_lock_accuracy, own_locks, silo_secrets
 from ..errors import AttackError
 from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
@@ -30,6 +29,7 @@ from ..evaluation.leakage import Interval, LeakageRow
 from ..evaluation.report import Gallery
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics
+from ..silos import fresh_lock_accuracy, own_locks, silo_secrets
 from .jobs import VARIANTS, Scale, example
 
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from ..errors import ConfigError
-from ..keylock import KeyLockConfig
+from ..locks import KeyLockConfig
 from ..plugins import defenses
 from .flags import INVERSION, Arguments, word
 

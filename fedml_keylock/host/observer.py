@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..evaluation.settings import InversionSettings
+from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
 from ..types import Agreement, ClientUpdate, Defense
@@ -17,8 +17,8 @@ from .flags import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 
 if TYPE_CHECKING:
-    from .attack import Attacker
     from .self_audit import SelfAudit
+    from .server_attacker import Attacker
     from .server_capture import ServerCapture
 
 __all__ = ["Observer"]
@@ -55,7 +55,7 @@ class Observer:
         if not our_attack(args):
             return cls(args)
         # an attack's parts are many modules: they are loaded where one is asked for
-        from .attack import Attacker
+        from .server_attacker import Attacker
 
         settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
         rounds = int(args.comm_round)

@@ -19,15 +19,15 @@ from ..errors import AttackError, ConfigError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
 from ..evaluation.audit.training import count_classes
 from ..evaluation.leakage import LeakageRow
-from ..evaluation.settings import InversionSettings
+from ..evaluation.section import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
 from ..plugins import metrics
 from ..tensors import copied
 from ..types import ClientUpdate, Defense, Surrogate
-from .attack import Attacker, images_of
 from .flags import Arguments
+from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound
 
 __all__ = ["MOST", "SelfAudit", "Twin"]

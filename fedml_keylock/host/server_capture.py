@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..evaluation.capture import Capture
 from ..types import Agreement, ClientUpdate, Defense
-from .attack import Attacker
 from .flags import Arguments
+from .server_attacker import Attacker
 
 __all__ = ["ServerCapture"]
 

@@ -17,6 +17,7 @@ from ..plugins import defense_of
 from ..types import Agreement, Defense, SharesSecret
 from .asked import check_asked
 from .averaging import Averages
+from .duplicates import Replays
 from .flags import (
     Arguments,
     adds_noise,
@@ -40,7 +41,6 @@ from .gate import (
 )
 from .observer import Observer
 from .progress import note
-from .replay import Replays
 from .sharing import is_masked, share
 from .silo_round import SiloRound, Tell
 

@@ -8,9 +8,9 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
-from .decoder.attack import LearnedAttack
+from .decoder.learned import LearnedAttack
+from .decoder.learning import DecoderFactory
 from .decoder.network import ConvDecoder
-from .decoder.settings import DecoderFactory
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
 from .levels import GRANTS, LEVELS, check_known_levels
 from .presets import (

@@ -12,8 +12,8 @@ from ..errors import AttackError
 from ..names import under
 from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
+from .engine.layer_inputs import watch
 from .engine.observe import observe
-from .engine.watch import watch
 from .knowledge import Knowledge
 from .labels import find_labels
 from .protocol import check_level

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
 from .engine.assemble import assemble, draw_starts
+from .engine.batches import run, split
 from .engine.objective import Objective, probe
 from .engine.observe import Observation, observe
-from .engine.run import run, split
 from .engine.search import Found
-from .engine.settings import SearchSettings
+from .engine.search_settings import SearchSettings
 from .knowledge import Knowledge
 from .labels import find_labels
 from .protocol import check_level

@@ -12,8 +12,8 @@ from ..errors import AttackError
 from ..names import under
 from ..settings import Share, checked
 from ..types import ClientUpdate, TokenReconstruction
+from .engine.layer_inputs import watch
 from .engine.observe import observe
-from .engine.watch import watch
 from .knowledge import Knowledge
 from .protocol import check_level
 from .transform import Noise, Quantise

@@ -12,7 +12,7 @@ def test_a_round_and_a_step_can_be_run_again_and_again():
 
 def test_a_round_is_of_a_masked_update(monkeypatch):
     """Without one, the time would be of half the work."""
-    from fedml_keylock.keylock.whole import Masks
+    from fedml_keylock.locks.rotated import Masks
 
     def masked(*_args, **_settings):
         raise RuntimeError("it was to be masked")

@@ -10,8 +10,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from trial import exports, locks, trains
 
 from fedml_keylock import KeyLockConfig, check_model, lock_model, unlock_model
-from fedml_keylock.keylock.flow import flow_of
-from fedml_keylock.keylock.module import locks as locks_of
+from fedml_keylock.locks.paper.flow import flow_of
+from fedml_keylock.locks.paper.module import locks as locks_of
 
 ALL = KeyLockConfig(module="affine", targets="all")
 MIXING = KeyLockConfig(module="mixing", targets="all")

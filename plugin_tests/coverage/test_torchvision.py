@@ -11,7 +11,7 @@ from trial import copy_runs_its_own_lock, double_backward, exports, locks, publi
 from zoo import FAMILIES, family_of, loss_of, no_start, torchvision_model, torchvision_names
 
 from fedml_keylock import KeyLockConfig, check_model, lock_model, unlock_model
-from fedml_keylock.keylock.module import locks as locks_of
+from fedml_keylock.locks.paper.module import locks as locks_of
 
 CONFIGS = {
     "affine": KeyLockConfig(module="affine", targets="all"),

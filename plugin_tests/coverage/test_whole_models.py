@@ -5,7 +5,7 @@ import torch
 from zoo import FAMILIES, family_of, fedml_hub, fedml_refused, torchvision_model, torchvision_names
 
 from fedml_keylock import check_model, export_model, is_locked, lock_model, unlock_model
-from fedml_keylock.keylock import KeyLockConfig
+from fedml_keylock.locks import KeyLockConfig
 
 SMALLEST = {
     "DenseNet": "densenet121",

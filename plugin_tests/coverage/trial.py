@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from zoo import Model, loss_of
 
 from fedml_keylock import KeyLockConfig, export_model, lock_model, private_state_dict
-from fedml_keylock.keylock.module import locks as locks_of
+from fedml_keylock.locks.paper.module import locks as locks_of
 
 __all__ = ["exports", "locks", "public_face", "trains"]
 

@@ -25,7 +25,6 @@ from torch import nn
 
 from fedml_keylock import KeyLockConfig, cli, lock_model
 from fedml_keylock.builtin import keylock
-from fedml_keylock.builtin.silos import own_locks, silo_secrets
 from fedml_keylock.commands.request import Request
 from fedml_keylock.commands.subjects import _fresh, captured
 from fedml_keylock.errors import AttackError, ConfigError
@@ -43,7 +42,7 @@ from fedml_keylock.evaluation.audit import (
 )
 from fedml_keylock.evaluation.audit.plan import PUBLIC_NORM, tasks_of
 from fedml_keylock.evaluation.audit.score import Result, baselines, matched, score
-from fedml_keylock.evaluation.audit.statistics import shared_statistics
+from fedml_keylock.evaluation.audit.shared_statistics import shared_statistics
 from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, undefended
 from fedml_keylock.evaluation.audit.work import Store, work_on
@@ -56,7 +55,8 @@ from fedml_keylock.inversion import (
     inverting_gradients,
     tableak,
 )
-from fedml_keylock.keylock import Vault, effective_state
+from fedml_keylock.locks import Vault, effective_state
+from fedml_keylock.silos import own_locks, silo_secrets
 from fedml_keylock.types import ClientUpdate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist_cross_silo"

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
 from fedml_keylock.errors import AttackError
-from fedml_keylock.evaluation import run
-from fedml_keylock.evaluation.run import save_reconstruction
+from fedml_keylock.evaluation import trials as run
+from fedml_keylock.evaluation.trials import save_reconstruction
 from fedml_keylock.types import ClientUpdate, Reconstruction
 
 NAME = "dlg-oblivious.safetensors"

@@ -16,7 +16,7 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
-from fedml_keylock.keylock.whole import Masks, WholeDisguise
+from fedml_keylock.locks.rotated import Masks, WholeDisguise
 from fedml_keylock.types import ClientUpdate
 
 

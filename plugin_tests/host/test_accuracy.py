@@ -7,7 +7,7 @@ import torch
 from test_beside import AFFINE, arguments, made
 from torch import nn
 
-from fedml_keylock.host.accuracy import measure, report
+from fedml_keylock.host.own_accuracy import measure, report
 from fedml_keylock.host.session import Session
 
 

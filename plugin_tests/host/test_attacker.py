@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedml_keylock.evaluation.settings import InversionSettings
-from fedml_keylock.host.attack import Attacker
+from fedml_keylock.evaluation.section import InversionSettings
+from fedml_keylock.host.server_attacker import Attacker
 
 IMAGES = torch.linspace(0, 1, 300 * 64).view(300, 1, 8, 8)
 

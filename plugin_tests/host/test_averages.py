@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.host.averaging import Averages
-from fedml_keylock.keylock.whole import Masks, scales_of
-from fedml_keylock.keylock.whole.turns import Part
+from fedml_keylock.locks.rotated import Masks, scales_of
+from fedml_keylock.locks.rotated.turns import Part
 
 PARTS = (Part("parameters", ("w",)), Part("mean", ("mean",)))
 

@@ -12,11 +12,11 @@ from torch import nn
 from fedml_keylock.builtin import KeyLockDefense, keylock
 from fedml_keylock.errors import ConfigError, HostError, VaultError
 from fedml_keylock.host.flags import THEN
+from fedml_keylock.host.one_process import session_of
 from fedml_keylock.host.session import Session
-from fedml_keylock.host.simulation import session_of
-from fedml_keylock.keylock import private_state_dict
-from fedml_keylock.keylock.vault import silo as vaults
-from fedml_keylock.keylock.vault.disk import claim, release
+from fedml_keylock.locks import private_state_dict
+from fedml_keylock.locks.vault import silo as vaults
+from fedml_keylock.locks.vault.disk import claim, release
 
 AFFINE = {"module": "affine", "key_length": 16}
 
@@ -371,7 +371,7 @@ def test_another_model_of_a_silo_is_refused(serving, tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fedml_keylock.keylock.vault.disk import claim, release
+from fedml_keylock.locks.vault.disk import claim, release
 path = Path(sys.argv[1])
 claim(path, what="it")
 print("held", flush=True)

@@ -21,7 +21,7 @@ from fedml_keylock.host.gate import (
     check_state,
     public_copy,
 )
-from fedml_keylock.keylock import effective_state, lock_model, private_state_dict
+from fedml_keylock.locks import effective_state, lock_model, private_state_dict
 from fedml_keylock.types import Agreement
 
 WHO = "silo 1 (rank 2), round 3"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.host.replay import SAMPLE, Replays
+from fedml_keylock.host.duplicates import SAMPLE, Replays
 
 
 def state(seed, size=5000):

@@ -11,9 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedml_keylock.errors import ConfigError, UpdateRefused
-from fedml_keylock.evaluation.settings import InversionSettings
-from fedml_keylock.host.attack import Attacker
+from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.host.self_audit import SelfAudit
+from fedml_keylock.host.server_attacker import Attacker
 from fedml_keylock.host.silo_round import SiloRound
 
 DATA = [(torch.rand(2, 1, 12, 12), torch.tensor([0, 1]))]

@@ -15,7 +15,7 @@ from fedml_keylock.errors import ConfigError, HostError
 from fedml_keylock.host import agree
 from fedml_keylock.host.agree import Agreed
 from fedml_keylock.host.sharing import share
-from fedml_keylock.keylock.whole import Masks
+from fedml_keylock.locks.rotated import Masks
 
 
 def job(rank=1, **more):

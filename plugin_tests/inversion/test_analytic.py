@@ -8,7 +8,7 @@ from torch import nn
 
 from fedml_keylock.errors import AttackError, LockError
 from fedml_keylock.inversion import AnalyticAttack, Knowledge, LocalTraining, Secrets, linear_input
-from fedml_keylock.keylock import KeyLockConfig, lock_model
+from fedml_keylock.locks import KeyLockConfig, lock_model
 
 KNOWN = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10)
 LABELS = torch.tensor([3, 4, 5])

@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from fedml_keylock.errors import AttackError
 from fedml_keylock.inversion import Knowledge, dlg, inverting_gradients
-from fedml_keylock.inversion.engine import run as engine
+from fedml_keylock.inversion.engine import batches as engine
 from fedml_keylock.inversion.engine.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

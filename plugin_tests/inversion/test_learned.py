@@ -24,8 +24,8 @@ from fedml_keylock.inversion import (
     check_level,
     learned,
 )
-from fedml_keylock.keylock import KeyLockConfig, draw_effective, lock_model, surrogate
-from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.locks import KeyLockConfig, draw_effective, lock_model, surrogate
+from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.types import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

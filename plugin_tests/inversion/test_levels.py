@@ -24,7 +24,7 @@ from fedml_keylock.inversion import (
     inverting_gradients,
 )
 from fedml_keylock.inversion.engine.assemble import leaders
-from fedml_keylock.keylock import draw_effective, surrogate
+from fedml_keylock.locks import draw_effective, surrogate
 from fedml_keylock.types import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

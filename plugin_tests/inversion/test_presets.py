@@ -19,7 +19,7 @@ from fedml_keylock.inversion import (
     inverting_gradients,
     tableak,
 )
-from fedml_keylock.inversion.engine.statistics import batch_statistics
+from fedml_keylock.inversion.engine.norm_statistics import batch_statistics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(3, 32, 32), classes=10)

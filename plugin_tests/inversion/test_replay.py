@@ -11,7 +11,7 @@ from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.matching import match
 from fedml_keylock.evaluation.metrics import psnr
 from fedml_keylock.inversion import Knowledge, LocalTraining, inverting_gradients
-from fedml_keylock.inversion.engine.replay import draw_orders, replay
+from fedml_keylock.inversion.engine.local_training import draw_orders, replay
 from fedml_keylock.types import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

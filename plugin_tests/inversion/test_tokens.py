@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from fedml_keylock.errors import AttackError, ConfigError, LockError
 from fedml_keylock.inversion import Clip, Knowledge, LocalTraining, Noise, Quantise, TokenRecovery
 from fedml_keylock.inversion.tokens import embedding_tokens
-from fedml_keylock.keylock import KeyLockConfig, lock_model
+from fedml_keylock.locks import KeyLockConfig, lock_model
 from fedml_keylock.types import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,12 +26,7 @@ from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, UpdateRefused
 from fedml_keylock.host.gate import check_attackable, check_names, check_state, pinned
 from fedml_keylock.host.launch import command
-from fedml_keylock.keylock import (
-    KeyLockConfig,
-    effective_state,
-    load_private_state_dict,
-    lock_model,
-)
+from fedml_keylock.locks import KeyLockConfig, effective_state, load_private_state_dict, lock_model
 
 HERE = Path(__file__).parent
 LOCK = {"module": "affine", "targets": "first", "key_length": 64, "keep_history": True}

@@ -21,8 +21,8 @@ from job_harness import config, run_line
 from safetensors.torch import load_file
 
 from fedml_keylock.host.launch import command
-from fedml_keylock.keylock import KeyLockConfig, load_private_state_dict, lock_model
-from fedml_keylock.keylock.vault.file import Stored
+from fedml_keylock.locks import KeyLockConfig, load_private_state_dict, lock_model
+from fedml_keylock.locks.vault.file import Stored
 
 HERE = Path(__file__).parent
 LOCK = {"module": "affine", "targets": "first", "key_length": 64}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fedml_keylock.keylock import KeyLockConfig
+from fedml_keylock.locks import KeyLockConfig
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "paper"
 MODULES = ("cells", "central", "data", "federated", "nets", "run", "table", "training")

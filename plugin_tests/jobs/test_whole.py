@@ -15,9 +15,9 @@ from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
-from fedml_keylock.keylock.vault.file import Stored
-from fedml_keylock.keylock.whole import Masks, scales_of
-from fedml_keylock.keylock.whole.turns import Turns, parts_of
+from fedml_keylock.locks.rotated import Masks, scales_of
+from fedml_keylock.locks.rotated.turns import Turns, parts_of
+from fedml_keylock.locks.vault.file import Stored
 
 ROUNDS = 3
 

@@ -10,13 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.keylock import (
-    KeyLockConfig,
-    effective_state,
-    load_private_state_dict,
-    lock_model,
-)
-from fedml_keylock.keylock.module import every_lock
+from fedml_keylock.locks import KeyLockConfig, effective_state, load_private_state_dict, lock_model
+from fedml_keylock.locks.paper.module import every_lock
 
 LOCK = {"module": "mixing", "targets": "all", "key_length": 64, "keep_history": True}
 

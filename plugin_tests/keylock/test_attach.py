@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from fedml_keylock.errors import LockError
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLock,
     KeyLockConfig,
     check_model,
@@ -23,8 +23,8 @@ from fedml_keylock.keylock import (
     private_state_dict,
     unlock_model,
 )
-from fedml_keylock.keylock.key import seeded_uniform
-from fedml_keylock.keylock.module import locks
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.locks.paper.module import locks
 
 
 class Net(nn.Module):

@@ -19,14 +19,14 @@ from torchvision.models.convnext import CNBlockConfig, LayerNorm2d
 
 from fedml_keylock import export_model
 from fedml_keylock.errors import LockError
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLockConfig,
     is_locked,
     lock_model,
     private_state_dict,
     unlock_model,
 )
-from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.locks.entropy import seeded_uniform
 
 
 def config(module="affine", targets="all", **fields):

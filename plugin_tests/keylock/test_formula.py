@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fedml_keylock.keylock import KeyLock, KeyLockConfig, effective_state, lock_model, surrogate
-from fedml_keylock.keylock.key import seeded_uniform
-from fedml_keylock.keylock.module import locks
-from fedml_keylock.keylock.reveal import RevealedLock
+from fedml_keylock.locks import KeyLock, KeyLockConfig, effective_state, lock_model, surrogate
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.locks.paper.attacker_model import RevealedLock
+from fedml_keylock.locks.paper.module import locks
 
 EPS, MOMENTUM = 1e-5, 0.1
 ACTIVATIONS = {

@@ -13,13 +13,13 @@ from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused
-from fedml_keylock.keylock import lock_model, unlock_model
-from fedml_keylock.keylock.key import Stream
-from fedml_keylock.keylock.whole import NONE, Masks, lock_of, scales_of
-from fedml_keylock.keylock.whole import mask as masks_module
-from fedml_keylock.keylock.whole import turns as turns_module
-from fedml_keylock.keylock.whole.mask import LEAST, LEAST_BUFFER, MOST, NARROW, WIDTH
-from fedml_keylock.keylock.whole.turns import Part, Turns
+from fedml_keylock.locks import lock_model, unlock_model
+from fedml_keylock.locks.entropy import Stream
+from fedml_keylock.locks.rotated import NONE, Masks, lock_of, scales_of
+from fedml_keylock.locks.rotated import mask as masks_module
+from fedml_keylock.locks.rotated import turns as turns_module
+from fedml_keylock.locks.rotated.mask import LEAST, LEAST_BUFFER, MOST, NARROW, WIDTH
+from fedml_keylock.locks.rotated.turns import Part, Turns
 
 PARTS = (Part("parameters", ("w", "b")), Part("norm.running_mean", ("norm.running_mean",)))
 KEY = bytes(32)

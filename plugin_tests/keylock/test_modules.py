@@ -9,12 +9,13 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
+from fedml_keylock.keylock.pieces import dense, neutral, turn
 from nets import lenet
 from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, LockError, PrivateStateError
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLockConfig,
     check_model,
     draw_effective,
@@ -28,10 +29,9 @@ from fedml_keylock.keylock import (
     surrogate,
     unlock_model,
 )
-from fedml_keylock.keylock.chain import lock_values
-from fedml_keylock.keylock.key import seeded_uniform
-from fedml_keylock.keylock.module import every_lock
-from fedml_keylock.keylock.pieces import dense, neutral, turn
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.locks.paper.chain import lock_values
+from fedml_keylock.locks.paper.module import every_lock
 
 MODULES = (
     *("affine", "mixing", "weights", "weights+norm", "weights+inputs", "stem", "head"),

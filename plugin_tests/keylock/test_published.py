@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.functional import conv2d, cross_entropy
 
 from fedml_keylock.errors import LockError
-from fedml_keylock.keylock import KeyLockConfig, lock_model
-from fedml_keylock.keylock.module import locks
+from fedml_keylock.locks import KeyLockConfig, lock_model
+from fedml_keylock.locks.paper.module import locks
 
 ACT = {"relu": lambda v: v.clamp(min=0), "sigmoid": lambda v: 1 / (1 + (-v).exp())}
 

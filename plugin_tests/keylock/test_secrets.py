@@ -25,7 +25,7 @@ from fedml_keylock.errors import KeyLockError, PrivateStateError
 from fedml_keylock.host.gate import check_state, public_copy
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLock,
     KeyLockConfig,
     Vault,
@@ -35,7 +35,7 @@ from fedml_keylock.keylock import (
     lock_model,
     private_state_dict,
 )
-from fedml_keylock.keylock.key import normal, orthogonal, secret_uniform, seeded_uniform
+from fedml_keylock.locks.entropy import normal, orthogonal, secret_uniform, seeded_uniform
 
 CONFIG = KeyLockConfig(key_length=64, module="mixing", targets="all")
 WINDOW = 8
@@ -199,7 +199,7 @@ def test_two_processes_with_the_same_seed_have_different_secrets():
     script = (
         "import random, numpy, torch\n"
         "random.seed(0); numpy.random.seed(0); torch.manual_seed(0)\n"
-        "from fedml_keylock.keylock import KeyLock, KeyLockConfig\n"
+        "from fedml_keylock.locks import KeyLock, KeyLockConfig\n"
         "lock = KeyLock(4, KeyLockConfig(key_length=8, module='mixing'))\n"
         "print(torch.rand(1).item())\n"
         "for tensor in [*lock.parameters(), *lock.buffers()]:\n"

@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.builtin.silos import fresh_lock_accuracy, own_locks
 from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.keylock import Vault, lock_model, private_state_dict
-from fedml_keylock.keylock.key import seeded_uniform
+from fedml_keylock.locks import Vault, lock_model, private_state_dict
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.silos import fresh_lock_accuracy, own_locks
 
 CLASSES = 8
 SETTINGS = {"module": "mixing", "targets": "all", "key_length": 16}

@@ -19,12 +19,8 @@ from vaults import CONFIG, made, refused, same
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, VaultError
-from fedml_keylock.keylock import (
-    Vault,
-    load_private_state_dict,
-    private_state_dict,
-)
-from fedml_keylock.keylock.vault.file import write_state
+from fedml_keylock.locks import Vault, load_private_state_dict, private_state_dict
+from fedml_keylock.locks.vault.file import write_state
 
 
 def train(model):

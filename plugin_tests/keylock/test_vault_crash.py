@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedml_keylock.errors import VaultError
-from fedml_keylock.keylock.vault.silo import claim_silo
+from fedml_keylock.locks.vault.silo import claim_silo
 
 LOOP = Path(__file__).with_name("vault_loop.py")
 PASSPHRASE = "correct horse"

@@ -23,15 +23,15 @@ from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session import Session
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
     is_locked,
     load_private_state_dict,
     private_state_dict,
 )
-from fedml_keylock.keylock.vault.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
-from fedml_keylock.keylock.vault.file import Stored, write_state
+from fedml_keylock.locks.vault.cipher import MEMORY, PASSPHRASE, Cipher, Kdf
+from fedml_keylock.locks.vault.file import Stored, write_state
 
 CHANGED = "the passphrase is wrong, or the file was changed after it was written"
 
@@ -448,7 +448,7 @@ def test_a_large_file_is_not_taken_for_a_passphrase(tmp_path, monkeypatch):
 
 def test_the_package_is_imported_only_when_it_is_needed():
     script = (
-        "import sys, fedml_keylock.keylock, fedml_keylock.builtin\n"
+        "import sys, fedml_keylock.locks, fedml_keylock.builtin\n"
         "print('cryptography' in sys.modules)"
     )
     done = subprocess.run(

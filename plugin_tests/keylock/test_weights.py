@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from fedml_keylock.errors import LockError
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLockConfig,
     check_model,
     draw_effective,
@@ -22,9 +22,9 @@ from fedml_keylock.keylock import (
     private_state_dict,
     unlock_model,
 )
-from fedml_keylock.keylock.key import seeded_uniform
-from fedml_keylock.keylock.module import KeyLock, WeightLock, every_lock, locks
-from fedml_keylock.keylock.watch import Watch
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.locks.paper.gradients import Watch
+from fedml_keylock.locks.paper.module import KeyLock, WeightLock, every_lock, locks
 
 WEIGHTS = KeyLockConfig(key_length=16, module="weights", targets="all")
 INPUTS = KeyLockConfig(module="weights+inputs", targets="all")

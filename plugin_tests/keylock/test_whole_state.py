@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from fedml_keylock.builtin import LayersDefense, WholeDefense, keylock
 from fedml_keylock.errors import ConfigError, LockError, PrivateStateError, VaultError
-from fedml_keylock.keylock import (
+from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
     check_model,
@@ -36,10 +36,10 @@ from fedml_keylock.keylock import (
     surrogate,
     unlock_model,
 )
-from fedml_keylock.keylock.key import Stream, seeded_uniform
-from fedml_keylock.keylock.whole import Masks, Turn, lock_of, lock_state
-from fedml_keylock.keylock.whole import turn as turn_module
-from fedml_keylock.keylock.whole.turns import OPEN, Part, Turns, digest, parts_of
+from fedml_keylock.locks.entropy import Stream, seeded_uniform
+from fedml_keylock.locks.rotated import Masks, Turn, lock_of, lock_state
+from fedml_keylock.locks.rotated import orthogonal as turn_module
+from fedml_keylock.locks.rotated.turns import OPEN, Part, Turns, digest, parts_of
 
 SIZES = (1, 2, 300, 512, 513, 1000, 70_000)
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))

@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from fedml_keylock.errors import VaultError
-from fedml_keylock.keylock import KeyLockConfig, Vault, lock_model, private_state_dict
-from fedml_keylock.keylock.vault.cipher import Cipher
-from fedml_keylock.keylock.vault.silo import claim_silo
+from fedml_keylock.locks import KeyLockConfig, Vault, lock_model, private_state_dict
+from fedml_keylock.locks.vault.cipher import Cipher
+from fedml_keylock.locks.vault.silo import claim_silo
 
 SILO = 2
 LONGEST = 0.03

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedml_keylock.errors import VaultError
-from fedml_keylock.keylock import KeyLockConfig, lock_model, private_state_dict
+from fedml_keylock.locks import KeyLockConfig, lock_model, private_state_dict
 
 CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
 WORDS = b"correct horse battery staple"

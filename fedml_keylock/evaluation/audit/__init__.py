@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .crew import Alone, Crew, Pool, Ranks, muster
     from .pictures import load_pictures
     from .plan import PUBLIC_NORM
-    from .run import audit
+    from .procedure import audit
     from .subject import Fresh, Protection, Subject, from_capture, probe
     from .truth import Truth, load_truth, save_truth
 
@@ -39,7 +39,7 @@ _WHERE = {
     "Subject": ".subject",
     "Truth": ".truth",
     "accuracy_by_round": ".accuracy",
-    "audit": ".run",
+    "audit": ".procedure",
     "from_capture": ".subject",
     "load_pictures": ".pictures",
     "load_truth": ".truth",

@@ -14,9 +14,9 @@ from ...errors import AttackError
 from ...inversion import GRANTS, Attack, Knowledge, PublicData, check_known_levels
 from ...tensors import fingerprint
 from ...types import ClientUpdate, Surrogate
-from ..run import knowledge_of, trials
+from ..trials import knowledge_of, trials
 from ..verdict import CONTROL
-from .statistics import shared_statistics
+from .shared_statistics import shared_statistics
 from .subject import Rebuild, Subject
 from .twins import opened, public_norm, undefended
 

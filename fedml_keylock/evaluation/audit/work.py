@@ -13,7 +13,7 @@ from ...errors import AttackError, KeyLockError
 from ...files import replacing
 from ...tensors import tensors_of
 from ...threads import one_thread
-from ..run import attack_updates
+from ..trials import attack_updates
 from .plan import Task
 
 __all__ = ["Result", "Store", "work_on"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..wording import columns, ends_of, interval_text, joined, mean_of
-from .names import ROLES, roles_of
 from .page import render
+from .vocabulary import ROLES, roles_of
 from .writing import write_all
 
 __all__ = ["Comparison", "Pair", "compare"]

@@ -17,10 +17,10 @@ from ..leakage import CostCurve, LeakageRow
 from ..picture import check_images, overview_png
 from ..verdict import BASELINE, judge
 from ..wording import columns, interval_text, mean_of, number
-from .names import METRICS, ROLES, roles_of
 from .page import report_page
 from .reading import SCHEMA
 from .spreadsheet import leakage_csv
+from .vocabulary import METRICS, ROLES, roles_of
 from .writing import remove, write_all
 
 __all__ = ["Gallery", "LeakageReport"]

@@ -14,7 +14,7 @@ from ..picture import data_uris
 from ..verdict import BASELINE, judge
 from ..wording import interval_text, mean_of, number
 from .curves import accuracy_charts, cost_charts, leakage_charts
-from .names import KNOWLEDGE, METRICS, ROLES, meaning_of, roles_of
+from .vocabulary import KNOWLEDGE, METRICS, ROLES, meaning_of, roles_of
 
 __all__ = ["render", "report_page"]
 

@@ -8,7 +8,9 @@ from ...errors import HostError
 from ..abort import AbortOnError
 from ..patching import Patches, Seam
 from ..supported import unsupported
-from . import cross_silo, job, receiving, security, simulation
+from . import cross_silo, receiving, security
+from . import current_job as job
+from . import sp as simulation
 from .guard import guards
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]

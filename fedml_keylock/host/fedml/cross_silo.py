@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import fedml
 
 from ...errors import ConfigError, HostError
-from ..accuracy import report
+from ..own_accuracy import report
 from ..patching import Function, Seam
-from .job import begin, final, index_key, state_key
+from .current_job import begin, final, index_key, state_key
 
 if TYPE_CHECKING:
     from fedml.core.alg_frame.client_trainer import ClientTrainer

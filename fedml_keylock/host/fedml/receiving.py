@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import HostError, UpdateRefused
 from ..patching import Function, Seam
 from ..unpickling import load
-from .job import begin, final
+from .current_job import begin, final
 
 if TYPE_CHECKING:
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager

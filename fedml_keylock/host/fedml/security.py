@@ -12,7 +12,7 @@ from ...plugins import defenses
 from ..flags import INVERSION, our_attack, our_defense, word
 from ..patching import Function, Seam
 from ..session import Session
-from .job import begin
+from .current_job import begin
 
 if TYPE_CHECKING:
     from fedml.core.security.fedml_attacker import FedMLAttacker

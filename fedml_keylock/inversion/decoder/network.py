@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from .settings import LearningSettings
+from .learning import LearningSettings
 from .simulation import Simulation
 
 __all__ = ["ConvDecoder", "train_decoder"]

@@ -17,7 +17,7 @@ from ..cost import COSTS
 from ..engine.objective import Layout, Objective, probe
 from ..engine.observe import Observation
 from ..knowledge import Knowledge, PublicData
-from .settings import LearningSettings
+from .learning import LearningSettings
 
 __all__ = ["Simulation"]
 

@@ -15,11 +15,11 @@ from ..cost import COSTS
 from ..knowledge import Knowledge, Secrets
 from ..levels import GRANTS
 from ..prior import Prior
+from .local_training import draw_orders
+from .norm_statistics import given_statistics
 from .objective import Layout, Objective
 from .observe import Observation
-from .replay import draw_orders
-from .settings import SearchSettings
-from .statistics import given_statistics
+from .search_settings import SearchSettings
 
 __all__ = ["assemble", "draw_starts", "leaders"]
 

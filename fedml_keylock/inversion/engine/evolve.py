@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import MissingExtra
 from .objective import Objective
 from .search import Found, points
-from .settings import SearchSettings
+from .search_settings import SearchSettings
 
 __all__ = ["evolve"]
 

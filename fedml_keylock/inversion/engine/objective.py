@@ -19,8 +19,8 @@ from ..knowledge import Knowledge, Statistics
 from ..prior import Prior
 from ..unknowns.pixels import Parametrisation, Pixels
 from .exact import ScaleAfterNorm, scales_in_norm
-from .replay import replay
-from .statistics import batch_statistics
+from .local_training import replay
+from .norm_statistics import batch_statistics
 
 __all__ = ["Layout", "Objective", "probe"]
 

@@ -13,7 +13,7 @@ from ..optim.adam import BatchedAdam
 from ..optim.lbfgs import BatchedLBFGS
 from ..optim.rmsprop import BatchedRMSprop
 from .objective import Objective
-from .settings import SearchSettings
+from .search_settings import SearchSettings
 
 __all__ = ["Found", "search"]
 

@@ -2,7 +2,7 @@
 
 from .generators import ggl, grnn
 from .others import analytic, learned, tableak
-from .pixels import dlg, gradinversion, idlg, inverting_gradients
+from .searches import dlg, gradinversion, idlg, inverting_gradients
 
 __all__ = [
     "analytic",

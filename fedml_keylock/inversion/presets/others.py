@@ -7,7 +7,7 @@ from typing import Any
 
 from ..analytic import AnalyticAttack
 from ..attack import GradientInversion
-from ..decoder.attack import LearnedAttack
+from ..decoder.learned import LearnedAttack
 from ..unknowns.table import TableRows
 from .make import preset
 

@@ -1,0 +1,74 @@
+"""Simulation in one process: one trainer and one model serve the server and every silo in turn."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from ..one_process import Simulation
+from ..own_accuracy import report
+from ..patching import Function, Seam
+from .current_job import begin
+
+if TYPE_CHECKING:
+    from fedml.simulation.sp.fedavg.client import Client
+    from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
+
+__all__ = ["seams"]
+
+
+def seams() -> tuple[Seam, ...]:
+    """What of FedML's single-process FedAvg is wrapped."""
+    from fedml.simulation.sp.fedavg.client import Client
+    from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
+
+    return (
+        Seam(Client, "train", ("self", "w_global"), _train),
+        Seam(Client, "local_test", ("self", "b_use_test_dataset"), _local_test),
+        Seam(FedAvgAPI, "train", ("self",), _train_all),
+    )
+
+
+def _train(original: Function) -> Function:
+    @functools.wraps(original)
+    def train(self: Client, w_global: Any) -> Any:
+        session = begin(self.args)
+        if not isinstance(session, Simulation):
+            return original(self, w_global)
+        session.enter(int(self.client_idx))
+        session.take_in(w_global, self.model_trainer)
+        if session.tests_now():
+            report(session, self.model_trainer, self.local_test_data, self.device)
+        return session.exchange(
+            self.model_trainer,
+            self.local_training_data,
+            # FedML loads the model once more: what was loaded, as the lock now shows it
+            lambda: original(self, self.model_trainer.get_model_params()),
+            samples=self.get_sample_number(),
+        )
+
+    return train
+
+
+def _local_test(original: Function) -> Function:
+    @functools.wraps(original)
+    def local_test(self: Client, b_use_test_dataset: Any) -> Any:
+        session = begin(self.args)
+        if not isinstance(session, Simulation):
+            return original(self, b_use_test_dataset)
+        with session.as_server(self.model_trainer):
+            return original(self, b_use_test_dataset)
+
+    return local_test
+
+
+def _train_all(original: Function) -> Function:
+    @functools.wraps(original)
+    def train(self: FedAvgAPI) -> None:
+        original(self)
+        session = begin(self.args)
+        if isinstance(session, Simulation):
+            session.observer.received = self.model_trainer.get_model_params()
+            session.finish()
+
+    return train

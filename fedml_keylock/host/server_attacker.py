@@ -1,0 +1,174 @@
+"""The server as an attacker: what it is configured to try, and with what after the last round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import AttackError
+from ..evaluation.capture import Capture
+from ..evaluation.section import InversionSettings
+from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
+from ..inversion import Attack, PublicData
+from ..plugins import attack_of, manager
+from ..types import Defense
+
+__all__ = ["Attacker", "images_of"]
+
+_PUBLIC = 1000
+"""How many of the server's test images a simulating attacker has."""
+_SEEN = 100
+"""How many tell the range of pixels."""
+
+
+@dataclass
+class Attacker:
+    """The attacks of a job's `gradient_inversion` section.
+
+    Attributes:
+        settings: the section.
+        rounds: indices of those that are attacked.
+        attacks: by name, made from their own settings.
+        trials: each with the levels of knowledge that it runs at.
+        public: the server's own test data, or None where they are not images.
+        classes: how many the model has.
+        bounds: least and greatest pixel value: the settings', or those of the test data.
+
+    """
+
+    settings: InversionSettings
+    rounds: frozenset[int]
+    attacks: Mapping[str, Attack]
+    trials: list[tuple[str, str]]
+    public: PublicData | None = None
+    classes: int = 0
+    bounds: tuple[float, float] = (0.0, 1.0)
+
+    @classmethod
+    def begin(cls, settings: InversionSettings, *, rounds: int, defended: bool) -> Attacker:
+        """Make the attacks, of a job of so many rounds.
+
+        Raises:
+            ConfigError: there is no such attack or round, or a field of one is wrong.
+            AttackError: an attack can run at none of the levels.
+
+        """
+        # what cannot be run is refused now, and not after the training
+        indices = settings.rounds_of(rounds)
+        made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
+        return cls(settings, indices, made, trials(made, settings.knowledge, defended=defended))
+
+    def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
+        """Keep what is needed of the server's test data: for most attackers only what they are."""
+        simulating = any(level == "simulating" for _, level in self.trials)
+        self.public, self.classes = images_of(loader, _PUBLIC if simulating else _SEEN), classes
+        if self.settings.bounds is not None:
+            self.bounds = self.settings.bounds
+        elif self.public is not None:
+            low, high = self.public.images.min().item(), self.public.images.max().item()
+            if low < 0 or high > 1:  # normalised by the job's own loader
+                self.bounds = low, high
+
+    def run(
+        self,
+        capture: Capture,
+        model: nn.Module,
+        defense: Defense | None,
+        *,
+        seed: int,
+        round_index: int | None = None,
+    ) -> None:
+        """Reconstruct what the captured updates give away, and say where the pictures are.
+
+        It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user
+        asked for. An attack that fails is reported and does not stop the others: training is over.
+
+        Args:
+            capture: what was captured.
+            model: the job's.
+            defense: the job's, or None.
+            seed: of the attacker.
+            round_index: attack what this round brought, into a folder of its own; None for all.
+
+        Raises:
+            AttackError: the job's data are not images, or the capture is damaged.
+
+        """
+        if self.public is None:
+            raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
+        chosen = [e for e in capture.entries() if round_index in (None, e[0])]
+        updates = [capture.load(*entry) for entry in chosen[: self.settings.images]]
+        output = self.settings.output
+        if round_index is not None:
+            output = output / f"round-{round_index:05d}"
+        surrogate = defense.surrogate(model) if defense else None
+        for name, level in self.trials:
+            knowledge = knowledge_of(
+                level,
+                input_shape=tuple(self.public.images.shape[1:]),
+                classes=self.classes,
+                surrogate=surrogate,
+                public=self.public,
+                bounds=self.bounds,
+            )
+            try:
+                with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
+                    made = attack_updates(
+                        self.attacks[name],
+                        updates,
+                        model,
+                        knowledge=knowledge,
+                        surrogate=surrogate,
+                        seed=seed,
+                        progress=partial(_advance, bar),
+                    )
+            except AttackError as error:
+                click.echo(f"fedml-keylock: {name}, {level}: {error}", err=True)
+                manager().hook.on_attack_error(attack=name, error=error)
+                continue
+            path = save_reconstruction(output, made, updates)
+            costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
+            click.echo(
+                f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}",
+                err=True,
+            )
+
+
+def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
+    """The first images of a loader, at least as many as wanted, or None if there are none.
+
+    What a loader gives at once is kept whole: to stop in it would save nothing. A loader that
+    shuffles by torch's own generator draws from a copy of it: what an attack looks at is not to
+    change what the silo trains.
+
+    Example:
+        >>> images_of([(torch.rand(2, 1, 8, 8), torch.zeros(2))], 1).images.shape
+        torch.Size([2, 1, 8, 8])
+
+    """
+    images: list[Tensor] = []
+    labels: list[Tensor] = []
+    with torch.random.fork_rng(devices=[]):
+        for batch in loader:
+            some, which = batch[0], batch[1]
+            if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
+                return None
+            images.append(some)
+            labels.append(which)
+            if sum(map(len, images)) >= wanted:
+                break
+    if not images:
+        return None
+    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())
+
+
+def _advance(bar: tqdm[Any], done: int, total: int) -> None:
+    bar.total = total
+    bar.update(done - bar.n)

@@ -1,0 +1,192 @@
+"""Arithmetic of an export: a map of the channels, folded into a layer or made a plain module."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import public_parameter
+
+__all__ = [
+    "ChannelMap",
+    "batch_map",
+    "fold_into",
+    "pointwise",
+    "put_behind",
+    "set_affine",
+]
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
+    3: nn.Conv1d,
+    4: nn.Conv2d,
+    5: nn.Conv3d,
+}
+"""The convolution for a tensor of so many dimensions."""
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """``y = weight x + bias`` along the channels, in float64 on the CPU.
+
+    Attributes:
+        weight: ``(c,)``, one factor a channel.
+        bias: ``(c,)``, or None for a map that adds nothing.
+
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+def batch_map(
+    mean: Tensor, variance: Tensor, eps: float, gamma: Tensor, beta: Tensor
+) -> ChannelMap:
+    """What a batch norm with these running statistics does in evaluation. All are ``(c,)``.
+
+    Example:
+        >>> batch_map(torch.ones(1), torch.ones(1), 0.0, torch.ones(1), torch.ones(1)).bias
+        tensor([0.])
+
+    """
+    scale = gamma / torch.sqrt(variance + eps)
+    return ChannelMap(scale, beta - mean * scale)
+
+
+def fold_into(layer: nn.Module, change: ChannelMap) -> None:
+    """Let a convolution or linear layer compute ``change(layer(x))``.
+
+    It gets a bias when it had none and the map adds something.
+
+    Args:
+        layer: changed in place; it gets what it computed, scaled and shifted.
+        change: a map of its output's channels.
+
+    Example:
+        >>> layer = nn.Linear(3, 2, bias=False)
+        >>> fold_into(layer, ChannelMap(torch.zeros(2), torch.ones(2)))
+        >>> layer(torch.rand(1, 3))
+        tensor([[1., 1.]], grad_fn=<AddmmBackward0>)
+
+    """
+    old = public_parameter(layer, "weight")
+    assert old is not None
+    weight = old.detach().cpu().double()
+    groups = getattr(layer, "groups", 1)
+    transposed = isinstance(layer, TRANSPOSED)
+    if transposed:
+        weight = _turned(weight, groups)
+    weight = change.weight.double().view(-1, *[1] * (weight.dim() - 1)) * weight
+    if transposed:
+        weight = _turned(weight, groups)
+    own = public_parameter(layer, "bias")
+    bias = change.bias
+    if own is not None:
+        moved = own.detach().cpu().double()
+        moved = change.weight.double() * moved
+        bias = moved if bias is None else bias + moved
+    layer.weight = _like(weight, old)
+    if bias is not None:
+        layer.bias = _like(bias, old if own is None else own)
+
+
+def set_affine(norm: nn.Module, gamma: Tensor, beta: Tensor | None, like: Tensor) -> None:
+    """Give a normalisation layer this weight and bias, as parameters of its own.
+
+    Args:
+        norm: changed in place.
+        gamma: ``(c,)``.
+        beta: ``(c,)``, or None for a layer that has no bias.
+        like: has the device and the type that a layer without parameters is to get.
+
+    Example:
+        >>> norm = nn.BatchNorm2d(2, affine=False)
+        >>> set_affine(norm, torch.ones(2), torch.zeros(2), torch.empty(0))
+        >>> norm.affine, norm.weight.shape
+        (True, torch.Size([2]))
+
+    """
+    for name, value in (("weight", gamma), ("bias", beta)):
+        if value is not None:
+            old = public_parameter(norm, name)
+            setattr(norm, name, _like(value, like if old is None else old, trained=old is None))
+    for flag in ("affine", "elementwise_affine"):
+        if hasattr(norm, flag):
+            setattr(norm, flag, True)
+
+
+def pointwise(change: ChannelMap, dimensions: int | None, like: Tensor) -> nn.Module:
+    """A plain module that computes a map: a 1x1 convolution, or a linear layer.
+
+    Args:
+        change: the map.
+        dimensions: how many a tensor ``(n, c, ...)`` has, 2 to 5; None for ``(..., c)``.
+        like: has the device and the type that it gets.
+
+    Example:
+        >>> change = ChannelMap(torch.ones(2), torch.ones(2))
+        >>> pointwise(change, 4, torch.empty(0))
+        Conv2d(2, 2, kernel_size=(1, 1), stride=(1, 1), groups=2)
+
+    """
+    channels, bias = len(change.weight), change.bias is not None
+    made: nn.Module
+    # on meta: their own initial values are not wanted, nor drawn from anyone's generator
+    if dimensions is None or dimensions == 2:
+        made = nn.Linear(channels, channels, bias=bias, device="meta")
+        weight = change.weight.diag()
+    else:
+        made = POINTWISE[dimensions](
+            channels, channels, 1, bias=bias, groups=channels, device="meta"
+        )
+        weight = change.weight.view(*made.weight.shape)
+    made.weight = _like(weight, like, trained=True)
+    if change.bias is not None:
+        made.bias = _like(change.bias, like, trained=True)
+    return made
+
+
+def put_behind(layer: nn.Module, *behind: nn.Module) -> None:
+    """Turn a layer into a `nn.Sequential` of itself and what is to run behind it.
+
+    The object stays the one that it was, so that whoever has it, under whatever name, runs the
+    whole sequence. Its forward hooks get what the whole gives.
+
+    Example:
+        >>> layer = nn.ReLU()
+        >>> put_behind(layer, nn.Sigmoid())
+        >>> layer(torch.tensor(-1.0))
+        tensor(0.5000)
+
+    """
+    inner = object.__new__(type(layer))
+    inner.__dict__.update(vars(layer))
+    sequence = nn.Sequential(inner, *behind).train(layer.training)
+    for table in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        setattr(sequence, table, vars(inner)[table])
+        setattr(inner, table, OrderedDict())
+    layer.__class__ = nn.Sequential
+    layer.__dict__ = sequence.__dict__
+
+
+def _turned(weight: Tensor, groups: int) -> Tensor:
+    """``(in, out / groups, ...)`` of a transposed convolution as ``(out, in / groups, ...)``.
+
+    And back again.
+    """
+    each = weight.view(groups, -1, *weight.shape[1:])
+    return each.transpose(1, 2).flatten(0, 1)
+
+
+def _like(value: Tensor, old: Tensor, *, trained: bool = False) -> nn.Parameter:
+    """A parameter with these values, in an old one's place: its device, type and memory format."""
+    if old.shape == value.shape:
+        made = torch.empty_like(old, requires_grad=False)
+    else:
+        made = torch.empty(value.shape, dtype=old.dtype, device=old.device)
+    with torch.no_grad():
+        made.copy_(value)
+    return nn.Parameter(made, requires_grad=trained or old.requires_grad)

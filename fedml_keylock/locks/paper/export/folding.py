@@ -1,0 +1,243 @@
+"""Fold the lock into a plain model, for whoever may have what the silo has: its own deployment.
+
+An exported model holds the lock, in another form: it is as private as the silo's vault.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._pytree import tree_leaves
+
+from ....errors import LockError, first_line
+from ....names import under
+from ...rotated import lock_of
+from ..attach import DDP_IGNORES, unlock_model
+from ..chain import lock_values
+from ..formula import EPS
+from ..kinds import is_plain
+from ..module import KeyLock, is_locked, locks
+from ..placement import PINNED
+from .arithmetic import ChannelMap, batch_map, fold_into, pointwise, put_behind, set_affine
+from .feeds import Feeds, feeds_of
+
+__all__ = ["export_model"]
+
+OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    3: nn.BatchNorm1d,
+    4: nn.BatchNorm2d,
+    5: nn.BatchNorm3d,
+}
+AFFINE = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+"""Norms of torch's that may have a weight and a bias."""
+
+
+def export_model(
+    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
+) -> nn.Module:
+    """A plain copy of a locked model with every lock folded in. The model itself is not touched.
+
+    In evaluation it gives the same outputs. It has no class, hook or attribute of this package
+    left: it can be pickled, scripted and exported where the unlocked model can, and loads where
+    this package is not installed. It is for evaluation only, and is returned in that mode: what a
+    convolution has taken in of a batch norm are the silo's running statistics.
+
+    Gamma and beta become a normalisation layer's own weight and bias, and the batch norm that a
+    lock brought goes into its convolution. Its state has the plain model's names then. What cannot
+    be folded becomes a module of its own, with the locked layer in a `nn.Sequential`:
+
+    - the norm that a lock brought on a linear layer: a `nn.LayerNorm`;
+    - the beta behind a `nn.RMSNorm`, which has no bias: a linear layer.
+
+    A convolution without a bias may get one, and a norm without weight and bias both.
+
+    Args:
+        model: locked; with the private state that it is to have.
+        example: an input, or several, that the model runs on. Only needed where it cannot be known
+            otherwise how many dimensions a locked layer's output has; the error says so.
+
+    Raises:
+        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
+            run on the example, or needs one.
+
+    Example:
+        >>> from fedml_keylock.locks import KeyLockConfig, lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)).eval()
+        >>> info = lock_model(model, KeyLockConfig(module="affine"))
+        >>> plain, x = export_model(model), torch.rand(2, 1, 5, 5)
+        >>> torch.allclose(plain(x), model(x), atol=1e-5)
+        True
+        >>> is_locked(plain)
+        False
+
+    """
+    if not is_locked(model):
+        raise LockError("the model is not locked")
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise LockError("the model has no values to export: it is on meta")
+    if lock_of(model) is not None:  # it computes as it is
+        copy = deepcopy(model).eval()
+        unlock_model(copy)
+        return copy
+    copy = _copy(model).eval()
+    measured = None if example is None else _measured(model, copy, example)
+    taken = _take_out(copy)
+    feeds = feeds_of(copy, measured)
+    for lock in taken:
+        _fold(lock, feeds)
+    for module in copy.modules():
+        # its quick way reads the weights of layers and calls none, and one is a sequence now
+        if isinstance(module, nn.TransformerEncoderLayer) and nn.Sequential in _kinds_in(module):
+            module.activation_relu_or_gelu = 0
+    return copy
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy; of a model that keeps something of its last forward pass too."""
+    kept = [t for module in model.modules() for t in tree_leaves(vars(module))]
+    # torch refuses to copy what has a gradient function
+    made = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
+    return deepcopy(model, {id(t): t.detach().clone() for t in made})
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a lock did to its holder's output; gamma, beta and the rest in float64 on the CPU.
+
+    Attributes:
+        name: the holder's.
+        holder: the layer.
+        lock: on it.
+        gamma: ``(c,)``.
+        beta: ``(c,)``.
+
+    """
+
+    name: str
+    holder: nn.Module
+    lock: KeyLock
+    gamma: Tensor
+    beta: Tensor
+
+    @property
+    def like(self) -> Tensor:
+        """Device and type of the layer."""
+        return self.lock.bias_beta
+
+
+def _kinds_in(module: nn.Module) -> set[type]:
+    return {type(child) for child in module.children()}
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().double()
+
+
+def _take_out(copy: nn.Module) -> list[_Taken]:
+    """Unlock a copy; what its locks did."""
+    taken: list[_Taken] = []
+    # the model that was locked may stand in a wrapping of the user's
+    for prefix, root in reversed(list(copy.named_modules())):
+        if not hasattr(root, DDP_IGNORES) or not is_locked(root):
+            continue
+        values = lock_values(root)
+        for name, holder, lock in locks(root):
+            gamma, beta = map(_exact, values[name])
+            taken.append(_Taken(under(prefix, name), holder, lock, gamma, beta))
+        unlock_model(root)
+    if is_locked(copy):
+        raise LockError("this is a part of a model that was locked as a whole: export the whole")
+    return taken
+
+
+def _measured(
+    model: nn.Module, copy: nn.Module, example: Tensor | tuple[Tensor, ...]
+) -> dict[nn.Module, set[int]]:
+    """How many dimensions each holder's output has when the model runs on an example."""
+    ranks: dict[nn.Module, set[int]] = {}
+    runs = _copy(model).eval()
+
+    def note(own: nn.Module, output: Tensor) -> None:
+        ranks.setdefault(own, set()).add(output.dim())
+
+    for name, holder, _ in locks(runs):
+        own = copy.get_submodule(name)
+        holder.register_forward_hook(lambda _m, _i, output, own=own: note(own, output))
+    try:
+        with torch.no_grad():
+            runs(*(example if isinstance(example, tuple) else (example,)))
+    except Exception as error:  # the model is anyone's code
+        raise LockError(f"the model does not run on the example: {first_line(error)}") from error
+    return ranks
+
+
+def _fold(taken: _Taken, feeds: Feeds) -> None:
+    if taken.lock.normalise == "batch":
+        _fold_batch(taken, feeds)
+    elif taken.lock.normalise == "layer":
+        norm = nn.LayerNorm(taken.lock.channels, EPS).to(taken.like)
+        set_affine(norm, taken.gamma, taken.beta, taken.like)
+        _put_behind(taken, feeds, norm)
+    else:
+        _fold_norm(taken, feeds)
+
+
+def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
+    """The lock on a convolution, with its own batch norm."""
+    layer, lock = taken.holder, taken.lock
+    assert lock.running_mean is not None
+    assert lock.running_var is not None
+    mean, variance = _exact(lock.running_mean), _exact(lock.running_var)
+    if is_plain(layer) and not feeds.shares(layer) and not feeds.reads(layer, values=True):
+        fold_into(layer, batch_map(mean, variance, EPS, taken.gamma, taken.beta))
+        return
+    rank = feeds.rank(layer)
+    assert rank is not None
+    norm = OWN_NORM[rank](lock.channels, EPS).to(taken.like)
+    norm.running_mean, norm.running_var = mean.to(taken.like), variance.to(taken.like)
+    set_affine(norm, taken.gamma, taken.beta, taken.like)
+    _put_behind(taken, feeds, norm)
+
+
+def _fold_norm(taken: _Taken, feeds: Feeds) -> None:
+    """The lock on a normalisation layer, gamma and beta in it."""
+    norm, lock = taken.holder, taken.lock
+    fits = (lock.fused or is_plain(norm)) and not feeds.shares(norm)
+    if fits and isinstance(norm, AFFINE):
+        set_affine(norm, taken.gamma, taken.beta, taken.like)
+    elif fits and isinstance(norm, nn.RMSNorm):
+        set_affine(norm, taken.gamma, None, taken.like)
+        shift = ChannelMap(torch.ones_like(taken.beta), taken.beta)
+        _put_behind(taken, feeds, _pointwise(taken, shift, feeds))
+    else:  # its weight is also another's, or it is a class of the user's that may use none
+        for name in lock.before:
+            own = norm.get_parameter(name)
+            own.requires_grad_(False).fill_(PINNED[name])
+        change = ChannelMap(taken.gamma, taken.beta)
+        _put_behind(taken, feeds, _pointwise(taken, change, feeds))
+
+
+def _pointwise(taken: _Taken, change: ChannelMap, feeds: Feeds) -> nn.Module:
+    if taken.lock.channel_dim == -1:
+        return pointwise(change, None, taken.like)
+    rank = feeds.rank(taken.holder)
+    if rank is None or not 2 <= rank <= 5:
+        raise LockError(
+            f"{taken.name}: how many dimensions its output has is not known; give an example of "
+            "the model's input (export_model's example, or --example-shape)"
+        )
+    return pointwise(change, rank, taken.like)
+
+
+def _put_behind(taken: _Taken, feeds: Feeds, *behind: nn.Module) -> None:
+    if feeds.reads(taken.holder, values=False):
+        raise LockError(
+            f"{taken.name}: the model reads this layer's weight itself, so that nothing can be put "
+            "behind the layer; lock others, or leave it to the silo to run the locked model"
+        )
+    put_behind(taken.holder, *behind)

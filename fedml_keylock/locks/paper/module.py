@@ -1,0 +1,209 @@
+"""The lock itself: a key, the weights that make gamma and beta of it, and how they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import LockError
+from ..config import KeyLockConfig
+from ..entropy import Uniform, draw_key, normal, secret_uniform
+from ..private import Unsent
+from ..rotated import lock_of
+from .formula import ACTIVATIONS, EPS, apply_lock
+
+__all__ = ["KeyLock", "is_locked", "locks"]
+
+GAMMA_SPREAD = 0.7
+"""How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
+from 0, where relu would leave a channel dead, and its vanishing gradient would show that to the
+server."""
+BETA_SPREAD = 0.3
+"""Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
+
+
+class KeyLock(Unsent):
+    """One holder's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
+
+    Everything in it is private. Its parameters are trained in the silo like any other of the
+    model, and are in `parameters()`; `state_dict()` leaves them all out, and pickling raises.
+
+    For a fixed key, only ``W k`` has any effect, and the gradient of W is a column times the key's
+    transpose, so that training never moves W in any other direction. Of W is therefore kept its
+    part along the key: ``W = w d^T`` with ``d`` the key's direction, one number a channel, whatever
+    the key's length. It is the published formula, at the cost of a vector, and its step size does
+    not depend on the key's length. In a chained lock the key is the gamma and beta of the lock
+    before it, and changes in training: there W is whole.
+
+    Args:
+        channels: how many channels the holder has.
+        config: which module, activation and key length.
+        normalise: None on a normalisation layer; "batch" or "layer" on a layer that has none behind
+            it, where the lock brings its own (its statistics are private).
+        channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
+        key: ``(K,)``; drawn from the system's entropy when not given.
+        keys: for a chained lock, the gamma and beta of the one before it.
+        uniform: where random numbers come from; anything but the default is for attackers.
+
+    Example:
+        >>> config = KeyLockConfig(module="affine", key_length=16)
+        >>> lock = KeyLock(12, config, normalise="batch")
+        >>> lock(torch.rand(2, 12, 5, 5)).shape
+        torch.Size([2, 12, 5, 5])
+        >>> lock.state_dict()
+        OrderedDict()
+
+    """
+
+    key: Tensor | None
+    direction: Tensor | None
+    weight_gamma: nn.Parameter
+    bias_gamma: nn.Parameter
+    weight_beta: nn.Parameter
+    bias_beta: nn.Parameter
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(
+        self,
+        channels: int,
+        config: KeyLockConfig,
+        *,
+        normalise: str | None = None,
+        channel_dim: int = 1,
+        key: Tensor | None = None,
+        keys: tuple[Tensor, Tensor] | None = None,
+        uniform: Uniform = secret_uniform,
+    ) -> None:
+        super().__init__()
+        self.channels = channels
+        self.normalise = normalise
+        self.channel_dim = channel_dim
+        self.activation = config.activation
+        self.chained = keys is not None
+        # what the chain last handed to this lock, in a forward pass of its model
+        self.values: tuple[Tensor, Tensor] | None = None
+        # what the holder's own weight and bias were, for unlock_model
+        self.before: dict[str, tuple[Tensor, bool]] = {}
+        self.fused = False
+        self.layers: tuple[str, ...] = ()  # names of the layers that it locks
+        self.share_statistics = config.share_norm_statistics
+        if keys is None:
+            key = draw_key(config.key_length, uniform) if key is None else key.detach().clone()
+            direction = key / key.dot(key)
+        self.register_buffer("key", None if keys else key)
+        self.register_buffer("direction", None if keys else direction)
+        for index, name in enumerate(("gamma", "beta")):
+            wanted = _wanted(name, channels, config.activation, uniform)
+            if keys is None:
+                weight = BETA_SPREAD * normal((channels,), uniform)
+                bias = wanted - weight
+            else:
+                before = keys[index].detach()
+                scale = before.norm().clamp(min=1e-6).reciprocal()
+                weight = BETA_SPREAD * normal((channels, before.numel()), uniform)
+                bias = wanted - torch.mv(weight, scale * before)
+                self.register_buffer(f"scale_{name}", scale)
+            self.register_parameter(f"weight_{name}", nn.Parameter(weight))
+            self.register_parameter(f"bias_{name}", nn.Parameter(bias))
+        batch = normalise == "batch"
+        self.register_buffer("running_mean", torch.zeros(channels) if batch else None)
+        self.register_buffer("running_var", torch.ones(channels) if batch else None)
+        self._config = config
+
+    def scale(self, key: Tensor | None = None) -> Tensor:
+        """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); of a chained lock, from this key."""
+        return self._make("gamma", key)
+
+    def shift(self, key: Tensor | None = None) -> Tensor:
+        """Beta ``(c,)`` (arXiv 2305.04095, equation 6); of a chained lock, from this key."""
+        return self._make("beta", key)
+
+    def _make(self, name: str, key: Tensor | None) -> Tensor:
+        weight, bias = getattr(self, f"weight_{name}"), getattr(self, f"bias_{name}")
+        if not self.chained:
+            assert self.key is not None
+            assert self.direction is not None
+            along = torch.dot(self.direction, self.key)
+            return ACTIVATIONS[self.activation](torch.addcmul(bias, weight, along))
+        if key is not None:
+            scaled = getattr(self, f"scale_{name}") * key
+            return ACTIVATIONS[self.activation](torch.addmv(bias, weight, scaled))
+        if self.values is None:
+            raise LockError(
+                "a chained lock gets its key from the lock before it: call the whole model, not "
+                "a part of it, or lock it with chained: false"
+            )
+        return self.values[0 if name == "gamma" else 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Lock a layer's output; the shape stays."""
+        # a fused holder has applied gamma and beta as its own weight and bias
+        if self.normalise == "batch":
+            # one fused call, with gamma and beta in the place of an affine norm's own
+            x = F.batch_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.scale(),
+                self.shift(),
+                training=self.training,
+                eps=EPS,
+            )
+        elif self.normalise == "layer":
+            x = F.layer_norm(x, (self.channels,), self.scale(), self.shift(), EPS)
+        elif not self.fused:
+            x = apply_lock(x, self.scale(), self.shift(), channel_dim=self.channel_dim)
+        return x
+
+    def fresh(self) -> KeyLock:
+        """Another of the same kind, newly drawn; not of a chained one."""
+        return KeyLock(
+            self.channels, self._config, normalise=self.normalise, channel_dim=self.channel_dim
+        )
+
+    def extra_repr(self) -> str:
+        """What kind of lock it is; never its values."""
+        own = f", own {self.normalise} norm" if self.normalise else ""
+        key = "chained" if self.key is None else f"key_length={self.key.numel()}"
+        return f"{self.channels}, {key}{own}"
+
+
+def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
+    """What goes into the activation ``(c,)`` for a new lock's gamma or beta."""
+    if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
+        return normal((channels,), uniform)
+    if name == "gamma":
+        wanted = 1 + GAMMA_SPREAD * (2 * uniform((channels,)) - 1)
+    else:
+        wanted = BETA_SPREAD * normal((channels,), uniform)
+        wanted = wanted.abs() + 1e-3
+    return wanted
+
+
+def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
+    """Each lock of a model, as (name of its holder, the holder, the lock).
+
+    Example:
+        >>> list(locks(nn.Conv2d(1, 6, 3)))
+        []
+
+    """
+    for name, module in model.named_modules():
+        lock = module._modules.get("keylock")
+        if isinstance(lock, KeyLock):
+            yield name, module, lock
+
+
+def is_locked(model: nn.Module) -> bool:
+    """Whether any layer of the model carries a lock, or its whole state goes through one.
+
+    Example:
+        >>> is_locked(nn.Conv2d(1, 6, 3))
+        False
+
+    """
+    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())

@@ -1,0 +1,133 @@
+"""What of a locked model is public, what is private, and the hooks that hold the line.
+
+Public is every name that the unlocked model has. On a locked normalisation layer the public values
+say nothing: weight 1, bias 0, and (unless they are shared on purpose) running mean 0, running
+variance 1, no batches seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LockError, VaultError
+from ...names import under
+from ..rotated import lock_of
+from .layers import public_parameter
+from .module import KeyLock, locks
+from .placement import STATISTICS
+
+__all__ = [
+    "keep_private",
+    "load_private_state_dict",
+    "lock_tensors",
+    "private_state_dict",
+    "show_public",
+]
+
+
+def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything private in a locked model, name to tensor. For the vault only.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> from fedml_keylock.locks import KeyLockConfig, lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model, KeyLockConfig(module="affine"))
+        >>> sorted(private_state_dict(model))[0]
+        '0.keylock.bias_beta'
+
+    """
+    return {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, t in _private_tensors(model).items()
+    }
+
+
+def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put private state back into a model that is locked in the same way.
+
+    Raises:
+        LockError: the model is not locked.
+        VaultError: the state is that of another lock; the model is unchanged.
+
+    Example:
+        >>> from fedml_keylock.locks import lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> load_private_state_dict(model, private_state_dict(model))
+
+    """
+    whole = lock_of(model)
+    if whole is not None:
+        whole.restore(state)
+        return
+    own = _private_tensors(model)
+    differing = sorted(own.keys() ^ state.keys()) or sorted(
+        name for name in own if own[name].shape != state[name].shape
+    )
+    if differing:
+        raise VaultError(f"the private state is that of another lock: {differing[0]} differs")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
+    whole = lock_of(model)
+    if whole is not None:
+        return whole.tensors
+    tensors: dict[str, Tensor] = lock_tensors(model)
+    if not tensors:
+        raise LockError("the model is not locked")
+    for name, holder, _ in locks(model):
+        for own in _hidden_statistics(holder):
+            tensor = holder._buffers[own]
+            assert tensor is not None
+            tensors[under(name, own)] = tensor
+    return tensors
+
+
+def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's locks themselves, by their names in the model; not copies.
+
+    Example:
+        >>> lock_tensors(nn.Conv2d(1, 6, 3))
+        {}
+
+    """
+    return {
+        under(name, f"keylock.{own}"): tensor
+        for name, _, lock in locks(model)
+        for own, tensor in (*lock.named_parameters(), *lock.named_buffers())
+    }
+
+
+def _hidden_statistics(holder: nn.Module) -> list[str]:
+    lock = holder.keylock
+    if lock.normalise is not None or lock.share_statistics:
+        return []
+    return [name for name in STATISTICS if holder._buffers.get(name) is not None]
+
+
+def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
+    """The state-dict hook of a locked layer: private running statistics are not in the state."""
+    for name in _hidden_statistics(holder):
+        state[prefix + name] = torch.full_like(state[prefix + name], STATISTICS[name])
+
+
+def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
+    """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
+    lock = holder.keylock
+    assert isinstance(lock, KeyLock)
+    own: dict[str, Tensor | None] = {name: public_parameter(holder, name) for name in lock.before}
+    own |= {name: holder._buffers[name] for name in _hidden_statistics(holder)}
+    for name, tensor in own.items():
+        if prefix + name in state:
+            assert tensor is not None
+            state[prefix + name] = tensor.detach()

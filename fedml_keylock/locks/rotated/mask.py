@@ -1,0 +1,212 @@
+"""Masks that hide one silo's state even from who has the group's secret, and cancel in the average.
+
+Pairwise masks as in secure aggregation (Bonawitz et al., CCS 2017), without its recovery of silos
+that drop out: here a silo that drops out ends the job.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...threads import one_thread
+from ..entropy import Stream
+from .turns import PARAMETERS, Part, as_one
+
+__all__ = ["NONE", "Masks", "outgrown", "scales_of", "width_of"]
+
+LABEL = b"fedml-keylock mask 1"
+WIDTH, NARROW = 4096.0, 256.0
+"""Deviation of a mask of the parameters, over the root mean square of what it hides, at the least;
+and of one buffer, such as running variances, of which the smallest must not drown. What is sent is
+float32, so that a mask costs a weight some 1e-4 of that mean square; and a silo's step, of norm r
+times the norm of all P weights, is hidden like r sqrt(P) / WIDTH in noise of deviation 1."""
+LEAST, LEAST_BUFFER = 0.01, 1.0
+"""The least scale of parameters, and of a buffer: what is nothing when a round begins need not be
+nothing at its end."""
+MOST = 16.0
+"""How many times its scale a part may be at a round's end, and its mask still hide it."""
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One silo's masks in one job.
+
+    Attributes:
+        pairs: for each other silo the secret that only these two have.
+        signs: for each, 1 or -1: what one adds the other takes away.
+        share: the most samples that any silo has, over this one's: FedAvg weighs by them.
+
+    Example:
+        >>> part, scales = Part("parameters", ("w",)), {"parameters": 0.1}
+        >>> secrets, samples = {1: {2: b"secret"}, 2: {1: b"secret"}}, {1: 30, 2: 10}
+        >>> average = torch.zeros(5, dtype=torch.float64)
+        >>> for silo in (1, 2):
+        ...     masks = Masks.of(silo, secrets[silo], samples)
+        ...     sent = masks.masked({"w": torch.zeros(5)}, (part,), scales, b"key", 0)["w"]
+        ...     average += samples[silo] / 40 * sent.double()
+        >>> bool(sent.abs().max() > 10), bool(average.abs().max() < 1e-3)
+        (True, True)
+
+    """
+
+    pairs: tuple[bytes, ...] = field(repr=False)
+    signs: tuple[int, ...]
+    share: float
+
+    @classmethod
+    def of(cls, silo: int, pairs: Mapping[int, bytes], samples: Mapping[int, int]) -> Masks:
+        """From what the silos have agreed on.
+
+        Args:
+            silo: this one.
+            pairs: by silo, the secret that only these two have.
+            samples: by silo, how many it has.
+
+        """
+        others = sorted(pairs)
+        return cls(
+            tuple(pairs[other] for other in others),
+            tuple(1 if silo < other else -1 for other in others),
+            max(samples.values()) / samples[silo],
+        )
+
+    @one_thread()
+    @torch.no_grad()
+    def masked(
+        self,
+        state: Mapping[str, Tensor],
+        parts: tuple[Part, ...],
+        scales: Mapping[str, float],
+        key: bytes,
+        round_index: int,
+        *,
+        undo: bool = False,
+    ) -> dict[str, Tensor]:
+        """The entries of the parts, each under its mask. The state is not changed.
+
+        Args:
+            state: turned.
+            parts: of the state.
+            scales: of each part: see `scales_of`.
+            key: the job's.
+            round_index: no two rounds have the same masks.
+            undo: take the masks away.
+
+        """
+        masked: dict[str, Tensor] = {}
+        for part in parts:
+            width = _width(part.label) * self.share * scales[part.label] * (-1 if undo else 1)
+            place = key + round_index.to_bytes(8, "big") + part.label.encode()
+            masked |= as_one(part.names, state, partial(self._mask, width=width, place=place))
+        # the noise's own grid is coarser than float64: what is left between its points would tell
+        return {name: tensor.float().to(tensor.dtype) for name, tensor in masked.items()}
+
+    def _mask(self, flat: Tensor, *, width: float, place: bytes) -> Tensor:
+        for secret, sign in zip(self.pairs, self.signs, strict=True):
+            flat += sign * width * _noise(len(flat), Stream(LABEL + secret + place))
+        return flat
+
+    def rounding(self, label: str, size: float) -> float:
+        """How far masks may take a number of a part of this size by rounding what is sent."""
+        # in the average all masks are at most as wide as those of who has the most samples
+        widths = _width(label) * math.sqrt(len(self.pairs))
+        return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The same as the vault keeps it."""
+        pairs = torch.tensor([list(secret) for secret in self.pairs], dtype=torch.uint8)
+        return {
+            "pairs": pairs.view(-1, 32),
+            "signs": torch.tensor(self.signs, dtype=torch.int64),
+            "share": torch.tensor(self.share, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, kept: Mapping[str, Tensor]) -> Masks:
+        """What `tensors` gave."""
+        pairs = tuple(bytes(secret) for secret in kept["pairs"].tolist())
+        return cls(pairs, tuple(kept["signs"].tolist()), float(kept["share"]))
+
+
+NONE = Masks((), (), 1.0)
+"""Those of a silo without any."""
+
+
+def _width(label: str) -> float:
+    return WIDTH if label == PARAMETERS else NARROW
+
+
+def _least(label: str) -> float:
+    return LEAST if label == PARAMETERS else LEAST_BUFFER
+
+
+def _noise(count: int, stream: Stream) -> Tensor:
+    """Standard normal numbers in float64, by the inverse of their distribution function.
+
+    Of 52 bits: coarser ones lie on a grid, and what is left of a sum between its points, which are
+    far apart in the tails, would tell what they hide.
+    """
+    words = np.frombuffer(stream.draw(8 * count), dtype="<u8") >> 12
+    # half a step keeps the argument inside (-1, 1), where erfinv is finite
+    noise: Tensor = torch.from_numpy((words + 0.5) * 2.0**-51 - 1).erfinv_() * math.sqrt(2)
+    return noise
+
+
+def size_of(tensors: Sequence[Tensor]) -> float:
+    """The root mean square of all their numbers.
+
+    Example:
+        >>> size_of([torch.tensor([3.0, 4]), torch.zeros(2)])
+        2.5
+
+    """
+    total = sum(float(tensor.detach().double().square().sum()) for tensor in tensors)
+    return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
+
+
+def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str, float]:
+    """The root mean square of each part, which a turn does not change.
+
+    It is that of what a silo has received, so that all silos have the same, and at the least LEAST
+    or LEAST_BUFFER: see `outgrown`.
+
+    Example:
+        >>> scales_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
+        {'p': 2.5}
+
+    """
+    return {
+        part.label: max(size_of([state[name] for name in part.names]), _least(part.label))
+        for part in parts
+    }
+
+
+def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
+    """The deviation of the masks on one part, of a silo that has as many samples as any.
+
+    Example:
+        >>> width_of(Part("parameters", ("w",)), {"w": torch.ones(3)}, 4)
+        8192.0
+
+    """
+    return _width(part.label) * scales_of((part,), state)[part.label] * math.sqrt(peers)
+
+
+def outgrown(sizes: Mapping[str, float], scales: Mapping[str, float]) -> str | None:
+    """The first part that has become too large for its mask, or None.
+
+    Example:
+        >>> outgrown({"norm.running_var": 5.0}, {"norm.running_var": 1.0})
+        >>> outgrown({"norm.running_var": 500.0}, {"norm.running_var": 1.0})
+        'norm.running_var'
+
+    """
+    return next((label for label, size in sizes.items() if size > MOST * scales[label]), None)

@@ -1,0 +1,225 @@
+"""Private state on disk, one owner-only file a silo: the only way that it leaves the process."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from ...errors import VaultError
+from ..paper.private_state import load_private_state_dict, private_state_dict
+from .cipher import Cipher
+from .disk import claim, make_folder, release, remove_leftovers
+from .file import Stored, write_state
+
+__all__ = ["Vault", "claim_silo", "files_of", "history_of", "silo_path", "silos_in"]
+
+
+@dataclass(frozen=True)
+class Vault:
+    """One silo's private state in a folder.
+
+    Attributes:
+        folder: where the files are; made when first written, for its owner only.
+        silo: index of the silo.
+        layout: digest of the public layout that the state belongs to; a vault of another model or
+            another lock is refused.
+        cipher: seals and opens the files; None leaves them plain.
+
+    Example:
+        >>> import tempfile
+        >>> from fedml_keylock.locks import lock_model
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> vault = Vault(Path(tempfile.mkdtemp()), silo=0, layout="a1")
+        >>> vault.save(model, round_index=3)
+        >>> vault.load(model)
+        3
+
+    """
+
+    folder: Path
+    silo: int
+    layout: str
+    cipher: Cipher | None = None
+
+    @property
+    def path(self) -> Path:
+        """The silo's file."""
+        return silo_path(self.folder, self.silo)
+
+    def history_path(self, round_index: int) -> Path:
+        """Where the private state that a round began with is kept, when it is."""
+        return self.folder / f"silo-{self.silo}" / f"round-{round_index:05d}.safetensors"
+
+    def exists(self) -> bool:
+        """Whether the silo has saved before."""
+        # a link that leads nowhere is there too, and loading it says what is wrong
+        return os.path.lexists(self.path)
+
+    def claim(self, *, wait: float = 0.0) -> None:
+        """Be the only process that writes this silo's vault, until `release` or its end.
+
+        What a killed process left half written is removed. Saving does this by itself; a job does
+        it before it trains what it could not save.
+
+        Args:
+            wait: seconds to wait for another process that is about to release it.
+
+        Raises:
+            VaultError: another process writes it, or the folder cannot be written.
+
+        """
+        claim_silo(self.folder, self.silo, wait=wait)
+
+    def release(self) -> None:
+        """Let another process write this silo's vault. Nothing when this one has not claimed it."""
+        release(_lock_file(self.folder, self.silo))
+
+    def save(self, model: nn.Module, *, round_index: int) -> None:
+        """Write a locked model's private state: whole or not at all, readable by its owner only.
+
+        Args:
+            model: locked.
+            round_index: the first round that has not been trained with this state.
+
+        Raises:
+            VaultError: the file cannot be written, or another process writes this vault; what was
+                there before is untouched.
+
+        """
+        self._write(self.path, model, round_index)
+
+    def keep(self, model: nn.Module, *, round_index: int) -> None:
+        """Keep the private state that a round begins with beside the current one.
+
+        Raises:
+            VaultError: the file cannot be written, or another process writes this vault.
+
+        """
+        self._write(self.history_path(round_index), model, round_index)
+
+    def load(self, model: nn.Module, path: Path | None = None) -> int:
+        """Put the silo's private state into a model that is locked in the same way.
+
+        Returns:
+            The round that the state is to be trained in next.
+
+        Raises:
+            VaultError: missing, damaged, readable by others, someone else's, encrypted under
+                another passphrase, or of another silo, model or lock.
+
+        """
+        stored = Stored.read(path or self.path)
+        for name, value in {"silo": str(self.silo), "layout": self.layout}.items():
+            if stored.header.get(name) != value:
+                raise VaultError(
+                    f"vault {stored.path}: its {name} is {stored.header.get(name)!r}, this job has "
+                    f"{value!r}; move it away, or name another folder in keylock.vault"
+                )
+        state = stored.state(self.cipher)
+        round_index = stored.round_index
+        load_private_state_dict(model, state)
+        return round_index
+
+    def _write(self, path: Path, model: nn.Module, round_index: int) -> None:
+        state = private_state_dict(model)
+        self.claim()
+        make_folder(path.parent)
+        write_state(
+            path,
+            state,
+            self.cipher,
+            silo=self.silo,
+            layout=self.layout,
+            round_index=round_index,
+        )
+
+
+def claim_silo(folder: Path, silo: int, *, wait: float = 0.0) -> None:
+    """Be the only process that writes a silo's files; remove what a killed one left half written.
+
+    Raises:
+        VaultError: another process writes them, or the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> claim_silo(folder, 2)
+        >>> [path.name for path in folder.iterdir()]
+        ['.silo-2.lock']
+
+    """
+    make_folder(folder)
+    if claim(_lock_file(folder, silo), what=f"vault {folder}: silo {silo}", wait=wait):
+        remove_leftovers(folder, f"silo-{silo}.*")
+        remove_leftovers(folder / f"silo-{silo}", "*")
+
+
+def _lock_file(folder: Path, silo: int) -> Path:
+    return folder / f".silo-{silo}.lock"
+
+
+def silo_path(folder: Path, silo: int) -> Path:
+    """The file with a silo's current private state.
+
+    Example:
+        >>> silo_path(Path("vault"), 2).name
+        'silo-2.safetensors'
+
+    """
+    return folder / f"silo-{silo}.safetensors"
+
+
+def silos_in(folder: Path) -> list[int]:
+    """The silos that have files in a folder.
+
+    Raises:
+        VaultError: it is not a folder, or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> silos_in(Path(tempfile.mkdtemp()))
+        []
+
+    """
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        raise VaultError(
+            f"vault {folder}: no such folder; run it in the job's folder, or name the vault's"
+        ) from None
+    except NotADirectoryError:
+        raise VaultError(f"vault {folder}: it is not a folder; name the vault's") from None
+    except OSError as error:
+        raise VaultError(f"vault {folder}: {error.strerror}") from None
+    found = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
+    return sorted({int(match[1]) for match in found if match})
+
+
+def history_of(folder: Path, silo: int) -> list[Path]:
+    """The files with the private state that rounds of a silo began with, oldest first.
+
+    Example:
+        >>> history_of(Path("nowhere"), 0)
+        []
+
+    """
+    return sorted((folder / f"silo-{silo}").glob("round-*.safetensors"))
+
+
+def files_of(folder: Path, silo: int) -> list[Path]:
+    """Every file with a silo's private state: of the past, set aside, and at last the current one.
+
+    Example:
+        >>> files_of(Path("nowhere"), 0)
+        []
+
+    """
+    current = silo_path(folder, silo)
+    aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
+    there = [current] if os.path.lexists(current) else []
+    return [*history_of(folder, silo), *aside, *there]

@@ -1,0 +1,117 @@
+"""What the silos of a keylock job have: their own locks, from their vaults."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ConfigError
+from .evaluation.audit import OwnLock, share_correct
+from .inversion import PublicData
+from .locks import Vault, effective_state, lock_model, redraw_lock
+from .locks.entropy import Uniform, secret_uniform
+from .locks.protocol import KeyLockDefense
+from .locks.rotated import lock_of
+from .locks.vault import Cipher
+from .types import ClientUpdate
+
+__all__ = ["fresh_lock_accuracy", "own_locks", "silo_secrets"]
+
+
+def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLock:
+    """What the silos' vaults give: copies of a model under a silo's lock.
+
+    Args:
+        model: the job's, unprotected.
+        defense: the job's.
+        folder: the silos' vaults.
+
+    Returns:
+        A function that raises VaultError where a vault is missing or another's, and ConfigError
+        where it does not have the round.
+
+    """
+    layout = defense.describe(model).layout
+    cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
+
+    def locked(plain: nn.Module, silo: int, round_index: int | None) -> nn.Module:
+        vault = Vault(folder, silo, layout, cipher)
+        path = None if round_index is None else vault.history_path(round_index)
+        if path is not None and vault.exists() and not path.exists():
+            raise ConfigError(
+                f"vault {folder}: it has not what round {round_index} of silo {silo} began with: "
+                "the job's YAML must say keylock: {keep_history: true}"
+            )
+        copy = deepcopy(plain)
+        lock_model(copy, defense.config, uniform=secret_uniform)  # the vault has the values
+        vault.load(copy, path)
+        if lock_of(copy) is not None:
+            copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
+        return copy
+
+    return locked
+
+
+def silo_secrets(
+    model: nn.Module, own_lock: OwnLock, updates: Sequence[ClientUpdate]
+) -> dict[str, Tensor]:
+    """For the oracle: what each silo's lock came to when the round of its update began.
+
+    Args:
+        model: the job's, unprotected.
+        own_lock: of the silos' vaults.
+        updates: u of them.
+
+    Returns:
+        Name to ``(u, *shape)``.
+
+    Raises:
+        VaultError: a vault is missing, or is another's.
+
+    """
+    states = [effective_state(own_lock(model, update.silo, update.round)) for update in updates]
+    return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+
+def fresh_lock_accuracy(
+    model: nn.Module,
+    defense: KeyLockDefense,
+    own_lock: OwnLock,
+    data: PublicData,
+    *,
+    count: int,
+    silos: int,
+    uniform: Uniform | None = None,
+) -> list[float]:
+    """With what share of test images right a job's model ends under locks that are not a silo's.
+
+    A new lock has seen no data: each gets a silo's statistics, so that it fails for its key alone.
+
+    Args:
+        model: the job's, unprotected, with the weights that training ended with.
+        defense: the job's.
+        own_lock: of the silos' vaults.
+        data: to test with.
+        count: how many new locks.
+        silos: how many there are to take statistics from, each in turn.
+        uniform: see `lock_model`.
+
+    Raises:
+        VaultError: a vault is missing, or is another's.
+
+    """
+    found = []
+    for index in range(count):
+        if defense.config.is_whole:
+            candidate = deepcopy(model)
+            lock_model(candidate, defense.config, uniform=uniform)
+            candidate.load_state_dict(model.state_dict())  # turned back by another key
+        else:
+            candidate = own_lock(model, index % silos, None)
+            redraw_lock(candidate, defense.config, uniform=uniform)
+        found.append(share_correct(candidate, data))
+    return found
