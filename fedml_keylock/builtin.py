@@ -7,15 +7,15 @@ from typing import Any
 
 from .hookspecs import hookimpl
 from .locks import KeyLockConfig
-from .locks.paper.lock import LayersDefense
-from .locks.protocol import KeyLockDefense
-from .locks.rotated.lock import WholeDefense
+from .locks.paper.lock import PaperLock
+from .locks.protocol import Lock
+from .locks.rotated.lock import RotatedLock
 from .types import DefenseFactory
 
 __all__ = [
-    "KeyLockDefense",
-    "LayersDefense",
-    "WholeDefense",
+    "Lock",
+    "PaperLock",
+    "RotatedLock",
     "keylock",
     "register_attacks",
     "register_defenses",
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def keylock(settings: Mapping[str, Any]) -> KeyLockDefense:
+def keylock(settings: Mapping[str, Any]) -> Lock:
     """The defense that a `keylock:` section asks for.
 
     Raises:
@@ -31,11 +31,11 @@ def keylock(settings: Mapping[str, Any]) -> KeyLockDefense:
 
     Example:
         >>> type(keylock({"module": "whole", "group_key": "group"})).__name__
-        'WholeDefense'
+        'RotatedLock'
 
     """
     config = KeyLockConfig.from_mapping(settings)
-    return (WholeDefense if config.is_whole else LayersDefense)(config)
+    return (RotatedLock if config.is_whole else PaperLock)(config)
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from .evaluation.audit import OwnLock, share_correct
 from .inversion import PublicData
 from .locks import Vault, effective_state, lock_model, redraw_lock
 from .locks.entropy import Uniform, secret_uniform
-from .locks.protocol import KeyLockDefense
+from .locks.protocol import Lock
 from .locks.rotated import lock_of
 from .locks.vault import Cipher
 from .types import ClientUpdate
@@ -22,7 +22,7 @@ from .types import ClientUpdate
 __all__ = ["fresh_lock_accuracy", "own_locks", "silo_secrets"]
 
 
-def own_locks(model: nn.Module, defense: KeyLockDefense, folder: Path) -> OwnLock:
+def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
     """What the silos' vaults give: copies of a model under a silo's lock.
 
     Args:
@@ -79,7 +79,7 @@ def silo_secrets(
 
 def fresh_lock_accuracy(
     model: nn.Module,
-    defense: KeyLockDefense,
+    defense: Lock,
     own_lock: OwnLock,
     data: PublicData,
     *,

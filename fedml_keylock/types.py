@@ -20,9 +20,9 @@ __all__ = [
     "ClientUpdate",
     "Defense",
     "DefenseFactory",
-    "Disguise",
+    "UpdateTransform",
+    "JobSecrets",
     "Reconstruction",
-    "SharesSecret",
     "Surrogate",
     "TokenReconstruction",
 ]
@@ -164,26 +164,26 @@ class Surrogate:
         names: which of its parameters those are.
         draw: ``draw(count, generator)``: name to ``(count, *shape)`` starts, drawn from the
             distribution of a new silo's private state, which is public.
-        disguise: of a defense that changes what is sent and not what is computed; else None.
+        update_transform: of a defense that changes what is sent and not what is computed; else None.
 
     """
 
     model: nn.Module
     names: tuple[str, ...]
     draw: Callable[[int, torch.Generator], dict[str, Tensor]]
-    disguise: Disguise | None = None
+    update_transform: UpdateTransform | None = None
 
 
 @runtime_checkable
-class Disguise(Protocol):
+class UpdateTransform(Protocol):
     """What a defense does to updates themselves, for whoever audits it."""
 
-    def conceal(
+    def protect(
         self, update: ClientUpdate, generator: torch.Generator
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
         """A plain update as it is sent under fresh private state, and that state."""
 
-    def reveal(
+    def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
         """An update that was sent, as whoever has the private state reads it.
@@ -191,16 +191,34 @@ class Disguise(Protocol):
         Or, colluding, only what the other silos have of it.
         """
 
-    def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+    def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """What of updates, name to ``(b, *shape)``, does not depend on it: ``(b, features)``."""
 
-    def masked(
+    def simulate(
         self,
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
         """For who simulates: ``after``, name to ``(b, *shape)``, under as much noise as silos'."""
+
+
+@dataclass(frozen=True)
+class JobSecrets:
+    """What the silos of one job have agreed on, and their server does not have.
+
+    Attributes:
+        group: bytes that all silos have, new in every job.
+        silo: index of this one.
+        pairs: by another silo's index, 32 bytes that only these two have; empty for no pairs.
+        samples: of every silo, by its index; empty where they have not said it.
+
+    """
+
+    group: bytes = field(repr=False)
+    silo: int = 0
+    pairs: Mapping[int, bytes] = field(default_factory=dict, repr=False)
+    samples: Mapping[int, int] = field(default_factory=dict)
 
 
 class Defense(ABC):
@@ -215,7 +233,7 @@ class Defense(ABC):
         return type(self).__name__
 
     @property
-    def then(self) -> str | None:
+    def robust_aggregation(self) -> str | None:
         """FedML's own defense that its server is to run on what silos send; None: no other."""
         return None
 
@@ -230,8 +248,18 @@ class Defense(ABC):
         return False
 
     @property
-    def turns_state(self) -> bool:
+    def transforms_updates(self) -> bool:
         """Whether a state that is sent has nothing in common with the one that was received."""
+        return False
+
+    @property
+    def needs_secret(self) -> bool:
+        """Whether the silos must agree on a secret among themselves before the job begins."""
+        return False
+
+    @property
+    def wants_pairs(self) -> bool:
+        """Whether each two silos are to have a secret too, if they can agree on one."""
         return False
 
     @abstractmethod
@@ -266,6 +294,12 @@ class Defense(ABC):
         surrogate's private parameters are in it. Neither leaves the process.
         """
 
+    def share(self, secrets: JobSecrets) -> None:  # noqa: B027  # nothing, where nothing is shared
+        """Take what the silos have agreed on, before the first model comes."""
+
+    def begin_job(self, nonce: bytes) -> None:  # noqa: B027  # as above
+        """Take the server's nonce of this job, before the first model comes. It is no secret."""
+
     def receive(  # noqa: B027  # nothing, where nothing is to be done
         self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int
     ) -> None:
@@ -293,43 +327,6 @@ class Defense(ABC):
         average.
         """
         return state
-
-
-class SharesSecret(ABC):
-    """Beside `Defense`: one whose silos share what the server does not have."""
-
-    @property
-    @abstractmethod
-    def needs_secret(self) -> bool:
-        """Whether the silos must agree on a secret among themselves."""
-
-    @property
-    @abstractmethod
-    def wants_pairs(self) -> bool:
-        """Whether each two silos are to have a secret too, if they can agree on one."""
-
-    @abstractmethod
-    def share(
-        self,
-        secret: bytes,
-        *,
-        silo: int = 0,
-        pairs: Mapping[int, bytes] | None = None,
-        samples: Mapping[int, int] | None = None,
-    ) -> None:
-        """Take what the silos have agreed on, before the first model comes.
-
-        Args:
-            secret: of all silos, new in every job.
-            silo: this one.
-            pairs: by silo, the secret that only these two have; None for no pairs.
-            samples: of every silo; None where they have not said it.
-
-        """
-
-    @abstractmethod
-    def call_job(self, number: bytes) -> None:
-        """Take what the server calls this job, before the first model comes. It is no secret."""
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

@@ -20,7 +20,7 @@ import click
 import torch
 import yaml
 
-from fedml_keylock.builtin import KeyLockDefense, keylock
+from fedml_keylock.builtin import Lock, keylock
 from fedml_keylock.demo.scoring import example_data
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.evaluation.audit import (
@@ -92,7 +92,7 @@ def run_job(folder: Path, net: str, data: str, lock: dict, rounds: int) -> None:
         follow(SILOS + 1, script, folder, log, lambda: None)
 
 
-def audit_job(folder: Path, net: str, defense: KeyLockDefense, facts: dict, workers: int | None):
+def audit_job(folder: Path, net: str, defense: Lock, facts: dict, workers: int | None):
     """Attack what the job's server captured, with every control; and say how well its model works.
 
     What is left undone by an earlier run is done.

@@ -17,7 +17,7 @@ from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import LEARNING_RATE, global_state, silo_locks
 
-from fedml_keylock.builtin import KeyLockDefense, keylock
+from fedml_keylock.builtin import Lock, keylock
 from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
 from fedml_keylock.locks import lock_model
@@ -82,7 +82,7 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
 
 def _fitted(
     plain: nn.Module,
-    defense: KeyLockDefense,
+    defense: Lock,
     draw: torch.Generator,
     public: PublicData,
     test: PublicData,

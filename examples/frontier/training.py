@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from splits import Setting, first_model
 from torch import Tensor
 
-from fedml_keylock.builtin import KeyLockDefense, keylock
+from fedml_keylock.builtin import Lock, keylock
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
 from fedml_keylock.silos import own_locks
@@ -106,7 +106,7 @@ def global_state(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "job" / "global.safetensors")
 
 
-def silo_locks(point: Point, setting: Setting, folder: Path) -> tuple[KeyLockDefense, OwnLock]:
+def silo_locks(point: Point, setting: Setting, folder: Path) -> tuple[Lock, OwnLock]:
     """A point's lock, and copies of a model under the lock that a silo has trained."""
     defense = keylock(point.lock or {})
     plain = first_model(setting.net, setting.seed)

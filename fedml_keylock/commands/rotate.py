@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..builtin import KeyLockDefense, keylock
+from ..builtin import Lock, keylock
 from ..errors import ConfigError, VaultError
 from ..locks import load_private_state_dict, lock_model, private_state_dict, redraw_lock
 from ..locks.vault.cipher import Cipher
@@ -21,7 +21,7 @@ from .job import check_owner
 __all__ = ["rotate_silo", "rotated"]
 
 
-def rotated(settings: Mapping[str, Any]) -> KeyLockDefense:
+def rotated(settings: Mapping[str, Any]) -> Lock:
     """The defense of a job whose silos' locks can be rotated.
 
     Raises:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin import KeyLockDefense
+from ..builtin import Lock
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
     Protection,
@@ -85,7 +85,7 @@ def captured(request: Request) -> Material:
     if meta.get("defense"):
         protection, defense = _protection(str(meta["defense"]), settings, model)
         if request.vault is not None:
-            if not isinstance(defense, KeyLockDefense):
+            if not isinstance(defense, Lock):
                 raise ConfigError(
                     f"--vault is keylock's; the capture's defense is {meta['defense']}"
                 )
@@ -259,7 +259,7 @@ def _protection(
     name: str, settings: Mapping[str, Any], model: nn.Module
 ) -> tuple[Protection, Defense]:
     defense = defense_of(name, settings)
-    if not isinstance(defense, KeyLockDefense):
+    if not isinstance(defense, Lock):
         return Protection(defense.title, defense.surrogate(model)), defense
     fresh = partial(_fresh, config=defense.config)
     return Protection(defense.title, defense.surrogate(model), fresh), defense

@@ -104,8 +104,8 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                 if defense is not None and level == "oracle":
                     vaults = folder / defense.config.vault
                     given = silo_secrets(model, own_locks(model, defense, vaults), updates)
-                if known is not None and known.disguise is not None and given is not None:
-                    seen = revealed(updates, known.disguise, given)
+                if known is not None and known.update_transform is not None and given is not None:
+                    seen = revealed(updates, known.update_transform, given)
                 yield Task(
                     trial=Trial(variant, name, level),
                     seed=0,

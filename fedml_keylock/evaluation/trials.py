@@ -110,7 +110,7 @@ def knowledge_of(
 
     """
     grants = GRANTS[level]
-    secrets, disguise = None, None if surrogate is None else surrogate.disguise
+    secrets, update_transform = None, None if surrogate is None else surrogate.update_transform
     if surrogate is not None and surrogate.names:
         secrets = Secrets(
             surrogate.names,
@@ -130,7 +130,7 @@ def knowledge_of(
         statistics=statistics if "statistics" in grants else None,
         public=public if "public data" in grants else None,
         training=training,
-        disguise=disguise if "public data" in grants else None,
+        update_transform=update_transform if "public data" in grants else None,
     )
 
 

@@ -63,7 +63,7 @@ class Twin:
         twin, private = defense.twin(plain, protected)
         known = defense.surrogate(plain)
         # where only what is sent is another, the twin is what the silo computes with
-        return cls(twin, private, plain if known.disguise is None else twin, known)
+        return cls(twin, private, plain if known.update_transform is None else twin, known)
 
 
 @dataclass

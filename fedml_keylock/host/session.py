@@ -378,7 +378,7 @@ class Session:
             self._note("while collecting updates", self.round)
             self._next = self.round + 1
             # what a lock on the whole state sends is like nothing that was sent before
-            turned = self.defense is not None and self.defense.turns_state
+            turned = self.defense is not None and self.defense.transforms_updates
             if self.observer.attacker is not None and not turned:
                 check_attackable(state, self.observer.received or {}, who=who)
             self._show("after_upload", state, entries, silo)

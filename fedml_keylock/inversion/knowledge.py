@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import AttackError, ConfigError
 from ..settings import Count, NotNegative, Share, checked
-from ..types import Disguise
+from ..types import UpdateTransform
 from .levels import GRANTS, check_known_levels
 from .transform import Transform
 
@@ -164,7 +164,7 @@ class Knowledge:
         norms: the silo's normalisation layers were in ``train`` mode, by batch statistics, or in
             ``eval`` mode, by the running statistics that the server had sent.
         transforms: what the silo did to its gradient before it sent it, in this order.
-        disguise: for ``simulating``, of a defense that changes what is sent and not what is
+        update_transform: for ``simulating``, of a defense that changes what is sent and not what is
             computed: what it leaves to be seen. None where states are seen as they are.
 
     Raises:
@@ -189,7 +189,7 @@ class Knowledge:
     training: LocalTraining | None = None
     norms: Literal["train", "eval"] = "train"
     transforms: tuple[Transform, ...] = ()
-    disguise: Disguise | None = None
+    update_transform: UpdateTransform | None = None
 
     def __post_init__(self) -> None:
         check_known_levels([self.level])

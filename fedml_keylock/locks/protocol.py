@@ -11,10 +11,10 @@ from ..types import Agreement, Defense
 from . import KeyLockConfig, Vault, plan
 from .vault import Cipher
 
-__all__ = ["KeyLockDefense"]
+__all__ = ["Lock"]
 
 
-class KeyLockDefense(Defense):
+class Lock(Defense):
     """The key-lock defense of arXiv 2305.04095, for `defense_type: keylock`.
 
     Args:

@@ -16,7 +16,7 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
-from fedml_keylock.locks.rotated import Masks, WholeDisguise
+from fedml_keylock.locks.rotated import Masks, RotationTransform
 from fedml_keylock.types import ClientUpdate
 
 
@@ -58,11 +58,11 @@ def test_who_has_everything_opens_updates_and_who_colludes_no_masks(digits, mask
 @pytest.mark.parametrize("peers", [1, 2])
 def test_of_two_silos_the_mask_is_the_other_ones_too(digits, peers):  # noqa: F811
     (plain, *_), model = undefended(subject_of(digits)), net()
-    disguise = WholeDisguise.of(model, peers=peers)
-    sent, private = disguise.conceal(plain, torch.Generator().manual_seed(0))
-    turned = WholeDisguise.of(model).reveal(sent, private | Masks((), (), 1.0).tensors)
+    update_transform = RotationTransform.of(model, peers=peers)
+    sent, private = update_transform.protect(plain, torch.Generator().manual_seed(0))
+    turned = RotationTransform.of(model).recover(sent, private | Masks((), (), 1.0).tensors)
     assert distance(turned.after, plain.after) > 10  # what is sent is masked
-    found = disguise.reveal(sent, private, colluding=True)
+    found = update_transform.recover(sent, private, colluding=True)
     assert (distance(found.after, plain.after) > 10) == (peers > 1)
 
 
@@ -94,14 +94,14 @@ def test_an_audit_says_that_the_key_is_what_others_lack(digits, tmp_path):  # no
 
 def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
     model = net()
-    disguise = keylock({"module": "whole", "mask": False}).surrogate(model).disguise
+    update_transform = keylock({"module": "whole", "mask": False}).surrogate(model).update_transform
     update = train_update(model, *(part[:1] for part in digits), learning_rate=0.1)
     seen = []
     for seed in range(3):
-        sent, _ = disguise.conceal(update, torch.Generator().manual_seed(seed))
+        sent, _ = update_transform.protect(update, torch.Generator().manual_seed(seed))
         assert distance(sent.after, update.after) > 0.1
         states = [{n: t[None] for n, t in state.items()} for state in (sent.before, sent.after)]
-        seen.append(disguise.invariants(*states))
+        seen.append(update_transform.observable(*states))
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(seen[0], seen[2], atol=1e-4, rtol=1e-3)
     assert seen[0].shape == (1, 1)  # one length, of all parameters together
@@ -110,15 +110,15 @@ def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
 @pytest.mark.parametrize("peers", [0, 1, 2])
 def test_who_simulates_masks_sees_what_silos_send(digits, peers):  # noqa: F811
     """Or a decoder would be shown what it was not trained on, and its failure would say nothing."""
-    disguise, draw = WholeDisguise.of(net(), peers=peers), torch.Generator().manual_seed(0)
+    update_transform, draw = RotationTransform.of(net(), peers=peers), torch.Generator().manual_seed(0)
     update = train_update(net(), *(part[:1] for part in digits), learning_rate=0.1)
     before, after = (
         {n: t.expand(64, *t.shape) for n, t in state.items()}
         for state in (update.before, update.after)
     )
-    simulated = disguise.invariants(before, disguise.masked(before, after, draw))
-    sent = [disguise.conceal(update, draw)[0].after for _ in range(64)]
-    seen = disguise.invariants(before, {n: torch.stack([one[n] for one in sent]) for n in after})
+    simulated = update_transform.observable(before, update_transform.simulate(before, after, draw))
+    sent = [update_transform.protect(update, draw)[0].after for _ in range(64)]
+    seen = update_transform.observable(before, {n: torch.stack([one[n] for one in sent]) for n in after})
     torch.testing.assert_close(simulated.mean(0), seen.mean(0), rtol=0.02, atol=1e-6)
     if peers:
         assert 0.5 < float(simulated.std() / seen.std()) < 2
@@ -204,7 +204,7 @@ def test_labels_that_a_decoder_is_given_stay_what_they_are():
     public = PublicData(torch.rand(40, 1, 12, 12), torch.arange(40) % 4)
     given = torch.tensor([[1], [2]])
     known = Knowledge(
-        "simulating", (1, 12, 12), 4, labels=given, public=public, disguise=WholeDisguise.of(model)
+        "simulating", (1, 12, 12), 4, labels=given, public=public, update_transform=RotationTransform.of(model)
     )
     generator = torch.Generator().manual_seed(0)
     found = learned(steps=3, locks=4).reconstruct(

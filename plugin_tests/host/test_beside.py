@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedml_keylock.builtin import KeyLockDefense, keylock
+from fedml_keylock.builtin import Lock, keylock
 from fedml_keylock.errors import ConfigError, HostError, VaultError
 from fedml_keylock.host.flags import THEN
 from fedml_keylock.host.one_process import session_of
@@ -434,7 +434,7 @@ def test_a_rank_waits_for_the_silos_former_rank(serving, tmp_path, holder):
 
 def test_a_silo_that_is_in_use_is_not_entered(serving, tmp_path, holder, monkeypatch):
     session, model, _ = serving
-    monkeypatch.setattr(KeyLockDefense, "HAND_OVER", 0.1)
+    monkeypatch.setattr(Lock, "HAND_OVER", 0.1)
     before = private_state_dict(model)
     with pytest.raises(VaultError, match="silo 1 is in use by process"):
         session.enter(1)

@@ -489,12 +489,12 @@ def test_an_audit_in_a_job_takes_the_job_s_own_masks():
     """Outside of one it takes those of three silos."""
     for made, peers in ((job(), 2), (job(2), 1), (job(mask=False), 0)):
         defense, _ = made[0]
-        assert defense.surrogate(Net()).disguise.peers == peers
+        assert defense.surrogate(Net()).update_transform.peers == peers
     unmasked, model = keylock({}), Net()
-    assert unmasked.surrogate(Net()).disguise.peers == 2
+    assert unmasked.surrogate(Net()).update_transform.peers == 2
     unmasked.protect(model, silo=None, agreement=unmasked.describe(model))
     unmasked.share(bytes(32))
-    assert unmasked.surrogate(Net()).disguise.peers == 0
+    assert unmasked.surrogate(Net()).update_transform.peers == 0
 
 
 @pytest.mark.usefixtures("folder")

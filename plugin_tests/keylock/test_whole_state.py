@@ -18,7 +18,7 @@ from nets import lenet
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedml_keylock.builtin import LayersDefense, WholeDefense, keylock
+from fedml_keylock.builtin import PaperLock, RotatedLock, keylock
 from fedml_keylock.errors import ConfigError, LockError, PrivateStateError, VaultError
 from fedml_keylock.locks import (
     KeyLockConfig,
@@ -907,7 +907,7 @@ class TestGroup:
         one = keylock(settings).describe(lenet())
         secret.unlink()
         defense = keylock(settings)
-        assert type(defense) is WholeDefense
+        assert type(defense) is RotatedLock
         assert defense.describe(lenet()).mark == one.mark
         assert defense.surrogate(lenet()).names == ()
         again = keylock(one.settings)  # as an audit reads a capture
@@ -918,7 +918,7 @@ class TestGroup:
 
     def test_a_lock_on_layers_is_another_job(self, settings):
         layers = keylock({"module": "affine"})
-        assert type(layers) is LayersDefense
+        assert type(layers) is PaperLock
         assert layers.describe(lenet()).mark != keylock(settings).describe(lenet()).mark
 
     @pytest.mark.parametrize("length", [0, 31, 5000])

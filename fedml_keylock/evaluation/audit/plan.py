@@ -96,7 +96,7 @@ class Task:
     def knowledge(self) -> Knowledge:
         """The attacker's."""
         level = self.trial.level
-        if self.surrogate is not None and self.surrogate.disguise is not None:
+        if self.surrogate is not None and self.surrogate.update_transform is not None:
             # what he knows more than others is in the updates that he is given
             level = "oracle" if "peer" in GRANTS[level] else level
         return knowledge_of(
@@ -243,7 +243,7 @@ def tasks_of(
         updates = sent[trial.variant]
         groups = [tuple(range(len(subject.updates)))]
         if (
-            subject.disguise
+            subject.update_transform
             and trial.variant == subject.defense
             and grants & {"private state", "peer"}
         ):
@@ -289,7 +289,7 @@ def _task(
     seed: int,
 ) -> Task:
     given, statistics, grants = None, None, GRANTS[trial.level]
-    if subject.secrets is not None and not subject.disguise and grants & {"private state", "peer"}:
+    if subject.secrets is not None and not subject.update_transform and grants & {"private state", "peer"}:
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import LocalTraining, PublicData
-from ...types import ClientUpdate, Disguise, Surrogate
+from ...types import ClientUpdate, UpdateTransform, Surrogate
 from ..capture import Capture
 from .training import count_classes, train_update
 from .truth import Truth
@@ -56,7 +56,7 @@ class Subject:
         defense: "none", or its name and settings, "keylock:mixing:all".
         surrogate: the defended model as an attacker knows it; None without a defense.
         secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
-            or what its disguise is revealed by: for the oracle only. None where nobody has them.
+            or what its update_transform is revealed by: for the oracle only. None where nobody has them.
         public: data of the same kind that anybody has.
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.
@@ -111,9 +111,9 @@ class Subject:
             object.__setattr__(self, "stages", found)
 
     @property
-    def disguise(self) -> Disguise | None:
+    def update_transform(self) -> UpdateTransform | None:
         """Of a defense that changes what is sent, and not what is computed."""
-        return None if self.surrogate is None else self.surrogate.disguise
+        return None if self.surrogate is None else self.surrogate.update_transform
 
     @property
     def batch(self) -> int:
@@ -192,9 +192,9 @@ def probe(
             private=private,
             silo=index,
         )
-        disguise = protection.surrogate.disguise if protection else None
-        if disguise is not None:
-            made, values = disguise.conceal(made, _drawn_for(seed, index))
+        update_transform = protection.surrogate.update_transform if protection else None
+        if update_transform is not None:
+            made, values = update_transform.protect(made, _drawn_for(seed, index))
         updates.append(_share(made, updates[0]) if updates else made)
         secrets.append(values)
     return Subject(
@@ -278,7 +278,7 @@ def _silo(
     model: nn.Module, protection: Protection | None, seed: int, index: int
 ) -> tuple[nn.Module, tuple[str, ...], Mapping[str, Tensor]]:
     """A new silo's model, the names in its state that are private, and the oracle's knowledge."""
-    if protection is None or protection.surrogate.disguise is not None:
+    if protection is None or protection.surrogate.update_transform is not None:
         return model, (), {}
     generator = _drawn_for(seed, index)
     if protection.fresh is not None:

@@ -8,7 +8,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
-from ...types import ClientUpdate, Disguise
+from ...types import ClientUpdate, UpdateTransform
 from .subject import Subject
 from .training import train_update
 
@@ -51,21 +51,21 @@ def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, 
         True
 
     """
-    if subject.disguise is None or subject.secrets is None:
+    if subject.update_transform is None or subject.secrets is None:
         return subject.updates
-    return revealed(subject.updates, subject.disguise, subject.secrets, colluding=colluding)
+    return revealed(subject.updates, subject.update_transform, subject.secrets, colluding=colluding)
 
 
 def revealed(
     updates: Sequence[ClientUpdate],
-    disguise: Disguise,
+    update_transform: UpdateTransform,
     secrets: Mapping[str, Tensor],
     *,
     colluding: bool = False,
 ) -> tuple[ClientUpdate, ...]:
     """Disguised updates as they were, each by its row of the private state ``(u, *shape)``."""
     return tuple(
-        disguise.reveal(
+        update_transform.recover(
             update, {n: value[row] for n, value in secrets.items()}, colluding=colluding
         )
         for row, update in enumerate(updates)
@@ -86,7 +86,7 @@ def public_norm(
 
     """
     known = subject.surrogate
-    if known is None or known.disguise is not None:  # it computes what the plain model does
+    if known is None or known.update_transform is not None:  # it computes what the plain model does
         return None
     made = _retrained(subject, known.model, None, known.names, subject.updates)
     return None if _same(made[0], plain[0]) else made

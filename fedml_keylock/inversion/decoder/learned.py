@@ -122,7 +122,7 @@ class LearnedAttack(LearningSettings):
                 seen = simulation.features(sent, labels[rows, 0], rates)
                 images[rows] = decoder(seen)
                 # of a disguised state the head's gradient says nothing
-                if knowledge.disguise is not None and knowledge.labels is None:
+                if knowledge.update_transform is not None and knowledge.labels is None:
                     labels[rows, 0] = simulation.likeliest(seen)
             history.append(errors)
             costs[index] = errors.min()

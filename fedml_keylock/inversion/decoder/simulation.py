@@ -94,11 +94,11 @@ class Simulation:
         seen = []
         for part in torch.split(rows, self.batch_size):
             sent, rates = self._updates(images[part], labels[part])
-            if self.knowledge.disguise is None:
+            if self.knowledge.update_transform is None:
                 seen.append(self.features(sent, labels[part], rates))
                 continue
             before, after = self._states(sent, rates)
-            after = self.knowledge.disguise.masked(before, after, self.generator)
+            after = self.knowledge.update_transform.simulate(before, after, self.generator)
             seen.append(self._left(before, after))
         return torch.cat(seen)
 
@@ -133,7 +133,7 @@ class Simulation:
 
     def features(self, sent: dict[str, Tensor], labels: Tensor, rates: Tensor) -> Tensor:
         """What a decoder sees of b updates: ``(b, features)``, standardised by simulations."""
-        if self.knowledge.disguise is not None:
+        if self.knowledge.update_transform is not None:
             return self._left(*self._states(sent, rates))
         parts = [F.one_hot(labels, self.knowledge.classes).to(self.images)]
         done: set[str] = set()
@@ -153,8 +153,8 @@ class Simulation:
 
     def _left(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
         """What a defense that disguises states leaves of them, the labels not among it."""
-        assert self.knowledge.disguise is not None
-        left = self.knowledge.disguise.invariants(before, after)
+        assert self.knowledge.update_transform is not None
+        left = self.knowledge.update_transform.observable(before, after)
         # they span orders of magnitude
         size = left.abs().clamp(min=torch.finfo(left.dtype).tiny).log()
         return self._standardised(torch.cat([left, left.sign(), size], 1).to(self.images))

@@ -92,7 +92,7 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
 def effective_state(model: nn.Module) -> dict[str, Tensor]:
     """The unknowns of `surrogate`, as they are in a locked model. Private, like the lock itself.
 
-    Of a lock on the whole state, what its disguise is revealed by: the key, and under which rounds'
+    Of a lock on the whole state, what its update_transform is revealed by: the key, and under which rounds'
     turns are the model that it has received last and the one that it sends next.
 
     Example:

@@ -19,18 +19,18 @@ from .. import (
     private_state_dict,
     surrogate,
 )
-from ..protocol import KeyLockDefense
+from ..protocol import Lock
 from .gradients import Watch
 from .module import locks
 
-__all__ = ["LayersDefense"]
+__all__ = ["PaperLock"]
 
 
-class LayersDefense(KeyLockDefense):
+class PaperLock(Lock):
     """Locks on layers: a private module of each silo's own, which is trained there and kept.
 
     Example:
-        >>> LayersDefense(KeyLockConfig(module="affine", targets="all")).title
+        >>> PaperLock(KeyLockConfig(module="affine", targets="all")).title
         'keylock:affine:all'
 
     """

@@ -10,14 +10,14 @@ that the average of turned states is the turned average.
 from .mask import NONE, Masks, outgrown, scales_of
 from .orthogonal import Turn
 from .state import StateLock, lock_of, lock_state, unlock_state
-from .transform import WholeDisguise
+from .transform import RotationTransform
 
 __all__ = [
     "NONE",
     "Masks",
     "StateLock",
     "Turn",
-    "WholeDisguise",
+    "RotationTransform",
     "lock_of",
     "lock_state",
     "outgrown",

@@ -22,12 +22,12 @@ from .. import (
     unlock_model,
 )
 from ..group_key import group_secret
-from ..protocol import KeyLockDefense
-from . import NONE, Masks, StateLock, WholeDisguise, lock_of, lock_state, outgrown, scales_of
+from ..protocol import Lock
+from . import NONE, Masks, StateLock, RotationTransform, lock_of, lock_state, outgrown, scales_of
 from .mask import MOST
 from .turns import PARAMETERS
 
-__all__ = ["WholeDefense"]
+__all__ = ["RotatedLock"]
 
 
 GROWN = 4.0
@@ -35,14 +35,14 @@ GROWN = 4.0
 than the largest of them, and masks that have not cancelled are a thousand times wider."""
 
 
-class WholeDefense(KeyLockDefense, SharesSecret):
+class RotatedLock(Lock, SharesSecret):
     """`module: whole`: the job trains as without a defense, and what silos send is turned.
 
     The key is one for the whole group and changes by itself from job to job and round to round, so
     that vaults are written, for `export` and audits, and not gone on from.
 
     Example:
-        >>> WholeDefense(KeyLockConfig()).title
+        >>> RotatedLock(KeyLockConfig()).title
         'keylock:whole:all'
 
     """
@@ -59,7 +59,7 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         self._sent: tuple[int, bytes, dict[str, float]] | None = None
 
     @property
-    def turns_state(self) -> bool:
+    def transforms_updates(self) -> bool:
         """It does."""
         return True
 
@@ -228,8 +228,8 @@ class WholeDefense(KeyLockDefense, SharesSecret):
         # outside of a job that of the smallest in which there is something to hide from a silo
         in_job = self._lock_of_job is not None
         peers = len(self._masks.pairs) if in_job else 2 * self.wants_pairs
-        disguise = WholeDisguise.of(model, peers=peers)
-        return Surrogate(*surrogate(model, self.config), _nothing, disguise)
+        update_transform = RotationTransform.of(model, peers=peers)
+        return Surrogate(*surrogate(model, self.config), _nothing, update_transform)
 
     def twin(
         self, model: nn.Module, protected: nn.Module

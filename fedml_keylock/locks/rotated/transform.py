@@ -12,12 +12,12 @@ from ...types import ClientUpdate
 from .mask import NONE, Masks, scales_of, width_of
 from .turns import OPEN, Part, Turns, parts_of
 
-__all__ = ["WholeDisguise"]
+__all__ = ["RotationTransform"]
 
 
 @dataclass(frozen=True)
-class WholeDisguise:
-    """What a lock on the whole state makes of updates: see ``types.Disguise``.
+class RotationTransform:
+    """What a lock on the whole state makes of updates: see ``types.UpdateTransform``.
 
     Attributes:
         parts: of the model's state.
@@ -27,9 +27,9 @@ class WholeDisguise:
         >>> model = nn.Linear(4, 2)
         >>> before = {n: t.detach() for n, t in model.state_dict().items()}
         >>> update = ClientUpdate(before, {n: t + 0.1 for n, t in before.items()}, 1.0)
-        >>> disguise = WholeDisguise.of(model)
-        >>> sent, private = disguise.conceal(update, torch.Generator().manual_seed(0))
-        >>> opened = disguise.reveal(sent, private)
+        >>> update_transform = RotationTransform.of(model)
+        >>> sent, private = update_transform.protect(update, torch.Generator().manual_seed(0))
+        >>> opened = update_transform.recover(sent, private)
         >>> torch.allclose(opened.after["weight"], update.after["weight"], atol=1e-6)
         True
 
@@ -39,7 +39,7 @@ class WholeDisguise:
     peers: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, *, peers: int = 0) -> WholeDisguise:
+    def of(cls, model: nn.Module, *, peers: int = 0) -> RotationTransform:
         """That of a model's lock.
 
         Raises:
@@ -48,7 +48,7 @@ class WholeDisguise:
         """
         return cls(parts_of(model), peers)
 
-    def conceal(
+    def protect(
         self, update: ClientUpdate, generator: torch.Generator
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
         """The update as it is sent in a first round, whose model the server knows.
@@ -64,7 +64,7 @@ class WholeDisguise:
         after |= masks.masked(after, self.parts, scales, key, 0)
         return replace(update, after=after), {"key": drawn[0], **place, **masks.tensors}
 
-    def reveal(
+    def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
         """The update as it was before it was turned and masked, by whoever has the key.
@@ -82,7 +82,7 @@ class WholeDisguise:
         received |= Turns(self.parts, key, int(private["before"])).opened(received)
         return replace(update, before=received, after=sent)
 
-    def invariants(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+    def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
         """All that a uniform turn leaves of updates ``(b, parts)``: how long each part has become.
 
         A vector that a uniform orthogonal matrix has turned is, but for its length, chance.
@@ -102,7 +102,7 @@ class WholeDisguise:
         ]
         return torch.stack([torch.as_tensor(one) for one in seen], 1)
 
-    def masked(
+    def simulate(
         self,
         before: Mapping[str, Tensor],
         after: Mapping[str, Tensor],
