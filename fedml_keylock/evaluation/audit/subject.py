@@ -31,7 +31,7 @@ class Protection:
     """A defense as an audit needs it.
 
     Attributes:
-        name: "keylock:mixing:all".
+        name: "keylock:paper:all".
         surrogate: the public model as an attacker who knows the defense has it.
         fresh: puts the defense itself on a copy of a model; without it the surrogate stands in,
             which computes the same.
@@ -53,7 +53,7 @@ class Subject:
         labels: ``(u, n)`` integers.
         model: the public one, unprotected.
         classes: how many it tells apart.
-        defense: "none", or its name and settings, "keylock:mixing:all".
+        defense: "none", or its name and settings, "keylock:paper:all".
         surrogate: the defended model as an attacker knows it; None without a defense.
         secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
             or what its update_transform recovers updates by: for the oracle only. None where nobody
