@@ -3,9 +3,9 @@
     python run.py --output tables
 
 For each net and data set it runs the job of ../mnist_cross_silo over MPI under the published lock,
-three silos that train one step on one picture in the first and the last two rounds, and audits what the
-server captured: the published measure and the aligned one; the attacker who ignores the lock, who
-knows its kind, and who has the silo's private state. "Without" is the undefended twin: the same
+three silos that train one step on one picture in the first and the last two rounds, and audits what
+the server captured: the published measure and the aligned one; the attacker who ignores the lock,
+who knows its kind, and who has the silo's private state. "Without" is the undefended twin: the same
 pictures at the same weights. Run again, it does what is left.
 """
 
