@@ -92,7 +92,7 @@ def _fitted(
     A rotation of the whole state has as many unknowns as its square: there all weights are tuned,
     from what the server has.
     """
-    if defense.config.lock == "rotated":
+    if defense.transforms_updates:
         net = deepcopy(plain)
         return _tuned(net, list(net.parameters()), SCRATCH_RATE, public, test)[1]
     return fit_lock(defense.surrogate(plain), draw, public, test)[1]

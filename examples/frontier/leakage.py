@@ -34,7 +34,7 @@ from fedml_keylock.inversion import (
     Secrets,
     Transform,
 )
-from fedml_keylock.locks import effective_state, lock_model, unlock_model
+from fedml_keylock.locks import lock_model, secret_variables, unlock_model
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.tensors import fingerprint
 from fedml_keylock.types import ClientUpdate
@@ -303,7 +303,7 @@ def _protection(
             if grouped:
                 draw = torch.Generator().manual_seed(seed + turn)
             lock_model(locked, defense.config, uniform=seeded_uniform(draw))
-        return locked, effective_state(locked)
+        return locked, secret_variables(locked)
 
     return Protection(defense.title, defense.surrogate(model), fresh)
 

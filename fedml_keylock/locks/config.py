@@ -28,15 +28,16 @@ OF_ONE_LOCK: Mapping[str, str] = {
 }
 """Fields that say something of one lock only, and which lock that is."""
 
-RENAMED: Mapping[str, str] = {
-    "targets": "layers",
-    "then": "robust_aggregation",
-    "module": "lock: rotated (was whole) or lock: paper (was affine)",
-    "preset": "lock: paper (was preset: paper)",
+RENAMED: Mapping[tuple[str, str | None], str] = {
+    ("targets", None): "layers",
+    ("then", None): "robust_aggregation",
+    ("module", "whole"): "lock: rotated",
+    ("module", "affine"): "lock: paper",
+    ("preset", "paper"): "lock: paper",
 }
-"""Fields of earlier versions, and what to write in their place."""
-DELETED = ("form", "mixed", "rotate_every")
-"""Fields of earlier versions whose locks were deleted: docs/what-we-tried.md says why."""
+"""Fields of earlier versions, some with one value only, and what to write in their place."""
+RETIRED = {field for field, _ in RENAMED} | {"form", "mixed", "rotate_every"}
+"""Fields of earlier versions. What is not renamed is gone: docs/what-we-tried.md says why."""
 
 
 class KeyLockConfig(Settings):
@@ -107,14 +108,16 @@ class KeyLockConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _current_names(cls, fields: Any) -> Any:
-        for name in fields if isinstance(fields, dict) else ():
-            if name in RENAMED:
-                raise ConfigError(f"keylock.{name}: it has another name now; use {RENAMED[name]}")
-            if name in DELETED:
-                raise ConfigError(
-                    f"keylock.{name}: the locks that had it are gone (docs/what-we-tried.md); "
-                    "leave it out"
-                )
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if name not in RETIRED:
+                continue
+            new = RENAMED.get((name, None)) or RENAMED.get((name, str(value)))
+            raise ConfigError(
+                f"keylock.{name}: it is called {new} now"
+                if new
+                else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
+                "says why); leave it out, or use lock: rotated or lock: paper"
+            )
         return fields
 
     @model_validator(mode="after")
