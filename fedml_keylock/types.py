@@ -213,13 +213,15 @@ class JobSecrets:
         silo: index of this one.
         pairs: by another silo's index, 32 bytes that only these two have; empty for no pairs.
         samples: of every silo, by its index; empty where they have not said it.
+        transcript: digest of all that the silos have told one another. It is no secret.
 
     """
 
     group: bytes = field(repr=False)
     silo: int = 0
     pairs: Mapping[int, bytes] = field(default_factory=dict, repr=False)
-    samples: Mapping[int, int] = field(default_factory=dict)
+    samples: Mapping[int, float] = field(default_factory=dict)
+    transcript: bytes = b""
 
 
 class Defense(ABC):

@@ -1,0 +1,319 @@
+"""Updates as integers: fixed point, of the difference from what all silos have received."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import UpdateRefused
+
+__all__ = ["CHUNK", "Counts", "Encoding", "Entry", "Shares", "entries_of"]
+
+CHUNK = 1 << 18
+"""Words that are worked on at once: they stay in the processor's cache."""
+HEADROOM = 2
+"""Bits: a matrix may grow to 2^2 times its largest number in a round before entries clip."""
+HEADROOM_VECTOR = 22
+"""The same of vectors and scalars, which have two words an entry."""
+
+Kind = Literal["matrix", "vector", "double", "integer"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a payload, and how it is encoded.
+
+    Attributes:
+        name: in the payload.
+        shape: its own; on the wire ``(2, *shape)`` where it takes two words an entry.
+        dtype: its own.
+        kind: ``matrix`` takes one word an entry; ``vector`` (floating point of one dimension or
+            none, such as biases and running statistics), ``double`` (float64) and ``integer`` two.
+
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind
+
+    @property
+    def numel(self) -> int:
+        """How many entries the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def wire_shape(self) -> tuple[int, ...]:
+        """The shape of its words on the wire."""
+        return self.shape if self.kind == "matrix" else (2, *self.shape)
+
+
+def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
+    """How the tensors of a payload are encoded, in the order of their names.
+
+    It depends on names, shapes and types, and on no value.
+
+    Raises:
+        UpdateRefused: a tensor is of complex or quantised numbers.
+
+    Example:
+        >>> state = {"w": torch.zeros(2, 3), "b": torch.zeros(2), "n": torch.tensor(4)}
+        >>> [(entry.name, entry.kind) for entry in entries_of(state)]
+        [('b', 'vector'), ('n', 'integer'), ('w', 'matrix')]
+
+    """
+    return tuple(_entry(name, state[name]) for name in sorted(state))
+
+
+def _entry(name: str, tensor: Tensor) -> Entry:
+    if tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.uint64:
+        raise UpdateRefused(
+            f"{name} is {tensor.dtype}, which lock: sealed cannot add up: send real numbers, such "
+            "as torch.view_as_real gives"
+        )
+    kind: Kind = "matrix"
+    if not tensor.is_floating_point():
+        kind = "integer"
+    elif tensor.dtype == torch.float64:
+        kind = "double"
+    elif tensor.dim() <= 1:
+        kind = "vector"
+    return Entry(name, tuple(tensor.shape), tensor.dtype, kind)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The participants' weights in the average: FedAvg's, by their samples.
+
+    Attributes:
+        samples: n_i of each participant, in order; positive integers.
+
+    """
+
+    samples: tuple[int, ...]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Shares:
+        """From what silos say that they have, as the job's dataset has it: also fractions.
+
+        Example:
+            >>> Shares.of([100, 50]).samples, Shares.of([1.5, 1]).samples
+            ((100, 50), (1572864, 1048576))
+
+        """
+        whole = all(float(number).is_integer() for number in numbers)
+        return cls(tuple(round(number * (1 if whole else 2**20)) for number in numbers))
+
+    @property
+    def total(self) -> int:
+        """n, the sum of all."""
+        return sum(self.samples)
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of the low word of two: sums of all participants' stay below 2^31."""
+        return 31 - (len(self.samples) - 1).bit_length()
+
+    def bound(self, place: int) -> int:
+        """What a word of a participant is clipped to: the bounds of all sum to less than 2^31."""
+        return self.samples[place] * (2**31 - 1 - len(self.samples)) // self.total
+
+
+@dataclass
+class Counts:
+    """What did not fit into its range while a payload was encoded.
+
+    Attributes:
+        clipped: entries beyond what their tensor may grow to in a round.
+        infinite: entries that are NaN or infinite.
+        names: tensors with either, for the silo's own log.
+
+    """
+
+    clipped: int = 0
+    infinite: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str, clipped: int, infinite: int) -> None:
+        """Count those of some entries of a tensor."""
+        self.clipped += clipped
+        self.infinite += infinite
+        if (clipped or infinite) and name not in self.names:
+            self.names.append(name)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Fixed point on a grid that all silos derive from the payload that they have received.
+
+    Attributes:
+        base: what was received and opened, name to tensor: only differences from it are encoded.
+        entries: of the base.
+        steps: of each entry, the exponent e of its step 2^e; 0 for integers.
+        shares: of the participants.
+
+    """
+
+    base: Mapping[str, Tensor] = field(repr=False)
+    entries: tuple[Entry, ...]
+    steps: tuple[int, ...]
+    shares: Shares
+
+    @classmethod
+    def of(
+        cls, base: Mapping[str, Tensor], shares: Shares, scale: Mapping[str, float] | None = None
+    ) -> Encoding:
+        """The encoding of differences from a base.
+
+        A step follows the largest number of its tensor, rounded up to a power of two, which is the
+        same on every machine; of a tensor of zeros it follows 1.
+
+        Args:
+            base: what was received.
+            shares: of the participants.
+            scale: the largest number of tensors whose base says nothing of it, by name.
+
+        Raises:
+            UpdateRefused: a tensor is of complex or quantised numbers.
+
+        Example:
+            >>> base = {"w": torch.full((2, 2), 0.7)}
+            >>> encoding = Encoding.of(base, Shares((1, 1)))
+            >>> encoding.steps
+            (-29,)
+
+        """
+        entries = entries_of(base)
+        bits = {
+            "matrix": HEADROOM - 31,
+            "vector": HEADROOM_VECTOR - 31 - shares.low_bits,
+            "double": HEADROOM - 31 - shares.low_bits,
+        }
+        given = scale or {}
+        steps = tuple(
+            0
+            if entry.kind == "integer"
+            else bits[entry.kind]
+            + (_exponent(given[entry.name]) if entry.name in given else _size(base[entry.name]))
+            for entry in entries
+        )
+        return cls(base, entries, steps, shares)
+
+    @property
+    def words(self) -> int:
+        """How many words a payload takes."""
+        return sum(math.prod(entry.wire_shape) for entry in self.entries)
+
+    def encode(
+        self, entry: Entry, step: int, payload: Tensor, place: int, counts: Counts
+    ) -> Iterator[NDArray[np.int32]]:
+        """The words of one tensor, in their order on the wire, some at a time.
+
+        Args:
+            entry: of the tensor.
+            step: the exponent of its step.
+            payload: the tensor, of the entry's shape and type.
+            place: of the silo among the participants.
+            counts: of what is clipped.
+
+        """
+        own = payload.detach().cpu().reshape(-1)
+        base = self.base[entry.name].detach().cpu().reshape(-1)
+        pieces = range(0, entry.numel, CHUNK)
+        if entry.kind == "matrix":
+            for start in pieces:
+                part = slice(start, start + CHUNK)
+                words = self._rounded(entry, step, own[part], base[part], place, counts)
+                yield words.to(torch.int32).numpy()
+            return
+        wide = [
+            (self._integers if entry.kind == "integer" else self._rounded)(
+                entry, step, own[start : start + CHUNK], base[start : start + CHUNK], place, counts
+            )
+            for start in pieces
+        ]
+        low = self.shares.low_bits
+        yield from ((words & (2**low - 1)).to(torch.int32).numpy() for words in wide)
+        yield from ((words >> low).to(torch.int32).numpy() for words in wide)
+
+    def decode(self, entry: Entry, step: int, words: NDArray[np.int32]) -> Tensor:
+        """The average of a tensor from the sums of its words ``(words,)``.
+
+        It has the base's device and type. Where all silos sent the base it is the base, bit for bit.
+        """
+        base = self.base[entry.name].detach()
+        flat = base.cpu().reshape(-1)
+        made = torch.empty_like(flat)
+        low = words[: entry.numel]
+        high = words[entry.numel :]
+        for start in range(0, entry.numel, CHUNK):
+            part = slice(start, start + CHUNK)
+            sums = torch.from_numpy(low[part].astype(np.int64))
+            if entry.kind == "integer":
+                sums += torch.from_numpy(high[part].astype(np.int64)) << self.shares.low_bits
+                total = self.shares.total
+                mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
+                made[part] = (flat[part].to(torch.int64) + mean).to(entry.dtype)
+                continue
+            moved = sums.double() * 2.0**step
+            if entry.kind != "matrix":
+                above = torch.from_numpy(high[part].astype(np.float64))
+                moved += above * 2.0 ** (step + self.shares.low_bits)
+            made[part] = (flat[part].double() + moved).to(entry.dtype)
+        return made.reshape(entry.shape).to(base.device)
+
+    def _rounded(
+        self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
+    ) -> Tensor:
+        """``n_i (own - base) / (n 2^step)``, rounded to the nearest even, and clipped."""
+        moved = own.double()
+        moved -= base.double()
+        infinite = 0
+        if not bool(torch.isfinite(moved).all()):
+            # what was infinite when it came, such as a causal mask, stays what it is
+            infinite = int((~torch.isfinite(own) & torch.isfinite(base)).sum())
+            moved = torch.where(torch.isfinite(moved), moved, 0.0)
+        moved *= self.shares.samples[place] / self.shares.total * 2.0**-step
+        moved.round_()
+        bound = self.shares.bound(place)
+        if entry.kind != "matrix":
+            bound <<= self.shares.low_bits
+        clipped = 0
+        if len(moved) and float(moved.abs().max()) > bound:
+            clipped = int((moved.abs() > bound).sum())
+            # float64 may round the bound of two words up: the integers are clipped once more
+            moved.clamp_(-float(bound), float(bound))
+        counts.add(entry.name, clipped, infinite)
+        return moved.to(torch.int64).clamp_(-bound, bound)
+
+    def _integers(
+        self, entry: Entry, _step: int, own: Tensor, base: Tensor, place: int, counts: Counts
+    ) -> Tensor:
+        """``n_i (own - base)``, clipped."""
+        moved = own.to(torch.int64) - base.to(torch.int64)
+        samples = self.shares.samples[place]
+        bound = (self.shares.bound(place) << self.shares.low_bits) // samples
+        clipped = int((moved.abs() > bound).sum())
+        counts.add(entry.name, clipped, 0)
+        return moved.clamp_(-bound, bound) * samples
+
+
+def _size(tensor: Tensor) -> int:
+    """The exponent of a tensor's largest finite number, rounded up to a power of two."""
+    flat = tensor.detach().reshape(-1)
+    if not bool(torch.isfinite(flat).all()):
+        flat = flat[torch.isfinite(flat)]
+    return _exponent(float(flat.abs().max()) if len(flat) else 0.0)
+
+
+def _exponent(size: float) -> int:
+    """The least e with ``2^e >= size``; 0 for a size of 0."""
+    mantissa, exponent = math.frexp(size)
+    return exponent - (mantissa == 0.5)

@@ -1,0 +1,72 @@
+"""Secret words: AES-256-CTR keystreams, each under a key that HKDF derives for one purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from numpy.typing import NDArray
+
+__all__ = ["Keystream", "derive", "framed"]
+
+_ZEROS = bytes(1 << 21)
+
+
+def framed(*parts: bytes) -> bytes:
+    """Parts in one, each behind its length in 8 bytes: no two lists of parts give the same bytes.
+
+    Example:
+        >>> framed(b"a", b"bc") == framed(b"ab", b"c")
+        False
+
+    """
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def derive(secret: bytes, label: str, *context: bytes) -> bytes:
+    """A key of 32 bytes for one purpose: HKDF-SHA256 (RFC 5869) without salt.
+
+    Args:
+        secret: 32 bytes.
+        label: of the purpose.
+        context: whatever the key is bound to.
+
+    Example:
+        >>> derive(bytes(32), "pad").hex()[:16]
+        '21674c7a3ce55e2b'
+
+    """
+    info = framed(b"fedml-keylock sealed 1", label.encode(), *context)
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
+
+
+class Keystream:
+    """The words of one key, in order; none is given twice.
+
+    AES-256 in counter mode (NIST SP 800-38A) from counter 0. A key makes one keystream only.
+
+    Args:
+        key: 32 bytes.
+
+    Example:
+        >>> one, two = Keystream(bytes(32)), Keystream(bytes(32))
+        >>> bool((one.words(6) == np.concatenate([two.words(2), two.words(4)])).all())
+        True
+
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def words(self, count: int) -> NDArray[np.int32]:
+        """The next so many words of 32 bits, ``(count,)``, little-endian."""
+        return np.frombuffer(self._draw(4 * count), dtype="<i4")
+
+    def longs(self, count: int) -> NDArray[np.int64]:
+        """The next so many words of 64 bits, ``(count,)``, little-endian."""
+        return np.frombuffer(self._draw(8 * count), dtype="<i8")
+
+    def _draw(self, size: int) -> bytes:
+        zeros = _ZEROS if size == len(_ZEROS) else memoryview(_ZEROS)[:size]
+        return self._encryptor.update(zeros if size <= len(_ZEROS) else bytes(size))

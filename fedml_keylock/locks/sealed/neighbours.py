@@ -1,0 +1,49 @@
+"""Which silos share a pairwise mask: a circulant graph that no server and no leader can choose."""
+
+from __future__ import annotations
+
+__all__ = ["MOST_COMPLETE", "SPARSE", "neighbours", "reach"]
+
+MOST_COMPLETE = 64
+"""Participants up to which each has a mask with all others where nothing is declared."""
+SPARSE = 16
+"""Beyond them: neighbours to each side, which hold against 31 colluding silos."""
+
+
+def reach(participants: int, colluders: int | None) -> int:
+    """How many neighbours to each side a silo needs, t with 2 t > colluders.
+
+    The graph in which everyone has t neighbours to each side stays connected when any 2 t - 1 are
+    taken out (its connectivity is 2 t): the masks of the others still hide all but their sum.
+
+    Args:
+        participants: m, of the round.
+        colluders: how many silos may collude with the server; None for as many as a complete
+            graph, or SPARSE neighbours to each side beyond MOST_COMPLETE participants, hold off.
+
+    Example:
+        >>> reach(100, 30), reach(10, None), reach(3, 1)
+        (16, 5, 1)
+
+    """
+    complete = participants // 2
+    if colluders is None:
+        return complete if participants <= MOST_COMPLETE else SPARSE
+    return min(complete, colluders // 2 + 1)
+
+
+def neighbours(place: int, participants: int, steps: int) -> tuple[int, ...]:
+    """The places of those with whom the silo at a place shares a mask, in order.
+
+    Args:
+        place: of the silo among the participants, from 0.
+        participants: m.
+        steps: neighbours to each side; see `reach`.
+
+    Example:
+        >>> neighbours(0, 6, 2), neighbours(1, 3, 1)
+        ((1, 2, 4, 5), (0, 2))
+
+    """
+    near = {(place + sign * d) % participants for d in range(1, steps + 1) for sign in (1, -1)}
+    return tuple(sorted(near - {place}))

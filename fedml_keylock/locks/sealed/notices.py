@@ -1,0 +1,125 @@
+"""What silos tell one another before each round, past the server, and who differs."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from ...errors import UpdateRefused
+from ...types import JobSecrets
+from .keystream import derive
+
+__all__ = ["Notice", "compare"]
+
+_FORM = struct.Struct(">Q32s32sd")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Where a silo stands.
+
+    Attributes:
+        round: index of the round.
+        chain: 32 bytes, of all that it has received so far.
+        schema: 32 bytes, of the names, shapes and types that it is about to send.
+        samples: its weight in the average.
+
+    """
+
+    round: int
+    chain: bytes
+    schema: bytes
+    samples: float
+
+    def packed(self) -> bytes:
+        """The notice as bytes.
+
+        Example:
+            >>> note = Notice(1, bytes(32), bytes(32), 100.0)
+            >>> Notice.unpacked(note.packed()) == note
+            True
+
+        """
+        return _FORM.pack(self.round, self.chain, self.schema, self.samples)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Notice:
+        """The notice that `packed` gave."""
+        return cls(*_FORM.unpack(packed))
+
+
+def compare(
+    own: Notice,
+    secrets: JobSecrets,
+    exchange: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] | None,
+    *,
+    label: str = "notice",
+) -> list[float]:
+    """Tell every other silo where this one stands, and check that all stand there.
+
+    Each notice is encrypted for the two silos that it is between.
+
+    Args:
+        own: this silo's.
+        secrets: what the silos have agreed on.
+        exchange: reaches them past the server. None where nothing does: then silos that differ have
+            other keys, and no average of theirs opens.
+        label: of the keys: under one, in one round, there is one notice each way.
+
+    Returns:
+        The samples of all silos, in their order.
+
+    Raises:
+        UpdateRefused: naming the silo that differs, and in what.
+
+    """
+    if exchange is None:
+        said = {**secrets.samples, secrets.silo: own.samples}
+        if said[secrets.silo] != secrets.samples.get(secrets.silo, own.samples):
+            raise UpdateRefused(
+                f"it says that it has {own.samples:g} samples and said "
+                f"{secrets.samples[secrets.silo]} when the job began"
+            )
+        return [float(said[silo]) for silo in sorted(said)]
+    sealed = {
+        silo: _cipher(secrets, silo, label).encrypt(
+            _nonce(secrets.silo, silo), own.packed(), secrets.transcript
+        )
+        for silo in secrets.pairs
+    }
+    found = {secrets.silo: own}
+    for silo, came in exchange(sealed).items():
+        try:
+            opened = _cipher(secrets, silo, label).decrypt(
+                _nonce(silo, secrets.silo), came, secrets.transcript
+            )
+        except InvalidTag:
+            raise UpdateRefused(
+                f"silo {silo} is in another round than this one, or in another job: it was started "
+                "again, or the server has sent them different messages"
+            ) from None
+        found[silo] = Notice.unpacked(opened)
+    for silo, notice in sorted(found.items()):
+        for what, same in {
+            "is in another round": notice.round == own.round,
+            "has received another model": notice.chain == own.chain,
+            "sends other names, shapes or types": notice.schema == own.schema,
+        }.items():
+            if not same:
+                raise UpdateRefused(
+                    f"silo {silo} {what} than silo {secrets.silo}; nothing is sent"
+                )
+    return [found[silo].samples for silo in sorted(found)]
+
+
+def _cipher(secrets: JobSecrets, silo: int, label: str) -> ChaCha20Poly1305:
+    # secrets change with every round, so that a key encrypts one notice each way
+    return ChaCha20Poly1305(derive(secrets.pairs[silo], label, secrets.transcript))
+
+
+def _nonce(sender: int, receiver: int) -> bytes:
+    return struct.pack(">IQ", 0, int(sender > receiver))

@@ -1,0 +1,237 @@
+"""One silo's part in a sealed job, round by round: receive, seal once, open, and go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ...errors import HostError, UpdateRefused
+from ...tensors import raw
+from ...types import JobSecrets
+from ..private import Private
+from .encoding import Counts, Encoding, Shares, entries_of
+from .keystream import derive, framed
+from .neighbours import neighbours, reach
+from .notices import Notice, compare
+from .sealing import Opened, RoundKeys, open_sum, seal
+
+__all__ = ["Rounds", "digest_of"]
+
+Exchange = Callable[[Mapping[int, bytes]], Mapping[int, bytes]]
+"""Sends each other silo its bytes, past the server, and returns what each has sent."""
+
+
+class _Sent(NamedTuple):
+    """What a round was sealed with."""
+
+    encoding: Encoding
+    keys: RoundKeys
+
+
+@dataclass
+class Rounds(Private):
+    """One silo's secrets, the payload that it has received last, and where it stands.
+
+    A round has one order: `seal` once, then `open` once. Anything else is refused, so that no
+    keystream lies over two messages.
+
+    Attributes:
+        secrets: what the silos have agreed on.
+        colluders: how many silos may collude with the server; None where it is not declared.
+        scale: the largest number of tensors that no silo has received yet, by name or for all
+            (name ""); None where a payload with other names than the first model's is refused.
+        round: index of the round, from 0.
+        base: what was received and opened last.
+
+    """
+
+    secrets: JobSecrets = field(repr=False)
+    colluders: int | None = None
+    scale: float | None = None
+    round: int = 0
+    base: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    _chain: bytes = field(default=b"", repr=False)
+    _sent: _Sent | None = field(default=None, repr=False)
+    _used: bool = False
+
+    def begin(self, first: Mapping[str, Tensor]) -> bytes:
+        """Take the first model, and bind every key to it.
+
+        Returns:
+            Its digest, 32 bytes.
+
+        Raises:
+            UpdateRefused: the job has begun already.
+
+        """
+        if self._chain:
+            raise UpdateRefused(f"round {self.round}: the server sent a first model again")
+        self.base, self._chain = dict(first), digest_of(first)
+        return self._chain
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first model has come."""
+        return bool(self._chain)
+
+    def seal(
+        self, payload: Mapping[str, Tensor], *, samples: float, exchange: Exchange | None
+    ) -> tuple[dict[str, Tensor], Counts]:
+        """A payload as it leaves the silo in this round.
+
+        Args:
+            payload: name to tensor: a whole state, or any part of one.
+            samples: this silo's weight in the average.
+            exchange: reaches the other silos past the server; None where nothing does.
+
+        Returns:
+            The message, and what had to be clipped in it.
+
+        Raises:
+            UpdateRefused: a message was sealed in this round already, or the silos do not agree.
+
+        """
+        if not self._chain:
+            raise HostError("a message was to be sealed before the first model came")
+        if self._used:
+            raise UpdateRefused(
+                "it would send a second message in one round, whose difference from the first is "
+                "not hidden: send one"
+            )
+        base = self._base_of(payload)
+        self._used = True
+        own = Notice(self.round, self._chain, schema_of(base), samples)
+        numbers = compare(own, self.secrets, exchange)
+        encoding = Encoding.of(base, Shares.of(numbers), self._scales(base))
+        keys = self._keys(encoding)
+        message, counts = seal(encoding, payload, keys)
+        self._sent = _Sent(encoding, keys)
+        return message, counts
+
+    def open(self, message: Mapping[str, Tensor]) -> Opened:
+        """Verify the sum of the silos' messages, and take it for what was received.
+
+        Raises:
+            UpdateRefused: it is not the sum of this round's messages; nothing has changed.
+
+        """
+        if self._sent is None:
+            raise UpdateRefused("the server sent an average before this silo sent its update")
+        encoding, keys = self._sent
+        opened = open_sum(encoding, message, pad_key=keys.pad_key(0), tag_key=keys.tag_key())
+        tags = b"".join(tag.to_bytes(8, "big") for tag in opened.tags)
+        # whoever has the same tags opened the same, so that the chain stands for the payload
+        self._chain = hashlib.sha256(framed(b"chain", self._chain, tags)).digest()
+        self.base, self._sent, self.round = opened.state, None, self.round + 1
+        self._used = False
+        self.secrets = ratcheted(self.secrets)
+        return opened
+
+    def opening(self) -> tuple[Encoding, bytes, bytes]:
+        """What opens the sum of the round that was sealed last: encoding, pad key and tag key.
+
+        It opens no silo's message, and no other round's sum.
+
+        """
+        if self._sent is None:
+            raise HostError("nothing was sealed in this round yet")
+        encoding, keys = self._sent
+        return encoding, keys.pad_key(0), keys.tag_key()
+
+    def agreed(self, exchange: Exchange | None) -> None:
+        """Check, after a round, that all silos have opened the same.
+
+        Raises:
+            UpdateRefused: naming the silo that has not.
+
+        """
+        own = Notice(self.round, self._chain, schema_of(self.base), 1.0)
+        compare(own, self.secrets, exchange, label="farewell")
+
+    def _base_of(self, payload: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Of what was received, the tensors of a payload; zeros for what is new."""
+        base: dict[str, Tensor] = {}
+        for name, tensor in payload.items():
+            came = self.base.get(name)
+            if came is not None and came.shape == tensor.shape and came.dtype == tensor.dtype:
+                base[name] = came
+                continue
+            if self.scale is None:
+                what = "the server has not sent"
+                if came is not None:
+                    what = (
+                        f"is {tuple(tensor.shape)} of {tensor.dtype} and was sent by the server as "
+                        f"{tuple(came.shape)} of {came.dtype}"
+                    )
+                raise UpdateRefused(
+                    f"{name}: {what}, so that nothing says how large its numbers are: declare it "
+                    "by keylock: {scale: LARGEST}"
+                )
+            base[name] = tensor.detach().new_zeros(tensor.shape)
+        return base
+
+    def _scales(self, base: Mapping[str, Tensor]) -> dict[str, float]:
+        if self.scale is None:
+            return {}
+        return {name: self.scale for name in base if name not in self.base}
+
+    def _keys(self, encoding: Encoding) -> RoundKeys:
+        silos = sorted({self.secrets.silo, *self.secrets.pairs})
+        place, steps = silos.index(self.secrets.silo), reach(len(silos), self.colluders)
+        near = neighbours(place, len(silos), steps)
+        context = framed(
+            self.secrets.transcript,
+            self.round.to_bytes(8, "big"),
+            self._chain,
+            json.dumps([silos, encoding.shares.samples, encoding.steps, steps]).encode(),
+            schema_of(encoding.base),
+        )
+        pairs = {other: self.secrets.pairs[silos[other]] for other in near}
+        return RoundKeys(self.secrets.group, pairs, place, len(silos), context)
+
+
+def digest_of(state: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of names, shapes, types and numbers.
+
+    Example:
+        >>> import torch
+        >>> digest_of({"w": torch.zeros(2)}) == digest_of({"w": torch.zeros(2)})
+        True
+
+    """
+    found = hashlib.sha256(schema_of(state))
+    for name in sorted(state):
+        found.update(raw(state[name]))
+    return found.digest()
+
+
+def schema_of(state: Mapping[str, Tensor]) -> bytes:
+    """Names, shapes and types, in one digest of 32 bytes.
+
+    Example:
+        >>> import torch
+        >>> schema_of({"w": torch.zeros(2)}) == schema_of({"w": torch.zeros(3)})
+        False
+
+    """
+    return hashlib.sha256(framed(*_lines(state))).digest()
+
+
+def _lines(state: Mapping[str, Tensor]) -> list[bytes]:
+    return [f"{e.name} {list(e.shape)} {e.dtype}".encode() for e in entries_of(state)]
+
+
+def ratcheted(secrets: JobSecrets) -> JobSecrets:
+    """The next round's secrets: the ones before cannot be derived from them."""
+    return JobSecrets(
+        derive(secrets.group, "ratchet"),
+        secrets.silo,
+        {silo: derive(secret, "ratchet") for silo, secret in secrets.pairs.items()},
+        secrets.samples,
+        secrets.transcript,
+    )

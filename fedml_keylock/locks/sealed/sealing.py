@@ -1,0 +1,180 @@
+"""One message of one silo in one round: words under pairwise masks and pads, with a tag."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import UpdateRefused
+from .encoding import CHUNK, Counts, Encoding
+from .keystream import Keystream, derive
+from .tag import TAG_WORDS, Tag, join_tags, split_tags
+
+__all__ = ["TRAILER", "Opened", "RoundKeys", "open_sum", "seal"]
+
+TRAILER = "keylock.sealed"
+"""The entry of a message that holds its counters and its tags."""
+COUNTERS = 2
+"""Words of the counters: entries clipped, and entries that are NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class RoundKeys:
+    """The secrets of one round. A key of them makes the keystream of one message only.
+
+    Attributes:
+        group: 32 bytes that all participants have.
+        pairs: by the place of a neighbour, 32 bytes that only these two have.
+        place: of this silo among the participants, from 0.
+        participants: m, how many there are.
+        context: whatever all must agree on: every key is bound to it.
+
+    """
+
+    group: bytes = field(repr=False)
+    pairs: Mapping[int, bytes] = field(repr=False)
+    place: int
+    participants: int
+    context: bytes
+
+    def pad(self, place: int) -> Keystream:
+        """S_l: the pads of all participants add up to S_0."""
+        return Keystream(self.pad_key(place))
+
+    def pad_key(self, place: int) -> bytes:
+        """The key of a pad."""
+        return derive(self.group, "pad", self.context, place.to_bytes(4, "big"))
+
+    def mask(self, neighbour: int) -> Keystream:
+        """What this silo adds and its neighbour subtracts, or the other way round."""
+        low, high = sorted((self.place, neighbour))
+        places = low.to_bytes(4, "big") + high.to_bytes(4, "big")
+        return Keystream(derive(self.pairs[neighbour], "mask", self.context, places))
+
+    def tag_key(self) -> bytes:
+        """The key of the round's tag, which all participants' messages share."""
+        return derive(self.group, "tag", self.context)
+
+    def streams(self) -> list[tuple[Keystream, int]]:
+        """Every keystream that lies over this silo's words, with its sign."""
+        found = [(self.mask(n), 1 if self.place < n else -1) for n in sorted(self.pairs)]
+        found.append((self.pad(self.place), 1))
+        if self.place + 1 < self.participants:
+            found.append((self.pad(self.place + 1), -1))
+        return found
+
+
+def seal(
+    encoding: Encoding, payload: Mapping[str, Tensor], keys: RoundKeys
+) -> tuple[dict[str, Tensor], Counts]:
+    """A payload as it leaves the silo: int32 words under the payload's own names, and TRAILER.
+
+    Args:
+        encoding: of the round.
+        payload: name to tensor, with the names and shapes of the encoding's base.
+        keys: of the round; they serve no second message.
+
+    Returns:
+        The message, and what had to be clipped.
+
+    """
+    tag, streams, counts = Tag(keys.tag_key()), keys.streams(), Counts()
+
+    def cover(words: NDArray[np.int32], into: NDArray[np.int32]) -> None:
+        into[:] = words
+        for stream, sign in streams:
+            secret = stream.words(len(words))
+            (np.add if sign > 0 else np.subtract)(into, secret, out=into)
+
+    sealed: dict[str, Tensor] = {}
+    for entry, step in zip(encoding.entries, encoding.steps, strict=True):
+        wire = torch.empty(entry.wire_shape, dtype=torch.int32)
+        flat, start = wire.view(-1).numpy(), 0
+        for words in encoding.encode(entry, step, payload[entry.name], keys.place, counts):
+            tag.update(words)
+            cover(words, flat[start : start + len(words)])
+            start += len(words)
+        sealed[entry.name] = wire
+    most = (2**31 - 1) // keys.participants
+    counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
+    tag.update(counters)
+    trailer = torch.empty(COUNTERS + TAG_WORDS, dtype=torch.int32)
+    cover(np.concatenate([counters, split_tags(tag.value)]), trailer.numpy())
+    sealed[TRAILER] = trailer
+    return sealed, counts
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A sum that was verified.
+
+    Attributes:
+        state: the average, name to tensor.
+        counts: of all participants together.
+        tags: of the sum: whoever has the same opened the same.
+
+    """
+
+    state: dict[str, Tensor] = field(repr=False)
+    counts: Counts
+    tags: tuple[int, int] = field(repr=False)
+
+
+def open_sum(
+    encoding: Encoding, message: Mapping[str, Tensor], *, pad_key: bytes, tag_key: bytes
+) -> Opened:
+    """Verify the sum of all participants' messages, and decode it.
+
+    Args:
+        encoding: of the round.
+        message: the sum, modulo 2^32.
+        pad_key: of S_0.
+        tag_key: of the round.
+
+    Raises:
+        UpdateRefused: it is not the sum of what the participants have sealed in this round.
+
+    """
+    check_form(encoding, message)
+    tag, pad = Tag(tag_key), Keystream(pad_key)
+    state: dict[str, Tensor] = {}
+    for entry, step in zip(encoding.entries, encoding.steps, strict=True):
+        words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
+        for start in range(0, len(words), CHUNK):
+            part = words[start : start + CHUNK]
+            np.subtract(part, pad.words(len(part)), out=part)
+            tag.update(part)
+        state[entry.name] = encoding.decode(entry, step, words)
+    trailer = message[TRAILER].detach().cpu().numpy() - pad.words(COUNTERS + TAG_WORDS)
+    tag.update(trailer[:COUNTERS])
+    if join_tags(trailer[COUNTERS:]) != tag.value:
+        raise UpdateRefused(
+            "the average that came is not the sum of what the silos sent in this round, with each "
+            "of them once: the server, or who stands between, has changed it; nothing was loaded"
+        )
+    counts = Counts(int(trailer[0]), int(trailer[1]))
+    return Opened(state, counts, tag.value)
+
+
+def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:
+    """Check names, shapes and types of a sealed message.
+
+    Raises:
+        UpdateRefused: naming the first entry that is not as it must be.
+
+    """
+    wanted = {entry.name: entry.wire_shape for entry in encoding.entries}
+    wanted[TRAILER] = (COUNTERS + TAG_WORDS,)
+    for name in sorted(wanted.keys() ^ message.keys()):
+        raise UpdateRefused(f"{name} is {'missing' if name in wanted else 'not one of its names'}")
+    for name, shape in wanted.items():
+        tensor = message[name]
+        if tensor.dtype != torch.int32 or tuple(tensor.shape) != shape:
+            raise UpdateRefused(
+                f"{name} is {tuple(tensor.shape)} of {tensor.dtype}, not {shape} of torch.int32"
+            )

@@ -1,0 +1,82 @@
+"""A linear tag over words: the sum of silos' tags is the tag of the sum of their words."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .keystream import Keystream
+
+__all__ = ["TAG_WORDS", "Tag", "join_tags", "split_tags"]
+
+LIMB = 16
+"""Bits of a tag that one word carries: words of up to 65,536 silos add up without a carry lost."""
+LIMBS = 64 // LIMB
+TAG_WORDS = 2 * LIMBS
+"""Words that the two tags of a message take."""
+
+
+class Tag:
+    """``t1 = sum r_j x_j`` and ``t2 = sum r_(j+1) x_j`` modulo 2^64, of words x in order.
+
+    The r are one secret keystream, the x signed words of 32 bits. Two Toeplitz rows: a sum that was
+    changed keeps both tags with probability 2^-66, since the difference of two signed words is at
+    most 2^31 times an odd number (each tag then misses 33 bits of 64).
+
+    Args:
+        key: 32 bytes, of one message.
+
+    Example:
+        >>> both, one, two = (Tag(bytes(32)) for _ in range(3))
+        >>> x, y = np.array([1, -5], np.int32), np.array([7, 9], np.int32)
+        >>> both.update(x + y); one.update(x); two.update(y)
+        >>> both.value == tuple((a + b) % 2**64 for a, b in zip(one.value, two.value))
+        True
+
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._stream = Keystream(key)
+        self._last = self._stream.longs(1)
+        self._sums = [0, 0]
+
+    def update(self, words: NDArray[np.int32]) -> None:
+        """Take in the next words, ``(k,)``."""
+        secret = np.concatenate([self._last, self._stream.longs(len(words))])
+        self._last = secret[-1:]
+        wide = words.astype(np.int64)
+        with np.errstate(over="ignore"):
+            for index in (0, 1):
+                self._sums[index] += int(np.dot(secret[index : index + len(words)], wide))
+
+    @property
+    def value(self) -> tuple[int, int]:
+        """The two tags of all words so far, from 0 up to 2^64 - 1."""
+        return self._sums[0] % 2**64, self._sums[1] % 2**64
+
+
+def split_tags(value: tuple[int, int]) -> NDArray[np.int32]:
+    """Two tags as the words of a message, ``(TAG_WORDS,)``, LIMB bits each.
+
+    Example:
+        >>> split_tags((1 << 16, 5)).tolist()
+        [0, 1, 0, 0, 5, 0, 0, 0]
+
+    """
+    limbs = [(one >> (LIMB * k)) & (2**LIMB - 1) for one in value for k in range(LIMBS)]
+    return np.array(limbs, dtype=np.int32)
+
+
+def join_tags(words: NDArray[np.int32]) -> tuple[int, int]:
+    """The sums of tags from the sums of their words: the inverse of `split_tags`, of many silos.
+
+    Example:
+        >>> join_tags(split_tags((3, 5)) + split_tags((2**64 - 1, 1)))
+        (2, 6)
+
+    """
+    sums = [
+        sum(int(word) % 2**32 << (LIMB * k) for k, word in enumerate(half)) % 2**64
+        for half in (words[:LIMBS], words[LIMBS:])
+    ]
+    return sums[0], sums[1]
