@@ -13,7 +13,7 @@ from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
 from ..types import Agreement, ClientUpdate, Defense
-from .flags import INVERSION, Arguments, our_attack
+from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 
 if TYPE_CHECKING:
@@ -76,36 +76,42 @@ class Observer:
         if self.attacker is not None:
             self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
 
-    def see_model(
+    def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
+        """In a silo: prepare its audit of itself, if the job asks for one.
+
+        Args:
+            model: the job's, as yet unprotected.
+            defense: the job's, or None.
+
+        """
+        if self.attacker is None or self.attacker.settings.when == "never":
+            return
+        if self.attacks_itself:
+            from .self_audit import SelfAudit
+
+            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+
+    def begin_capture(
         self,
         model: nn.Module,
         agreement: Agreement | None,
         defense: Defense | None,
         *,
         name: str | None,
-        server: bool,
     ) -> None:
-        """Take the job's model before it is protected: on a server that attacks, begin the capture.
+        """On a server that attacks: begin the capture.
 
         Args:
-            model: as yet unprotected.
+            model: the job's, as yet unprotected.
             agreement: what the defense said of it; None without one.
             defense: the job's, or None.
             name: of the defense.
-            server: whether this rank is the server's.
 
         Raises:
             AttackError: the capture cannot be begun.
 
         """
-        if self.attacker is None:
-            return
-        if self.attacks_itself:
-            if self.attacker.settings.when != "never":
-                from .self_audit import SelfAudit
-
-                self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
-        elif server:
+        if self.attacker is not None and not self.attacks_itself:
             from .server_capture import ServerCapture
 
             self.capture = ServerCapture.begin(

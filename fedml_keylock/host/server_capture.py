@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..evaluation.capture import Capture
 from ..types import Agreement, ClientUpdate, Defense
-from .flags import Arguments
+from .job_configuration import Arguments
 from .server_attacker import Attacker
 
 __all__ = ["ServerCapture"]

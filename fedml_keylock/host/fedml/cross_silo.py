@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import fedml
 
 from ...errors import ConfigError, HostError
-from ..own_accuracy import report
 from ..patching import Function, Seam
-from .current_job import begin, final, index_key, state_key
+from ..silo_session import SiloSession
+from .current_job import begin, entry_names, final
 
 if TYPE_CHECKING:
     from fedml.core.alg_frame.client_trainer import ClientTrainer
@@ -56,7 +56,7 @@ def _trainer_constructor(original: Function) -> Function:
         # a job's own trainer may make its optimizer right after this, long before the runner has
         # the model; both trainer and aggregator are constructed on every rank
         session = begin(args)
-        if session is not None and session.is_silo:
+        if isinstance(session, SiloSession):
             session.adopt(model)
         original(self, model, args)
 
@@ -86,7 +86,7 @@ def _runner_constructor(original: Function) -> Function:
         original(
             self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow
         )
-        if session is not None and session.ends_with_runner:
+        if session is not None:
             session.finish()
 
     return init
@@ -96,7 +96,7 @@ def _train(original: Function) -> Function:
     @functools.wraps(original)
     def train(self: FedMLTrainer, round_idx: Any = None) -> Any:
         session = begin(self.args)
-        if session is None:
+        if not isinstance(session, SiloSession):
             return original(self, round_idx)
         self.args.round_idx = round_idx
         return session.train(self.trainer, self.train_local, lambda: original(self, round_idx))
@@ -127,15 +127,15 @@ def _update_model(original: Function) -> Function:
 def _report(trainer: Any) -> None:
     """Have a silo say how well the model that it was just given does under its own lock."""
     session = begin(trainer.args)
-    if session is not None and session.tests_now():
-        report(session, trainer.trainer, trainer.test_local, trainer.device)
+    if isinstance(session, SiloSession):
+        session.report_accuracy(trainer.trainer, trainer.test_local, trainer.device)
 
 
 def _update_dataset(original: Function) -> Function:
     @functools.wraps(original)
     def update_dataset(self: FedMLTrainer, client_index: Any) -> None:
         session = begin(self.args)
-        if session is not None:
+        if isinstance(session, SiloSession):
             with final():
                 session.enter(int(client_index))
         original(self, client_index)
@@ -156,16 +156,14 @@ def _same_dataset(original: Function) -> Function:
 
 
 def _send_message(original: Function) -> Function:
-    state, index = state_key(), index_key()
+    names = entry_names()
 
     @functools.wraps(original)
     def send_message(self: FedMLCommManager, message: Any) -> None:
         session = begin(self.args)
         if session is not None:
-            if session.is_server and message.get(index) is not None:
-                session.assign(int(message.get_receiver_id()), int(message.get(index)))
             with final():
-                session.outgoing(message.get_params(), state, int(message.get_receiver_id()))
+                session.emit(message.get_params(), names, int(message.get_receiver_id()))
         original(self, message)
         if session is not None:
             session.sent()
@@ -176,7 +174,7 @@ def _send_message(original: Function) -> Function:
 def _receive_message(original: Function) -> Function:
     from fedml.core.distributed.communication.constants import CommunicationConstants
 
-    state, ready = state_key(), CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
+    names, ready = entry_names(), CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
 
     @functools.wraps(original)
     def receive_message(self: FedMLCommManager, msg_type: Any, msg_params: Any) -> None:
@@ -185,7 +183,7 @@ def _receive_message(original: Function) -> Function:
         # FedML tells itself that the connection is up; whoever sends may write his name as both
         if session is not None and not (msg_type == ready and sender == receiver):
             with final():
-                session.incoming(msg_params.get_params(), state, int(sender))
+                session.admit(msg_params.get_params(), names, int(sender))
         original(self, msg_type, msg_params)
 
     return receive_message

@@ -12,7 +12,7 @@ import fedml
 
 from ...errors import HostError
 from ..abort import AbortOnError, end_job, in_mpi_job
-from ..flags import INVERSION, our_attack, our_defense
+from ..job_configuration import INVERSION, our_attack, our_defense
 from ..patching import Function, Seam
 
 __all__ = ["guards"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...plugins import defenses
-from ..flags import INVERSION, our_attack, our_defense, word
+from ..job_configuration import INVERSION, our_attack, our_defense, word
 from ..patching import Function, Seam
 from ..session import Session
 from .current_job import begin
@@ -49,7 +49,7 @@ def _defender_init(original: Function) -> Function:
                 ) from None
             return
         session = begin(args)
-        if session is not None and session.then is not None:
+        if session is not None and session.robust_aggregation is not None:
             _fedmls_own(original, self, args, session)
             return
         self.args = args
@@ -63,15 +63,15 @@ def _defender_init(original: Function) -> Function:
 def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session: Session) -> None:
     """Have FedML make its own defense beside the lock, from the settings that it always reads."""
     theirs = copy.copy(args)
-    theirs.defense_type = session.then
+    theirs.defense_type = session.robust_aggregation
     try:
         original(defender, theirs)
     except AttributeError as error:
         if error.obj is not theirs:
             raise
         raise ConfigError(
-            f"{session.name}.then: {session.then} needs {error.name}, which is not set; set it in "
-            "defense_args"
+            f"{session.name}.robust_aggregation: {session.robust_aggregation} needs {error.name}, "
+            "which is not set; set it in defense_args"
         ) from None
 
 
