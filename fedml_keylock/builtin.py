@@ -6,21 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .hookspecs import hookimpl
-from .locks import KeyLockConfig
-from .locks.paper.lock import PaperLock
-from .locks.protocol import Lock
-from .locks.rotated.lock import RotatedLock
+from .locks import KeyLockConfig, Lock, make_lock
 from .types import DefenseFactory
 
-__all__ = [
-    "Lock",
-    "PaperLock",
-    "RotatedLock",
-    "keylock",
-    "register_attacks",
-    "register_defenses",
-    "register_metrics",
-]
+__all__ = ["keylock", "register_attacks", "register_defenses", "register_metrics"]
 
 
 def keylock(settings: Mapping[str, Any]) -> Lock:
@@ -30,12 +19,11 @@ def keylock(settings: Mapping[str, Any]) -> Lock:
         ConfigError: naming the field.
 
     Example:
-        >>> type(keylock({"module": "whole", "group_key": "group"})).__name__
-        'RotatedLock'
+        >>> keylock({"lock": "rotated", "group_key": "group"}).title
+        'keylock:rotated:group'
 
     """
-    config = KeyLockConfig.from_mapping(settings)
-    return (RotatedLock if config.is_whole else PaperLock)(config)
+    return make_lock(KeyLockConfig.from_mapping(settings))
 
 
 @hookimpl

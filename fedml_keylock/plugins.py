@@ -159,8 +159,8 @@ def defense_of(name: str, settings: Mapping[str, Any]) -> Defense:
         PluginError: what its plugin makes is no defense.
 
     Example:
-        >>> defense_of("keylock", {"preset": "paper"}).title
-        'keylock:affine:first'
+        >>> defense_of("keylock", {"lock": "paper"}).title
+        'keylock:paper:first'
 
     """
     made = one_of("defenses", name)(settings)

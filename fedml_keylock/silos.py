@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,10 +13,8 @@ from torch import Tensor, nn
 from .errors import ConfigError
 from .evaluation.audit import OwnLock, share_correct
 from .inversion import PublicData
-from .locks import Vault, effective_state, lock_model, redraw_lock
+from .locks import Lock, Vault, secret_variables
 from .locks.entropy import Uniform, secret_uniform
-from .locks.protocol import Lock
-from .locks.rotated import lock_of
 from .locks.vault import Cipher
 from .types import ClientUpdate
 
@@ -47,10 +46,9 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
                 "the job's YAML must say keylock: {keep_history: true}"
             )
         copy = deepcopy(plain)
-        lock_model(copy, defense.config, uniform=secret_uniform)  # the vault has the values
-        vault.load(copy, path)
-        if lock_of(copy) is not None:
-            copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
+        defense.lock(copy, uniform=secret_uniform)  # the vault has the values
+        defense.load_private(copy, vault.load(path)[0])
+        copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
         return copy
 
     return locked
@@ -73,7 +71,7 @@ def silo_secrets(
         VaultError: a vault is missing, or is another's.
 
     """
-    states = [effective_state(own_lock(model, update.silo, update.round)) for update in updates]
+    states = [secret_variables(own_lock(model, update.silo, update.round)) for update in updates]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
@@ -106,12 +104,6 @@ def fresh_lock_accuracy(
     """
     found = []
     for index in range(count):
-        if defense.config.is_whole:
-            candidate = deepcopy(model)
-            lock_model(candidate, defense.config, uniform=uniform)
-            candidate.load_state_dict(model.state_dict())  # turned back by another key
-        else:
-            candidate = own_lock(model, index % silos, None)
-            redraw_lock(candidate, defense.config, uniform=uniform)
-        found.append(share_correct(candidate, data))
+        own = partial(own_lock, model, index % silos, None)
+        found.append(share_correct(defense.as_outsider(model, own, uniform), data))
     return found

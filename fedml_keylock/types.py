@@ -20,11 +20,11 @@ __all__ = [
     "ClientUpdate",
     "Defense",
     "DefenseFactory",
-    "UpdateTransform",
     "JobSecrets",
     "Reconstruction",
     "Surrogate",
     "TokenReconstruction",
+    "UpdateTransform",
 ]
 
 
@@ -164,7 +164,8 @@ class Surrogate:
         names: which of its parameters those are.
         draw: ``draw(count, generator)``: name to ``(count, *shape)`` starts, drawn from the
             distribution of a new silo's private state, which is public.
-        update_transform: of a defense that changes what is sent and not what is computed; else None.
+        update_transform: of a defense that changes what is sent and not what is computed; else
+            None.
 
     """
 

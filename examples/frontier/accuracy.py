@@ -89,10 +89,10 @@ def _fitted(
 ) -> float:
     """What a lock fitted on public images is worth.
 
-    A turn of the whole state has as many unknowns as its square: there all weights are tuned, from
-    what the server has.
+    A rotation of the whole state has as many unknowns as its square: there all weights are tuned,
+    from what the server has.
     """
-    if defense.config.is_whole:
+    if defense.transforms_updates:
         net = deepcopy(plain)
         return _tuned(net, list(net.parameters()), SCRATCH_RATE, public, test)[1]
     return fit_lock(defense.surrogate(plain), draw, public, test)[1]

@@ -17,7 +17,7 @@ import torch
 from accuracy import fit_lock
 from attackers import Attacker, Effort
 from files import load, save
-from points import Point, is_whole, transforms_at_clip
+from points import Point, is_rotated, transforms_at_clip
 from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import global_state, silo_locks
@@ -34,7 +34,7 @@ from fedml_keylock.inversion import (
     Secrets,
     Transform,
 )
-from fedml_keylock.locks import effective_state, lock_model, unlock_model
+from fedml_keylock.locks import lock_model, secret_variables, unlock_model
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.tensors import fingerprint
 from fedml_keylock.types import ClientUpdate
@@ -164,7 +164,7 @@ def attack(
 def _refuse(
     path: Path, settings: Mapping[str, Any], title: str, reason: str, tell: Callable[[str], None]
 ) -> None:
-    """An attack that cannot be run, such as on a layer that is not sent: said, and tried again."""
+    """An attack that cannot be run: said, and tried again."""
     tell(f"{title}: not run: {reason}")
     save(path, {"refused": reason}, settings)
 
@@ -218,7 +218,7 @@ def _subject(
     model = first_model(setting.net, setting.seed)
     if stage == "trained":
         model.load_state_dict(global_state(folder))
-        if is_whole(point):  # who knows more than the server does: the weights that silos have
+        if is_rotated(point):  # who knows more than the server does: the weights that silos have
             model = silo_locks(point, setting, folder)[1](model, 0, None)
             unlock_model(model)
     images, labels = pictures(setting.data)
@@ -303,7 +303,7 @@ def _protection(
             if grouped:
                 draw = torch.Generator().manual_seed(seed + turn)
             lock_model(locked, defense.config, uniform=seeded_uniform(draw))
-        return locked, effective_state(locked)
+        return locked, secret_variables(locked)
 
     return Protection(defense.title, defense.surrogate(model), fresh)
 

@@ -58,29 +58,14 @@ def pruned(name: str, keep: float) -> Point:
     return Point(name, "pruning", rival={"keep": keep})
 
 
-WITH_NORM = "weights+norm+inputs+head"
 POINTS = {
     point.name: point
     for point in (
         Point("none", "none"),
-        locked("affine-first", "affine", preset="paper"),
-        locked("affine-all", "affine", module="affine", targets="all"),
-        locked("affine+stem", "affine", module="affine+stem", targets="all"),
-        locked("mixing-all", "mixing", module="mixing", targets="all"),
-        locked("weights-all", "weights", module="weights", targets="all"),
-        locked("weights-inner", "weights", module="weights", targets="all", mixed="inner"),
-        locked("weights+norm", "weights", module="weights+norm", targets="all"),
-        locked("strong", "strong", preset="strong"),
-        locked("strong+stem", "strong", preset="strong", module="weights+norm+stem"),
-        locked("strong+head", "strong", preset="strong", module="weights+norm+head"),
-        locked("strong+inputs", "strong", preset="strong", module="weights+norm+inputs"),
-        locked("strong+inputs+head", "strong", preset="strong", module=WITH_NORM),
-        locked("strong+map", "strong", preset="strong", module="weights+norm+map"),
-        locked("strong-grouped", "strong", preset="strong", form="grouped"),
-        locked("strong-householder", "strong", preset="strong", form="householder"),
-        locked("whole", "whole", module="whole", mask=False),
-        locked("whole+masks", "whole", module="whole"),
-        locked("strong-rotated", "strong", preset="strong", rotate_every=1),
+        locked("rotated", "rotated", lock="rotated"),
+        locked("rotated-unmasked", "rotated", lock="rotated", mask=False),
+        locked("paper-first", "paper", lock="paper"),
+        locked("paper-all", "paper", lock="paper", layers="all"),
         noised("dp-1e-2", 1e-2),
         noised("dp-3e-2", 3e-2),
         noised("dp-6e-2", 6e-2),
@@ -94,9 +79,9 @@ POINTS = {
 """By name. `none` is always measured, as the others are measured against it."""
 
 
-def is_whole(point: Point) -> bool:
-    """Whether silos have a lock on the whole state, which the layers know nothing of."""
-    return (point.lock or {}).get("module") == "whole"
+def is_rotated(point: Point) -> bool:
+    """Whether silos rotate the whole state, so that no layer of it can be told apart."""
+    return (point.lock or {}).get("lock") == "rotated"
 
 
 def transforms(rival: Mapping[str, float]) -> tuple[Transform, ...]:

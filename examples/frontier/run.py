@@ -253,7 +253,7 @@ def measure_leakage(plan: Plan, workers: int | None, tell: Callable[[str], None]
     type=click.Choice(["accuracy", "leakage", "table"]),
     help="One part; table: of what is there that was made with the same options.",
 )
-@click.option("--quick", is_flag=True, help="Fewer of everything that is not given: 20 minutes.")
+@click.option("--quick", is_flag=True, help="Fewer of everything that is not given.")
 @click.pass_context
 def main(ctx: click.Context, **given: Any) -> None:
     if given["quick"]:

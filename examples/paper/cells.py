@@ -5,7 +5,7 @@ Ren et al., arXiv 2305.04095: eleven pairs of model and data, each under four se
 
 from dataclasses import dataclass
 
-KEYLOCK = {"preset": "paper"}
+KEYLOCK = {"lock": "paper"}
 """The published lock, as the `keylock:` section of a job's YAML has it."""
 
 SETTINGS = ("central", "central+lock", "fedavg", "fedavg+lock")

@@ -21,16 +21,16 @@ def check(builder: str, config: Path | None, **lock: str | None) -> None:
     Whether it would be locked, how, and why not. Nothing is changed. Exit status 1 when the model
     cannot be locked so.
 
-    Example: fedml-keylock check --model torchvision:resnet18 --preset strong
+    Example: fedml-keylock check --model torchvision:resnet18 --lock paper --layers all
     """
+    from ..builtin import keylock
     from ..errors import LockError
-    from ..locks import KeyLockConfig, check_model
     from .job import build_model, lock_settings
 
-    settings = KeyLockConfig.from_mapping(lock_settings(config, **lock))
-    checked = check_model(build_model(builder), settings)
+    chosen = keylock(lock_settings(config, **lock))
+    checked = chosen.check(build_model(builder))
     if checked.issues:
         raise LockError(str(checked))
     click.echo(str(checked))
-    for weakness in filter(None, (settings.weakness, checked.weakness)):
+    for weakness in filter(None, (chosen.weakness, checked.weakness)):
         click.echo(weakness, err=True)

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 
 from ..builtin import keylock
 from ..errors import ConfigError, VaultError, first_line
-from ..locks import load_private_state_dict, lock_model
 from ..locks.entropy import secret_uniform
-from ..locks.rotated import lock_of
 from ..locks.vault.cipher import Cipher
 from ..locks.vault.file import Stored
 from .job import check_owner
@@ -77,7 +75,7 @@ def lock_as_silo(
         silo: index of the silo.
         state: of the global model.
         source: where the state is from, for messages.
-        round_index: under module: whole the round whose average it is; None: the vault's last.
+        round_index: under lock: rotated the round whose average it is; None: the vault's last.
 
     Raises:
         ConfigError: a setting is wrong, or the state is not that of this job's global model, or not
@@ -90,26 +88,15 @@ def lock_as_silo(
     agreed = defense.describe(model)
     _check_fit(model.state_dict(), state, agreed.constants, source)
     check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
-    lock_model(model, defense.config, uniform=secret_uniform)  # the vault has the values
+    defense.lock(model, uniform=secret_uniform)  # the vault has the values
     private = stored.state(cipher)
     try:
-        load_private_state_dict(model, private)
+        defense.load_private(model, private)
     except VaultError as error:
         raise VaultError(
             f"vault {stored.path}: {error}: give the job's own --model and --config"
         ) from None
-    whole = lock_of(model)
-    if whole is not None and round_index is not None:
-        whole.enter(round_index)
-    elif round_index is not None:
-        raise ConfigError("--round: of module: whole only; the vault has a lock on layers once")
-    model.load_state_dict(state)
-    if whole is not None and not whole.is_like(model):
-        raise ConfigError(
-            f"{source}: not the average of round {int(whole.round)}, as turned back so it is "
-            "noise: name the round after which it was saved, from 0, by --round; a vault opens "
-            "nothing of other jobs"
-        )
+    defense.load_public(model, state, round_index=round_index, source=source)
     model.eval()
 
 

@@ -60,7 +60,7 @@ def _make_folder(folder: Path) -> None:
     "--round",
     "round_index",
     type=click.IntRange(min=0),
-    help="Of module: whole: the round after which the checkpoint was saved, from 0; the last one "
+    help="Of lock: rotated: the round after which the checkpoint was saved, from 0; the last one "
     "that the vault has seen without.",
 )
 @config_option
@@ -98,18 +98,18 @@ def export(
 ) -> None:
     """Make a plain model of the global one and a silo's lock.
 
-    The global model is what the server has: turned, or trained to run under a silo's lock. This
-    turns it back (module: whole, the default), or folds the lock of one silo into it, so that the
-    silo can deploy it where neither fedml-keylock nor FedML is installed. A checkpoint of another
-    round than the last needs --round; what is not of that round and job is refused.
+    The global model is what the server has: rotated, or trained to run under a silo's lock.
+    This rotates it back (lock: rotated, the default), or folds the lock of one silo into it, so
+    that the silo can deploy it where neither fedml-keylock nor FedML is installed. A checkpoint of
+    another round than the last needs --round; what is not of that round and job is refused.
 
     \b
     Example:
       fedml-keylock export --model main:Net --config fedml_config.yaml \\
           --checkpoint global.pt --silo 0 --example-shape 3,32,32
 
-    With the format auto it writes a state_dict for the job's own model class when the whole lock
-    folds into that, as it does for a LeNet or a ResNet. A mixing lock may need layers that the
+    With the format auto it writes a state_dict for the job's own model class when the lock folds
+    into that, as it does for a LeNet or a ResNet. A lock on a linear layer needs a norm that the
     class does not have: then it is torch.export's format when there is an --example-shape, and
     TorchScript if not. The file is for evaluation, and not for training.
 
@@ -120,7 +120,6 @@ def export(
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
     from ..locks import export_model
-    from ..locks.rotated import lock_of
     from ..locks.vault.disk import write_private
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint
@@ -130,8 +129,8 @@ def export(
     if output is not None:
         _check_output(output)
     settings = keylock_settings(config)
-    job = keylock(settings).config
-    folder = folder or job.vault
+    lock = keylock(settings)
+    folder = folder or lock.config.vault
     stored = read_silo(folder, silo)
     state = read_checkpoint(checkpoint)
     model = build_model(builder)
@@ -167,11 +166,6 @@ def export(
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
     _make_folder(output.parent)
     write_private(output, package.content, what="-o")
-    what = f"silo {silo}'s lock before round {stored.round_index}"
-    holds = f"silo {silo}'s private lock"
-    whole = lock_of(model)
-    if whole is not None:
-        what = f"turned back by silo {silo} after round {int(whole.round)}"
-        holds = "the model that the server cannot read"
+    what, holds = lock.deployed(model, silo=silo, round_index=stored.round_index)
     click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")
     click.echo(f"keep {output} as you keep the vault: it holds {holds} (mode 0600)")

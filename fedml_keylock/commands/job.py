@@ -23,7 +23,7 @@ __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "r
 
 
 def lock_settings(
-    config: Path | None, *, preset: str | None, module: str | None, targets: str | None
+    config: Path | None, *, lock_kind: str | None, layers: str | None
 ) -> dict[str, Any]:
     """A `keylock` section: a job's, or what `lock_options` say.
 
@@ -32,16 +32,16 @@ def lock_settings(
         UsageError: both are given.
 
     Example:
-        >>> lock_settings(None, preset="strong", module=None, targets="conv*,head")
-        {'preset': 'strong', 'targets': ['conv*', 'head']}
+        >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
+        {'lock': 'paper', 'layers': ['conv*', 'head']}
 
     """
-    named = {"preset": preset, "module": module, "targets": targets}
+    named = {"lock": lock_kind, "layers": layers}
     chosen: dict[str, Any] = {name: value for name, value in named.items() if value}
     if config is not None and chosen:
-        raise click.UsageError("--config has preset, module and targets: give it, or these")
-    if targets and targets not in ("first", "all"):
-        chosen["targets"] = targets.split(",")
+        raise click.UsageError("--config has lock and layers: give it, or these")
+    if layers and layers not in ("first", "all"):
+        chosen["layers"] = layers.split(",")
     return {**keylock_settings(config), **chosen}
 
 

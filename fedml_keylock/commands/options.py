@@ -27,17 +27,14 @@ config_option = click.option(
 
 _LOCK = (
     click.option(
-        "--preset",
-        type=click.Choice(["paper", "strong"]),
-        help="Without --config: the published lock, or the best where each silo has its own.",
+        "--lock",
+        "lock_kind",
+        type=click.Choice(["rotated", "paper"]),
+        help="Without --config: rotated, the default, or paper, the published lock.",
     ),
     click.option(
-        "--module",
-        help="Without --config: whole (the default), or affine, mixing, weights, weights+norm, ...",
-    ),
-    click.option(
-        "--targets",
-        help="Of other modules than whole: first, all, or globs with commas between them.",
+        "--layers",
+        help="Of lock: paper: first, all, or globs with commas between them.",
     ),
 )
 

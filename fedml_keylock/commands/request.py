@@ -25,9 +25,8 @@ class Request:
     weights: Path | None
     defense: str | None
     config: Path | None
-    preset: str | None
-    module: str | None
-    targets: str | None
+    lock_kind: str | None
+    layers: str | None
     vault: Path | None
     attacks: str
     fields: tuple[str, ...]
@@ -54,9 +53,8 @@ class Request:
             "--weights": self.weights,
             "--defense": self.defense,
             "--config": self.config,
-            "--preset": self.preset,
-            "--module": self.module,
-            "--targets": self.targets,
+            "--lock": self.lock_kind,
+            "--layers": self.layers,
         }
         for name, value in (probing if self.capture is None else capturing).items():
             if value is not None:
@@ -73,4 +71,4 @@ class Request:
     @property
     def lock(self) -> dict[str, str | None]:
         """The options that say what lock it is."""
-        return {"preset": self.preset, "module": self.module, "targets": self.targets}
+        return {"lock_kind": self.lock_kind, "layers": self.layers}

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from ..builtin import Lock, keylock
-from ..errors import ConfigError, VaultError
-from ..locks import load_private_state_dict, lock_model, private_state_dict, redraw_lock
+from ..builtin import keylock
+from ..errors import VaultError
+from ..locks import Lock
 from ..locks.vault.cipher import Cipher
 from ..locks.vault.disk import open_private, write_private
 from ..locks.vault.file import Stored, write_state
@@ -28,18 +28,12 @@ def rotated(settings: Mapping[str, Any]) -> Lock:
         ConfigError: a setting is wrong, or silos have no locks of their own.
 
     Example:
-        >>> rotated({"module": "affine"}).title
-        'keylock:affine:first'
+        >>> rotated({"lock": "paper"}).title
+        'keylock:paper:first'
 
     """
     defense = keylock(settings)
-    if defense.config.is_whole:
-        secret = defense.config.group_key
-        other = "" if secret is None else f"; instead of {secret} give all silos another group_key"
-        raise ConfigError(
-            "under module: whole every job and every round is turned anew: there is nothing to "
-            f"rotate{other}"
-        )
+    defense.check_redrawn()
     return defense
 
 
@@ -75,10 +69,10 @@ def rotate_silo(
     Example:
         >>> import tempfile
         >>> folder, model = Path(tempfile.mkdtemp()), nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> settings = {"module": "affine", "vault": folder}
+        >>> settings = {"lock": "paper", "vault": folder}
         >>> job = keylock(settings)
         >>> done = job.protect(model, silo=2, agreement=job.describe(model))
-        >>> before = private_state_dict(model)
+        >>> before = job.private_state(model)
         >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), settings, None)
         >>> after = Stored.read(folder / "silo-2.safetensors").state(None)
         >>> all(tensor.equal(before[name]) for name, tensor in after.items())
@@ -87,20 +81,20 @@ def rotate_silo(
     """
     defense = rotated(settings)
     layout = defense.describe(model).layout
-    lock_model(model, defense.config)
+    defense.lock(model)
     claim_silo(folder, silo)
     path = silo_path(folder, silo)
     stored = Stored.read(path)
     check_owner(stored, silo, layout)
     old = stored.state(cipher)
-    load_private_state_dict(model, old)  # refuses what another lock than the settings' has left
-    redraw_lock(model, defense.config)
+    defense.load_private(model, old)  # refuses what another lock than the settings' has left
+    defense.redraw(model)
     aside = folder / f"silo-{silo}.rotated-{stored.round_index}.safetensors" if keep_old else None
     if aside is not None:
         _set_aside(stored.content, aside)
     write_state(
         path,
-        private_state_dict(model),
+        defense.private_state(model),
         cipher,
         silo=silo,
         layout=layout,

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin import Lock
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
     Protection,
@@ -30,7 +29,7 @@ from ..evaluation.audit.training import count_classes
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
 from ..inversion import LocalTraining, PublicData
-from ..locks import KeyLockConfig, effective_state, lock_model
+from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
@@ -251,7 +250,7 @@ def _settings(request: Request, name: str) -> dict[str, Any]:
     if name == "keylock":
         return lock_settings(request.config, **request.lock)
     if request.config is not None or any(request.lock.values()):
-        raise click.UsageError("--config, --preset, --module and --targets are keylock's")
+        raise click.UsageError("--config, --lock and --layers are keylock's")
     return {}
 
 
@@ -261,14 +260,14 @@ def _protection(
     defense = defense_of(name, settings)
     if not isinstance(defense, Lock):
         return Protection(defense.title, defense.surrogate(model)), defense
-    fresh = partial(_fresh, config=defense.config)
+    fresh = partial(_fresh, defense)
     return Protection(defense.title, defense.surrogate(model), fresh), defense
 
 
 def _fresh(
-    model: nn.Module, generator: torch.Generator, *, config: KeyLockConfig
+    lock: Lock, model: nn.Module, generator: torch.Generator
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """A lock that protects nothing, drawn so that the same audit can be run again."""
     copy = deepcopy(model)
-    lock_model(copy, config, uniform=seeded_uniform(generator))
-    return copy, effective_state(copy)
+    lock.lock(copy, uniform=seeded_uniform(generator))
+    return copy, lock.secret_variables(copy)

@@ -176,7 +176,7 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     Every file is read before one is changed, each is replaced whole or not at all, and the history
     is done with the rest. If it is interrupted, run it again: what is done already is left alone.
     The disk or a backup may still hold the files as they were; when a passphrase got out, give the
-    silo a new lock with rotate, if it has one on layers; under module: whole each job has another.
+    silo a new lock with rotate, if it has one on layers; under lock: rotated each job has another.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
@@ -215,8 +215,8 @@ def rotate(
     kept. The old lock is deleted, and with it the history of past rounds: whoever has it can still
     read what was sent under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
 
-    It is for locks on layers, which --config names: under module: whole, the default, every job
-    and every round is turned anew.
+    It is for locks on layers, which --config names: under lock: rotated, the default, every job
+    and every round is rotated anew.
 
     Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
     """

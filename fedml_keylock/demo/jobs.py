@@ -19,8 +19,8 @@ __all__ = ["FULL", "QUICK", "VARIANTS", "Running", "Scale", "example", "start_jo
 
 VARIANTS: Mapping[str, Mapping[str, str] | None] = {
     "none": None,
-    "keylock:affine:first": {"preset": "paper"},
-    "keylock:whole:all": {"module": "whole"},
+    "keylock:paper:first": {"lock": "paper"},
+    "keylock:rotated": {"lock": "rotated"},
 }
 
 

@@ -21,7 +21,7 @@ class LeakageRow:
         attack: its name, "dlg"; for a baseline what was shown instead, "mean image".
         knowledge: what the attacker knew: "oblivious", "adaptive", "oracle"; "none" without a
             defense, where there is nothing to know; "no gradient" for a baseline.
-        defense: "none", or its name and settings, "keylock:affine:first".
+        defense: "none", or its name and settings, "keylock:paper:first".
         round: index of the round, from 0.
         stage: "untrained" or "trained": the weights that the round began with.
         images: how many were attacked.
@@ -48,7 +48,7 @@ class CostCurve:
     """How the cost fell in one attack's search.
 
     Attributes:
-        title: "keylock:mixing:all, inverting_gradients, adaptive".
+        title: "keylock:paper:all, inverting_gradients, adaptive".
         steps: of the search, from 0.
         cost: at each of them, the kept restart's, the mean over the images.
 

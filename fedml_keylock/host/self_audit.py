@@ -93,7 +93,7 @@ class SelfAudit:
 
     @property
     def name(self) -> str:
-        """Of the defense and its settings, "keylock:mixing:all"; "none" without one."""
+        """Of the defense and its settings, "keylock:paper:all"; "none" without one."""
         return self.defense.title if self.defense else "none"
 
     @property

@@ -1,42 +1,43 @@
-"""The defense: a lock on a model's whole state, or on chosen layers, that never leaves the silo.
+"""The defenses: locks on models, which know nothing of FedML or of attacks.
 
-Nothing here knows of FedML or of how an attack works; files are vaults and a group's secret.
-
-Source: Ren, Deng, Xie, Ma, Ma, "Gradient Leakage Defense with Key-Lock Module for Federated
-Learning", arXiv 2305.04095.
+`model.py` has what users call, and the table from a lock's name to its folder.
 """
 
 from .config import KeyLockConfig
-from .entropy import draw_key
-from .paper.attach import LockInfo, lock_info, lock_model, redraw_lock, unlock_model
-from .paper.attacker_model import draw_effective, effective_state, surrogate
-from .paper.export import export_model
-from .paper.module import KeyLock, is_locked
-from .paper.placement import LayerCheck, LockIssue, ModelCheck, Site, check_model, plan
-from .paper.private_state import load_private_state_dict, private_state_dict
+from .description import LayerCheck, LockInfo, LockIssue, ModelCheck
+from .model import (
+    check_model,
+    export_model,
+    load_private_state_dict,
+    lock_info,
+    lock_model,
+    make_lock,
+    private_state_dict,
+    redraw_lock,
+    secret_variables,
+    unlock_model,
+)
+from .private import is_locked
+from .protocol import Lock
 from .vault import Vault
 
 __all__ = [
-    "KeyLock",
     "KeyLockConfig",
     "LayerCheck",
+    "Lock",
     "LockInfo",
     "LockIssue",
     "ModelCheck",
-    "Site",
     "Vault",
     "check_model",
-    "draw_effective",
-    "draw_key",
-    "effective_state",
     "export_model",
     "is_locked",
     "load_private_state_dict",
     "lock_info",
     "lock_model",
-    "plan",
+    "make_lock",
     "private_state_dict",
     "redraw_lock",
-    "surrogate",
+    "secret_variables",
     "unlock_model",
 ]

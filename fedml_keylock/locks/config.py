@@ -1,4 +1,4 @@
-"""What a lock is made of: the `keylock:` section of a job's YAML."""
+"""What a lock is configured by: the `keylock:` section of a job's YAML."""
 
 from __future__ import annotations
 
@@ -14,70 +14,70 @@ from ..settings import Settings
 __all__ = ["KeyLockConfig"]
 
 COMPARED = ("geo_median", "krum", "multikrum", "rfa")
-"""FedML's own defenses that use nothing of updates but how far they are from one another: a turn
-that is the same for all leaves that as it is."""
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "paper": {
-        "module": "affine",
-        "targets": "first",
-        "activation": "relu",
-        "key_length": 1024,
-        "chained": False,
-    },
+"""FedML's own defenses that use nothing of updates but their distances from one another, which one
+rotation of all of them leaves as they are."""
+
+OF_ONE_LOCK: Mapping[str, str] = {
+    "key_length": "paper",
+    "layers": "paper",
+    "activation": "paper",
+    "chained": "paper",
+    "share_norm_statistics": "paper",
+    "group_key": "rotated",
+    "mask": "rotated",
 }
-"""paper is that of arXiv 2305.04095's numbers, its "single" variant."""
-_LAYERS_ONLY = (
-    "key_length",
-    "targets",
-    "activation",
-    "chained",
-    "share_norm_statistics",
-)
-"""What says something of locks on layers, and nothing of one on the whole state."""
+"""Fields that say something of one lock only, and which lock that is."""
+
+RENAMED: Mapping[tuple[str, str | None], str] = {
+    ("targets", None): "layers",
+    ("then", None): "robust_aggregation",
+    ("module", "whole"): "lock: rotated",
+    ("module", "affine"): "lock: paper",
+    ("preset", "paper"): "lock: paper",
+}
+"""Fields of earlier versions, some with one value only, and what to write in their place."""
+RETIRED = {field for field, _ in RENAMED} | {"form", "mixed", "rotate_every"}
+"""Fields of earlier versions. What is not renamed is gone: docs/what-we-tried.md says why."""
 
 
 class KeyLockConfig(Settings):
     """Configuration of the key-lock defense. Every field has a default that works.
 
-    Without any it is a lock on the whole state; the fields that are of locks on layers go with a
-    module that has them.
-
     Example:
-        >>> KeyLockConfig().module
-        'whole'
-        >>> KeyLockConfig(module="affine", targets="all").key_length
+        >>> KeyLockConfig().lock
+        'rotated'
+        >>> KeyLockConfig(lock="paper", layers="all").key_length
         1024
 
     """
 
     section: ClassVar[str] = "keylock"
 
-    key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
-    """K, how many numbers the key has."""
-    preset: Literal["paper"] | None = None
-    """paper: the published lock. Fields beside it have the last word."""
-    module: Literal["whole", "affine"] = "whole"
-    """whole: a private rotation of the whole state, which trains as it is. affine: gamma and beta
-    on layers, as published."""
-    targets: Literal["first", "all"] | tuple[str, ...] = "first"
-    """Which layers: the first convolution, every convolution, or globs of module names. Under
-    whole it is all."""
+    lock: Literal["rotated", "paper"] = "rotated"
+    """rotated: the model trains as it is, and its whole state is rotated by a secret orthogonal
+    matrix before it is sent. paper: the published key-lock module, gamma and beta on layers."""
     group_key: Path | None = None
-    """Of whole: an owner-only file with a secret of 32 bytes or more that all silos have and the
+    """Of rotated: an owner-only file with a secret of 32 bytes or more that all silos have and the
     server has not. None: silos agree on one by themselves, which they can in an MPI job."""
     mask: bool = Field(default=True, strict=True)
-    """Under module: whole, in an MPI job: hide each silo's state by masks that cancel in FedML's
-    average, from the server and, of three silos or more, from the other silos too. False beside
-    `then`, which looks at single states; and there are none where silos take turns on the ranks."""
+    """Of rotated, in an MPI job: hide each silo's state by masks that cancel in FedML's average,
+    from the server and, of three silos or more, from the other silos too. False beside
+    `robust_aggregation`, which looks at single states; and there are none where silos take turns on
+    the ranks."""
+    layers: Literal["first", "all"] | tuple[str, ...] = "first"
+    """Of paper: the first convolution, every convolution, or globs of module names."""
+    key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
+    """Of paper: K, how many numbers the key has."""
     activation: Literal["relu", "sigmoid"] = "relu"
-    """Applied to gamma and beta: relu when the paper trains, sigmoid in its leak tests."""
+    """Of paper: applied to gamma and beta; relu when the paper trains, sigmoid in its leak
+    tests."""
     chained: bool = Field(default=False, strict=True)
-    """Whether a layer's gamma and beta are the next layer's keys, as the paper has it for all."""
+    """Of paper: whether a layer's gamma and beta are the next layer's keys, as published for all
+    layers."""
     share_norm_statistics: bool = Field(default=False, strict=True)
-    """Whether BatchNorm running statistics of locked layers are shared (they tell of the batch)."""
-    vault: Path = Path("keylock_vault")
-    """Folder with each silo's private state, one owner-only file a silo."""
-    then: str | None = None
+    """Of paper: whether BatchNorm running statistics of locked layers are shared (they tell of the
+    batch)."""
+    robust_aggregation: str | None = None
     """FedML's own defense that its server runs on the locked updates, such as krum or rfa; its
     settings stand in defense_args as FedML has them. None: nothing but the average."""
     own_accuracy: bool = Field(default=True, strict=True)
@@ -86,6 +86,8 @@ class KeyLockConfig(Settings):
     log_training: bool = Field(default=False, strict=True)
     """Whether a silo lets out what is logged while it trains, up to warnings: FedML's trainers log
     every batch's loss, which tells of the batch, and mpiexec carries it to the server's host."""
+    vault: Path = Path("keylock_vault")
+    """Folder with each silo's private state, one owner-only file a silo."""
     keep_history: bool = Field(default=False, strict=True)
     """Keep the private state that each round began with, for an audit with an oracle."""
     encrypt_vault: bool = Field(default=False, strict=True)
@@ -93,92 +95,56 @@ class KeyLockConfig(Settings):
     that FEDML_KEYLOCK_PASSPHRASE_FILE names."""
 
     @property
-    def title(self) -> str:
-        """How reports name it, by what sets one lock apart from another.
+    def masks(self) -> bool:
+        """Whether states are to be masked: not beside a defense that compares single ones.
 
         Example:
-            >>> KeyLockConfig(module="affine", targets=["stem", "head.*"], chained=True).title
-            'keylock:affine:stem,head.*:chained'
-
-        """
-        parts = [self.section, self.module, _listed(self.targets)]
-        parts += ["group"] * (self.group_key is not None)
-        parts += ["unmasked"] * (not self.mask)
-        return ":".join(parts + ["chained"] * self.chained)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the lock is on the whole state, and not on layers.
-
-        Example:
-            >>> KeyLockConfig().is_whole, KeyLockConfig(module="affine").is_whole
+            >>> KeyLockConfig().masks, KeyLockConfig(robust_aggregation="krum").masks
             (True, False)
 
         """
-        return self.module == "whole"
-
-    @property
-    def weakness(self) -> str:
-        """What its user should know of it, in one line; empty where nothing is known.
-
-        Example:
-            >>> KeyLockConfig(module="affine").weakness[:36]
-            'affine does not withstand an attacke'
-            >>> KeyLockConfig().weakness
-            ''
-
-        """
-        if self.is_whole:
-            return ""
-        return (
-            "affine does not withstand an attacker who knows of it, as the README shows; module: "
-            "whole, the default, has withstood more"
-        )
+        return self.mask and self.robust_aggregation is None
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        preset = PRESETS.get(str(fields.get("preset")))
-        # it is what it stands for: two silos that write the same lock in two ways agree
-        given = fields if preset is None else {**preset, **fields, "preset": None}
-        if given.get("module", "whole") != "whole":
-            return given
-        odd = ["preset"] if preset is not None and preset["module"] != "whole" else []
-        for name in _LAYERS_ONLY:
-            default = "all" if name == "targets" else cls.model_fields[name].default
-            odd += [name] * (fields.get(name, default) != default)
-        if odd:
+    def _current_names(cls, fields: Any) -> Any:
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if name not in RETIRED:
+                continue
+            new = RENAMED.get((name, None)) or RENAMED.get((name, str(value)))
             raise ConfigError(
-                f"keylock.{odd[0]}: {fields[odd[0]]!r} is of locks on layers, and module: whole "
-                "has none; leave it out, or name a module such as affine"
+                f"keylock.{name}: it is called {new} now"
+                if new
+                else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
+                "says why); leave it out, or use lock: rotated or lock: paper"
             )
-        if given.get("then") is not None:
-            if given.get("mask") is True:
-                raise ConfigError(
-                    f"keylock.mask: {given['then']} looks at single states, which a mask hides; "
-                    "leave out mask or then"
-                )
-            given = {**given, "mask": False}
-        return {**given, "targets": "all"}
+        return fields
 
     @model_validator(mode="after")
     def _goes_together(self) -> KeyLockConfig:
-        odd = ["group_key"] * (self.group_key is not None) + ["mask"] * (not self.mask)
-        if odd and not self.is_whole:
-            raise ConfigError(
-                f"keylock.{odd[0]} goes with module: whole, the default; leave out either"
-            )
-        if self.is_whole and self.then not in (None, *COMPARED):
-            raise ConfigError(
-                f"keylock.then: {self.then!r} does not run under module: whole, whose states can "
-                f"be compared with one another only; use one of {', '.join(COMPARED)}, or preset: "
-                "strong"
-            )
+        for name, lock in OF_ONE_LOCK.items():
+            value = getattr(self, name)
+            if lock != self.lock and value != type(self).model_fields[name].default:
+                raise ConfigError(
+                    f"keylock.{name}: {_listed(value)!r} is of lock: {lock}, and lock is "
+                    f"{self.lock}; leave it out, or set lock: {lock}"
+                )
+        then = self.robust_aggregation
+        if self.lock == "rotated" and then is not None:
+            if then not in COMPARED:
+                raise ConfigError(
+                    f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
+                    "states can be compared with one another only; use one of "
+                    f"{', '.join(COMPARED)}"
+                )
+            if "mask" in self.model_fields_set and self.mask:
+                raise ConfigError(
+                    f"keylock.mask: {then} looks at single states, which a mask hides; leave out "
+                    "mask or robust_aggregation"
+                )
         return self
 
-    @field_validator("targets", mode="before")
+    @field_validator("layers", mode="before")
     @classmethod
     def _some_layers(cls, value: Any) -> Any:
         known = "use first, all, or a list of module-name globs"
@@ -189,5 +155,5 @@ class KeyLockConfig(Settings):
         return value
 
 
-def _listed(layers: str | tuple[str, ...]) -> str:
-    return layers if isinstance(layers, str) else ",".join(layers)
+def _listed(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

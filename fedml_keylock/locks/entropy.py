@@ -18,7 +18,6 @@ from torch import Tensor
 __all__ = [
     "Stream",
     "Uniform",
-    "draw_key",
     "haar",
     "normal",
     "secret_uniform",
@@ -132,21 +131,3 @@ def haar(size: int, uniform: Uniform = secret_uniform) -> Tensor:
     q, r = torch.linalg.qr(normal((size, size), uniform).double())
     rotation: Tensor = (q * r.diagonal().sign()).contiguous()
     return rotation
-
-
-def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:
-    """A key ``(length,)``: uniform numbers scaled to unit length.
-
-    The reference draws the same uniform numbers and leaves them as they are, so that the lock's
-    step size grows with the key's length: a gradient step on W moves W k by |k|^2 times the step
-    that gamma would take by itself (|k|^2 is about 341 for 1,024 numbers), and training diverges
-    when every layer is locked. At unit length a learning rate that suits the model suits the lock.
-
-    Example:
-        >>> round(float(draw_key(1024).norm()), 3)
-        1.0
-
-    """
-    key = uniform((length,)) + 2**-25  # a key of zeros could not be scaled
-    unit: Tensor = key / key.norm()
-    return unit

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from ..errors import PrivateStateError
 
-__all__ = ["Private", "Unsent"]
+__all__ = ["ATTRIBUTE", "Private", "Unsent", "is_locked", "remove_hooks"]
+
+ATTRIBUTE = "keylock"
+"""The attribute of a module that holds its lock."""
 
 
 class Private:
@@ -89,3 +92,28 @@ class Unsent(Private, nn.Module):
                 for name, tensor in (*drawn.named_parameters(), *drawn.named_buffers()):
                     getattr(self, name).copy_(tensor)
         return self
+
+
+def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
+    """Remove hooks by their function: their handles do not survive a copy of the model."""
+    for hooks in (
+        holder._forward_pre_hooks,
+        holder._forward_hooks,
+        holder._state_dict_hooks,
+        holder._load_state_dict_pre_hooks,
+    ):
+        for handle, hook in list(hooks.items()):
+            if getattr(hook, "hook", hook) in functions:
+                del hooks[handle]
+                holder._forward_hooks_always_called.pop(handle, None)
+
+
+def is_locked(model: nn.Module) -> bool:
+    """Whether the model, or any part of it, carries a lock of any kind.
+
+    Example:
+        >>> is_locked(nn.Conv2d(1, 6, 3))
+        False
+
+    """
+    return any(isinstance(getattr(m, ATTRIBUTE, None), Private) for m in model.modules())

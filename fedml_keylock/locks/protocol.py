@@ -1,21 +1,32 @@
-"""What the key-locks have in common as a job's defense: their settings, and a silo's vault."""
+"""What every lock is asked: on a model, and as the defense of a FedML job."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
-from ..errors import ConfigError
+from ..errors import ConfigError, LockError
 from ..types import Agreement, Defense
-from . import KeyLockConfig, Vault, plan
-from .vault import Cipher
+from .config import KeyLockConfig
+from .description import LockInfo, LockIssue, ModelCheck
+from .entropy import Uniform
+from .private import is_locked
+from .vault import Cipher, Vault
 
 __all__ = ["Lock"]
 
 
 class Lock(Defense):
-    """The key-lock defense of arXiv 2305.04095, for `defense_type: keylock`.
+    """One kind of lock under one configuration.
+
+    Beside what a job asks of every defense, it is asked what `lock_model` and its sisters do. A
+    lock is a folder of this package, and one row of `model.LOCKS`.
 
     Args:
         config: the YAML's `keylock:` section.
@@ -26,6 +37,9 @@ class Lock(Defense):
     """Seconds for which a rank waits until the one that had a silo before has released its
     vault."""
 
+    weakness: ClassVar[str] = ""
+    """What a user should know of this lock, in one line; empty where nothing is known."""
+
     def __init__(self, config: KeyLockConfig) -> None:
         self.config = config
         self._in_turn = False
@@ -33,15 +47,154 @@ class Lock(Defense):
         self._cipher: Cipher | None = None
         self._vault: Vault | None = None
 
-    @property
-    def title(self) -> str:
-        """How reports name it: "keylock:mixing:all"."""
-        return self.config.title
+    # on a model
+
+    @staticmethod
+    @abstractmethod
+    def is_on(model: nn.Module) -> bool:
+        """Whether the model carries a lock of this kind."""
+
+    def check(self, model: nn.Module) -> ModelCheck:
+        """What locking this model would do. Nothing is changed."""
+        return self._refused(model) or self._check(model)
+
+    def lock(
+        self, model: nn.Module, *, key: Tensor | None = None, uniform: Uniform | None = None
+    ) -> LockInfo:
+        """Lock a model in place; see `model.lock_model`."""
+        refused = self._refused(model)
+        if refused is not None:
+            raise LockError(str(refused))
+        self._lock(model, key=key, uniform=uniform)
+        return self.info(model)
+
+    @staticmethod
+    def _refused(model: nn.Module) -> ModelCheck | None:
+        """What no lock can be put on; None where nothing stands against one."""
+        if is_locked(model):
+            reason = "the model is locked already; unlock_model takes the lock out"
+            return ModelCheck((LockIssue("", reason),))
+        reason = "its shape is not known before the first forward pass (a lazy module)"
+        lazy = tuple(
+            LockIssue(name, reason)
+            for name, module in model.named_modules()
+            if isinstance(module, LazyModuleMixin)
+        )
+        return ModelCheck(lazy) if lazy else None
+
+    @abstractmethod
+    def _check(self, model: nn.Module) -> ModelCheck:
+        """What locking a model would do that no lock refuses."""
+
+    @abstractmethod
+    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
+        """Lock such a model in place."""
+
+    @staticmethod
+    @abstractmethod
+    def info(model: nn.Module) -> LockInfo:
+        """What the lock on the model is."""
+
+    @staticmethod
+    @abstractmethod
+    def unlock(model: nn.Module) -> None:
+        """Take the lock out of the model."""
+
+    @staticmethod
+    @abstractmethod
+    def private_tensors(model: nn.Module) -> dict[str, Tensor]:
+        """Everything private in the model, name to tensor; not copies."""
+
+    @classmethod
+    def private_state(cls, model: nn.Module) -> dict[str, Tensor]:
+        """A copy of everything private in the model, name to tensor."""
+        return {
+            name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, t in cls.private_tensors(model).items()
+        }
+
+    @staticmethod
+    @abstractmethod
+    def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put private state back into a model that is locked in the same way.
+
+        Raises:
+            VaultError: the state is that of another lock; the model is unchanged.
+
+        """
+
+    @staticmethod
+    @abstractmethod
+    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+        """A plain copy of the model that computes the same; see `model.export_model`."""
+
+    @staticmethod
+    @abstractmethod
+    def secret_variables(model: nn.Module) -> dict[str, Tensor]:
+        """The values, in the model, of what an attacker does not know. Private."""
+
+    @staticmethod
+    @abstractmethod
+    def load_public(
+        model: nn.Module, state: Mapping[str, Tensor], *, round_index: int | None, source: Path
+    ) -> None:
+        """Load the global model into a locked model, as a silo of the job would.
+
+        Args:
+            model: locked, with the silo's private state.
+            state: of the global model.
+            round_index: of the round whose average it is; None: the vault's last.
+            source: where the state is from, for messages.
+
+        Raises:
+            ConfigError: it is not of this job or round, or no round is to be named.
+
+        """
+
+    @staticmethod
+    @abstractmethod
+    def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
+        """What a silo's exported model was made of, and what private its file holds, in words.
+
+        Args:
+            model: locked, with the silo's private state and the global model.
+            silo: index of the silo.
+            round_index: the round that the private state is to be trained in next.
+
+        """
+
+    @abstractmethod
+    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
+        """Replace the lock's values by those of a fresh one; see `model.redraw_lock`."""
+
+    @abstractmethod
+    def check_redrawn(self) -> None:
+        """Refuse to redraw where no silo has a lock of its own.
+
+        Raises:
+            ConfigError: this lock has nothing to redraw.
+
+        """
+
+    @abstractmethod
+    def as_outsider(
+        self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
+    ) -> nn.Module:
+        """The model as somebody computes with it who has a lock, and not the silos' key.
+
+        Args:
+            model: the job's, unlocked, with the public state.
+            own: makes a silo's locked copy of it, with that silo's statistics.
+            uniform: see `model.lock_model`.
+
+        """
+
+    # as a job's defense
 
     @property
-    def then(self) -> str | None:
+    def robust_aggregation(self) -> str | None:
         """FedML's own defense that is to run on the locked updates."""
-        return self.config.then
+        return self.config.robust_aggregation
 
     @property
     def own_accuracy(self) -> bool:
@@ -53,13 +206,25 @@ class Lock(Defense):
         """Whether what a silo's trainer logs, such as losses, leaves the silo."""
         return self.config.log_training
 
+    def plan(self, model: nn.Module) -> ModelCheck:
+        """`check`, for a model that must be lockable.
+
+        Raises:
+            LockError: with every reason against it, on one line.
+
+        """
+        checked = self.check(model)
+        if checked.issues:
+            raise LockError(str(checked))
+        return checked
+
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
-        state, planned = model.state_dict(), plan(model, self.config)
+        state, planned = model.state_dict(), self.plan(model)
         # each silo's own affair; of the group's secret, all but whether there is one
         own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
-        server = {"then"}
+        server = {"robust_aggregation"}
         return Agreement(
             shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
             dtypes={name: tensor.dtype for name, tensor in state.items()},
@@ -86,13 +251,17 @@ class Lock(Defense):
         """
         self._cipher = Cipher.from_environment() if self.config.encrypt_vault else None
         self._layout, self._in_turn = agreement.layout, silo is None
-        done = self._lock(model)
+        done = "; ".join(filter(None, [str(self.lock_for_job(model)), self.weakness]))
         return done if silo is None else f"{done}; {self.enter_silo(model, silo=silo)}"
+
+    @abstractmethod
+    def lock_for_job(self, model: nn.Module) -> LockInfo:
+        """Lock the job's model, once, before it has a silo's private state."""
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Keep on disk what the round begins with, if wanted."""
         if self.config.keep_history:
-            self._own_vault().keep(model, round_index=round_index)
+            self._own_vault().keep(self.private_state(model), round_index=round_index)
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Save the private state before anything is sent.
@@ -102,15 +271,11 @@ class Lock(Defense):
 
         """
         vault = self._own_vault()
-        vault.save(model, round_index=round_index + 1)
+        vault.save(self.private_state(model), round_index=round_index + 1)
         if self._in_turn:  # the silo's next round may be another rank's
             vault.release()
             self._vault = None
         return True
-
-    @abstractmethod
-    def _lock(self, model: nn.Module) -> str:
-        """Lock a model in place; say what was done."""
 
     def _claim(self, silo: int) -> Vault:
         """Be the only process that writes the silo's vault, which is the rank's own from now on.

@@ -289,7 +289,11 @@ def _task(
     seed: int,
 ) -> Task:
     given, statistics, grants = None, None, GRANTS[trial.level]
-    if subject.secrets is not None and not subject.update_transform and grants & {"private state", "peer"}:
+    if (
+        subject.secrets is not None
+        and not subject.update_transform
+        and grants & {"private state", "peer"}
+    ):
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:

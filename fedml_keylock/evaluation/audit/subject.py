@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import LocalTraining, PublicData
-from ...types import ClientUpdate, UpdateTransform, Surrogate
+from ...types import ClientUpdate, Surrogate, UpdateTransform
 from ..capture import Capture
 from .training import count_classes, train_update
 from .truth import Truth
@@ -31,7 +31,7 @@ class Protection:
     """A defense as an audit needs it.
 
     Attributes:
-        name: "keylock:mixing:all".
+        name: "keylock:paper:all".
         surrogate: the public model as an attacker who knows the defense has it.
         fresh: puts the defense itself on a copy of a model; without it the surrogate stands in,
             which computes the same.
@@ -53,10 +53,11 @@ class Subject:
         labels: ``(u, n)`` integers.
         model: the public one, unprotected.
         classes: how many it tells apart.
-        defense: "none", or its name and settings, "keylock:mixing:all".
+        defense: "none", or its name and settings, "keylock:paper:all".
         surrogate: the defended model as an attacker knows it; None without a defense.
         secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
-            or what its update_transform is revealed by: for the oracle only. None where nobody has them.
+            or what its update_transform recovers updates by: for the oracle only. None where nobody
+            has them.
         public: data of the same kind that anybody has.
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.

@@ -31,7 +31,7 @@ class Gallery:
     """The reconstructions of the report's originals by one attack.
 
     Attributes:
-        title: "keylock:mixing:all, inverting_gradients, adaptive".
+        title: "keylock:paper:all, inverting_gradients, adaptive".
         images: ``(n, c, h, w)`` on [0, 1], in the order of the originals.
 
     Raises:

@@ -19,6 +19,11 @@ METRICS = {
     "lpips": "LPIPS",
 }
 ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
+LOCKS = {
+    "rotated": "a secret rotation of what is sent",
+    "paper": "the published key-lock module (arXiv 2305.04095)",
+}
+"""What the key-lock defense does under each of its locks."""
 KNOWLEDGE = {
     "oblivious": "takes the model for one without a lock",
     "adaptive": "knows the kind of lock, and searches for its secrets and the image together",
@@ -37,22 +42,18 @@ def meaning_of(defense: str) -> str:
     Example:
         >>> meaning_of("none")
         'as FedML trains without a defense'
-        >>> meaning_of("keylock:whole:all:unmasked")
-        'key-lock, module: whole, unmasked'
-        >>> meaning_of("keylock:affine:first")
-        'key-lock, module: affine, layers: first'
+        >>> meaning_of("keylock:rotated:unmasked")
+        'a secret rotation of what is sent, unmasked'
+        >>> meaning_of("keylock:paper:first")
+        'the published key-lock module (arXiv 2305.04095), first'
 
     """
     if defense == UNDEFENDED:
         return "as FedML trains without a defense"
-    match defense.split(":"):
-        case "keylock", "whole", _, *others:
-            said = ["key-lock", "module: whole"]
-        case "keylock", module, layers, *others:
-            said = ["key-lock", f"module: {module}", f"layers: {layers}"]
-        case _:
-            return ""
-    return ", ".join([*said, *others])
+    section, *named = defense.split(":")
+    if section != "keylock" or not named or named[0] not in LOCKS:
+        return ""
+    return ", ".join([LOCKS[named[0]], *named[1:]])
 
 
 def roles_of(accuracies: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:

@@ -2,123 +2,39 @@
 
 from __future__ import annotations
 
-import os
-from copy import deepcopy
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
 from ...errors import LockError
 from ..config import KeyLockConfig
-from ..entropy import Uniform, secret_uniform
-from ..group_key import group_secret
-from ..hooks import remove_hooks
-from ..rotated import lock_of, lock_state, unlock_state
+from ..description import LockInfo
+from ..entropy import Uniform
+from ..private import remove_hooks
 from .chain import attach_chain, detach_chain, lock_values, next_values
 from .kinds import LOCKABLE
 from .layers import public_parameter, put_under_lock, release, seen
 from .module import KeyLock, locks
-from .placement import PINNED, plan
-from .private_state import (
-    keep_private,
-    load_private_state_dict,
-    lock_tensors,
-    private_state_dict,
-    show_public,
-)
+from .placement import PINNED, sites_of
+from .private_state import keep_private, lock_tensors, show_public
 
-__all__ = ["LockInfo", "lock_info", "lock_model", "redraw_lock", "unlock_model"]
+__all__ = ["DDP_IGNORES", "attach", "detach", "info_of", "is_statistic"]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
 """The attribute by which a model tells DistributedDataParallel what not to send."""
 
 
-@dataclass(frozen=True)
-class LockInfo:
-    """What `lock_model` did, and what `lock_info` finds.
-
-    Attributes:
-        layers: names of the locked layers.
-        holders: names of the modules that the locks hang on.
-        private_parameters: how many numbers the locks hold and train.
-        public_parameters: how many the model has beside them, all of them shared.
-        dead_channels: how many have a gamma of 0: they learn nothing, and their vanishing gradient
-            shows it to the server.
-        whole: the lock is on the whole state: every layer is locked, and no gamma and beta are.
-
-    """
-
-    layers: tuple[str, ...]
-    holders: tuple[str, ...]
-    private_parameters: int
-    public_parameters: int
-    dead_channels: int = 0
-    whole: bool = False
-
-    def __str__(self) -> str:
-        if self.whole:
-            return (
-                f"locked the whole state: all of {self.public_parameters:,} parameters are turned "
-                "before they are sent"
-            )
-        named = ", ".join(self.layers[:6])
-        if len(self.layers) > 6:
-            named += f" and {len(self.layers) - 6} more"
-        dead = f"; {self.dead_channels} dead channels" if self.dead_channels else ""
-        return (
-            f"locked {named}: {self.private_parameters:,} private parameters beside "
-            f"{self.public_parameters:,} public ones{dead}"
-        )
-
-
-def lock_model(
-    model: nn.Module,
-    config: KeyLockConfig | None = None,
-    *,
-    key: Tensor | None = None,
-    uniform: Uniform | None = None,
-) -> LockInfo:
-    """Lock a model in place. Its class, its layer names and its public state names stay.
-
-    A lock on the whole state changes nothing in the model: its `state_dict()` gives, and its
-    `load_state_dict()` takes, the state turned. A lock on layers hangs on the layers that it locks.
-    A locked normalisation layer's own weight and bias are set to 1 and 0 and no longer trained:
-    gamma and beta take their place.
-
-    Args:
-        model: any module with parameters; for a lock on layers, with a convolution.
-        config: which lock; the one on the whole state by default.
-        key: of locks on layers, ``(K,)``, the same for every lock that has one; drawn from the
-            system's entropy when not given.
-        uniform: where random numbers come from: the system's entropy, or the group's secret.
-            Anything but the default is for attackers and tests, who simulate locks.
+def attach(
+    model: nn.Module, config: KeyLockConfig, *, key: Tensor | None, uniform: Uniform
+) -> None:
+    """Put locks on the layers of a model that was checked; see ``model.lock_model``.
 
     Raises:
-        ConfigError: the group's secret is too short.
-        VaultError: its file is missing, or others may read it.
-        LockError: nothing in it can be locked, it is locked already, or the key does not fit. The
-            model is unchanged.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
-        >>> names = list(model.state_dict())
-        >>> print(lock_model(model, KeyLockConfig(module="affine", key_length=16)))
-        locked 0: 24 private parameters beside 60 public ones
-        >>> list(model.state_dict()) == names
-        True
+        LockError: the key does not fit. The model is unchanged.
 
     """
-    config = config or KeyLockConfig()
-    if config.is_whole:
-        if key is not None:
-            raise LockError("a key is of locks on layers, and module: whole has none")
-        return _lock_whole(model, config, uniform)
     if key is not None:
         _check_key(key, config)
-    uniform = secret_uniform if uniform is None else uniform
-    planned = plan(model, config)
-    sites = planned.sites
+    sites = sites_of(model, config)
     # everything that can fail is made before the model is touched
     like = {site.holder: _weight(model, site.layers[0]) for site in sites}
     meta = any(weight.is_meta for weight in like.values())
@@ -144,85 +60,37 @@ def lock_model(
             values = next_values(lock, values)
     for name, part in made.items():
         part.to(device=like[name].device, dtype=like[name].dtype)
-        _attach(model.get_submodule(name), part)
+        _put(model.get_submodule(name), part)
     if config.chained:
         attach_chain(model, tuple(site.holder for site in sites))
     _hide_from_ddp(model)
-    return lock_info(model)
 
 
-def _lock_whole(model: nn.Module, config: KeyLockConfig, uniform: Uniform | None) -> LockInfo:
-    plan(model, config)
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise LockError("module: whole needs a model with values: take it off meta before")
-    if uniform is not None:
-        secret = bytes((256 * uniform((32,))).byte().tolist())
-    elif config.group_key is not None:
-        secret = group_secret(config.group_key)
-    else:
-        secret = os.urandom(32)
-    lock = lock_state(model)
-    # in a job the key is made of the first model that comes, and rounds follow
-    lock.begin({n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}, secret)
-    lock.enter(0)
-    return lock_info(model)
-
-
-def lock_info(model: nn.Module) -> LockInfo:
-    """What a locked model's locks are, and how many channels are dead under them.
-
-    Raises:
-        LockError: the model is not locked.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> lock_info(model)
-        Traceback (most recent call last):
-            ...
-        fedml_keylock.errors.LockError: the model is not locked
-
-    """
+def info_of(model: nn.Module) -> LockInfo:
+    """What the locks on a locked model's layers are, and how many channels are dead under them."""
     found = list(locks(model))
-    if lock_of(model) is not None:
-        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
-        count = sum(p.numel() for p in model.parameters())
-        return LockInfo((*layers,), ("",), 0, count, whole=True)
-    if not found:
-        raise LockError("the model is not locked")
     gammas = [gamma for gamma, _ in lock_values(model).values() if not gamma.is_meta]
     private = sum(p.numel() for _, _, lock in locks(model) for p in lock.parameters())
-    return LockInfo(
-        layers=tuple(dict.fromkeys(n for _, _, lock in locks(model) for n in lock.layers)),
-        holders=tuple(name for name, _, _ in found),
-        private_parameters=private,
-        public_parameters=sum(p.numel() for p in model.parameters()) - private,
-        dead_channels=sum(int((gamma == 0).sum()) for gamma in gammas),
+    layers = tuple(dict.fromkeys(n for _, _, lock in locks(model) for n in lock.layers))
+    public = sum(p.numel() for p in model.parameters()) - private
+    dead = sum(int((gamma == 0).sum()) for gamma in gammas)
+    named = ", ".join(layers[:6])
+    if len(layers) > 6:
+        named += f" and {len(layers) - 6} more"
+    summary = (
+        f"locked {named}: {private:,} private parameters beside {public:,} public ones"
+        + f"; {dead} dead channels" * bool(dead)
     )
+    return LockInfo(layers, tuple(n for n, _, _ in found), private, public, dead, summary)
 
 
-def unlock_model(model: nn.Module) -> None:
-    """Take the lock out, and give locked normalisation layers their own weight and bias back.
-
-    A model that was not trained in between computes exactly what it did before it was locked.
+def detach(model: nn.Module) -> None:
+    """Take the locks out, and give locked normalisation layers their own weight and bias back.
 
     Raises:
-        LockError: the model is not locked.
-
-    Example:
-        >>> from fedml_keylock.locks import is_locked
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
-        >>> unlock_model(model)
-        >>> is_locked(model)
-        False
+        LockError: this is part of a locked model, or holds one.
 
     """
-    found = list(locks(model))
-    if lock_of(model) is not None:
-        unlock_state(model)
-        return
-    if not found:
-        raise LockError("the model is not locked")
     if not hasattr(model, DDP_IGNORES):
         raise LockError("this is part of a locked model, or holds one: unlock the model itself")
     detach_chain(model)
@@ -239,42 +107,18 @@ def unlock_model(model: nn.Module) -> None:
             tensor.requires_grad_(trained)
 
 
-def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
-    """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
-
-    Only values change: an optimizer may hold the parameters already.
-
-    Args:
-        model: locked.
-        config: what it was locked with.
-        uniform: see `lock_model`.
-
-    Raises:
-        LockError: the model is not locked.
-        VaultError: it was locked otherwise.
+def is_statistic(name: str) -> bool:
+    """Whether a private tensor tells of the silo's data, and not of the lock on it.
 
     Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> config = KeyLockConfig(module="affine")
-        >>> info, before = lock_model(model, config), lock_values(model)["0"][0].detach()
-        >>> redraw_lock(model, config)
-        >>> lock_values(model)["0"][0].equal(before)
-        False
+        >>> is_statistic("1.running_mean"), is_statistic("1.keylock.key")
+        (True, False)
 
     """
-    statistics = {n: t for n, t in private_state_dict(model).items() if _is_statistic(n)}
-    fresh = deepcopy(model)
-    unlock_model(fresh)
-    lock_model(fresh, config, uniform=uniform)
-    load_private_state_dict(model, private_state_dict(fresh) | statistics)
-
-
-def _is_statistic(name: str) -> bool:
-    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
-def _attach(holder: nn.Module, lock: KeyLock) -> None:
+def _put(holder: nn.Module, lock: KeyLock) -> None:
     lock.train(holder.training)
     holder.keylock = lock
     for name, constant in ({} if isinstance(holder, LOCKABLE) else PINNED).items():

@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from ...names import under
 from ..config import KeyLockConfig
-from ..entropy import seeded_uniform
-from ..hooks import remove_hooks
-from ..rotated import lock_of
-from .attach import lock_model
+from ..entropy import secret_uniform, seeded_uniform
+from ..private import remove_hooks
+from .attach import attach
 from .chain import detach_chain, lock_values
-from .formula import EPS, apply_lock
-from .module import KeyLock, locks
+from .module import EPS, KeyLock, apply_lock, locks
 from .private_state import keep_private, show_public
 
-__all__ = ["RevealedLock", "draw_effective", "effective_state", "surrogate"]
+__all__ = ["RevealedLock", "attacker_model", "draw_gammas_and_betas", "gammas_and_betas"]
 
 
 class RevealedLock(nn.Module):
@@ -60,25 +58,21 @@ class RevealedLock(nn.Module):
         return apply_lock(x, self.gamma, self.beta, channel_dim=self.channel_dim)
 
 
-def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
-    """The attacker's model: a copy of the public one with a revealed lock where silos have theirs.
-
-    A lock on the whole state is nowhere in the model: there it is the public one.
+def attacker_model(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple[str, ...]]:
+    """A copy of the public model with gamma and beta as plain parameters where silos have locks.
 
     Returns:
         The model, and the names of those of its parameters that are the attacker's unknowns.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> surrogate(model, KeyLockConfig(module="affine"))[1]
+        >>> attacker_model(model, KeyLockConfig(lock="paper"))[1]
         ('0.keylock.gamma', '0.keylock.beta')
 
     """
     copy = deepcopy(model)
-    if config.is_whole:
-        return copy, ()
     # the lock is put on by the silos' own code, so that it stands where theirs does
-    lock_model(copy, config)
+    attach(copy, config, key=None, uniform=secret_uniform)
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
     unknowns = []
     for name, holder, lock in list(locks(copy)):
@@ -89,23 +83,17 @@ def surrogate(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, tuple
     return copy, tuple(unknowns)
 
 
-def effective_state(model: nn.Module) -> dict[str, Tensor]:
-    """The unknowns of `surrogate`, as they are in a locked model. Private, like the lock itself.
-
-    Of a lock on the whole state, what its update_transform is revealed by: the key, and under which rounds'
-    turns are the model that it has received last and the one that it sends next.
+def gammas_and_betas(model: nn.Module) -> dict[str, Tensor]:
+    """The unknowns of `attacker_model`, as they are in a locked model. Private, like the lock.
 
     Example:
+        >>> from fedml_keylock.locks import lock_model
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model, KeyLockConfig(module="affine"))
-        >>> effective_state(model)["0.keylock.gamma"].shape
+        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
+        >>> gammas_and_betas(model)["0.keylock.gamma"].shape
         torch.Size([6])
 
     """
-    whole = lock_of(model)
-    if whole is not None:  # what a round sends is turned anew
-        place = {"before": whole.round.clone(), "after": whole.round + 1}
-        return {"key": whole.key.clone(), **place, **whole.masks.tensors}
     state: dict[str, Tensor] = {}
     for name, (gamma, beta) in lock_values(model).items():
         prefix = under(name, "keylock.")
@@ -113,7 +101,7 @@ def effective_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def draw_effective(
+def draw_gammas_and_betas(
     model: nn.Module, config: KeyLockConfig, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """The unknowns of locks that nobody has, drawn as a new silo's are: an attacker's starts.
@@ -130,7 +118,7 @@ def draw_effective(
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
         >>> g = torch.Generator().manual_seed(0)
-        >>> draw_effective(model, KeyLockConfig(module="affine"), 4, g)["0.keylock.beta"].shape
+        >>> draw_gammas_and_betas(model, KeyLockConfig(lock="paper"), 4, g)["0.keylock.beta"].shape
         torch.Size([4, 6])
 
     """
@@ -139,6 +127,6 @@ def draw_effective(
     draws = []
     for _ in range(count):
         copy = deepcopy(model)
-        lock_model(copy, short, uniform=seeded_uniform(generator))
-        draws.append(effective_state(copy))
+        attach(copy, short, key=None, uniform=seeded_uniform(generator))
+        draws.append(gammas_and_betas(copy))
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..hooks import remove_hooks
+from ..private import remove_hooks
 from .module import KeyLock, locks
 
 __all__ = ["attach_chain", "detach_chain", "lock_values", "next_values"]
@@ -26,7 +26,7 @@ def next_values(lock: KeyLock, before: Values | None) -> Values:
 
     Example:
         >>> from fedml_keylock.locks import KeyLockConfig
-        >>> gamma, beta = next_values(KeyLock(3, KeyLockConfig(module="affine")), None)
+        >>> gamma, beta = next_values(KeyLock(3, KeyLockConfig(lock="paper")), None)
         >>> gamma.shape
         torch.Size([3])
 

@@ -68,7 +68,7 @@ class Watch:
             if name not in self._largest:
                 raise LockError(
                     f"the lock on {name} got no gradient in round {round_index}: the model does "
-                    "not run that layer as a lock needs it; name others in keylock.targets"
+                    "not run that layer as a lock needs it; name others in keylock.layers"
                 )
             if _still(kept) and self._largest[name] >= self.VISIBLE:
                 raise LockError(

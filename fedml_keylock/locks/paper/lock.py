@@ -1,27 +1,28 @@
-"""The key-lock on layers, as a job's defense."""
+"""`lock: paper`: the published key-lock module (arXiv 2305.04095), on chosen layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ...errors import LockError
+from ...errors import ConfigError, LockError
 from ...types import Surrogate
-from .. import (
-    KeyLockConfig,
-    draw_effective,
-    effective_state,
-    load_private_state_dict,
-    lock_model,
-    private_state_dict,
-    surrogate,
-)
+from ..config import KeyLockConfig
+from ..description import LockInfo, ModelCheck
+from ..entropy import Uniform, secret_uniform
 from ..protocol import Lock
+from . import private_state
+from .attach import attach, detach, info_of, is_statistic
+from .attacker_model import attacker_model, draw_gammas_and_betas, gammas_and_betas
+from .export.folding import fold
 from .gradients import Watch
 from .module import locks
+from .placement import check_layers
 
 __all__ = ["PaperLock"]
 
@@ -30,10 +31,15 @@ class PaperLock(Lock):
     """Locks on layers: a private module of each silo's own, which is trained there and kept.
 
     Example:
-        >>> PaperLock(KeyLockConfig(module="affine", targets="all")).title
-        'keylock:affine:all'
+        >>> PaperLock(KeyLockConfig(lock="paper", layers=["stem", "head.*"], chained=True)).title
+        'keylock:paper:stem,head.*:chained'
 
     """
+
+    weakness: ClassVar[str] = (
+        "lock: paper does not withstand an attacker who knows of it, as the README shows; lock: "
+        "rotated, the default, has withstood more"
+    )
 
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
@@ -41,12 +47,101 @@ class PaperLock(Lock):
         self._watch: Watch | None = None
         self._locks: list[nn.Module] = []
 
-    def _lock(self, model: nn.Module) -> str:
+    @property
+    def title(self) -> str:
+        """How reports name it: "keylock:paper:first"."""
+        layers = self.config.layers
+        named = layers if isinstance(layers, str) else ",".join(layers)
+        return ":".join(["keylock", "paper", named] + ["chained"] * self.config.chained)
+
+    # on a model
+
+    @staticmethod
+    def is_on(model: nn.Module) -> bool:
+        """Whether any layer of the model carries a lock."""
+        return any(locks(model))
+
+    def _check(self, model: nn.Module) -> ModelCheck:
+        return check_layers(model, self.config)
+
+    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
+        attach(model, self.config, key=key, uniform=uniform or secret_uniform)
+
+    @staticmethod
+    def info(model: nn.Module) -> LockInfo:
+        """The locked layers, and how many channels are dead."""
+        return info_of(model)
+
+    @staticmethod
+    def unlock(model: nn.Module) -> None:
+        """Take the locks off their layers."""
+        detach(model)
+
+    @staticmethod
+    def private_tensors(model: nn.Module) -> dict[str, Tensor]:
+        """The locks' own tensors, and the running statistics that stay in the silo."""
+        return private_state.private_tensors(model)
+
+    @staticmethod
+    def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put private state back; see `Lock.load_private`."""
+        private_state.load_private(model, state)
+
+    @staticmethod
+    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+        """Every lock folded into the layers."""
+        return fold(model, example)
+
+    @staticmethod
+    def secret_variables(model: nn.Module) -> dict[str, Tensor]:
+        """Gamma and beta of every lock: the model depends on the key through nothing else."""
+        return gammas_and_betas(model)
+
+    @staticmethod
+    def load_public(
+        model: nn.Module, state: Mapping[str, Tensor], *, round_index: int | None, source: Path
+    ) -> None:
+        """Load the global model beside the lock; see `Lock.load_public`."""
+        if round_index is not None:
+            raise ConfigError(
+                "--round: of lock: rotated only; under lock: paper the vault has one lock"
+            )
+        model.load_state_dict(state)
+
+    @staticmethod
+    def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
+        """The global model and one silo's lock."""
+        return f"silo {silo}'s lock before round {round_index}", f"silo {silo}'s private lock"
+
+    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
+        """Replace the locks' values by fresh ones; the silo's statistics stay."""
+        own = self.private_state(model)
+        fresh = deepcopy(model)
+        detach(fresh)
+        self.lock(fresh, uniform=uniform)
+        statistics = {name: tensor for name, tensor in own.items() if is_statistic(name)}
+        self.load_private(model, self.private_state(fresh) | statistics)
+
+    def check_redrawn(self) -> None:
+        """Each silo has a lock of its own."""
+
+    def as_outsider(
+        self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
+    ) -> nn.Module:
+        """A fresh lock with a silo's statistics, so that it fails for its key alone."""
+        candidate = own()
+        self.redraw(candidate, uniform=uniform)
+        return candidate
+
+    # as a job's defense
+
+    def lock_for_job(self, model: nn.Module) -> LockInfo:
+        """Lock the job's model; remember the locks, so that others in their place are noticed."""
         # what a silo begins with whose vault is empty, where the model has another one's lock
         self._plain = deepcopy(model) if self._in_turn else None
-        info = str(lock_model(model, self.config))
+        info = self.lock(model)
         self._locks = [lock for _, _, lock in locks(model)]
-        return "; ".join(filter(None, [info, self.config.weakness]))
+        return info
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Put a silo's private state into a locked model: its vault's, or a fresh lock's.
@@ -59,12 +154,14 @@ class PaperLock(Lock):
         """
         vault = self._claim(silo)
         if vault.exists():
-            return f"goes on from {vault.path}, round {vault.load(model)}"
+            state, round_index = vault.load()
+            self.load_private(model, state)
+            return f"goes on from {vault.path}, round {round_index}"
         if self._plain is not None:  # what is in the model is another silo's
             fresh = deepcopy(self._plain)
-            lock_model(fresh, self.config)
-            load_private_state_dict(model, private_state_dict(fresh))
-        vault.save(model, round_index=0)
+            self.lock(fresh)
+            self.load_private(model, self.private_state(fresh))
+        vault.save(self.private_state(model), round_index=0)
         return f"private state in {vault.path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
@@ -90,18 +187,18 @@ class PaperLock(Lock):
         return trained
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """The public model with gamma, beta and mixing as plain parameters, and no key."""
-        revealed, names = surrogate(model, self.config)
-        return Surrogate(revealed, names, partial(draw_effective, model, self.config))
+        """The public model with gamma and beta as plain parameters, and no key."""
+        revealed, names = attacker_model(model, self.config)
+        return Surrogate(revealed, names, partial(draw_gammas_and_betas, model, self.config))
 
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """A copy of a silo's locked model, and its gamma, beta and mixing: for its own audit."""
+        """A copy of a silo's locked model, and its gamma and beta: for its own audit."""
         copy = deepcopy(model)
-        lock_model(copy, self.config)
-        load_private_state_dict(copy, private_state_dict(protected))
-        return copy, effective_state(copy)
+        self.lock(copy)
+        self.load_private(copy, self.private_state(protected))
+        return copy, gammas_and_betas(copy)
 
     def _check_locks(self, model: nn.Module, round_index: int) -> None:
         """Refuse a model that the job's own code has unlocked, or unlocked and locked again."""

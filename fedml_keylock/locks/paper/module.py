@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +10,18 @@ from torch import Tensor, nn
 
 from ...errors import LockError
 from ..config import KeyLockConfig
-from ..entropy import Uniform, draw_key, normal, secret_uniform
+from ..entropy import Uniform, normal, secret_uniform
 from ..private import Unsent
-from ..rotated import lock_of
-from .formula import ACTIVATIONS, EPS, apply_lock
 
-__all__ = ["KeyLock", "is_locked", "locks"]
+__all__ = ["EPS", "KeyLock", "apply_lock", "draw_key", "locks"]
+
+EPS = 1e-5
+"""Of the norm that a lock brings."""
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+}
 
 GAMMA_SPREAD = 0.7
 """How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
@@ -49,7 +55,7 @@ class KeyLock(Unsent):
         uniform: where random numbers come from; anything but the default is for attackers.
 
     Example:
-        >>> config = KeyLockConfig(module="affine", key_length=16)
+        >>> config = KeyLockConfig(lock="paper", key_length=16)
         >>> lock = KeyLock(12, config, normalise="batch")
         >>> lock(torch.rand(2, 12, 5, 5)).shape
         torch.Size([2, 12, 5, 5])
@@ -198,12 +204,39 @@ def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
             yield name, module, lock
 
 
-def is_locked(model: nn.Module) -> bool:
-    """Whether any layer of the model carries a lock, or its whole state goes through one.
+def apply_lock(x: Tensor, gamma: Tensor, beta: Tensor, *, channel_dim: int) -> Tensor:
+    """``gamma * x + beta`` along one dimension of x (arXiv 2305.04095, equation 7).
+
+    Args:
+        x: ``(n, c, ...)`` with channel_dim 1, or ``(..., c)`` with channel_dim -1; normalised.
+        gamma: ``(c,)`` scale.
+        beta: ``(c,)`` shift.
+        channel_dim: 1 or -1.
 
     Example:
-        >>> is_locked(nn.Conv2d(1, 6, 3))
-        False
+        >>> apply_lock(torch.ones(1, 2, 3), torch.ones(2), torch.ones(2), channel_dim=1).sum()
+        tensor(12.)
 
     """
-    return any(isinstance(m, KeyLock) or lock_of(m) is not None for m in model.modules())
+    if channel_dim == 1:
+        shape = (-1, *[1] * (x.dim() - 2))
+        gamma, beta = gamma.view(shape), beta.view(shape)
+    return torch.addcmul(beta, gamma, x)
+
+
+def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:
+    """A key ``(length,)``: uniform numbers scaled to unit length.
+
+    The reference draws the same uniform numbers and leaves them as they are, so that the lock's
+    step size grows with the key's length: a gradient step on W moves W k by |k|^2 times the step
+    that gamma would take by itself (|k|^2 is about 341 for 1,024 numbers), and training diverges
+    when every layer is locked. At unit length a learning rate that suits the model suits the lock.
+
+    Example:
+        >>> round(float(draw_key(1024).norm()), 3)
+        1.0
+
+    """
+    key = uniform((length,)) + 2**-25  # a key of zeros could not be scaled
+    unit: Tensor = key / key.norm()
+    return unit

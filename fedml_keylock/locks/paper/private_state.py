@@ -13,61 +13,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import LockError, VaultError
+from ...errors import VaultError
 from ...names import under
-from ..rotated import lock_of
 from .layers import public_parameter
 from .module import KeyLock, locks
 from .placement import STATISTICS
 
-__all__ = [
-    "keep_private",
-    "load_private_state_dict",
-    "lock_tensors",
-    "private_state_dict",
-    "show_public",
-]
+__all__ = ["keep_private", "load_private", "lock_tensors", "private_tensors", "show_public"]
 
 
-def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of everything private in a locked model, name to tensor. For the vault only.
-
-    Raises:
-        LockError: the model is not locked.
+def private_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Everything private in a locked model, name to tensor; not copies.
 
     Example:
         >>> from fedml_keylock.locks import KeyLockConfig, lock_model
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model, KeyLockConfig(module="affine"))
-        >>> sorted(private_state_dict(model))[0]
+        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
+        >>> sorted(private_tensors(model))[0]
         '0.keylock.bias_beta'
 
     """
-    return {
-        name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, t in _private_tensors(model).items()
-    }
+    tensors: dict[str, Tensor] = lock_tensors(model)
+    for name, holder, _ in locks(model):
+        for own in _hidden_statistics(holder):
+            tensor = holder._buffers[own]
+            assert tensor is not None
+            tensors[under(name, own)] = tensor
+    return tensors
 
 
-def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put private state back into a model that is locked in the same way.
 
     Raises:
-        LockError: the model is not locked.
         VaultError: the state is that of another lock; the model is unchanged.
 
-    Example:
-        >>> from fedml_keylock.locks import lock_model
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
-        >>> load_private_state_dict(model, private_state_dict(model))
-
     """
-    whole = lock_of(model)
-    if whole is not None:
-        whole.restore(state)
-        return
-    own = _private_tensors(model)
+    own = private_tensors(model)
     differing = sorted(own.keys() ^ state.keys()) or sorted(
         name for name in own if own[name].shape != state[name].shape
     )
@@ -76,21 +58,6 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])
-
-
-def _private_tensors(model: nn.Module) -> dict[str, Tensor]:
-    whole = lock_of(model)
-    if whole is not None:
-        return whole.tensors
-    tensors: dict[str, Tensor] = lock_tensors(model)
-    if not tensors:
-        raise LockError("the model is not locked")
-    for name, holder, _ in locks(model):
-        for own in _hidden_statistics(holder):
-            tensor = holder._buffers[own]
-            assert tensor is not None
-            tensors[under(name, own)] = tensor
-    return tensors
 
 
 def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -110,6 +77,7 @@ def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _hidden_statistics(holder: nn.Module) -> list[str]:
     lock = holder.keylock
+    assert isinstance(lock, KeyLock)
     if lock.normalise is not None or lock.share_statistics:
         return []
     return [name for name in STATISTICS if holder._buffers.get(name) is not None]

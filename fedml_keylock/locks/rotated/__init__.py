@@ -6,21 +6,3 @@ its `load_state_dict()` takes, ``Q_r w``, where ``Q_r`` is a random orthogonal m
 each round, drawn from a secret that all silos have and the server has not. FedAvg is linear, so
 that the average of turned states is the turned average.
 """
-
-from .mask import NONE, Masks, outgrown, scales_of
-from .orthogonal import Turn
-from .state import StateLock, lock_of, lock_state, unlock_state
-from .transform import RotationTransform
-
-__all__ = [
-    "NONE",
-    "Masks",
-    "StateLock",
-    "Turn",
-    "RotationTransform",
-    "lock_of",
-    "lock_state",
-    "outgrown",
-    "scales_of",
-    "unlock_state",
-]

@@ -1,62 +1,193 @@
-"""The key-lock on a model's whole state, as a job's defense."""
+"""`lock: rotated`: the whole state is rotated before it is sent, and in MPI jobs masked."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...types import SharesSecret, Surrogate
-from .. import (
-    KeyLockConfig,
-    effective_state,
-    load_private_state_dict,
-    lock_info,
-    plan,
-    private_state_dict,
-    surrogate,
-    unlock_model,
-)
+from ...types import JobSecrets, Surrogate
+from ..config import KeyLockConfig
+from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
+from ..entropy import Uniform
 from ..group_key import group_secret
 from ..protocol import Lock
-from . import NONE, Masks, StateLock, RotationTransform, lock_of, lock_state, outgrown, scales_of
-from .mask import MOST
-from .turns import PARAMETERS
+from .mask import MOST, masked, outgrown, scales_of
+from .state import StateLock, lock_state, state_lock, unlock_state
+from .transform import RotationTransform
+from .turns import PARAMETERS, parts_of
 
 __all__ = ["RotatedLock"]
-
 
 GROWN = 4.0
 """How many times as large as what a silo sent an average may be: no average of states is larger
 than the largest of them, and masks that have not cancelled are a thousand times wider."""
 
 
-class RotatedLock(Lock, SharesSecret):
-    """`module: whole`: the job trains as without a defense, and what silos send is turned.
+class RotatedLock(Lock):
+    """`lock: rotated`: the job trains as without a defense, and what silos send is rotated.
 
     The key is one for the whole group and changes by itself from job to job and round to round, so
     that vaults are written, for `export` and audits, and not gone on from.
 
     Example:
         >>> RotatedLock(KeyLockConfig()).title
-        'keylock:whole:all'
+        'keylock:rotated'
 
     """
 
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
         self._lock_of_job: StateLock | None = None
-        self._file, self._agreed = b"", b""
-        self._masks, self._samples = NONE, 0
-        self._job = b""
+        self._file, self._nonce = b"", b""
+        self._secrets: JobSecrets | None = None
         self._scales: dict[str, float] = {}
         self._size: float | None = None
         self._integers: dict[str, Tensor] = {}
         self._sent: tuple[int, bytes, dict[str, float]] | None = None
+
+    @property
+    def title(self) -> str:
+        """How reports name it: "keylock:rotated"."""
+        group = ["group"] * (self.config.group_key is not None)
+        unmasked = ["unmasked"] * (not self.config.masks)
+        return ":".join(["keylock", "rotated", *group, *unmasked])
+
+    # on a model
+
+    @staticmethod
+    def is_on(model: nn.Module) -> bool:
+        """Whether the model's state goes through a lock."""
+        return state_lock(model) is not None
+
+    def _check(self, model: nn.Module) -> ModelCheck:
+        """A lock on the whole state asks nothing of the layers."""
+        if hasattr(model, "keylock"):
+            return ModelCheck((LockIssue("", "has an attribute named keylock of its own"),))
+        try:
+            rotated = {name for part in parts_of(model) for name in part.names}
+        except LockError as error:
+            return ModelCheck((LockIssue("", str(error)),))
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in rotated)
+        layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
+        how = "its numbers are sent rotated, with all others"
+        return ModelCheck(
+            issues=(),
+            layers=tuple(LayerCheck(name, locked=True, how=how) for name in layers),
+            shared=tuple(name for name in model.state_dict() if name not in rotated),
+        )
+
+    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
+        """Let the model's `state_dict` and `load_state_dict` go through a rotation."""
+        if key is not None:
+            raise LockError("a key is of lock: paper, and lock: rotated has none")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise LockError("lock: rotated needs a model with values: take it off meta before")
+        self.plan(model)
+        if uniform is not None:
+            secret = bytes((256 * uniform((32,))).byte().tolist())
+        elif self.config.group_key is not None:
+            secret = group_secret(self.config.group_key)
+        else:
+            secret = os.urandom(32)
+        lock = lock_state(model)
+        # in a job the key is derived from the first model that comes, and rounds follow
+        state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+        lock.begin(state, JobSecrets(secret))
+        lock.enter(0)
+
+    @staticmethod
+    def info(model: nn.Module) -> LockInfo:
+        """Every layer is locked, and nothing in the model is private."""
+        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
+        count = sum(p.numel() for p in model.parameters())
+        summary = (
+            f"locked the whole state: all of {count:,} parameters are rotated before they are sent"
+        )
+        return LockInfo((*layers,), ("",), 0, count, summary=summary)
+
+    @staticmethod
+    def unlock(model: nn.Module) -> None:
+        """Take the lock out; the weights are the model's own all the time."""
+        unlock_state(model)
+
+    @staticmethod
+    def private_tensors(model: nn.Module) -> dict[str, Tensor]:
+        """The job's key, and what tells its models from others."""
+        return _on(model).tensors
+
+    @staticmethod
+    def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        """Put private state back; see `Lock.load_private`."""
+        _on(model).restore(state)
+
+    @staticmethod
+    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+        """The model computes as it is."""
+        plain = deepcopy(model).eval()
+        unlock_state(plain)
+        return plain
+
+    @staticmethod
+    def secret_variables(model: nn.Module) -> dict[str, Tensor]:
+        """The key, and the rounds of the model that was received last and of the one sent next."""
+        lock = _on(model)
+        assert lock.key is not None
+        place = {"before": torch.tensor(lock.round), "after": torch.tensor(lock.round + 1)}
+        return {**lock.key.tensors, **place}
+
+    @staticmethod
+    def load_public(
+        model: nn.Module, state: Mapping[str, Tensor], *, round_index: int | None, source: Path
+    ) -> None:
+        """Load the average of a round; see `Lock.load_public`."""
+        lock = _on(model)
+        if round_index is not None:
+            lock.enter(round_index)
+        model.load_state_dict(state)
+        if not lock.is_like(model):
+            raise ConfigError(
+                f"{source}: not the average of round {lock.round}, as rotated back so it is noise: "
+                "name the round after which it was saved, from 0, by --round; a vault opens "
+                "nothing of other jobs"
+            )
+
+    @staticmethod
+    def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
+        """The average of a round, in the open."""
+        made = f"rotated back by silo {silo} after round {_on(model).round}"
+        return made, "the model that the server cannot read"
+
+    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
+        """Give the model another key; its weights stay."""
+        unlock_state(model)
+        self.lock(model, uniform=uniform)
+
+    def check_redrawn(self) -> None:
+        """Refuse: every job has another key, and every round another rotation."""
+        secret = self.config.group_key
+        other = "" if secret is None else f"; instead of {secret} give all silos another group_key"
+        raise ConfigError(
+            "under lock: rotated every job and every round is rotated anew: there is nothing to "
+            f"rotate{other}"
+        )
+
+    def as_outsider(
+        self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
+    ) -> nn.Module:
+        """The public state, rotated back by another key."""
+        candidate = deepcopy(model)
+        self.lock(candidate, uniform=uniform)
+        candidate.load_state_dict(model.state_dict())
+        return candidate
+
+    # as a job's defense
 
     @property
     def transforms_updates(self) -> bool:
@@ -71,59 +202,49 @@ class RotatedLock(Lock, SharesSecret):
     @property
     def wants_pairs(self) -> bool:
         """Whether each two silos are to have a secret for masks, if they can agree on one."""
-        return self.config.mask
+        return self.config.masks
 
-    def share(
-        self,
-        secret: bytes,
-        *,
-        silo: int = 0,
-        pairs: Mapping[int, bytes] | None = None,
-        samples: Mapping[int, int] | None = None,
-    ) -> None:
-        """Take what the silos have agreed on, before the first model comes; see `SharesSecret`.
+    def share(self, secrets: JobSecrets) -> None:
+        """Take what the silos have agreed on.
 
         The secret is beside that of the file, if there is one, which who stood between the silos
         does not have. The masks cancel for no other numbers of samples.
         """
-        self._agreed = secret
-        self._masks, self._samples = NONE, 0
-        if pairs and samples:
-            self._masks, self._samples = Masks.of(silo, pairs, samples), samples[silo]
+        self._secrets = secrets
 
-    def call_job(self, number: bytes) -> None:
-        """Take what the server calls this job, before the first model comes.
+    def begin_job(self, nonce: bytes) -> None:
+        """Take the server's nonce of this job.
 
-        It is no secret. Where the secret is a file's, jobs that start from the same model would
-        have the same key without it.
+        Where the secret is a file's, jobs that start from the same model would have the same key
+        without it.
         """
-        self._job = number
+        self._nonce = nonce
 
-    def _lock(self, model: nn.Module) -> str:
+    def lock_for_job(self, model: nn.Module) -> LockInfo:
+        """Lock the job's model; the key follows with the first model that comes."""
         if self.config.group_key is not None:
             self._file = group_secret(self.config.group_key)
-        plan(model, self.config)
+        self.plan(model)
         self._lock_of_job = lock_state(model)
-        return str(lock_info(model))
+        return self.info(model)
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Take the silo's vault, which `end_round` writes; what is in it belongs to another job."""
         vault = self._claim(silo)
         if vault.exists():  # another model's or lock's is refused, and not written over
-            now = private_state_dict(model)
-            vault.load(model)
-            load_private_state_dict(model, now)
+            now, (before, _) = self.private_state(model), vault.load()
+            self.load_private(model, before)
+            self.load_private(model, now)
         return f"private state in {vault.path}"
 
     def receive(self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int) -> None:
         """Take the key of the first model, and turn an average back as its silos had turned it."""
         lock = self._held(model)
         if round_index < 0:
-            if not (self._file or self._agreed):
+            if not self._file and self._secrets is None:
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
-            lock.begin(state, self._file + self._agreed + self._job)
-            lock.masks = self._masks
-        if lock.masks != NONE:
+            lock.begin(state, self._secrets or JobSecrets(b""), self._file, self._nonce)
+        if lock.masked:
             _check_precision(model)
             self._scales = scales_of(lock.parts, state)
             size = self._scales[PARAMETERS]
@@ -156,18 +277,19 @@ class RotatedLock(Lock, SharesSecret):
         made = lock.made(state)
         if made is None:
             raise UpdateRefused(
-                "what it would send was not made by the lock; under module: whole a silo sends "
+                "what it would send was not made by the lock; under lock: rotated a silo sends "
                 "model.state_dict(), whole and as it is, of the model that FedML gives the "
                 "trainer: no gradients, no differences, no copies of parameters"
             )
         self._check_integers(state)
-        if lock.masks == NONE:
+        if not lock.masked:
             return state
-        if samples != self._samples:
+        key = lock.turns.key
+        if samples != key.samples[key.silo]:
             raise UpdateRefused(
-                f"it says that it has {samples:g} samples and said {self._samples} when the job "
-                "began, so that the silos' masks would not cancel: leave the number as it is, or "
-                "set keylock: {mask: false}"
+                f"it says that it has {samples:g} samples and said {key.samples[key.silo]} when "
+                "the job began, so that the silos' masks would not cancel: leave the number as it "
+                "is, or set keylock: {mask: false}"
             )
         sizes = scales_of(lock.parts, state)
         if part := outgrown(sizes, self._scales):
@@ -176,7 +298,7 @@ class RotatedLock(Lock, SharesSecret):
                 "made for: give the model inputs of a mean near 0 and a deviation near 1, or set "
                 "keylock: {mask: false}"
             )
-        turns, sending = lock.turns, (int(lock.round), made, self._scales)
+        sending = (lock.round, made, self._scales)
         if self._sent is not None and self._sent[0] >= sending[0] and self._sent != sending:
             raise UpdateRefused(
                 "it would send a second state in one round, and the difference of two has no mask: "
@@ -184,10 +306,9 @@ class RotatedLock(Lock, SharesSecret):
             )
         self._sent = sending
         self._size = sizes[PARAMETERS]
-        masked = lock.masks.masked(state, lock.parts, self._scales, turns.key, turns.round_index)
         # of the same kind, as FedML takes a plain dict for one state a silo
         sent: Any = copy(state)
-        sent.update(masked)
+        sent.update(masked(state, lock.parts, self._scales, key, lock.round))
         return cast("Mapping[str, Tensor]", sent)
 
     def _held(self, model: nn.Module) -> StateLock:
@@ -197,7 +318,7 @@ class RotatedLock(Lock, SharesSecret):
             LockError: it is not, so that what the model shows is not under the job's key and masks.
 
         """
-        lock = lock_of(model)
+        lock = state_lock(model)
         if lock is None or lock is not self._lock_of_job:
             raise LockError(
                 "the model was unlocked or locked anew, and what it shows is not sent: the job's "
@@ -224,20 +345,27 @@ class RotatedLock(Lock, SharesSecret):
                 )
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """The public model: nothing of it is private but how its state is turned."""
+        """The public model: nothing of it is private but how its state is rotated."""
         # outside of a job that of the smallest in which there is something to hide from a silo
-        in_job = self._lock_of_job is not None
-        peers = len(self._masks.pairs) if in_job else 2 * self.wants_pairs
-        update_transform = RotationTransform.of(model, peers=peers)
-        return Surrogate(*surrogate(model, self.config), _nothing, update_transform)
+        peers = 2 * self.wants_pairs
+        if self._lock_of_job is not None:
+            peers = len(self._secrets.pairs) if self._secrets else 0
+        transform = RotationTransform.of(model, peers=peers)
+        return Surrogate(deepcopy(model), (), _nothing, transform)
 
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The model with the weights that the silo computes with, and how states are opened."""
+        """The model with the weights that the silo computes with, and what opens its states."""
         plain = deepcopy(protected)
-        unlock_model(plain)
-        return plain, effective_state(protected)
+        unlock_state(plain)
+        return plain, self.secret_variables(protected)
+
+
+def _on(model: nn.Module) -> StateLock:
+    lock = state_lock(model)
+    assert lock is not None
+    return lock
 
 
 def _nothing(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:

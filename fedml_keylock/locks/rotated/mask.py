@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,11 +16,12 @@ from torch import Tensor
 
 from ...threads import one_thread
 from ..entropy import Stream
+from ..job_key import JobKey
 from .turns import PARAMETERS, Part, as_one
 
-__all__ = ["NONE", "Masks", "outgrown", "scales_of", "width_of"]
+__all__ = ["masked", "outgrown", "rounding", "scales_of", "width_of"]
 
-LABEL = b"fedml-keylock mask 1"
+LABEL = "mask "
 WIDTH, NARROW = 4096.0, 256.0
 """Deviation of a mask of the parameters, over the root mean square of what it hides, at the least;
 and of one buffer, such as running variances, of which the smallest must not drown. What is sent is
@@ -34,110 +34,61 @@ MOST = 16.0
 """How many times its scale a part may be at a round's end, and its mask still hide it."""
 
 
-@dataclass(frozen=True)
-class Masks:
-    """One silo's masks in one job.
+@one_thread()
+@torch.no_grad()
+def masked(
+    state: Mapping[str, Tensor],
+    parts: Sequence[Part],
+    scales: Mapping[str, float],
+    key: JobKey,
+    round_index: int,
+    *,
+    undo: bool = False,
+) -> dict[str, Tensor]:
+    """The entries of the parts, each under this silo's masks. The state is not changed.
 
-    Attributes:
-        pairs: for each other silo the secret that only these two have.
-        signs: for each, 1 or -1: what one adds the other takes away.
-        share: the most samples that any silo has, over this one's: FedAvg weighs by them.
+    Args:
+        state: rotated.
+        parts: of the state.
+        scales: of each part: see `scales_of`.
+        key: of the job; each pair of silos derives a mask, which one adds and the other subtracts.
+        round_index: no two rounds have the same masks.
+        undo: take the masks away.
 
     Example:
         >>> part, scales = Part("parameters", ("w",)), {"parameters": 0.1}
-        >>> secrets, samples = {1: {2: b"secret"}, 2: {1: b"secret"}}, {1: 30, 2: 10}
         >>> average = torch.zeros(5, dtype=torch.float64)
-        >>> for silo in (1, 2):
-        ...     masks = Masks.of(silo, secrets[silo], samples)
-        ...     sent = masks.masked({"w": torch.zeros(5)}, (part,), scales, b"key", 0)["w"]
-        ...     average += samples[silo] / 40 * sent.double()
+        >>> for silo, peer in ((1, 2), (2, 1)):
+        ...     key = JobKey(b"root", silo, {peer: b"secret"}, {1: 30, 2: 10})
+        ...     sent = masked({"w": torch.zeros(5)}, (part,), scales, key, 0)["w"]
+        ...     average += key.samples[silo] / 40 * sent.double()
         >>> bool(sent.abs().max() > 10), bool(average.abs().max() < 1e-3)
         (True, True)
 
     """
 
-    pairs: tuple[bytes, ...] = field(repr=False)
-    signs: tuple[int, ...]
-    share: float
-
-    @classmethod
-    def of(cls, silo: int, pairs: Mapping[int, bytes], samples: Mapping[int, int]) -> Masks:
-        """From what the silos have agreed on.
-
-        Args:
-            silo: this one.
-            pairs: by silo, the secret that only these two have.
-            samples: by silo, how many it has.
-
-        """
-        others = sorted(pairs)
-        return cls(
-            tuple(pairs[other] for other in others),
-            tuple(1 if silo < other else -1 for other in others),
-            max(samples.values()) / samples[silo],
-        )
-
-    @one_thread()
-    @torch.no_grad()
-    def masked(
-        self,
-        state: Mapping[str, Tensor],
-        parts: tuple[Part, ...],
-        scales: Mapping[str, float],
-        key: bytes,
-        round_index: int,
-        *,
-        undo: bool = False,
-    ) -> dict[str, Tensor]:
-        """The entries of the parts, each under its mask. The state is not changed.
-
-        Args:
-            state: turned.
-            parts: of the state.
-            scales: of each part: see `scales_of`.
-            key: the job's.
-            round_index: no two rounds have the same masks.
-            undo: take the masks away.
-
-        """
-        masked: dict[str, Tensor] = {}
-        for part in parts:
-            width = _width(part.label) * self.share * scales[part.label] * (-1 if undo else 1)
-            place = key + round_index.to_bytes(8, "big") + part.label.encode()
-            masked |= as_one(part.names, state, partial(self._mask, width=width, place=place))
-        # the noise's own grid is coarser than float64: what is left between its points would tell
-        return {name: tensor.float().to(tensor.dtype) for name, tensor in masked.items()}
-
-    def _mask(self, flat: Tensor, *, width: float, place: bytes) -> Tensor:
-        for secret, sign in zip(self.pairs, self.signs, strict=True):
-            flat += sign * width * _noise(len(flat), Stream(LABEL + secret + place))
+    def add(flat: Tensor, part: Part) -> Tensor:
+        # FedAvg weighs silos by their samples
+        share = max(key.samples.values()) / key.samples[key.silo] * (-1 if undo else 1)
+        width = _width(part.label) * share * scales[part.label]
+        for peer in sorted(key.pairs):
+            sign = 1 if key.silo < peer else -1
+            stream = key.stream(LABEL + part.label, round_index, peer=peer)
+            flat += sign * width * _noise(len(flat), stream)
         return flat
 
-    def rounding(self, label: str, size: float) -> float:
-        """How far masks may take a number of a part of this size by rounding what is sent."""
-        # in the average all masks are at most as wide as those of who has the most samples
-        widths = _width(label) * math.sqrt(len(self.pairs))
-        return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The same as the vault keeps it."""
-        pairs = torch.tensor([list(secret) for secret in self.pairs], dtype=torch.uint8)
-        return {
-            "pairs": pairs.view(-1, 32),
-            "signs": torch.tensor(self.signs, dtype=torch.int64),
-            "share": torch.tensor(self.share, dtype=torch.float64),
-        }
-
-    @classmethod
-    def from_tensors(cls, kept: Mapping[str, Tensor]) -> Masks:
-        """What `tensors` gave."""
-        pairs = tuple(bytes(secret) for secret in kept["pairs"].tolist())
-        return cls(pairs, tuple(kept["signs"].tolist()), float(kept["share"]))
+    changed: dict[str, Tensor] = {}
+    for part in parts if key.pairs else ():
+        changed |= as_one(part.names, state, partial(add, part=part))
+    # the noise's own grid is coarser than float64: what is left between its points would tell
+    return {name: tensor.float().to(tensor.dtype) for name, tensor in changed.items()}
 
 
-NONE = Masks((), (), 1.0)
-"""Those of a silo without any."""
+def rounding(peers: int, label: str, size: float) -> float:
+    """How far masks may take a number of a part of this size by rounding what is sent."""
+    # in the average all masks are at most as wide as those of who has the most samples
+    widths = _width(label) * math.sqrt(peers)
+    return 8 * torch.finfo(torch.float32).eps * widths * max(size, _least(label))
 
 
 def _width(label: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import LockError, VaultError
-from ..hooks import remove_hooks
-from ..private import Private
-from .mask import NONE, Masks, size_of
-from .turns import LABEL, OPEN, Part, Turns, digest, integers_of, parts_of
+from ...types import JobSecrets
+from ..job_key import JobKey
+from ..private import ATTRIBUTE, Private, remove_hooks
+from .mask import rounding, size_of
+from .turns import OPEN, Part, Turns, digest, integers_of, parts_of
 
-__all__ = ["StateLock", "lock_of", "lock_state", "unlock_state"]
+__all__ = ["StateLock", "lock_state", "state_lock", "unlock_state"]
 
-ATTRIBUTE = "keylock"
+NO_KEY = JobKey(bytes(32))
+"""What stands for the key of a lock that has not seen its first model."""
 SAMPLE = 1024
 """Numbers of a model that are remembered of it, at the most."""
 LIKE = 0.2
@@ -34,16 +35,14 @@ class StateLock(Private):
         dtypes: of what is of integers, by name; it is shared as it is.
 
     Attributes:
-        key: ``(32,)`` bytes: the job's own, made of the secret and of the first model, so that no
-            two jobs turn alike; zeros before the job has begun.
-        round: ``()`` the round under whose turn the state is shown and taken in; -1: as it is.
-        masks: what is sent is masked by.
+        key: of the job, bound to the first model, so that no two jobs turn alike; None before.
+        round: index of the round under whose turn the state is shown and taken in; -1: as it is.
         sample: numbers of the model that was trained last: see `StateLock.remember`.
 
     Example:
         >>> model = nn.Linear(2, 2)
         >>> lock = lock_state(model)
-        >>> lock.begin(model.state_dict(), b"secret")
+        >>> lock.begin(model.state_dict(), JobSecrets(b"secret"))
         >>> before = model.weight.clone()
         >>> lock.enter(0)
         >>> sent = model.state_dict()
@@ -58,9 +57,8 @@ class StateLock(Private):
 
     def __init__(self, parts: tuple[Part, ...], dtypes: Mapping[str, torch.dtype]) -> None:
         self.parts, self.dtypes = parts, dtypes
-        self.key = torch.zeros(32, dtype=torch.uint8)
-        self.round = torch.tensor(OPEN)
-        self.masks = NONE
+        self.key: JobKey | None = None
+        self.round = OPEN
         self.sample = torch.zeros(0)
         self._turns: Turns | None = None
         self._made: set[bytes] = set()
@@ -69,8 +67,8 @@ class StateLock(Private):
     @property
     def tensors(self) -> dict[str, Tensor]:
         """What the vault keeps of it."""
-        kept = {"key": self.key, "round": self.round, "sample": self.sample}
-        kept |= self.masks.tensors
+        kept = {"round": torch.tensor(self.round), "sample": self.sample}
+        kept |= (self.key or NO_KEY).tensors
         return {f"{ATTRIBUTE}.{name}": tensor for name, tensor in kept.items()}
 
     def restore(self, kept: Mapping[str, Tensor]) -> None:
@@ -84,19 +82,18 @@ class StateLock(Private):
         odd = sorted(own.keys() ^ kept.keys()) or [
             n for n, t in own.items() if kept[n].dtype != t.dtype or kept[n].dim() != t.dim()
         ]
-        if odd or len(kept[f"{ATTRIBUTE}.key"]) != len(self.key):
+        if odd or len(kept[f"{ATTRIBUTE}.key"]) != len(NO_KEY.root):
             raise VaultError(f"the private state is that of another lock: {[*odd, 'key'][0]}")
         short = {name.removeprefix(f"{ATTRIBUTE}."): tensor for name, tensor in kept.items()}
-        self.masks = Masks.from_tensors(short)
-        self.key.copy_(short["key"])
+        key = JobKey.from_tensors(short)
+        self.key = None if key == NO_KEY else key
         self.sample = short["sample"].clone()
         self.enter(int(short["round"]))
 
-    def begin(self, first: Mapping[str, Tensor], secret: bytes) -> None:
-        """Make the job's key of the first model and of the secret that all silos have, once."""
-        if not self.key.any():
-            made = hashlib.sha256(LABEL + digest(first) + secret).digest()
-            self.key.copy_(torch.tensor(list(made), dtype=torch.uint8))
+    def begin(self, first: Mapping[str, Tensor], secrets: JobSecrets, *context: bytes) -> None:
+        """Derive the job's key from the silos' secrets and the first model, once."""
+        if self.key is None:
+            self.key = JobKey.derive(secrets, digest(first), *context)
 
     def enter(self, round_index: int) -> None:
         """From now on the state is shown and taken in under this round's turn.
@@ -105,9 +102,9 @@ class StateLock(Private):
             LockError: there is no key: the lock has not seen the first model.
 
         """
-        if round_index != OPEN and not self.key.any():
+        if round_index != OPEN and self.key is None:
             raise LockError("the lock has not seen the job's first model, and has no key to use")
-        self.round.fill_(round_index)
+        self.round = round_index
         self._made.clear()
 
     def remember(self, model: nn.Module) -> None:
@@ -125,12 +122,16 @@ class StateLock(Private):
         return bool(F.cosine_similarity(sample, self.sample, dim=0) >= LIKE)
 
     @property
+    def masked(self) -> bool:
+        """Whether what is sent is masked: this silo shares a secret with another one."""
+        return self.key is not None and bool(self.key.pairs)
+
+    @property
     def turns(self) -> Turns:
         """Those of the key and the round that it has now."""
-        key, round_index = bytes(self.key.tolist()), int(self.round)
-        kept = self._turns
-        if kept is None or (kept.key, kept.round_index) != (key, round_index):
-            self._turns = kept = Turns(self.parts, key, round_index)
+        key, kept = self.key or NO_KEY, self._turns
+        if kept is None or kept.key is not key or kept.round_index != self.round:
+            self._turns = kept = Turns(self.parts, key, self.round)
         return kept
 
     def shown(self, state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -172,10 +173,10 @@ class StateLock(Private):
         for part in self.parts if opened else ():
             names = [name for name in part.names if name in own]
             size = size_of([opened[prefix + name] for name in part.names]) if names else 0.0
-            rounding = self.masks.rounding(part.label, size)
+            masks = rounding(len(self.key.pairs) if self.key else 0, part.label, size)
             for name in names:
                 new, old = opened[prefix + name], own[name]
-                allowed = 16 * torch.finfo(new.dtype).eps * size + rounding
+                allowed = 16 * torch.finfo(new.dtype).eps * size + masks
                 near = bool(((new - old.to(new.device)).abs() <= allowed).all())
                 if near and self._is_as_taken(name, old):
                     taken[prefix + name] = old
@@ -238,17 +239,17 @@ def unlock_state(model: nn.Module) -> None:
         LockError: there is none.
 
     """
-    if lock_of(model) is None:
+    if state_lock(model) is None:
         raise LockError("the model is not locked")
     object.__delattr__(model, ATTRIBUTE)
     remove_hooks(model, show, take)
 
 
-def lock_of(model: nn.Module) -> StateLock | None:
+def state_lock(model: nn.Module) -> StateLock | None:
     """The lock on a model's whole state, or None.
 
     Example:
-        >>> lock_of(nn.Linear(2, 2)) is None
+        >>> state_lock(nn.Linear(2, 2)) is None
         True
 
     """
@@ -271,14 +272,14 @@ def _sample(model: nn.Module) -> Tensor:
 
 def show(model: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
     """The state-dict hook: what is shown is turned."""
-    lock = lock_of(model)
+    lock = state_lock(model)
     assert lock is not None
     state.update(lock.shown(state, prefix))
 
 
 def take(model: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
     """The load hook: what comes in is turned back."""
-    lock = lock_of(model)
+    lock = state_lock(model)
     assert lock is not None
     state.update(lock.taken(state, prefix, _untrained(model)))
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...types import ClientUpdate
-from .mask import NONE, Masks, scales_of, width_of
+from ..job_key import JobKey
+from .mask import masked, scales_of, width_of
 from .turns import OPEN, Part, Turns, parts_of
 
 __all__ = ["RotationTransform"]
@@ -56,13 +57,12 @@ class RotationTransform:
         In later rounds the server has less: what it had sent is turned too.
         """
         drawn = torch.randint(256, (1 + self.peers, 32), generator=generator, dtype=torch.uint8)
-        key, *pairs = (bytes(row) for row in drawn.tolist())
-        masks = Masks.of(0, dict(enumerate(pairs, 1)), dict.fromkeys(range(1 + self.peers), 1))
+        root, *pairs = (bytes(row) for row in drawn.tolist())
+        key = JobKey(root, 0, dict(enumerate(pairs, 1)), dict.fromkeys(range(1 + self.peers), 1))
         place = {"before": torch.tensor(OPEN), "after": torch.tensor(0)}
         after = {**update.after, **Turns(self.parts, key, 0).turned(update.after)}
-        scales = scales_of(self.parts, update.before)
-        after |= masks.masked(after, self.parts, scales, key, 0)
-        return replace(update, after=after), {"key": drawn[0], **place, **masks.tensors}
+        after |= masked(after, self.parts, scales_of(self.parts, update.before), key, 0)
+        return replace(update, after=after), {**key.tensors, **place}
 
     def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
@@ -72,12 +72,11 @@ class RotationTransform:
         Who colludes has it too, and the masks that he shares: of two silos the only one. One that
         he does not share hides the silo as well as two, so that all are left on.
         """
-        key, masks = bytes(private["key"].tolist()), Masks.from_tensors(private)
+        key, last = JobKey.from_tensors(private), int(private["after"])
         sent, received = dict(update.after), dict(update.before)
-        last = int(private["after"])
         scales = scales_of(self.parts, received)
-        masks = NONE if colluding and len(masks.pairs) > 1 else masks
-        sent |= masks.masked(sent, self.parts, scales, key, last, undo=True)
+        seen = key.unpaired() if colluding and len(key.pairs) > 1 else key
+        sent |= masked(sent, self.parts, scales, seen, last, undo=True)
         sent |= Turns(self.parts, key, last).opened(sent)
         received |= Turns(self.parts, key, int(private["before"])).opened(received)
         return replace(update, before=received, after=sent)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...errors import LockError
 from ...tensors import raw
 from ...threads import one_thread
-from ..entropy import Stream
+from ..job_key import JobKey
 from .orthogonal import Turn
 
 __all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "integers_of", "parts_of"]
@@ -21,7 +21,7 @@ __all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "integers_of", "parts_of
 OPEN = -1
 """The round under which a state is shown as it is: that of the first model, which the server made
 and knows."""
-LABEL = b"fedml-keylock whole state 1"
+LABEL = "rotation "
 PARAMETERS = "parameters"
 """Label of the part that they are."""
 
@@ -61,7 +61,7 @@ def parts_of(model: nn.Module) -> tuple[Part, ...]:
     trained = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     odd = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_complex()]
     if odd:
-        raise LockError(f"{odd[0]}: module: whole cannot lock complex numbers")
+        raise LockError(f"{odd[0]}: lock: rotated cannot lock complex numbers")
     real = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
     names = tuple(name for name in real if name in trained and state[name].numel())
     if not names:
@@ -93,19 +93,19 @@ class Turns:
 
     Args:
         parts: see `parts_of`.
-        key: 32 secret bytes, of one job.
+        key: of the job.
         round_index: from 0 on; OPEN for no turn at all.
 
     Example:
         >>> model = nn.Linear(4, 2)
-        >>> turns, state = Turns(parts_of(model), bytes(32), 0), model.state_dict()
+        >>> turns, state = Turns(parts_of(model), JobKey(bytes(32)), 0), model.state_dict()
         >>> back = turns.opened(turns.turned(state))
         >>> torch.allclose(back["weight"], state["weight"], atol=1e-6)
         True
 
     """
 
-    def __init__(self, parts: Sequence[Part], key: bytes, round_index: int) -> None:
+    def __init__(self, parts: Sequence[Part], key: JobKey, round_index: int) -> None:
         self.parts, self.key, self.round_index = tuple(parts), key, round_index
         self._made: dict[str, Turn] = {}
 
@@ -139,7 +139,7 @@ class Turns:
             missing = [name for name in names if name not in state]
             if missing:
                 raise LockError(
-                    f"{missing[0]} is missing: a state under module: whole is one vector, and only "
+                    f"{missing[0]} is missing: a state under lock: rotated is one vector, and only "
                     "the whole of it can be sent or loaded"
                 )
             mapped |= as_one(names, state, partial(self._turn_part, part, undo=undo))
@@ -154,8 +154,8 @@ class Turns:
 
     def _turn(self, part: Part, size: int) -> Turn:
         if part.label not in self._made:
-            place = self.round_index.to_bytes(8, "big") + part.label.encode()
-            self._made[part.label] = Turn(size, Stream(LABEL + self.key + place))
+            stream = self.key.stream(LABEL + part.label, self.round_index)
+            self._made[part.label] = Turn(size, stream)
         return self._made[part.label]
 
 

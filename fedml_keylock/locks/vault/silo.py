@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor
 
 from ...errors import VaultError
-from ..paper.private_state import load_private_state_dict, private_state_dict
 from .cipher import Cipher
 from .disk import claim, make_folder, release, remove_leftovers
 from .file import Stored, write_state
@@ -31,13 +31,11 @@ class Vault:
 
     Example:
         >>> import tempfile
-        >>> from fedml_keylock.locks import lock_model
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
+        >>> import torch
         >>> vault = Vault(Path(tempfile.mkdtemp()), silo=0, layout="a1")
-        >>> vault.save(model, round_index=3)
-        >>> vault.load(model)
-        3
+        >>> vault.save({"key": torch.ones(2)}, round_index=3)
+        >>> vault.load()
+        ({'key': tensor([1., 1.])}, 3)
 
     """
 
@@ -79,11 +77,11 @@ class Vault:
         """Let another process write this silo's vault. Nothing when this one has not claimed it."""
         release(_lock_file(self.folder, self.silo))
 
-    def save(self, model: nn.Module, *, round_index: int) -> None:
-        """Write a locked model's private state: whole or not at all, readable by its owner only.
+    def save(self, state: Mapping[str, Tensor], *, round_index: int) -> None:
+        """Write private state: whole or not at all, readable by its owner only.
 
         Args:
-            model: locked.
+            state: of the silo's lock, name to tensor.
             round_index: the first round that has not been trained with this state.
 
         Raises:
@@ -91,26 +89,29 @@ class Vault:
                 there before is untouched.
 
         """
-        self._write(self.path, model, round_index)
+        self._write(self.path, state, round_index)
 
-    def keep(self, model: nn.Module, *, round_index: int) -> None:
+    def keep(self, state: Mapping[str, Tensor], *, round_index: int) -> None:
         """Keep the private state that a round begins with beside the current one.
 
         Raises:
             VaultError: the file cannot be written, or another process writes this vault.
 
         """
-        self._write(self.history_path(round_index), model, round_index)
+        self._write(self.history_path(round_index), state, round_index)
 
-    def load(self, model: nn.Module, path: Path | None = None) -> int:
-        """Put the silo's private state into a model that is locked in the same way.
+    def load(self, path: Path | None = None) -> tuple[dict[str, Tensor], int]:
+        """Read the silo's private state.
+
+        Args:
+            path: of a file that `keep` has written; None for the current state.
 
         Returns:
-            The round that the state is to be trained in next.
+            The state, and the round that it is to be trained in next.
 
         Raises:
             VaultError: missing, damaged, readable by others, someone else's, encrypted under
-                another passphrase, or of another silo, model or lock.
+                another passphrase, or of another silo or another job's layout.
 
         """
         stored = Stored.read(path or self.path)
@@ -120,13 +121,9 @@ class Vault:
                     f"vault {stored.path}: its {name} is {stored.header.get(name)!r}, this job has "
                     f"{value!r}; move it away, or name another folder in keylock.vault"
                 )
-        state = stored.state(self.cipher)
-        round_index = stored.round_index
-        load_private_state_dict(model, state)
-        return round_index
+        return stored.state(self.cipher), stored.round_index
 
-    def _write(self, path: Path, model: nn.Module, round_index: int) -> None:
-        state = private_state_dict(model)
+    def _write(self, path: Path, state: Mapping[str, Tensor], round_index: int) -> None:
         self.claim()
         make_folder(path.parent)
         write_state(

@@ -1,8 +1,1 @@
-"""Fold the lock into a plain model.
-
-``fold.py`` has the arithmetic, ``feeds.py`` finds what feeds what.
-"""
-
-from .folding import export_model
-
-__all__ = ["export_model"]
+"""Folding the lock into a plain model: ``arithmetic.py``, and ``feeds.py`` for what feeds what."""

@@ -16,17 +16,15 @@ from torch.utils._pytree import tree_leaves
 
 from ....errors import LockError, first_line
 from ....names import under
-from ...rotated import lock_of
-from ..attach import DDP_IGNORES, unlock_model
+from ..attach import DDP_IGNORES, detach
 from ..chain import lock_values
-from ..formula import EPS
 from ..kinds import is_plain
-from ..module import KeyLock, is_locked, locks
+from ..module import EPS, KeyLock, locks
 from ..placement import PINNED
 from .arithmetic import ChannelMap, batch_map, fold_into, pointwise, put_behind, set_affine
 from .feeds import Feeds, feeds_of
 
-__all__ = ["export_model"]
+__all__ = ["fold"]
 
 OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     3: nn.BatchNorm1d,
@@ -37,15 +35,8 @@ AFFINE = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 """Norms of torch's that may have a weight and a bias."""
 
 
-def export_model(
-    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
-) -> nn.Module:
-    """A plain copy of a locked model with every lock folded in. The model itself is not touched.
-
-    In evaluation it gives the same outputs. It has no class, hook or attribute of this package
-    left: it can be pickled, scripted and exported where the unlocked model can, and loads where
-    this package is not installed. It is for evaluation only, and is returned in that mode: what a
-    convolution has taken in of a batch norm are the silo's running statistics.
+def fold(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+    """A plain copy of a locked model with every lock folded in; see ``model.export_model``.
 
     Gamma and beta become a normalisation layer's own weight and bias, and the batch norm that a
     lock brought goes into its convolution. Its state has the plain model's names then. What cannot
@@ -62,28 +53,9 @@ def export_model(
             otherwise how many dimensions a locked layer's output has; the error says so.
 
     Raises:
-        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
-            run on the example, or needs one.
-
-    Example:
-        >>> from fedml_keylock.locks import KeyLockConfig, lock_model
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)).eval()
-        >>> info = lock_model(model, KeyLockConfig(module="affine"))
-        >>> plain, x = export_model(model), torch.rand(2, 1, 5, 5)
-        >>> torch.allclose(plain(x), model(x), atol=1e-5)
-        True
-        >>> is_locked(plain)
-        False
+        LockError: it is part of a locked model, does not run on the example, or needs one.
 
     """
-    if not is_locked(model):
-        raise LockError("the model is not locked")
-    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        raise LockError("the model has no values to export: it is on meta")
-    if lock_of(model) is not None:  # it computes as it is
-        copy = deepcopy(model).eval()
-        unlock_model(copy)
-        return copy
     copy = _copy(model).eval()
     measured = None if example is None else _measured(model, copy, example)
     taken = _take_out(copy)
@@ -143,14 +115,14 @@ def _take_out(copy: nn.Module) -> list[_Taken]:
     taken: list[_Taken] = []
     # the model that was locked may stand in a wrapping of the user's
     for prefix, root in reversed(list(copy.named_modules())):
-        if not hasattr(root, DDP_IGNORES) or not is_locked(root):
+        if not hasattr(root, DDP_IGNORES) or not any(locks(root)):
             continue
         values = lock_values(root)
         for name, holder, lock in locks(root):
             gamma, beta = map(_exact, values[name])
             taken.append(_Taken(under(prefix, name), holder, lock, gamma, beta))
-        unlock_model(root)
-    if is_locked(copy):
+        detach(root)
+    if any(locks(copy)):
         raise LockError("this is a part of a model that was locked as a whole: export the whole")
     return taken
 

@@ -1,0 +1,265 @@
+"""Locks on models: one table from a lock's name to its folder, and what users call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from ..errors import LockError
+from .config import KeyLockConfig
+from .description import LockInfo, ModelCheck
+from .entropy import Uniform
+from .paper.lock import PaperLock
+from .protocol import Lock
+from .rotated.lock import RotatedLock
+
+__all__ = [
+    "LOCKS",
+    "check_model",
+    "export_model",
+    "load_private_state_dict",
+    "lock_info",
+    "lock_model",
+    "make_lock",
+    "private_state_dict",
+    "redraw_lock",
+    "secret_variables",
+    "unlock_model",
+]
+
+LOCKS: Mapping[str, type[Lock]] = {"rotated": RotatedLock, "paper": PaperLock}
+"""Every lock by the name that `keylock.lock` has for it. Nothing else asks which one it is."""
+
+
+def make_lock(config: KeyLockConfig | None = None) -> Lock:
+    """The lock that a configuration names; the default one without any.
+
+    Example:
+        >>> make_lock(KeyLockConfig(lock="paper", layers="all")).title
+        'keylock:paper:all'
+
+    """
+    config = config or KeyLockConfig()
+    return LOCKS[config.lock](config)
+
+
+def _lock_on(model: nn.Module) -> type[Lock]:
+    """The kind of lock that a model carries.
+
+    Raises:
+        LockError: it carries none.
+
+    """
+    for kind in LOCKS.values():
+        if kind.is_on(model):
+            return kind
+    raise LockError("the model is not locked")
+
+
+def check_model(model: nn.Module, config: KeyLockConfig | None = None) -> ModelCheck:
+    """What locking this model so would do, and everything that stands against it.
+
+    Nothing is changed.
+
+    Args:
+        model: any module.
+        config: which lock; the default one without any.
+
+    Example:
+        >>> checked = check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig(lock="paper"))
+        >>> print(checked)
+        0  locked  by a lock on it, with a batch norm of its own
+        constant: 0; shared: 2
+
+    """
+    return make_lock(config).check(model)
+
+
+def lock_model(
+    model: nn.Module,
+    config: KeyLockConfig | None = None,
+    *,
+    key: Tensor | None = None,
+    uniform: Uniform | None = None,
+) -> LockInfo:
+    """Lock a model in place. Its class, its layer names and its public state names stay.
+
+    `lock: rotated` changes nothing in the model: its `state_dict()` gives, and its
+    `load_state_dict()` takes, the state rotated. `lock: paper` hangs on the layers that it locks: a
+    locked normalisation layer's own weight and bias are set to 1 and 0 and no longer trained, and
+    gamma and beta take their place.
+
+    Args:
+        model: any module with parameters; for `lock: paper`, with a convolution.
+        config: which lock; the default one without any.
+        key: of `lock: paper`, ``(K,)``, the same for every layer that has one; drawn from the
+            system's entropy when not given.
+        uniform: where random numbers come from: the system's entropy, or the group's secret.
+            Anything but the default is for attackers and tests, who simulate locks.
+
+    Raises:
+        ConfigError: the group's secret is too short.
+        VaultError: its file is missing, or others may read it.
+        LockError: nothing in it can be locked, it is locked already, or the key does not fit. The
+            model is unchanged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
+        >>> names = list(model.state_dict())
+        >>> print(lock_model(model, KeyLockConfig(lock="paper", key_length=16)))
+        locked 0: 24 private parameters beside 60 public ones
+        >>> list(model.state_dict()) == names
+        True
+
+    """
+    return make_lock(config).lock(model, key=key, uniform=uniform)
+
+
+def lock_info(model: nn.Module) -> LockInfo:
+    """What a locked model's locks are, and how many channels are dead under them.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> lock_info(nn.Sequential(nn.Conv2d(1, 6, 3)))
+        Traceback (most recent call last):
+            ...
+        fedml_keylock.errors.LockError: the model is not locked
+
+    """
+    return _lock_on(model).info(model)
+
+
+def unlock_model(model: nn.Module) -> None:
+    """Take the lock out, and give locked normalisation layers their own weight and bias back.
+
+    A model that was not trained in between computes exactly what it did before it was locked.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> from fedml_keylock.locks import is_locked
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> unlock_model(model)
+        >>> is_locked(model)
+        False
+
+    """
+    _lock_on(model).unlock(model)
+
+
+def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
+    """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
+
+    Only values change: an optimizer may hold the parameters already.
+
+    Args:
+        model: locked.
+        config: what it was locked with.
+        uniform: see `lock_model`.
+
+    Raises:
+        LockError: the model is not locked.
+        VaultError: it was locked otherwise.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> config = KeyLockConfig(lock="paper")
+        >>> info, before = lock_model(model, config), private_state_dict(model)
+        >>> redraw_lock(model, config)
+        >>> private_state_dict(model)["0.keylock.key"].equal(before["0.keylock.key"])
+        False
+
+    """
+    _lock_on(model)
+    make_lock(config).redraw(model, uniform=uniform)
+
+
+def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of everything private in a locked model, name to tensor. For the vault only.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
+        >>> sorted(private_state_dict(model))[0]
+        '0.keylock.bias_beta'
+
+    """
+    return _lock_on(model).private_state(model)
+
+
+def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put private state back into a model that is locked in the same way.
+
+    Raises:
+        LockError: the model is not locked.
+        VaultError: the state is that of another lock; the model is unchanged.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model)
+        >>> load_private_state_dict(model, private_state_dict(model))
+
+    """
+    _lock_on(model).load_private(model, state)
+
+
+def secret_variables(model: nn.Module) -> dict[str, Tensor]:
+    """What an attacker who knows the lock does not know of a locked model. Private.
+
+    Raises:
+        LockError: the model is not locked.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
+        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
+        >>> sorted(secret_variables(model))
+        ['0.keylock.beta', '0.keylock.gamma']
+
+    """
+    return _lock_on(model).secret_variables(model)
+
+
+def export_model(
+    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
+) -> nn.Module:
+    """A plain copy of a locked model with every lock folded in. The model itself is not touched.
+
+    In evaluation it gives the same outputs. It has no class, hook or attribute of this package
+    left: it can be pickled, scripted and exported where the unlocked model can, and loads where
+    this package is not installed. It is for evaluation only, and is returned in that mode: what a
+    convolution has taken in of a batch norm are the silo's running statistics.
+
+    Args:
+        model: locked; with the private state that it is to have.
+        example: an input, or several, that the model runs on. Only needed under `lock: paper`,
+            where it cannot be known otherwise how many dimensions a locked layer's output has; the
+            error says so.
+
+    Raises:
+        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
+            run on the example, or needs one.
+
+    Example:
+        >>> import torch
+        >>> from fedml_keylock.locks import is_locked
+        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6)).eval()
+        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
+        >>> plain, x = export_model(model), torch.rand(2, 1, 5, 5)
+        >>> torch.allclose(plain(x), model(x), atol=1e-5)
+        True
+        >>> is_locked(plain)
+        False
+
+    """
+    kind = _lock_on(model)
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        raise LockError("the model has no values to export: it is on meta")
+    return kind.export(model, example)
