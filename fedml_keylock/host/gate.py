@@ -1,7 +1,7 @@
 """The gates: what may leave a silo, and what server and silos accept.
 
 A session calls its gate once a direction: `admit` checks an incoming message, and `emit` checks an
-outgoing one and makes it ready. Each raises before the message goes any further.
+outgoing one and makes it ready, in place. Each raises UpdateRefused before the message goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UpdateRefused
 from ..types import Agreement
 from .public_state import check_state, pinned, public_copy
-from .update_history import Sender, UpdateHistory, check_attackable
+from .update_history import AverageCheck, DuplicateDetector, Sender, check_attackable, check_names
 
 __all__ = [
     "JOB_NONCE",
@@ -36,9 +36,6 @@ MARK = "keylock"
 
 JOB_NONCE = "keylock_job_nonce"
 """Name of the entry, beside the server's model, that holds the job nonce."""
-
-Release = Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]]
-"""Gives what is sent in place of a checked state of so many samples."""
 
 
 @dataclass(frozen=True)
@@ -59,56 +56,58 @@ class EntryNames:
 
 @dataclass
 class ServerGate:
-    """The server's gate.
+    """The server's gate, with its memory of the job's messages.
 
     Attributes:
-        reads_states: whether attacks read updates, which must then be whole states.
-        history: of the job's messages.
         nonce: of the job, in hexadecimal.
+        reads_states: whether attacks read updates, which must then be whole states.
+        average: checks that models are averages in which masks cancel; None where none need be.
 
     """
 
-    reads_states: bool = False
-    history: UpdateHistory = field(default_factory=UpdateHistory)
     nonce: str = field(default_factory=lambda: os.urandom(16).hex())
+    reads_states: bool = False
+    average: AverageCheck | None = None
+    _duplicates: DuplicateDetector = field(default_factory=DuplicateDetector)
+    _first: tuple[Sender, frozenset[str]] | None = None
 
     def admit(
         self,
         entries: Mapping[str, Any],
         names: EntryNames,
         agreement: Agreement | None,
-        *,
         sender: Sender,
         before: Mapping[str, Tensor] | None,
     ) -> tuple[Mapping[str, Tensor], float] | None:
-        """Check a silo's message.
+        """Check a silo's message: its mark, and an update beside that of others and its last.
 
         Args:
             entries: the message's.
             names: of entries.
-            agreement: what the state must be; None without a defense.
+            agreement: what the update must be; None without a defense.
             sender: whom it comes from.
             before: a copy of the state that silos were sent last, if there is one.
 
         Returns:
-            The update and its samples; None if the message has no update.
-
-        Raises:
-            UpdateRefused: naming the rank and what is wrong with its message.
+            The update and its samples, if the message has one.
 
         """
-        update, samples = entries.get(names.state), entries.get(names.samples, 1)
+        who, update, samples = sender.who, entries.get(names.state), entries.get(names.samples, 1)
         if agreement is not None:
-            check_mark(entries.get(MARK), agreement, who=sender.who)
-            if update is not None:
-                check_state(update, agreement, who=sender.who, partial=True)
-                samples = entries.get(names.samples)
-                samples = check_samples(samples, who=f"{sender.who}: {names.samples}")
-                self.history.add(update, samples, sender)
+            check_mark(entries.get(MARK), agreement, who=who)
         if update is None:
             return None
+        if agreement is not None:
+            check_state(update, agreement, who=who, partial=True)
+            if self._first is None or self._first[0].round != sender.round:
+                self._first = sender, frozenset(update)
+            check_names(update, self._first[1], who=who, whose=self._first[0].name)
+            samples = check_samples(entries.get(names.samples), who=f"{who}: {names.samples}")
+            self._duplicates.check(update, sender)
+            if self.average is not None:
+                self.average.add(update, samples)
         if self.reads_states:
-            check_attackable(update, before or {}, who=sender.who)
+            check_attackable(update, before or {}, who=who)
         return update, float(samples)
 
     def emit(
@@ -116,25 +115,14 @@ class ServerGate:
         entries: dict[str, Any],
         names: EntryNames,
         agreement: Agreement | None,
-        *,
         receiver: int | None,
+        *,
         who: str,
     ) -> None:
-        """Make a message that holds a model ready for silos: constants as agreed, a job nonce.
+        """Make the server's model ready for a rank, or for all (None): constants and job nonce.
 
-        A first model has other constants, and noise and attacks change them. They say nothing, so
-        that nothing is lost. Silos refuse a model in which they are others.
-
-        Args:
-            entries: the message's; changed in place.
-            names: of entries.
-            agreement: see `admit`.
-            receiver: the rank that it goes to; None for all.
-            who: the server, as the message begins.
-
-        Raises:
-            UpdateRefused: the model is not the average in which masks cancel.
-
+        A first model has other constants than agreed, and noise and attacks change them. They say
+        nothing, so that nothing is lost. Silos refuse a model in which they are others.
         """
         state = entries.get(names.state)
         if agreement is None or state is None:
@@ -142,39 +130,27 @@ class ServerGate:
         if isinstance(state, MutableMapping):
             state.update(pinned(state, agreement))
         if isinstance(state, Mapping):
-            self.history.sending(state, receiver, who=who)
+            self._duplicates.sending(receiver, state)
+        if self.average is not None:
+            self.average.check(state, who=who)
         entries[JOB_NONCE] = self.nonce
 
 
-@dataclass
+@dataclass(frozen=True)
 class SiloGate:
     """A silo's gate.
 
     Attributes:
-        release: gives what the defense sends in place of a checked state.
+        release: gives what the defense sends in place of a checked state of so many samples.
 
     """
 
-    release: Release
+    release: Callable[[Mapping[str, Tensor], float], Mapping[str, Tensor]] = field(repr=False)
 
     def admit(
         self, entries: Mapping[str, Any], names: EntryNames, agreement: Agreement, *, who: str
     ) -> tuple[Mapping[str, Tensor], bytes]:
-        """Check a message in which the server sends its model.
-
-        Args:
-            entries: the message's.
-            names: of entries.
-            agreement: what the state must be.
-            who: whose it is, as the message begins.
-
-        Returns:
-            The state, and the job nonce.
-
-        Raises:
-            UpdateRefused: it is anything but agreed public state, or there is no nonce.
-
-        """
+        """Check a message that holds the server's model; give its state and the job nonce."""
         state = entries.get(names.state)
         state = check_state(state, agreement, who=who, averaged=True, partial=True)
         return state, check_nonce(entries.get(JOB_NONCE), who=who)
@@ -182,21 +158,7 @@ class SiloGate:
     def emit(
         self, entries: dict[str, Any], names: EntryNames, agreement: Agreement, *, who: str
     ) -> Mapping[str, Tensor] | None:
-        """Check a silo's message and make it ready.
-
-        Args:
-            entries: the message's; changed in place.
-            names: of entries.
-            agreement: what the state must be.
-            who: whose it is, as the message begins.
-
-        Returns:
-            The state that is sent, if any.
-
-        Raises:
-            UpdateRefused: the message holds anything but agreed public state.
-
-        """
+        """Let agreed public state and numbers out, and nothing else; give the state, if any."""
         for name, value in entries.items():
             if name != names.state and not isinstance(value, (str, int, float, type(None))):
                 # as a number: a tensor would carry all the memory that it is a view of
@@ -204,8 +166,8 @@ class SiloGate:
         state = entries.get(names.state)
         if state is not None:
             checked = check_state(state, agreement, who=who, partial=True)
-            samples = float(entries.get(names.samples, 1))
-            state = entries[names.state] = public_copy(self.release(checked, samples))
+            released = self.release(checked, float(entries.get(names.samples, 1)))
+            state = entries[names.state] = public_copy(released)
         entries[MARK] = agreement.mark
         return state
 

@@ -77,13 +77,7 @@ class Observer:
             self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
-        """In a silo: prepare its audit of itself, if the job asks for one.
-
-        Args:
-            model: the job's, as yet unprotected.
-            defense: the job's, or None.
-
-        """
+        """In a silo: prepare its audit of itself, on the still unprotected model."""
         if self.attacker is None or self.attacker.settings.when == "never":
             return
         if self.attacks_itself:
@@ -99,18 +93,7 @@ class Observer:
         *,
         name: str | None,
     ) -> None:
-        """On a server that attacks: begin the capture.
-
-        Args:
-            model: the job's, as yet unprotected.
-            agreement: what the defense said of it; None without one.
-            defense: the job's, or None.
-            name: of the defense.
-
-        Raises:
-            AttackError: the capture cannot be begun.
-
-        """
+        """On a server that attacks: begin its capture, of the still unprotected model."""
         if self.attacker is not None and not self.attacks_itself:
             from .server_capture import ServerCapture
 
@@ -119,27 +102,12 @@ class Observer:
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
-        """In a silo, before it trains.
-
-        Args:
-            turn: whose round it is.
-            protected: the silo's model, with the server's weights.
-            data: that it trains on.
-
-        Raises:
-            UpdateRefused: one step would give away more than the YAML allows.
-
-        """
+        """In a silo, before it trains; see `SelfAudit.round_begins`."""
         if self.audit is not None and protected is not None:
             self.audit.round_begins(turn, protected, data)
 
     def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
-        """In a silo that has trained and has not sent anything.
-
-        Raises:
-            UpdateRefused: what it would send gives away more than the YAML allows.
-
-        """
+        """In a silo that has trained and not sent anything yet; see `SelfAudit.round_ends`."""
         if self.audit is not None:
             self.audit.round_ends(turn, state, data, received=self.received)
 

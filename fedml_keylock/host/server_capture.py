@@ -48,15 +48,7 @@ class ServerCapture:
         name: str | None,
         agreement: Agreement | None,
     ) -> ServerCapture:
-        """Begin the capture.
-
-        Args:
-            attacker: see `ServerCapture`.
-            args: FedML's.
-            model: see `ServerCapture`.
-            defense: see `ServerCapture`.
-            name: of the defense.
-            agreement: what the defense said of the model; None without one.
+        """Begin the capture; the defense's name and its agreement go into the capture's notes.
 
         Raises:
             AttackError: the folder holds a capture already, or cannot be written.

@@ -49,10 +49,10 @@ class ServerSession(Session):
         """
         super().agree(dataset)
         if self.is_masked and not adds_server_noise(self.args):
-            self.gate.history.average = AverageCheck()
+            self.gate.average = AverageCheck()
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check the server's message and make it ready, in place; see `Session.emit`."""
+        """Check and make ready what the server sends; see `Session.emit`."""
         if receiver is not None and entries.get(names.silo) is not None:
             self._silo_of[receiver] = int(entries[names.silo])
         state = entries.get(names.state)
@@ -61,7 +61,7 @@ class ServerSession(Session):
         self._note("while sending its model")
         agreement = None if self.defense is None else self._agreed()
         who = f"{self.who}, round {self.round}"
-        self.gate.emit(entries, names, agreement, receiver=receiver, who=who)
+        self.gate.emit(entries, names, agreement, receiver, who=who)
         if state is not self._sent:  # the same goes to every silo
             self._sent = state
             self.observer.sent(state)
@@ -71,15 +71,11 @@ class ServerSession(Session):
         self._note("while waiting for the silos")
 
     def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
-        """Check a silo's message and show its update to the observer; see `Session.admit`."""
+        """Check a silo's message, and show its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
-        update = self.gate.admit(
-            entries,
-            names,
-            None if self.defense is None else self._agreed(),
-            sender=Sender(sender, silo, self.round),
-            before=self.observer.received,
-        )
+        agreement = None if self.defense is None else self._agreed()
+        origin, before = Sender(sender, silo, self.round), self.observer.received
+        update = self.gate.admit(entries, names, agreement, origin, before)
         if update is None:
             return
         self._note("while collecting updates", self.round)

@@ -114,17 +114,7 @@ class Session(ABC):
 
     @abstractmethod
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check a message that is about to be sent and make it ready, in place.
-
-        Args:
-            entries: the message's.
-            names: of entries.
-            receiver: the rank that it goes to; None when the same goes to all.
-
-        Raises:
-            UpdateRefused: the message is not to be sent.
-
-        """
+        """Check a message to a rank, or to all (None), and make it ready in place; or raise."""
 
     @abstractmethod
     def sent(self) -> None:
@@ -132,12 +122,7 @@ class Session(ABC):
 
     @abstractmethod
     def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
-        """Check a message from another rank.
-
-        Raises:
-            UpdateRefused: naming the rank and what is wrong with its message.
-
-        """
+        """Check a message from another rank; or raise, naming it."""
 
     def finish(self) -> None:  # noqa: B027  # a silo has nothing to do
         """Called when the job is over on this rank."""

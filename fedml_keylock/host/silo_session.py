@@ -131,14 +131,7 @@ class SiloSession(Session):
         return result
 
     def report_accuracy(self, trainer: Any, data: Any, device: Any) -> None:
-        """Report how well the model that the silo was just given does under its own lock.
-
-        Args:
-            trainer: FedML's, whose `test` is the job's own notion of a test.
-            data: the silo's test data.
-            device: to test on.
-
-        """
+        """Report how well the model that the silo was just given does; see `own_accuracy`."""
         if data is None or self.model is None or not self.tests_now():
             return
         turn = SiloRound(self.silo or 0, self.last_round, self.who, self.tell)
@@ -155,7 +148,7 @@ class SiloSession(Session):
         return in_place and (last % every == 0 or last == int(self.args.comm_round) - 1)
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check a silo's message and make it ready, in place; see `Session.emit`."""
+        """Check and make ready what the silo sends, and show it to the observer."""
         if entries.get(names.state) is not None:
             self._note("while uploading")
         if self.defense is None:
@@ -175,7 +168,7 @@ class SiloSession(Session):
         self._note("while waiting for the server")
 
     def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
-        """Check the server's message, and show its model to the defense; see `Session.admit`."""
+        """Check the server's message, and show its model to the defense."""
         if self.defense is None or entries.get(names.state) is None:
             return
         who = f"{self.who}: the server's model"

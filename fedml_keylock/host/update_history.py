@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ __all__ = [
     "AverageCheck",
     "DuplicateDetector",
     "Sender",
-    "UpdateHistory",
     "check_attackable",
     "check_names",
     "fingerprints",
@@ -32,8 +32,7 @@ the square root of how many that are; nineteen times as far as rounding took tha
 more of more."""
 
 
-@dataclass(frozen=True)
-class Sender:
+class Sender(NamedTuple):
     """The rank that a message comes from, its silo if that is known, and the round's index.
 
     Example:
@@ -55,45 +54,6 @@ class Sender:
     def who(self) -> str:
         """How messages about it begin."""
         return f"{self.name}, round {self.round}"
-
-
-@dataclass
-class UpdateHistory:
-    """The server's memory of a job's messages.
-
-    Attributes:
-        average: measures what the server sends; None where that may be more than an average.
-
-    """
-
-    average: AverageCheck | None = None
-    _duplicates: DuplicateDetector = field(default_factory=lambda: DuplicateDetector())
-    _first: tuple[Sender, frozenset[str]] | None = None
-
-    def add(self, update: Mapping[str, Tensor], samples: float, sender: Sender) -> None:
-        """Check an agreed update against those before it, and remember it.
-
-        Raises:
-            UpdateRefused: it has other names than the round's first, or was sent before.
-
-        """
-        if self._first is None or self._first[0].round != sender.round:
-            self._first = sender, frozenset(update)
-        check_names(update, self._first[1], who=sender.who, whose=self._first[0].name)
-        self._duplicates.check(update, sender)
-        if self.average is not None:
-            self.average.add(update, samples)
-
-    def sending(self, state: Mapping[str, Tensor], receiver: int | None, *, who: str) -> None:
-        """Check a model that the server is about to send a rank, or all (None), and remember it.
-
-        Raises:
-            UpdateRefused: it is not the average of the round's updates, and must be.
-
-        """
-        self._duplicates.sending(receiver, state)
-        if self.average is not None:
-            self.average.check(state, who=who)
 
 
 class AverageCheck:
