@@ -13,7 +13,7 @@ from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
 from ..types import Agreement, ClientUpdate, Defense
-from .flags import INVERSION, Arguments, our_attack
+from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 
 if TYPE_CHECKING:
@@ -76,36 +76,25 @@ class Observer:
         if self.attacker is not None:
             self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
 
-    def see_model(
+    def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
+        """In a silo: prepare its audit of itself, on the still unprotected model."""
+        if self.attacker is None or self.attacker.settings.when == "never":
+            return
+        if self.attacks_itself:
+            from .self_audit import SelfAudit
+
+            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+
+    def begin_capture(
         self,
         model: nn.Module,
         agreement: Agreement | None,
         defense: Defense | None,
         *,
         name: str | None,
-        server: bool,
     ) -> None:
-        """Take the job's model before it is protected: on a server that attacks, begin the capture.
-
-        Args:
-            model: as yet unprotected.
-            agreement: what the defense said of it; None without one.
-            defense: the job's, or None.
-            name: of the defense.
-            server: whether this rank is the server's.
-
-        Raises:
-            AttackError: the capture cannot be begun.
-
-        """
-        if self.attacker is None:
-            return
-        if self.attacks_itself:
-            if self.attacker.settings.when != "never":
-                from .self_audit import SelfAudit
-
-                self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
-        elif server:
+        """On a server that attacks: begin its capture, of the still unprotected model."""
+        if self.attacker is not None and not self.attacks_itself:
             from .server_capture import ServerCapture
 
             self.capture = ServerCapture.begin(
@@ -113,27 +102,12 @@ class Observer:
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
-        """In a silo, before it trains.
-
-        Args:
-            turn: whose round it is.
-            protected: the silo's model, with the server's weights.
-            data: that it trains on.
-
-        Raises:
-            UpdateRefused: one step would give away more than the YAML allows.
-
-        """
+        """In a silo, before it trains; see `SelfAudit.round_begins`."""
         if self.audit is not None and protected is not None:
             self.audit.round_begins(turn, protected, data)
 
     def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
-        """In a silo that has trained and has not sent anything.
-
-        Raises:
-            UpdateRefused: what it would send gives away more than the YAML allows.
-
-        """
+        """In a silo that has trained and not sent anything yet; see `SelfAudit.round_ends`."""
         if self.audit is not None:
             self.audit.round_ends(turn, state, data, received=self.received)
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import AttackError
+from ..errors import AttackError, ConfigError
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
 from ..inversion import Attack, PublicData
-from ..plugins import attack_of, manager
+from ..plugins import attack_of, manager, metrics
 from ..types import Defense
 
 __all__ = ["Attacker", "images_of"]
@@ -56,11 +56,12 @@ class Attacker:
         """Make the attacks, of a job of so many rounds.
 
         Raises:
-            ConfigError: there is no such attack or round, or a field of one is wrong.
+            ConfigError: there is no such attack, round or metric, or a field of one is wrong.
             AttackError: an attack can run at none of the levels.
 
         """
         # what cannot be run is refused now, and not after the training
+        _check_limits(settings)
         indices = settings.rounds_of(rounds)
         made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
         return cls(settings, indices, made, trials(made, settings.knowledge, defended=defended))
@@ -172,3 +173,22 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
 def _advance(bar: tqdm[Any], done: int, total: int) -> None:
     bar.total = total
     bar.update(done - bar.n)
+
+
+def _check_limits(settings: InversionSettings) -> None:
+    """Refuse a limit on a metric that no report has, or of which less gives more away.
+
+    Raises:
+        ConfigError: naming those that there are.
+
+    """
+    if not settings.abort_above:
+        return
+    # of distances, such as LPIPS, it is the small ones that give away
+    known = [n for n in ("label_accuracy", *metrics()) if not n.startswith("lpips")]
+    odd = [name for name in settings.abort_above if name not in known]
+    if odd:
+        raise ConfigError(
+            f"{settings.section}.abort_above: {odd[0]!r} is no metric to be above; there are: "
+            f"{', '.join(known)}"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..evaluation.capture import Capture
 from ..types import Agreement, ClientUpdate, Defense
-from .flags import Arguments
+from .job_configuration import Arguments
 from .server_attacker import Attacker
 
 __all__ = ["ServerCapture"]
@@ -48,15 +48,7 @@ class ServerCapture:
         name: str | None,
         agreement: Agreement | None,
     ) -> ServerCapture:
-        """Begin the capture.
-
-        Args:
-            attacker: see `ServerCapture`.
-            args: FedML's.
-            model: see `ServerCapture`.
-            defense: see `ServerCapture`.
-            name: of the defense.
-            agreement: what the defense said of the model; None without one.
+        """Begin the capture; the defense's name and its agreement go into the capture's notes.
 
         Raises:
             AttackError: the folder holds a capture already, or cannot be written.
