@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -109,6 +109,7 @@ class Agreement:
         settings: the public part of the configuration.
         aggregation: what of it concerns the server's aggregation only. Private state on disk is not
             bound to it.
+        sealed: whether silos send words that the server adds up, and cannot read.
 
     """
 
@@ -118,6 +119,7 @@ class Agreement:
     layers: tuple[str, ...]
     settings: Mapping[str, Any]
     aggregation: Mapping[str, Any] = field(default_factory=dict)
+    sealed: bool = False
 
     PARTS: ClassVar[tuple[str, ...]] = (
         "model",
@@ -184,6 +186,9 @@ class UpdateTransform(Protocol):
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
         """A plain update as it is sent under fresh private state, and that state."""
 
+    def read(self, update: ClientUpdate) -> ClientUpdate:
+        """An update that was sent, as somebody without private state reads it: as model states."""
+
     def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
@@ -214,6 +219,8 @@ class JobSecrets:
         pairs: by another silo's index, 32 bytes that only these two have; empty for no pairs.
         samples: of every silo, by its index; empty where they have not said it.
         transcript: digest of all that the silos have told one another. It is no secret.
+        exchange: ``exchange(messages)`` sends each other silo its bytes past the server, and
+            returns what each has sent; None where nothing reaches them but the server.
 
     """
 
@@ -222,6 +229,9 @@ class JobSecrets:
     pairs: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     samples: Mapping[int, float] = field(default_factory=dict)
     transcript: bytes = b""
+    exchange: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] | None = field(
+        default=None, repr=False, compare=False
+    )
 
 
 class Defense(ABC):
@@ -253,6 +263,11 @@ class Defense(ABC):
     @property
     def transforms_updates(self) -> bool:
         """Whether a state that is sent has nothing in common with the one that was received."""
+        return False
+
+    @property
+    def seals(self) -> bool:
+        """Whether what silos send are words for `add_up`, which their server cannot read."""
         return False
 
     @property
@@ -303,13 +318,14 @@ class Defense(ABC):
     def begin_job(self, nonce: bytes) -> None:  # noqa: B027  # as above
         """Take the server's nonce of this job, before the first model comes. It is no secret."""
 
-    def receive(  # noqa: B027  # nothing, where nothing is to be done
-        self, model: nn.Module, state: Mapping[str, Tensor], *, round_index: int
-    ) -> None:
-        """Called in a silo before the server's model is loaded.
+    def open(
+        self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
+    ) -> Mapping[str, Tensor]:
+        """Called in a silo with what the server has sent: what FedML is to load in its place.
 
         It is the average of what silos sent in this round, or with -1 the first model.
         """
+        return message
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:  # noqa: B027  # as above
         """Called in a silo that is about to train a round."""
@@ -321,15 +337,25 @@ class Defense(ABC):
         """
         return True
 
-    def release(
-        self, model: nn.Module, state: Mapping[str, Tensor], *, samples: float
+    def seal(
+        self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
-        """Called in a silo with a state that passed the gates: what is sent in its place.
+        """Called in a silo with what passed the gates: what is sent in its place.
 
         Raise UpdateRefused, saying why, to send nothing. The samples are the silo's weight in the
         average.
         """
-        return state
+        return payload
+
+    def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Called on the server of a defense that seals, in place of FedML's average."""
+        raise NotImplementedError
+
+    def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:  # noqa: B027
+        """Called on the server with the sum of a round."""
+
+    def finish(self, rounds: int, *, silo: int) -> None:  # noqa: B027
+        """Called in a silo that was given the final model, after so many rounds."""
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

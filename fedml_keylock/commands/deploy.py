@@ -86,7 +86,7 @@ def lock_as_silo(
     """
     defense = keylock(settings)
     agreed = defense.describe(model)
-    _check_fit(model.state_dict(), state, agreed.constants, source)
+    defense.check_fit(model, state, agreed.constants, source)
     check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
     defense.lock(model, uniform=secret_uniform)  # the vault has the values
     private = stored.state(cipher)
@@ -98,28 +98,3 @@ def lock_as_silo(
         ) from None
     defense.load_public(model, state, round_index=round_index, source=source)
     model.eval()
-
-
-def _check_fit(
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    constants: Mapping[str, float],
-    source: Path,
-) -> None:
-    for name in own.keys() | state.keys():
-        if name not in state:
-            raise ConfigError(f"{source}: not of this model: it has no {name}")
-        if name not in own:
-            raise ConfigError(f"{source}: not of this model: the model has no {name}")
-        if own[name].shape != state[name].shape:
-            raise ConfigError(
-                f"{source}: not of this model: its {name} is {tuple(state[name].shape)}, the "
-                f"model's is {tuple(own[name].shape)}"
-            )
-    for name, value in constants.items():
-        # the server's average of constants is off by its rounding
-        if not torch.allclose(state[name].double(), torch.tensor(value).double(), atol=1e-3):
-            raise ConfigError(
-                f"{source}: its {name} is not {value:g}: it is not the global model of a job that "
-                "locks this layer; --config must be that of the job"
-            )

@@ -13,25 +13,35 @@ from ..settings import Settings
 
 __all__ = ["KeyLockConfig"]
 
+LockName = Literal["sealed", "rotated", "paper"]
 COMPARED = ("geo_median", "krum", "multikrum", "rfa")
 """FedML's own defenses that use nothing of updates but their distances from one another, which one
 rotation of all of them leaves as they are."""
 
-OF_ONE_LOCK: Mapping[str, str] = {
-    "key_length": "paper",
-    "layers": "paper",
-    "activation": "paper",
-    "chained": "paper",
-    "share_norm_statistics": "paper",
-    "group_key": "rotated",
-    "mask": "rotated",
+FIELDS_OF: Mapping[str, tuple[str, ...]] = {
+    "group_key": ("sealed", "rotated"),
+    "colluders": ("sealed",),
+    "roster": ("sealed",),
+    "identity": ("sealed",),
+    "first_model": ("sealed",),
+    "scale": ("sealed",),
+    "checkpoint": ("sealed",),
+    "save_model": ("sealed",),
+    "tell_samples": ("sealed",),
+    "robust_aggregation": ("rotated", "paper"),
+    "layers": ("paper",),
+    "key_length": ("paper",),
+    "activation": ("paper",),
+    "chained": ("paper",),
+    "share_norm_statistics": ("paper",),
 }
-"""Fields that say something of one lock only, and which lock that is."""
+"""Fields that say something of some locks only, and which those are."""
 
 RENAMED: Mapping[tuple[str, str | None], str] = {
     ("targets", None): "layers",
     ("then", None): "robust_aggregation",
-    ("module", "whole"): "lock: rotated",
+    ("module", "whole"): "lock: sealed, the default",
+    ("mask", None): "lock: sealed, the default, which needs no mask",
     ("module", "affine"): "lock: paper",
     ("preset", "paper"): "lock: paper",
 }
@@ -45,7 +55,7 @@ class KeyLockConfig(Settings):
 
     Example:
         >>> KeyLockConfig().lock
-        'rotated'
+        'sealed'
         >>> KeyLockConfig(lock="paper", layers="all").key_length
         1024
 
@@ -53,17 +63,38 @@ class KeyLockConfig(Settings):
 
     section: ClassVar[str] = "keylock"
 
-    lock: Literal["rotated", "paper"] = "rotated"
-    """rotated: the model trains as it is, and its whole state is rotated by a secret orthogonal
-    matrix before it is sent. paper: the published key-lock module, gamma and beta on layers."""
+    lock: LockName | tuple[LockName, ...] = "sealed"
+    """sealed: exact secure aggregation: what leaves a silo are words that the server adds up and
+    only silos open. rotated: the state is rotated by a secret orthogonal matrix before it is sent,
+    for `robust_aggregation`. paper: the published key-lock module, gamma and beta on layers. Or
+    [paper, sealed]: the published module, and what leaves it sealed."""
     group_key: Path | None = None
-    """Of rotated: an owner-only file with a secret of 32 bytes or more that all silos have and the
-    server has not. None: silos agree on one by themselves, which they can in an MPI job."""
-    mask: bool = Field(default=True, strict=True)
-    """Of rotated, in an MPI job: hide each silo's state by masks that cancel in FedML's average,
-    from the server and, of three silos or more, from the other silos too. False beside
-    `robust_aggregation`, which looks at single states; and there are none where silos take turns on
-    the ranks."""
+    """Of sealed and rotated: an owner-only file with a secret of 32 bytes or more that all silos
+    have and the server has not. None: silos agree by themselves, which they can in an MPI job."""
+    colluders: int | None = Field(default=None, ge=0, strict=True)
+    """Of sealed: how many silos may collude with the server. None: all but two, of up to 64 silos;
+    31 of more."""
+    roster: Path | None = None
+    """Of sealed: a file with the silos' public keys, against who answers in a silo's name; see
+    `fedml-keylock roster`."""
+    identity: str | None = None
+    """Of sealed, beside roster: the silo's own private key, an owner-only file; {rank} in it stands
+    for the silo's rank."""
+    first_model: str | None = None
+    """Of sealed: refuse a first model that is not this one: own (what the silo builds by itself),
+    the digest that the log gives, or a .safetensors file."""
+    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Of sealed: the largest number in tensors that silos send and the first model does not have,
+    such as a gradient under a name of its own."""
+    checkpoint: Path | None = None
+    """Of sealed: a .safetensors file that the server writes after each round. It is sealed;
+    `fedml-keylock export` opens it with any silo's vault."""
+    save_model: Path | None = None
+    """Of sealed: a folder in which each silo writes the final model, open, as
+    silo-N.safetensors."""
+    tell_samples: bool = Field(default=False, strict=True)
+    """Of sealed: whether the server is told how many samples each silo has. FedML's server has no
+    use for it: silos weigh their updates themselves."""
     layers: Literal["first", "all"] | tuple[str, ...] = "first"
     """Of paper: the first convolution, every convolution, or globs of module names."""
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
@@ -95,15 +126,15 @@ class KeyLockConfig(Settings):
     that FEDML_KEYLOCK_PASSPHRASE_FILE names."""
 
     @property
-    def masks(self) -> bool:
-        """Whether states are to be masked: not beside a defense that compares single ones.
+    def locks(self) -> tuple[str, ...]:
+        """The names of its locks, from the model outwards.
 
         Example:
-            >>> KeyLockConfig().masks, KeyLockConfig(robust_aggregation="krum").masks
-            (True, False)
+            >>> KeyLockConfig(lock=["paper", "sealed"]).locks
+            ('paper', 'sealed')
 
         """
-        return self.mask and self.robust_aggregation is None
+        return (self.lock,) if isinstance(self.lock, str) else self.lock
 
     @model_validator(mode="before")
     @classmethod
@@ -116,32 +147,41 @@ class KeyLockConfig(Settings):
                 f"keylock.{name}: it is called {new} now"
                 if new
                 else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
-                "says why); leave it out, or use lock: rotated or lock: paper"
+                "says why); leave it out, or use lock: sealed or lock: paper"
             )
         return fields
 
     @model_validator(mode="after")
     def _goes_together(self) -> KeyLockConfig:
-        for name, lock in OF_ONE_LOCK.items():
+        if isinstance(self.lock, tuple) and self.lock != ("paper", "sealed"):
+            raise ConfigError(
+                f"keylock.lock: {list(self.lock)} do not go together; use one of sealed, rotated "
+                "and paper, or [paper, sealed]"
+            )
+        for name, locks in FIELDS_OF.items():
             value = getattr(self, name)
-            if lock != self.lock and value != type(self).model_fields[name].default:
-                raise ConfigError(
-                    f"keylock.{name}: {_listed(value)!r} is of lock: {lock}, and lock is "
-                    f"{self.lock}; leave it out, or set lock: {lock}"
-                )
+            if value == type(self).model_fields[name].default or {*locks} & {*self.locks}:
+                continue
+            raise ConfigError(
+                f"keylock.{name}: {_listed(value)!r} is of lock: {' and '.join(locks)}, and lock "
+                f"is {', '.join(self.locks)}; leave it out, or set lock: {locks[0]}"
+            )
         then = self.robust_aggregation
-        if self.lock == "rotated" and then is not None:
-            if then not in COMPARED:
-                raise ConfigError(
-                    f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
-                    "states can be compared with one another only; use one of "
-                    f"{', '.join(COMPARED)}"
-                )
-            if "mask" in self.model_fields_set and self.mask:
-                raise ConfigError(
-                    f"keylock.mask: {then} looks at single states, which a mask hides; leave out "
-                    "mask or robust_aggregation"
-                )
+        if then is not None and self.locks[-1] == "sealed":
+            raise ConfigError(
+                f"keylock.robust_aggregation: {then} compares single updates, which lock: sealed "
+                "hides; use lock: rotated, or leave it out"
+            )
+        if then is not None and self.locks == ("rotated",) and then not in COMPARED:
+            raise ConfigError(
+                f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
+                f"states can be compared with one another only; use one of {', '.join(COMPARED)}"
+            )
+        if (self.roster is None) != (self.identity is None):
+            raise ConfigError(
+                "keylock.roster: it goes with identity, the silo's own private key: give both "
+                "(fedml-keylock roster init makes one)"
+            )
         return self
 
     @field_validator("layers", mode="before")

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..types import JobSecrets
 from .entropy import Stream
 
 __all__ = ["JobKey"]
 
-LABEL = b"fedml-keylock job key 2"
+LABEL = b"fedml-keylock job key 3"
 
 
 @dataclass(frozen=True)
 class JobKey:
-    """What a silo derives its secret numbers from, in one job. Private.
+    """What all silos of a job derive its secret numbers from. Private.
 
     Attributes:
-        root: 32 bytes that all silos of the job have.
-        silo: index of this one.
-        pairs: by another silo's index, 32 bytes that only these two have.
-        samples: of every silo, by its index.
+        root: 32 bytes.
 
     Example:
-        >>> key = JobKey.derive(JobSecrets(b"agreed"), b"the first model's digest")
+        >>> key = JobKey.derive(b"agreed", b"the first model's digest")
         >>> key.stream("rotation", 0).draw(4) == key.stream("rotation", 0).draw(4)
         True
         >>> key.stream("rotation", 0).draw(4) == key.stream("rotation", 1).draw(4)
@@ -37,63 +32,32 @@ class JobKey:
     """
 
     root: bytes = field(repr=False)
-    silo: int = 0
-    pairs: Mapping[int, bytes] = field(default_factory=dict, repr=False)
-    samples: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
-    def derive(cls, secrets: JobSecrets, *context: bytes) -> JobKey:
-        """The key of the silos' secrets, bound to whatever distinguishes the job.
+    def derive(cls, secret: bytes, *context: bytes) -> JobKey:
+        """The key of the silos' secret, bound to whatever distinguishes the job.
 
         Args:
-            secrets: what the silos have agreed on.
+            secret: what the silos have agreed on.
             context: such as a nonce, the first model's digest, or a further secret.
 
         """
-        root = hashlib.sha256(_framed(LABEL, secrets.group, *context)).digest()
-        return cls(root, secrets.silo, dict(secrets.pairs), dict(secrets.samples))
+        return cls(hashlib.sha256(_framed(LABEL, secret, *context)).digest())
 
-    def stream(self, label: str, round_index: int, *, peer: int | None = None) -> Stream:
-        """The numbers of one purpose in one round.
-
-        Args:
-            label: of the purpose.
-            round_index: of the round.
-            peer: index of the other silo that has the same stream; None for all silos.
-
-        """
-        secret = () if peer is None else (self.pairs[peer],)
+    def stream(self, label: str, round_index: int) -> Stream:
+        """The numbers of one purpose in one round."""
         place = (label.encode(), round_index.to_bytes(8, "big", signed=True))
-        return Stream(_framed(LABEL, self.root, *place, *secret))
-
-    def unpaired(self) -> JobKey:
-        """The same key without the pairs' secrets."""
-        return replace(self, pairs={})
+        return Stream(_framed(LABEL, self.root, *place))
 
     @property
-    def tensors(self) -> dict[str, Tensor]:
-        """The key as the vault keeps it, name to tensor."""
-        peers, silos = sorted(self.pairs), sorted(self.samples)
-        secrets = [list(self.pairs[peer]) for peer in peers]
-        return {
-            "key": torch.tensor(list(self.root), dtype=torch.uint8),
-            "silo": torch.tensor(self.silo),
-            "peers": torch.tensor(peers, dtype=torch.int64),
-            "pairs": torch.tensor(secrets, dtype=torch.uint8).view(-1, 32),
-            "silos": torch.tensor(silos, dtype=torch.int64),
-            "samples": torch.tensor([self.samples[silo] for silo in silos], dtype=torch.int64),
-        }
+    def tensor(self) -> Tensor:
+        """The key as the vault keeps it, ``(32,)`` bytes."""
+        return torch.tensor(list(self.root), dtype=torch.uint8)
 
     @classmethod
-    def from_tensors(cls, kept: Mapping[str, Tensor]) -> JobKey:
-        """The key that `tensors` described."""
-        secrets = [bytes(secret) for secret in kept["pairs"].tolist()]
-        return cls(
-            bytes(kept["key"].tolist()),
-            int(kept["silo"]),
-            dict(zip(kept["peers"].tolist(), secrets, strict=True)),
-            dict(zip(kept["silos"].tolist(), kept["samples"].tolist(), strict=True)),
-        )
+    def from_tensor(cls, kept: Tensor) -> JobKey:
+        """The key that `tensor` described."""
+        return cls(bytes(kept.tolist()))
 
 
 def _framed(*parts: bytes) -> bytes:

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..errors import LockError
+from .composed import SealedPaperLock
 from .config import KeyLockConfig
 from .description import LockInfo, ModelCheck
 from .entropy import Uniform
 from .paper.lock import PaperLock
 from .protocol import Lock
 from .rotated.lock import RotatedLock
+from .sealed.lock import SealedLock
 
 __all__ = [
     "LOCKS",
@@ -28,7 +30,12 @@ __all__ = [
     "unlock_model",
 ]
 
-LOCKS: Mapping[str, type[Lock]] = {"rotated": RotatedLock, "paper": PaperLock}
+LOCKS: Mapping[str, type[Lock]] = {
+    "sealed": SealedLock,
+    "rotated": RotatedLock,
+    "paper": PaperLock,
+    "paper+sealed": SealedPaperLock,
+}
 """Every lock by the name that `keylock.lock` has for it. Nothing else asks which one it is."""
 
 
@@ -41,7 +48,7 @@ def make_lock(config: KeyLockConfig | None = None) -> Lock:
 
     """
     config = config or KeyLockConfig()
-    return LOCKS[config.lock](config)
+    return LOCKS["+".join(config.locks)](config)
 
 
 def _lock_on(model: nn.Module) -> type[Lock]:

@@ -133,10 +133,14 @@ class Lock(Defense):
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
         """The values, in the model, of what an attacker does not know. Private."""
 
-    @staticmethod
     @abstractmethod
     def load_public(
-        model: nn.Module, state: Mapping[str, Tensor], *, round_index: int | None, source: Path
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
     ) -> None:
         """Load the global model into a locked model, as a silo of the job would.
 
@@ -150,6 +154,44 @@ class Lock(Defense):
             ConfigError: it is not of this job or round, or no round is to be named.
 
         """
+
+    def check_fit(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        constants: Mapping[str, float],
+        source: Path,
+    ) -> None:
+        """Check that a state is that of the job's global model, by names, shapes and constants.
+
+        Args:
+            model: the job's, unlocked.
+            state: of a checkpoint.
+            constants: public names that are always sent as the same constant.
+            source: where the state is from, for messages.
+
+        Raises:
+            ConfigError: naming what differs.
+
+        """
+        own = model.state_dict()
+        for name in own.keys() | state.keys():
+            if name not in state:
+                raise ConfigError(f"{source}: not of this model: it has no {name}")
+            if name not in own:
+                raise ConfigError(f"{source}: not of this model: the model has no {name}")
+            if own[name].shape != state[name].shape:
+                raise ConfigError(
+                    f"{source}: not of this model: its {name} is {tuple(state[name].shape)}, the "
+                    f"model's is {tuple(own[name].shape)}"
+                )
+        for name, value in constants.items():
+            # the server's average of constants is off by its rounding
+            if not torch.allclose(state[name].double(), torch.tensor(value).double(), atol=1e-3):
+                raise ConfigError(
+                    f"{source}: its {name} is not {value:g}: it is not the global model of a job "
+                    "that locks this layer; --config must be that of the job"
+                )
 
     @staticmethod
     @abstractmethod
@@ -223,6 +265,7 @@ class Lock(Defense):
         state, planned = model.state_dict(), self.plan(model)
         # each silo's own affair; of the group's secret, all but whether there is one
         own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
+        own |= {"checkpoint", "save_model", "first_model", "roster", "identity"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
         server = {"robust_aggregation"}
         return Agreement(
@@ -232,6 +275,7 @@ class Lock(Defense):
             layers=tuple(layer.layer for layer in planned.layers if layer.locked),
             settings=self.config.model_dump(mode="json", exclude=own | server) | grouped,
             aggregation=self.config.model_dump(mode="json", include=server),
+            sealed=self.seals,
         )
 
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
@@ -270,11 +314,8 @@ class Lock(Defense):
             VaultError: it cannot be saved.
 
         """
-        vault = self._own_vault()
-        vault.save(self.private_state(model), round_index=round_index + 1)
-        if self._in_turn:  # the silo's next round may be another rank's
-            vault.release()
-            self._vault = None
+        self._own_vault().save(self.private_state(model), round_index=round_index + 1)
+        self._release_in_turn()
         return True
 
     def _claim(self, silo: int) -> Vault:
@@ -287,6 +328,12 @@ class Lock(Defense):
         vault.claim(wait=self.HAND_OVER if self._in_turn else 0.0)
         self._vault = vault
         return vault
+
+    def _release_in_turn(self) -> None:
+        """Release the vault of a silo whose next round may be another rank's."""
+        if self._in_turn and self._vault is not None:
+            self._vault.release()
+            self._vault = None
 
     def _own_vault(self) -> Vault:
         if self._vault is None:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ...types import ClientUpdate
 from ..job_key import JobKey
-from .mask import masked, scales_of, width_of
 from .turns import OPEN, Part, Turns, parts_of
 
 __all__ = ["RotationTransform"]
@@ -22,7 +21,6 @@ class RotationTransform:
 
     Attributes:
         parts: of the model's state.
-        peers: how many other silos an update that is concealed has masks with.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -37,17 +35,16 @@ class RotationTransform:
     """
 
     parts: tuple[Part, ...]
-    peers: int = 0
 
     @classmethod
-    def of(cls, model: nn.Module, *, peers: int = 0) -> RotationTransform:
+    def of(cls, model: nn.Module) -> RotationTransform:
         """That of a model's lock.
 
         Raises:
             LockError: it has nothing to lock.
 
         """
-        return cls(parts_of(model), peers)
+        return cls(parts_of(model))
 
     def protect(
         self, update: ClientUpdate, generator: torch.Generator
@@ -56,28 +53,22 @@ class RotationTransform:
 
         In later rounds the server has less: what it had sent is turned too.
         """
-        drawn = torch.randint(256, (1 + self.peers, 32), generator=generator, dtype=torch.uint8)
-        root, *pairs = (bytes(row) for row in drawn.tolist())
-        key = JobKey(root, 0, dict(enumerate(pairs, 1)), dict.fromkeys(range(1 + self.peers), 1))
+        root = torch.randint(256, (32,), generator=generator, dtype=torch.uint8)
         place = {"before": torch.tensor(OPEN), "after": torch.tensor(0)}
-        after = {**update.after, **Turns(self.parts, key, 0).turned(update.after)}
-        after |= masked(after, self.parts, scales_of(self.parts, update.before), key, 0)
-        return replace(update, after=after), {**key.tensors, **place}
+        turned = Turns(self.parts, JobKey.from_tensor(root), 0).turned(update.after)
+        return replace(update, after={**update.after, **turned}), {"key": root, **place}
+
+    def read(self, update: ClientUpdate) -> ClientUpdate:
+        """The update as it is: rotated states have the model's names and shapes."""
+        return update
 
     def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
-        """The update as it was before it was turned and masked, by whoever has the key.
-
-        Who colludes has it too, and the masks that he shares: of two silos the only one. One that
-        he does not share hides the silo as well as two, so that all are left on.
-        """
-        key, last = JobKey.from_tensors(private), int(private["after"])
+        """The update as it was before it was rotated: a colluding silo has the key too."""
+        key = JobKey.from_tensor(private["key"])
         sent, received = dict(update.after), dict(update.before)
-        scales = scales_of(self.parts, received)
-        seen = key.unpaired() if colluding and len(key.pairs) > 1 else key
-        sent |= masked(sent, self.parts, scales, seen, last, undo=True)
-        sent |= Turns(self.parts, key, last).opened(sent)
+        sent |= Turns(self.parts, key, int(private["after"])).opened(sent)
         received |= Turns(self.parts, key, int(private["before"])).opened(received)
         return replace(update, before=received, after=sent)
 
@@ -107,22 +98,5 @@ class RotationTransform:
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Updates under masks drawn anew for each, for an attacker who simulates what silos send.
-
-        Their lengths are those of what is sent, where a mask is on it; they need not be turned.
-
-        Args:
-            before: what the server had sent, name to ``(b, *shape)``.
-            after: what came back, likewise.
-            generator: of the masks.
-
-        """
-        made = dict(after)
-        for part in self.parts if self.peers else ():
-            if not all(name in after for name in part.names):
-                continue
-            width = width_of(part, {name: before[name][0] for name in part.names}, self.peers)
-            for name in part.names:
-                noise = torch.randn(after[name].shape, generator=generator, device=generator.device)
-                made[name] = after[name] + width * noise.to(after[name])
-        return made
+        """Updates as they are: their lengths, which are all that is seen, need no rotation."""
+        return dict(after)

@@ -243,10 +243,19 @@ class Encoding:
         yield from ((words & (2**low - 1)).to(torch.int32).numpy() for words in wide)
         yield from ((words >> low).to(torch.int32).numpy() for words in wide)
 
-    def decode(self, entry: Entry, step: int, words: NDArray[np.int32]) -> Tensor:
-        """The average of a tensor from the sums of its words ``(words,)``.
+    def decode(
+        self, entry: Entry, step: int, words: NDArray[np.int32], *, share: float = 1.0
+    ) -> Tensor:
+        """The average of a tensor from the sums of its words.
 
-        It has the base's device and type. Where all silos sent the base it is the base, bit for bit.
+        It has the base's device and type. Where all silos sent the base it is that, bit for bit.
+
+        Args:
+            entry: of the tensor.
+            step: the exponent of its step.
+            words: ``(words,)``.
+            share: n / n_i for the words of one silo, which are its share of the average.
+
         """
         base = self.base[entry.name].detach()
         flat = base.cpu().reshape(-1)
@@ -258,7 +267,7 @@ class Encoding:
             sums = torch.from_numpy(low[part].astype(np.int64))
             if entry.kind == "integer":
                 sums += torch.from_numpy(high[part].astype(np.int64)) << self.shares.low_bits
-                total = self.shares.total
+                total = round(self.shares.total / share)
                 mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
                 made[part] = (flat[part].to(torch.int64) + mean).to(entry.dtype)
                 continue
@@ -266,7 +275,7 @@ class Encoding:
             if entry.kind != "matrix":
                 above = torch.from_numpy(high[part].astype(np.float64))
                 moved += above * 2.0 ** (step + self.shares.low_bits)
-            made[part] = (flat[part].double() + moved).to(entry.dtype)
+            made[part] = (flat[part].double() + moved * share).to(entry.dtype)
         return made.reshape(entry.shape).to(base.device)
 
     def _rounded(

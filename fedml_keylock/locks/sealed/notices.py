@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -52,22 +51,15 @@ class Notice:
         return cls(*_FORM.unpack(packed))
 
 
-def compare(
-    own: Notice,
-    secrets: JobSecrets,
-    exchange: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] | None,
-    *,
-    label: str = "notice",
-) -> list[float]:
+def compare(own: Notice, secrets: JobSecrets, *, label: str = "notice") -> list[float]:
     """Tell every other silo where this one stands, and check that all stand there.
 
     Each notice is encrypted for the two silos that it is between.
 
     Args:
         own: this silo's.
-        secrets: what the silos have agreed on.
-        exchange: reaches them past the server. None where nothing does: then silos that differ have
-            other keys, and no average of theirs opens.
+        secrets: what the silos have agreed on. Where nothing reaches them past the server, silos
+            that differ have other keys, and no average of theirs opens.
         label: of the keys: under one, in one round, there is one notice each way.
 
     Returns:
@@ -77,7 +69,7 @@ def compare(
         UpdateRefused: naming the silo that differs, and in what.
 
     """
-    if exchange is None:
+    if secrets.exchange is None:
         said = {**secrets.samples, secrets.silo: own.samples}
         if said[secrets.silo] != secrets.samples.get(secrets.silo, own.samples):
             raise UpdateRefused(
@@ -92,7 +84,7 @@ def compare(
         for silo in secrets.pairs
     }
     found = {secrets.silo: own}
-    for silo, came in exchange(sealed).items():
+    for silo, came in secrets.exchange(sealed).items():
         try:
             opened = _cipher(secrets, silo, label).decrypt(
                 _nonce(silo, secrets.silo), came, secrets.transcript
@@ -110,9 +102,7 @@ def compare(
             "sends other names, shapes or types": notice.schema == own.schema,
         }.items():
             if not same:
-                raise UpdateRefused(
-                    f"silo {silo} {what} than silo {secrets.silo}; nothing is sent"
-                )
+                raise UpdateRefused(f"silo {silo} {what} than silo {secrets.silo}; nothing is sent")
     return [found[silo].samples for silo in sorted(found)]
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -18,19 +17,10 @@ from .encoding import Counts, Encoding, Shares, entries_of
 from .keystream import derive, framed
 from .neighbours import neighbours, reach
 from .notices import Notice, compare
-from .sealing import Opened, RoundKeys, open_sum, seal
+from .record import Record
+from .sealing import Opened, RoundKeys, seal
 
 __all__ = ["Rounds", "digest_of"]
-
-Exchange = Callable[[Mapping[int, bytes]], Mapping[int, bytes]]
-"""Sends each other silo its bytes, past the server, and returns what each has sent."""
-
-
-class _Sent(NamedTuple):
-    """What a round was sealed with."""
-
-    encoding: Encoding
-    keys: RoundKeys
 
 
 @dataclass
@@ -43,36 +33,44 @@ class Rounds(Private):
     Attributes:
         secrets: what the silos have agreed on.
         colluders: how many silos may collude with the server; None where it is not declared.
-        scale: the largest number of tensors that no silo has received yet, by name or for all
-            (name ""); None where a payload with other names than the first model's is refused.
+        scale: the largest number of tensors that no silo has received yet; None where they are
+            refused.
+        keep_own: keep what opens this silo's own messages, for audits.
         round: index of the round, from 0.
         base: what was received and opened last.
+        record: of the round that was sealed last.
 
     """
 
     secrets: JobSecrets = field(repr=False)
     colluders: int | None = None
     scale: float | None = None
+    keep_own: bool = False
     round: int = 0
     base: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    record: Record | None = field(default=None, repr=False)
     _chain: bytes = field(default=b"", repr=False)
-    _sent: _Sent | None = field(default=None, repr=False)
+    _sealed: bool = False
     _used: bool = False
 
     def begin(self, first: Mapping[str, Tensor]) -> bytes:
-        """Take the first model, and bind every key to it.
+        """Take the first model, and bind every key to it. The same again changes nothing.
 
         Returns:
             Its digest, 32 bytes.
 
         Raises:
-            UpdateRefused: the job has begun already.
+            UpdateRefused: the job has begun with another one.
 
         """
-        if self._chain:
-            raise UpdateRefused(f"round {self.round}: the server sent a first model again")
-        self.base, self._chain = dict(first), digest_of(first)
-        return self._chain
+        digest = digest_of(first)
+        if not self._chain:
+            self.base, self._chain = dict(first), digest
+        elif self.round or digest != self._chain:
+            raise UpdateRefused(
+                f"round {self.round}: the server sent a model that is no average of the silos'"
+            )
+        return digest
 
     @property
     def begun(self) -> bool:
@@ -80,14 +78,13 @@ class Rounds(Private):
         return bool(self._chain)
 
     def seal(
-        self, payload: Mapping[str, Tensor], *, samples: float, exchange: Exchange | None
+        self, payload: Mapping[str, Tensor], *, samples: float = 1.0
     ) -> tuple[dict[str, Tensor], Counts]:
         """A payload as it leaves the silo in this round.
 
         Args:
             payload: name to tensor: a whole state, or any part of one.
             samples: this silo's weight in the average.
-            exchange: reaches the other silos past the server; None where nothing does.
 
         Returns:
             The message, and what had to be clipped in it.
@@ -100,17 +97,18 @@ class Rounds(Private):
             raise HostError("a message was to be sealed before the first model came")
         if self._used:
             raise UpdateRefused(
-                "it would send a second message in one round, whose difference from the first is "
-                "not hidden: send one"
+                f"round {self.round}: it would send a second message in one round, whose "
+                "difference from the first is not hidden: send one"
             )
         base = self._base_of(payload)
-        self._used = True
+        self._used = True  # whatever happens from here on, no second notice and no second message
         own = Notice(self.round, self._chain, schema_of(base), samples)
-        numbers = compare(own, self.secrets, exchange)
+        numbers = compare(own, self.secrets)
         encoding = Encoding.of(base, Shares.of(numbers), self._scales(base))
         keys = self._keys(encoding)
         message, counts = seal(encoding, payload, keys)
-        self._sent = _Sent(encoding, keys)
+        self.record = Record.of(encoding, keys, self.round, own=self.keep_own)
+        self._sealed = True
         return message, counts
 
     def open(self, message: Mapping[str, Tensor]) -> Opened:
@@ -120,38 +118,31 @@ class Rounds(Private):
             UpdateRefused: it is not the sum of this round's messages; nothing has changed.
 
         """
-        if self._sent is None:
-            raise UpdateRefused("the server sent an average before this silo sent its update")
-        encoding, keys = self._sent
-        opened = open_sum(encoding, message, pad_key=keys.pad_key(0), tag_key=keys.tag_key())
+        if not self._sealed or self.record is None:
+            raise UpdateRefused(
+                f"round {self.round}: the server sent an average before this silo sent its update"
+            )
+        try:
+            opened = self.record.open(message)
+        except UpdateRefused as error:
+            raise UpdateRefused(f"round {self.round}: {error}") from None
         tags = b"".join(tag.to_bytes(8, "big") for tag in opened.tags)
         # whoever has the same tags opened the same, so that the chain stands for the payload
         self._chain = hashlib.sha256(framed(b"chain", self._chain, tags)).digest()
-        self.base, self._sent, self.round = opened.state, None, self.round + 1
-        self._used = False
+        self.base, self.round = opened.state, self.round + 1
+        self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)
         return opened
 
-    def opening(self) -> tuple[Encoding, bytes, bytes]:
-        """What opens the sum of the round that was sealed last: encoding, pad key and tag key.
-
-        It opens no silo's message, and no other round's sum.
-
-        """
-        if self._sent is None:
-            raise HostError("nothing was sealed in this round yet")
-        encoding, keys = self._sent
-        return encoding, keys.pad_key(0), keys.tag_key()
-
-    def agreed(self, exchange: Exchange | None) -> None:
-        """Check, after a round, that all silos have opened the same.
+    def agreed(self) -> None:
+        """Check, after the last round, that all silos have opened the same.
 
         Raises:
             UpdateRefused: naming the silo that has not.
 
         """
         own = Notice(self.round, self._chain, schema_of(self.base), 1.0)
-        compare(own, self.secrets, exchange, label="farewell")
+        compare(own, self.secrets, label="farewell")
 
     def _base_of(self, payload: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Of what was received, the tensors of a payload; zeros for what is new."""
@@ -228,10 +219,5 @@ def _lines(state: Mapping[str, Tensor]) -> list[bytes]:
 
 def ratcheted(secrets: JobSecrets) -> JobSecrets:
     """The next round's secrets: the ones before cannot be derived from them."""
-    return JobSecrets(
-        derive(secrets.group, "ratchet"),
-        secrets.silo,
-        {silo: derive(secret, "ratchet") for silo, secret in secrets.pairs.items()},
-        secrets.samples,
-        secrets.transcript,
-    )
+    pairs = {silo: derive(secret, "ratchet") for silo, secret in secrets.pairs.items()}
+    return replace(secrets, group=derive(secrets.group, "ratchet"), pairs=pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from .encoding import CHUNK, Counts, Encoding
 from .keystream import Keystream, derive
 from .tag import TAG_WORDS, Tag, join_tags, split_tags
 
-__all__ = ["TRAILER", "Opened", "RoundKeys", "open_sum", "seal"]
+__all__ = ["TRAILER", "Opened", "RoundKeys", "add_up", "open_sum", "seal"]
 
 TRAILER = "keylock.sealed"
 """The entry of a message that holds its counters and its tags."""
@@ -42,30 +42,26 @@ class RoundKeys:
     participants: int
     context: bytes
 
-    def pad(self, place: int) -> Keystream:
-        """S_l: the pads of all participants add up to S_0."""
-        return Keystream(self.pad_key(place))
-
     def pad_key(self, place: int) -> bytes:
-        """The key of a pad."""
+        """The key of S_l: the pads of all participants add up to S_0."""
         return derive(self.group, "pad", self.context, place.to_bytes(4, "big"))
 
-    def mask(self, neighbour: int) -> Keystream:
-        """What this silo adds and its neighbour subtracts, or the other way round."""
+    def mask_key(self, neighbour: int) -> bytes:
+        """The key of what the lower of two neighbours adds and the higher subtracts."""
         low, high = sorted((self.place, neighbour))
         places = low.to_bytes(4, "big") + high.to_bytes(4, "big")
-        return Keystream(derive(self.pairs[neighbour], "mask", self.context, places))
+        return derive(self.pairs[neighbour], "mask", self.context, places)
 
     def tag_key(self) -> bytes:
         """The key of the round's tag, which all participants' messages share."""
         return derive(self.group, "tag", self.context)
 
-    def streams(self) -> list[tuple[Keystream, int]]:
-        """Every keystream that lies over this silo's words, with its sign."""
-        found = [(self.mask(n), 1 if self.place < n else -1) for n in sorted(self.pairs)]
-        found.append((self.pad(self.place), 1))
+    def covers(self) -> list[tuple[bytes, int]]:
+        """The key of every keystream that lies over this silo's words, with its sign."""
+        found = [(self.mask_key(n), 1 if self.place < n else -1) for n in sorted(self.pairs)]
+        found.append((self.pad_key(self.place), 1))
         if self.place + 1 < self.participants:
-            found.append((self.pad(self.place + 1), -1))
+            found.append((self.pad_key(self.place + 1), -1))
         return found
 
 
@@ -83,7 +79,8 @@ def seal(
         The message, and what had to be clipped.
 
     """
-    tag, streams, counts = Tag(keys.tag_key()), keys.streams(), Counts()
+    tag, counts = Tag(keys.tag_key()), Counts()
+    streams = [(Keystream(key), sign) for key, sign in keys.covers()]
 
     def cover(words: NDArray[np.int32], into: NDArray[np.int32]) -> None:
         into[:] = words
@@ -178,3 +175,26 @@ def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:
             raise UpdateRefused(
                 f"{name} is {tuple(tensor.shape)} of {tensor.dtype}, not {shape} of torch.int32"
             )
+
+
+def add_up(messages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The server's part: the sum of the silos' words modulo 2^32, without a key.
+
+    Raises:
+        UpdateRefused: they have other names, shapes or types than one another.
+
+    Example:
+        >>> add_up([{"w": torch.tensor([2**31 - 1], dtype=torch.int32)}] * 2)
+        {'w': tensor([-2], dtype=torch.int32)}
+
+    """
+    first = messages[0]
+    total = {name: words.clone() for name, words in first.items()}
+    for message in messages[1:]:
+        for name in sorted(message.keys() ^ total.keys()):
+            raise UpdateRefused(f"{name}: one silo has sent it and another has not")
+        for name, words in message.items():
+            if words.dtype != torch.int32 or words.shape != total[name].shape:
+                raise UpdateRefused(f"{name}: silos have sent it in several shapes or types")
+            total[name] += words
+    return total

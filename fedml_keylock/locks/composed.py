@@ -1,0 +1,100 @@
+"""`lock: [paper, sealed]`: the published module in the model, and what leaves it sealed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from ..types import JobSecrets, Surrogate
+from .config import KeyLockConfig
+from .description import LockInfo
+from .paper.lock import PaperLock
+from .sealed.lock import SealedLock
+
+__all__ = ["SealedPaperLock"]
+
+
+class SealedPaperLock(PaperLock):
+    """The published lock, used safely: what silos send is hidden from who knows that lock, too.
+
+    Example:
+        >>> SealedPaperLock(KeyLockConfig(lock=["paper", "sealed"])).title
+        'keylock:paper:first+sealed'
+
+    """
+
+    weakness = ""
+
+    def __init__(self, config: KeyLockConfig) -> None:
+        super().__init__(config)
+        # each lock has a vault of its own
+        self._wire = SealedLock(config.model_copy(update={"vault": config.vault / "sealed"}))
+
+    @property
+    def title(self) -> str:
+        """How reports name it."""
+        return f"{super().title}+sealed"
+
+    @property
+    def seals(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def transforms_updates(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def needs_secret(self) -> bool:
+        """As of lock: sealed."""
+        return self._wire.needs_secret
+
+    @property
+    def wants_pairs(self) -> bool:
+        """As of lock: sealed."""
+        return self._wire.wants_pairs
+
+    def share(self, secrets: JobSecrets) -> None:
+        """As of lock: sealed."""
+        self._wire.share(secrets)
+
+    def lock_for_job(self, model: nn.Module) -> LockInfo:
+        """Lock the model; what the first model is compared with is its public state."""
+        info = super().lock_for_job(model)
+        self._wire.remember(model)
+        return info
+
+    def enter_silo(self, model: nn.Module, *, silo: int) -> str:
+        """Put a silo's private state into the model, and claim the other vault if it is used."""
+        entered = super().enter_silo(model, silo=silo)
+        return f"{entered}; {self._wire.enter_silo(model, silo=silo)}"
+
+    def seal(
+        self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
+    ) -> Mapping[str, Tensor]:
+        """As of lock: sealed."""
+        return self._wire.seal(model, payload, samples=samples)
+
+    def open(
+        self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
+    ) -> Mapping[str, Tensor]:
+        """As of lock: sealed."""
+        return self._wire.open(model, message, round_index=round_index)
+
+    def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """As of lock: sealed."""
+        return self._wire.add_up(messages)
+
+    def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
+        """As of lock: sealed."""
+        self._wire.keep(total, round_index=round_index)
+
+    def finish(self, rounds: int, *, silo: int) -> None:
+        """As of lock: sealed."""
+        self._wire.finish(rounds, silo=silo)
+
+    def surrogate(self, model: nn.Module) -> Surrogate:
+        """As of lock: sealed: whatever the model computes, the server reads none of it."""
+        return self._wire.surrogate(model)

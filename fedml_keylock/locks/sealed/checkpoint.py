@@ -1,0 +1,95 @@
+"""Sealed checkpoints of the server, and open models of the silos, as safetensors files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ...errors import ConfigError, first_line
+from ..vault.disk import write_private
+from .record import Record
+from .sealing import TRAILER
+
+__all__ = ["open_checkpoint", "read_round", "write_checkpoint", "write_model"]
+
+ROUND = "round"
+
+
+def write_checkpoint(path: Path, total: Mapping[str, Tensor], *, round_index: int) -> None:
+    """Write the sum of a round as the server has it: whole or not at all, for its owner only.
+
+    Args:
+        path: of the file.
+        total: sealed.
+        round_index: of the round.
+
+    """
+    kept = {name: words.contiguous() for name, words in total.items()}
+    metadata = {"fedml_keylock": "sealed checkpoint 1", ROUND: str(round_index)}
+    _make_folder(path)
+    write_private(path, save(kept, metadata=metadata), what="keylock.checkpoint:")
+
+
+def write_model(path: Path, state: Mapping[str, Tensor], *, rounds: int) -> None:
+    """Write the open model of a silo: a safetensors file that anyone can load, for its owner only.
+
+    Args:
+        path: of the file.
+        state: the opened average.
+        rounds: that it was trained for.
+
+    """
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    _make_folder(path)
+    write_private(path, save(kept, metadata={"rounds": str(rounds)}), what="keylock.save_model:")
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: cannot be made: {error.strerror}") from None
+
+
+def read_round(path: Path) -> int | None:
+    """The round of a sealed checkpoint; None for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = (file.metadata() or {}).get(ROUND, "")
+    except (OSError, SafetensorError):
+        return None
+    return int(found) if found.isdecimal() else None
+
+
+def open_checkpoint(
+    record: Record, total: Mapping[str, Tensor], *, round_index: int | None, source: Path
+) -> dict[str, Tensor]:
+    """The model in a sealed checkpoint.
+
+    Args:
+        record: of a silo's vault.
+        total: sealed.
+        round_index: of the checkpoint.
+        source: where it is from, for messages.
+
+    Raises:
+        ConfigError: the record is of another round or job.
+
+    """
+    if TRAILER not in total:
+        raise ConfigError(f"{source}: it is not sealed; load it as it is")
+    if round_index is not None and round_index == record.round - 1:
+        return dict(record.encoding.base)  # what the vault's round began with
+    if round_index is not None and round_index != record.round:
+        raise ConfigError(
+            f"{source}: of round {round_index}, and the vault opens rounds {record.round - 1} and "
+            f"{record.round}: a vault opens the last checkpoint only"
+        )
+    try:
+        return record.open(total).state
+    except Exception as error:
+        raise ConfigError(f"{source}: not of this vault's job: {first_line(error)}") from None

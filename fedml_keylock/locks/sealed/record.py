@@ -1,0 +1,118 @@
+"""What a silo may keep of a round: what opens its sum, and for audits its own message."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import VaultError
+from .encoding import CHUNK, Encoding, Shares, entries_of
+from .keystream import Keystream
+from .sealing import Opened, RoundKeys, open_sum
+
+__all__ = ["Record"]
+
+BASE = "base."
+
+
+@dataclass(frozen=True)
+class Record:
+    """Of one round. It opens the round's sum and no silo's message, unless it has the covers.
+
+    Attributes:
+        encoding: of the round.
+        round: its index.
+        place: of the silo among the participants.
+        pad_key: of S_0.
+        tag_key: of the round.
+        covers: keys and signs of what lies over this silo's own message; empty but for audits.
+
+    """
+
+    encoding: Encoding
+    round: int
+    place: int
+    pad_key: bytes = field(repr=False)
+    tag_key: bytes = field(repr=False)
+    covers: tuple[tuple[bytes, int], ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls, encoding: Encoding, keys: RoundKeys, round_index: int, *, own: bool = False
+    ) -> Record:
+        """From what a round was sealed with.
+
+        Args:
+            encoding: of the round.
+            keys: of the round.
+            round_index: of the round.
+            own: keep what opens this silo's own message too.
+
+        """
+        covers = tuple(keys.covers()) if own else ()
+        return cls(encoding, round_index, keys.place, keys.pad_key(0), keys.tag_key(), covers)
+
+    def open(self, total: Mapping[str, Tensor]) -> Opened:
+        """Verify and open the round's sum.
+
+        Raises:
+            UpdateRefused: it is not that.
+
+        """
+        return open_sum(self.encoding, total, pad_key=self.pad_key, tag_key=self.tag_key)
+
+    def uncover(self, message: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The silo's own payload, to rounding, from its message. For audits."""
+        encoding = self.encoding
+        share = encoding.shares.total / encoding.shares.samples[self.place]
+        streams = [(Keystream(key), sign) for key, sign in self.covers]
+        state: dict[str, Tensor] = {}
+        for entry, step in zip(encoding.entries, encoding.steps, strict=True):
+            words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
+            for start in range(0, len(words), CHUNK):
+                part = words[start : start + CHUNK]
+                for stream, sign in streams:
+                    secret = stream.words(len(part))
+                    (np.subtract if sign > 0 else np.add)(part, secret, out=part)
+            state[entry.name] = encoding.decode(entry, step, words, share=share)
+        return state
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The record as the vault keeps it, name to tensor."""
+        keys = [list(key) for key in (self.pad_key, self.tag_key, *(k for k, _ in self.covers))]
+        return {
+            "sealed.round": torch.tensor(self.round),
+            "sealed.place": torch.tensor(self.place),
+            "sealed.samples": torch.tensor(self.encoding.shares.samples, dtype=torch.int64),
+            "sealed.steps": torch.tensor(self.encoding.steps, dtype=torch.int64),
+            "sealed.keys": torch.tensor(keys, dtype=torch.uint8),
+            "sealed.signs": torch.tensor([sign for _, sign in self.covers], dtype=torch.int64),
+            **{BASE + name: tensor for name, tensor in self.encoding.base.items()},
+        }
+
+    @classmethod
+    def from_tensors(cls, kept: Mapping[str, Tensor]) -> Record:
+        """The record that `tensors` described.
+
+        Raises:
+            VaultError: it is none.
+
+        """
+        try:
+            base = {n.removeprefix(BASE): t for n, t in kept.items() if n.startswith(BASE)}
+            shares = Shares(tuple(kept["sealed.samples"].tolist()))
+            steps = tuple(kept["sealed.steps"].tolist())
+            pad, tag, *covers = (bytes(key) for key in kept["sealed.keys"].tolist())
+            signs = kept["sealed.signs"].tolist()
+            encoding = Encoding(base, entries_of(base), steps, shares)
+            place, round_index = int(kept["sealed.place"]), int(kept["sealed.round"])
+            return cls(
+                encoding, round_index, place, pad, tag, tuple(zip(covers, signs, strict=True))
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            raise VaultError(f"the private state is that of another lock: {error}") from None

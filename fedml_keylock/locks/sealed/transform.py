@@ -1,0 +1,114 @@
+"""Sealed updates as whoever audits them has them: sealed, as the server reads them, and opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ...types import ClientUpdate
+from .encoding import Encoding, Entry, Shares
+from .record import Record
+from .sealing import TRAILER, RoundKeys, seal
+
+__all__ = ["SealTransform"]
+
+FEATURES = 256
+"""Words that a learned attacker is given: they are all as good as any others."""
+
+
+@dataclass(frozen=True)
+class SealTransform:
+    """What sealing makes of updates: see ``types.UpdateTransform``.
+
+    Attributes:
+        entries: of the model's state.
+        silos: how many take part; from two on each has pairwise masks.
+
+    Example:
+        >>> before = {"w": torch.zeros(2, 2)}
+        >>> update = ClientUpdate(before, {"w": torch.full((2, 2), 0.1)}, 1.0)
+        >>> transform = SealTransform(entries_of(before), 3)
+        >>> sealed, private = transform.protect(update, torch.Generator().manual_seed(0))
+        >>> sealed.after["w"].dtype
+        torch.int32
+        >>> transform.recover(sealed, private).after["w"][0, 0]
+        tensor(0.1000)
+
+    """
+
+    entries: tuple[Entry, ...]
+    silos: int = 3
+
+    def protect(
+        self, update: ClientUpdate, generator: torch.Generator
+    ) -> tuple[ClientUpdate, dict[str, Tensor]]:
+        """The update as it is sent in a first round, whose model the server knows."""
+        drawn = torch.randint(256, (self.silos, 32), generator=generator, dtype=torch.uint8)
+        group, *pairs = (bytes(row) for row in drawn.tolist())
+        keys = RoundKeys(group, dict(enumerate(pairs, 1)), 0, self.silos, b"audit")
+        encoding = Encoding.of(update.before, Shares((1,) * self.silos))
+        payload = {**update.before, **update.after}
+        message, _ = seal(encoding, payload, keys)
+        private = Record.of(encoding, keys, 0, own=True).tensors
+        return replace(update, after=message), private
+
+    def read(self, update: ClientUpdate) -> ClientUpdate:
+        """The update as whoever has no key reads it: words as the fixed point that they may be.
+
+        An update that is not sealed is read as it is.
+        """
+        return replace(
+            update, before=self._numbers(update.before), after=self._numbers(update.after)
+        )
+
+    def recover(
+        self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
+    ) -> ClientUpdate:
+        """The update as its own silo knows it.
+
+        Or, colluding with another silo, as that one has it: under the pairwise masks of the others,
+        where there are any. Of two silos, the one that colludes has what the other sent.
+        """
+        record = Record.from_tensors(private)
+        if colluding and self.silos > 2:
+            hidden = record.covers[1 : self.silos - 1]
+            record = replace(record, covers=tuple(c for c in record.covers if c not in hidden))
+        return replace(
+            update, before=dict(record.encoding.base), after=record.uncover(update.after)
+        )
+
+    def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
+        """Some of what is sent, ``(b, FEATURES)`` in [-1, 1): it is uniform, whatever it hides."""
+        rows = [after[name].flatten(1) for name in sorted(after)]
+        found = torch.cat([row.float() for row in rows], 1)[:, :FEATURES]
+        size = found.abs().amax(1, keepdim=True).clamp(min=1e-12)
+        return found / size
+
+    def simulate(
+        self,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        generator: torch.Generator,
+    ) -> dict[str, Tensor]:
+        """Updates as they are read without a key, for an attacker who simulates what silos send."""
+        return {
+            name: torch.rand(tensor.shape, generator=generator, device=generator.device).to(tensor)
+            * 2
+            - 1
+            for name, tensor in after.items()
+        }
+
+    def _numbers(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Words as numbers in [-1, 1), with the shapes and types that the model has."""
+        if TRAILER not in state:
+            return state
+        numbers = {}
+        for entry in self.entries:
+            words = state.get(entry.name)
+            if words is not None:
+                high = words if entry.kind == "matrix" else words[1]
+                numbers[entry.name] = (high.double() * 2.0**-31).to(entry.dtype)
+        return numbers
