@@ -28,6 +28,7 @@ class SealTransform:
         silos: how many take part; from two on each has pairwise masks.
 
     Example:
+        >>> from .encoding import entries_of
         >>> before = {"w": torch.zeros(2, 2)}
         >>> update = ClientUpdate(before, {"w": torch.full((2, 2), 0.1)}, 1.0)
         >>> transform = SealTransform(entries_of(before), 3)
