@@ -21,7 +21,7 @@ HOST_OF_FEDML = "fedml_keylock.host.fedml"
 LAYERS = [
     {"errors"},
     {"types", "settings", "files", "lazy", "mpi", "names", "tensors", "threads"},
-    {"keylock", "inversion", "evaluation", "hookspecs"},
+    {"locks", "inversion", "evaluation", "hookspecs"},
     {"plugins", "builtin"},
     {"host"},
 ]
@@ -106,12 +106,12 @@ def test_imports_point_downwards(name):
     ("name", "line"),
     [
         ("fedml_keylock.types", "from .errors import ConfigError"),
-        ("fedml_keylock.settings", "from .keylock import KeyLock"),
-        ("fedml_keylock.locks.paper.module", "from ..inversion import dlg"),
-        ("fedml_keylock.locks.paper.module", "from .. import evaluation"),
+        ("fedml_keylock.settings", "from .locks import KeyLock"),
+        ("fedml_keylock.locks.paper.module", "from ...inversion import dlg"),
+        ("fedml_keylock.locks.paper.module", "from ... import evaluation"),
         ("fedml_keylock.inversion.attack", "from ..evaluation import metrics"),
         ("fedml_keylock.inversion.attack", "import fedml_keylock.locks.entropy"),
-        ("fedml_keylock.evaluation.metrics", "def f():\n    from ..keylock import KeyLock"),
+        ("fedml_keylock.evaluation.metrics", "def f():\n    from ..locks import KeyLock"),
         ("fedml_keylock.evaluation.metrics", "from ..plugins import attacks"),
         ("fedml_keylock.plugins", "from .host import gate"),
         ("fedml_keylock.host.gate", "from ..cli import main"),
@@ -128,7 +128,7 @@ def test_only_one_package_imports_fedml():
     assert {name.rpartition(".")[0] for name in found} == {HOST_OF_FEDML}
 
 
-@pytest.mark.parametrize("part", ["keylock", "inversion", "errors", "types", "settings"])
+@pytest.mark.parametrize("part", ["locks", "inversion", "errors", "types", "settings"])
 def test_a_subject_needs_no_host(part):
     foreign = {"fedml", "mpi4py", "pluggy", "click", "matplotlib", "torchvision", "tqdm"}
     for name in MODULES:

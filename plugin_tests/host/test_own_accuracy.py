@@ -4,11 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_beside import AFFINE, arguments, made
+from job_arguments import PAPER, arguments, made
 from torch import nn
 
-from fedml_keylock.host.own_accuracy import measure, report
-from fedml_keylock.host.session import Session
+from fedml_keylock.host.own_accuracy import measure
+from fedml_keylock.host.session_of import session_of
 
 
 class Picks(nn.Module):
@@ -26,8 +26,8 @@ DATA = [(torch.eye(4), torch.tensor([0, 1, 2, 0]))]
 
 
 def silo(tmp_path, *, own_accuracy=True, **changes):
-    keylock = {**AFFINE, "vault": tmp_path, "own_accuracy": own_accuracy}
-    session = Session.begin(arguments(keylock=keylock, **changes))
+    keylock = {**PAPER, "vault": tmp_path, "own_accuracy": own_accuracy}
+    session = session_of(arguments(keylock=keylock, **changes))
     session.adopt(made())
     return session
 
@@ -68,13 +68,13 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
 
 
 def test_a_failing_test_does_not_end_the_job(tmp_path, caplog):
-    session, told = silo(tmp_path), []
-    session.tell = told.append
+    session, told = silo(tmp_path, frequency_of_the_test=1), []
+    session.tell, session._trained = told.append, 1
 
     def broken(*_):
         raise ZeroDivisionError("nothing to test")
 
-    report(session, SimpleNamespace(test=broken), DATA, "cpu")
+    session.report_accuracy(SimpleNamespace(test=broken), DATA, "cpu")
     assert told == []
     assert (
         "silo 1 (rank 2), round 0: its accuracy cannot be measured: nothing to test" in caplog.text
@@ -82,11 +82,14 @@ def test_a_failing_test_does_not_end_the_job(tmp_path, caplog):
 
 
 def test_a_silo_tells_fedml_its_accuracy_under_a_name_of_its_own(tmp_path):
-    session, told = silo(tmp_path), []
+    session, told = silo(tmp_path, frequency_of_the_test=1), []
     session.tell = told.append
-    session._trained = 3
     own = SimpleNamespace(test=lambda *_: {"test_correct": 1, "test_total": 3})
-    report(session, own, DATA, "cpu")
+    session.report_accuracy(own, DATA, "cpu")  # nothing was trained yet
+    session._trained = 3
+    session.report_accuracy(own, None, "cpu")  # this silo has no test data
+    assert told == []
+    session.report_accuracy(own, DATA, "cpu")
     assert told == [{"keylock/silo_1/accuracy_with_own_key": 0.3333, "round": 2}]
 
 

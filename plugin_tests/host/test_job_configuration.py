@@ -1,18 +1,17 @@
-"""A job that names our defense and would run without it does not run."""
+"""The job configuration: a job that names our defense and would run without it does not run."""
 
 from __future__ import annotations
 
-import logging
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from fedml_keylock.errors import ConfigError
-from fedml_keylock.host.asked import check_asked
-from fedml_keylock.host.session import Session
+from fedml_keylock.host.job_configuration import check_switches
+from fedml_keylock.host.session_of import session_of
 
-KEYLOCK = {"preset": "strong"}
+KEYLOCK = {"lock": "rotated"}
 
 
 def read(folder, sections):
@@ -60,7 +59,7 @@ def read(folder, sections):
 )
 def test_a_job_that_would_run_without_it_is_refused(sections, said, tmp_path):
     with pytest.raises(ConfigError, match=f"^{said}") as caught:
-        Session.begin(read(tmp_path, sections))
+        session_of(read(tmp_path, sections))
     assert "\n" not in str(caught.value)
 
 
@@ -75,26 +74,10 @@ def test_a_job_that_would_run_without_it_is_refused(sections, said, tmp_path):
     ],
 )
 def test_what_is_off_or_not_ours_is_let_through(sections, tmp_path):
-    assert Session.begin(read(tmp_path, sections)) is None
+    assert session_of(read(tmp_path, sections)) is None
 
 
 def test_what_is_right_is_let_through(tmp_path):
     defended = {"enable_defense": True, "defense_type": "keylock", "keylock": KEYLOCK}
-    check_asked(read(tmp_path, {"defense_args": defended, "model_args": {"module": "net"}}))
-    check_asked(SimpleNamespace(**defended))
-
-
-@pytest.mark.parametrize("log_training", [False, True])
-def test_what_is_logged_of_training_stays_in_the_silo(log_training, caplog):
-    """FedML's trainers log each batch's loss, from which the server has the label."""
-    defense = SimpleNamespace(log_training=log_training)
-    session = Session(SimpleNamespace(role="client", rank=1), "keylock", defense, None)
-    with caplog.at_level(logging.INFO):
-        with session._quietly():
-            logging.info("Loss: 2.3")
-            logging.getLogger("of a trainer").info("Loss: 2.4")
-            logging.warning("something is wrong")
-        logging.info("after it")
-    assert ("Loss" in caplog.text) == log_training
-    assert "something is wrong" in caplog.text
-    assert "after it" in caplog.text
+    check_switches(read(tmp_path, {"defense_args": defended, "model_args": {"module": "net"}}))
+    check_switches(SimpleNamespace(**defended))
