@@ -12,12 +12,15 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from torch import Tensor, nn
 
 __all__ = [
     "Agreement",
     "ClientUpdate",
+    "Credentials",
     "Defense",
     "DefenseFactory",
     "JobSecrets",
@@ -210,6 +213,22 @@ class UpdateTransform(Protocol):
 
 
 @dataclass(frozen=True)
+class Credentials:
+    """What a silo shows the others when they agree on secrets.
+
+    Attributes:
+        group_key: a file with a secret that all silos have; None without one.
+        roster: a file with the silos' public keys; None without one.
+        identity: a file with this silo's own private key; None without a roster.
+
+    """
+
+    group_key: Path | None = None
+    roster: Path | None = None
+    identity: str | None = None
+
+
+@dataclass(frozen=True)
 class JobSecrets:
     """What the silos of one job have agreed on, and their server does not have.
 
@@ -271,14 +290,24 @@ class Defense(ABC):
         return False
 
     @property
-    def needs_secret(self) -> bool:
-        """Whether the silos must agree on a secret among themselves before the job begins."""
-        return False
+    def wraps_model(self) -> bool:
+        """Whether what a silo trains must be the model that was protected."""
+        return True
 
     @property
-    def wants_pairs(self) -> bool:
-        """Whether each two silos are to have a secret too, if they can agree on one."""
-        return False
+    def credentials(self) -> Credentials | None:
+        """What the silos agree on secrets with; None for a defense that needs none of them."""
+        return None
+
+    @property
+    def tells_samples(self) -> bool:
+        """Whether the server is told how many samples each silo has."""
+        return True
+
+    @property
+    def tells_accuracy(self) -> bool:
+        """Whether what silos measure of the models that they are given leaves them."""
+        return True
 
     @abstractmethod
     def describe(self, model: nn.Module) -> Agreement:
@@ -351,8 +380,25 @@ class Defense(ABC):
         """Called on the server of a defense that seals, in place of FedML's average."""
         raise NotImplementedError
 
+    def rehearse(
+        self,
+        base: Mapping[str, Tensor],
+        updates: Sequence[tuple[float, Mapping[str, Tensor]]],
+    ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+        """A round of a defense that seals, in one process: messages, and the average opened.
+
+        Args:
+            base: what the silos have received.
+            updates: of each silo, its samples and its payload.
+
+        """
+        raise NotImplementedError
+
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:  # noqa: B027
         """Called on the server with the sum of a round."""
+
+    def note(self, line: str, *, silo: int) -> None:  # noqa: B027
+        """Called in a silo with a line for its own log, which does not leave it."""
 
     def finish(self, rounds: int, *, silo: int) -> None:  # noqa: B027
         """Called in a silo that was given the final model, after so many rounds."""

@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 __all__ = [
     "ROBUST_AGGREGATIONS",
     "SUPPORTED",
-    "adds_server_noise",
     "check_job",
-    "check_masking",
     "check_model",
+    "check_sealing",
     "unsupported",
 ]
 
@@ -164,39 +163,36 @@ def check_model(
         )
 
 
-def check_masking(args: Arguments) -> None:
-    """Check that FedML's server leaves single states alone: masks cancel in their average only.
+def check_sealing(args: Arguments) -> None:
+    """Check that FedML's server neither reads single updates nor changes their sum.
 
     Raises:
-        ConfigError: it changes them.
+        ConfigError: it would, naming the field and the remedy.
 
     Example:
         >>> from types import SimpleNamespace
-        >>> check_masking(SimpleNamespace(enable_dp=False, max_grad_norm=1.0))
+        >>> check_sealing(SimpleNamespace(enable_dp=True, dp_solution_type="cdp"))
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: dp_solution_type: cdp clips and adds noise on the server,\
+ which lock: sealed keeps from reading; use ldp, in the silos
 
     """
-    attack, what = word(args, "attack_type"), ""
+    attack = word(args, "attack_type")
     if getattr(args, "enable_attack", False) and attack in _ON_STATES:
-        what = f"attack_type: {attack} changes"
-    if _clips(args) and adds_server_noise(args):
-        what = "max_grad_norm clips"
-    if what:
         raise ConfigError(
-            f"{what} single silos' states, so that their masks would not cancel: leave it out, or "
-            "set keylock: {mask: false}"
+            f"attack_type: {attack} changes single updates on the server, which lock: sealed keeps "
+            "from reading; use lock: rotated, or leave it out"
         )
-
-
-def adds_server_noise(args: Arguments) -> bool:
-    """Whether FedML's server adds noise to what it has averaged.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> adds_server_noise(SimpleNamespace(enable_dp=True, dp_solution_type="cdp"))
-        True
-
-    """
-    return bool(getattr(args, "enable_dp", False)) and word(args, "dp_solution_type") == "cdp"
+    if getattr(args, "enable_dp", False) and word(args, "dp_solution_type") == "cdp":
+        raise ConfigError(
+            "dp_solution_type: cdp clips and adds noise on the server, which lock: sealed keeps "
+            "from reading; use ldp, in the silos"
+        )
+    if getattr(args, "enable_contribution", False):
+        raise ConfigError(
+            "enable_contribution: FedML assesses silos by testing single updates on the server, "
+            "which lock: sealed keeps from reading; leave it out"
+        )
 
 
 def _clips(args: Arguments) -> bool:

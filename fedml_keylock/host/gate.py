@@ -17,10 +17,12 @@ from torch import Tensor
 
 from ..errors import UpdateRefused
 from ..types import Agreement
-from .public_state import check_state, pinned, public_copy
-from .update_history import AverageCheck, DuplicateDetector, Sender, check_attackable, check_names
+from .public_state import check_payload, check_state, check_words, pinned, public_copy
+from .update_history import DuplicateDetector, Sender, check_attackable, check_names
 
 __all__ = [
+    "HELLO",
+    "HELLOS",
     "JOB_NONCE",
     "MARK",
     "EntryNames",
@@ -33,6 +35,12 @@ __all__ = [
 
 MARK = "keylock"
 """Name of a silo's message entry that holds the mark of the agreement that it works under."""
+
+HELLO = "keylock_hello"
+"""Name of the entry that holds a silo's hello, where only the server reaches the others."""
+
+HELLOS = "keylock_hellos"
+"""Name of the entry, beside the first model, that holds all silos' hellos."""
 
 JOB_NONCE = "keylock_job_nonce"
 """Name of the entry, beside the server's model, that holds the job nonce."""
@@ -61,13 +69,11 @@ class ServerGate:
     Attributes:
         nonce: of the job, in hexadecimal.
         reads_states: whether attacks read updates, which must then be whole states.
-        average: checks that models are averages in which masks cancel; None where none need be.
 
     """
 
     nonce: str = field(default_factory=lambda: os.urandom(16).hex())
     reads_states: bool = False
-    average: AverageCheck | None = None
     _duplicates: DuplicateDetector = field(default_factory=DuplicateDetector)
     _first: tuple[Sender, frozenset[str]] | None = None
 
@@ -98,14 +104,15 @@ class ServerGate:
         if update is None:
             return None
         if agreement is not None:
-            check_state(update, agreement, who=who, partial=True)
+            if agreement.sealed:
+                check_words(update, who=who)
+            else:
+                check_state(update, agreement, who=who, partial=True)
             if self._first is None or self._first[0].round != sender.round:
                 self._first = sender, frozenset(update)
             check_names(update, self._first[1], who=who, whose=self._first[0].name)
             samples = check_samples(entries.get(names.samples), who=f"{who}: {names.samples}")
             self._duplicates.check(update, sender)
-            if self.average is not None:
-                self.average.add(update, samples)
         if self.reads_states:
             check_attackable(update, before or {}, who=who)
         return update, float(samples)
@@ -117,22 +124,21 @@ class ServerGate:
         agreement: Agreement | None,
         receiver: int | None,
         *,
-        who: str,
+        is_sum: bool,
     ) -> None:
         """Make the server's model ready for a rank, or for all (None): constants and job nonce.
 
         A first model has other constants than agreed, and noise and attacks change them. They say
-        nothing, so that nothing is lost. Silos refuse a model in which they are others.
+        nothing, so that nothing is lost. Silos refuse a model in which they are others. A sum of
+        sealed words stays as it is.
         """
         state = entries.get(names.state)
         if agreement is None or state is None:
             return
-        if isinstance(state, MutableMapping):
+        if isinstance(state, MutableMapping) and not is_sum:
             state.update(pinned(state, agreement))
         if isinstance(state, Mapping):
             self._duplicates.sending(receiver, state)
-        if self.average is not None:
-            self.average.check(state, who=who)
         entries[JOB_NONCE] = self.nonce
 
 
@@ -152,7 +158,10 @@ class SiloGate:
     ) -> tuple[Mapping[str, Tensor], bytes]:
         """Check a message that holds the server's model; give its state and the job nonce."""
         state = entries.get(names.state)
-        state = check_state(state, agreement, who=who, averaged=True, partial=True)
+        if agreement.sealed:  # what is sealed is checked where it is opened
+            state = check_payload(state, who=who)
+        else:
+            state = check_state(state, agreement, who=who, averaged=True, partial=True)
         return state, check_nonce(entries.get(JOB_NONCE), who=who)
 
     def emit(
@@ -165,7 +174,10 @@ class SiloGate:
                 entries[name] = check_samples(value, who=f"{who}: message entry {name}")
         state = entries.get(names.state)
         if state is not None:
-            checked = check_state(state, agreement, who=who, partial=True)
+            if agreement.sealed:  # nothing of it leaves the silo as it is
+                checked = check_payload(state, who=who)
+            else:
+                checked = check_state(state, agreement, who=who, partial=True)
             released = self.release(checked, float(entries.get(names.samples, 1)))
             state = entries[names.state] = public_copy(released)
         entries[MARK] = agreement.mark

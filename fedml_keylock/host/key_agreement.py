@@ -163,7 +163,7 @@ class Handshake:
 
 
 def agree(
-    comm: MPI.Comm, handshake: Handshake, *, server: int = 0, wait: float = 120.0
+    comm: MPI.Intracomm, handshake: Handshake, *, server: int = 0, wait: float = 120.0
 ) -> JobSecrets:
     """Agree with the other silos on secrets. Every silo calls it, and the server does not.
 
@@ -221,7 +221,7 @@ def agree(
 
 
 def _exchange_among(
-    comm: MPI.Comm, silos: Sequence[int]
+    comm: MPI.Intracomm, silos: Sequence[int]
 ) -> Callable[[Mapping[int, bytes]], Mapping[int, bytes]]:
     """A way to the other silos that FedML's receiver does not look into."""
     group = comm.Get_group().Incl(silos)
@@ -243,7 +243,7 @@ class Mailbox:
 
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
+    def __init__(self, comm: MPI.Intracomm) -> None:
         self._comm = comm
 
     def exchange(

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class OneProcess(SiloSession):
     """
 
     _plain: nn.Module | None = None
+    _silos: list[int] = field(default_factory=list)
 
     @property
     def in_turn(self) -> bool:
@@ -59,6 +60,27 @@ class OneProcess(SiloSession):
             self.defense.share(JobSecrets(os.urandom(32)))
         self._shared = True
 
+    def add_up(
+        self, updates: Sequence[tuple[float, Mapping[str, Tensor]]]
+    ) -> Mapping[str, Tensor] | None:
+        """What silos and server make of a round's payloads under a defense that seals.
+
+        Args:
+            updates: of the round, each with the silo's samples.
+
+        Returns:
+            The average, as silos open it; None for FedML's own.
+
+        """
+        if not self.seals or self.observer.received is None:
+            return None
+        assert self.defense is not None
+        messages, average = self.defense.rehearse(self.observer.received, updates)
+        for silo, message in zip(self._silos, messages, strict=True):
+            self._show(message, samples=1.0, silo=silo, round_index=self.round - 1)
+        self._silos.clear()
+        return average
+
     def load_aggregate(self, state: Mapping[str, Tensor], trainer: Any) -> None:
         """Load the server's model for the silo whose turn it is.
 
@@ -68,7 +90,8 @@ class OneProcess(SiloSession):
         """
         if self.defense is not None:
             check_state(state, self._agreed(), who="the server's model", averaged=True)
-            self._receive(state)
+            if not self.seals:  # payloads are sealed and opened where they are averaged
+                state = self._open(state)
         self.observer.received = state
         trainer.set_model_params(state)
 
@@ -84,14 +107,22 @@ class OneProcess(SiloSession):
         agreement = None if self.defense is None else self._agreed()
         who = self.who
         state = self.train(trainer, data, run)
-        if agreement is not None:
-            checked = check_state(state, agreement, who=who)
-            state = public_copy(self._release(checked, float(samples)))
-        for hook in ("before_upload", "after_upload"):
-            self.observer.show(
-                hook, state, samples=samples, silo=self.silo, round_index=round_index
-            )
+        if agreement is None:
+            self._show(state, samples=samples, silo=self.silo, round_index=round_index)
+            return state
+        checked = check_state(state, agreement, who=who)
+        if self.seals:
+            self._silos.append(self.silo or 0)
+            return public_copy(checked)
+        state = public_copy(self._seal(checked, float(samples)))
+        self._show(state, samples=samples, silo=self.silo, round_index=round_index)
         return state
+
+    def _show(
+        self, state: Mapping[str, Tensor], *, samples: float, silo: int | None, round_index: int
+    ) -> None:
+        for hook in ("before_upload", "after_upload"):
+            self.observer.show(hook, state, samples=samples, silo=silo, round_index=round_index)
 
     @contextmanager
     def as_server(self, trainer: Any) -> Iterator[None]:

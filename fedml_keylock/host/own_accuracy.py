@@ -16,40 +16,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .silo_round import SiloRound
-
-__all__ = ["measure", "report"]
+__all__ = ["measure", "measured"]
 
 
-def report(
-    turn: SiloRound, model: nn.Module, trainer: Any, data: Any, device: Any, args: Any
-) -> None:
-    """Measure the silo's accuracy under its own lock and tell it. Training goes on in any case.
+def measured(
+    trainer: Any, model: nn.Module, data: Any, device: Any, args: Any, *, who: str
+) -> float | None:
+    """`measure`, in a job, which is not to end by a measurement: then None.
 
     Args:
-        turn: the silo's, with the index of the round whose aggregate it measures.
-        model: the silo's, with its lock and the weights that the server sent in place.
         trainer: FedML's, whose `test` is the job's own notion of a test.
+        model: the silo's, with the weights that the server sent in place.
         data: the silo's test data.
         device: to test on.
         args: FedML's.
+        who: the silo, as the message begins.
 
     """
     try:
-        share = measure(trainer, model, data, device, args)
-    except Exception as error:  # the user's own code and data; a job is not to end by a measurement
-        logging.warning("%s: its accuracy cannot be measured: %s", turn.who, error)
-        return
-    if share is None:
-        return
-    logging.info(
-        "silo %s, aggregate of round %d: accuracy with its own key %.4f (the server's own figure "
-        "is without any key)",
-        turn.silo,
-        turn.round,
-        share,
-    )
-    turn.tell_score("accuracy_with_own_key", share)
+        return measure(trainer, model, data, device, args)
+    except Exception as error:  # the user's own code and data
+        logging.warning("%s: its accuracy cannot be measured: %s", who, type(error).__name__)
+        return None
 
 
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:

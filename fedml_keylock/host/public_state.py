@@ -13,10 +13,51 @@ from torch import Tensor
 from ..errors import UpdateRefused
 from ..types import Agreement
 
-__all__ = ["check_state", "pinned", "public_copy"]
+__all__ = ["check_payload", "check_state", "check_words", "pinned", "public_copy"]
 
 TOLERANCE = 1e-3
 """How far an average of constants may be from the constant: float32 rounding, with a margin."""
+
+
+def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
+    """The state, when it is tensors by name, whatever they are.
+
+    Raises:
+        UpdateRefused: it is something else, or empty.
+
+    Example:
+        >>> check_payload({"w": 1.0}, who="silo 0")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: silo 0: w is a float, not a tensor
+
+    """
+    if not isinstance(state, Mapping):
+        raise UpdateRefused(f"{who}: the update is a {type(state).__name__}, not a state dict")
+    if not state:
+        raise UpdateRefused(f"{who}: the update is empty")
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise UpdateRefused(f"{who}: {name} is a {type(tensor).__name__}, not a tensor")
+    return state
+
+
+def check_words(state: Any, *, who: str) -> Mapping[str, Tensor]:
+    """The state, when it is nothing but sealed words: tensors of int32.
+
+    Raises:
+        UpdateRefused: naming the first entry that is something else.
+
+    Example:
+        >>> check_words({"w": torch.zeros(2)}, who="rank 1")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 1: w is torch.float32, and sealed words are int32
+
+    """
+    for name, tensor in check_payload(state, who=who).items():
+        if tensor.dtype != torch.int32:
+            raise UpdateRefused(f"{who}: {name} is {tensor.dtype}, and sealed words are int32")
+    words: Mapping[str, Tensor] = state
+    return words
 
 
 def check_state(

@@ -74,7 +74,7 @@ class Roster:
         return cls(read_roster(roster), private, rank=rank)
 
     def sign(self, message: bytes) -> bytes:
-        """This silo's signature, SIGNATURE bytes."""
+        """The silo's own signature, SIGNATURE bytes."""
         return self._private.sign(message)
 
     def verify(self, message: bytes, signature: bytes, *, rank: int) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .compatibility import adds_server_noise
-from .gate import EntryNames, ServerGate
+from ..errors import HostError, KeyLockError, UpdateRefused, first_line
+from .gate import HELLO, HELLOS, EntryNames, ServerGate
 from .progress import note
 from .session import Session
-from .update_history import AverageCheck, Sender
+from .update_history import Sender
 
 __all__ = ["ServerSession"]
 
@@ -27,9 +29,12 @@ class ServerSession(Session):
     """
 
     gate: ServerGate = field(default_factory=ServerGate)
+    _hellos: dict[int, str] = field(default_factory=dict)
+    _total: Mapping[str, Tensor] | None = field(default=None, repr=False)
     _silo_of: dict[int, int] = field(default_factory=dict)
     _sent: Any = None
     _next_round: int = 0
+    _told: bool = False
 
     def __post_init__(self) -> None:
         transforms = self.defense is not None and self.defense.transforms_updates
@@ -40,16 +45,52 @@ class ServerSession(Session):
         """How messages name this rank."""
         return "the server"
 
-    def agree(self, dataset: Sequence[Any]) -> None:
-        """Check that silos can agree; from now on send nothing but averages in which masks cancel.
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the server has a sum of sealed words in place of a model."""
+        return self._total is not None
+
+    def add_up(self, updates: Sequence[tuple[Any, Mapping[str, Tensor]]]) -> Mapping[str, Tensor]:
+        """What FedML's averaging operator gives of sealed updates: their sum.
+
+        Args:
+            updates: of a round, each with what FedML takes for its number of samples.
 
         Raises:
-            ConfigError: see `Session.agree`.
+            HostError: there are fewer or more of them than ranks.
 
         """
-        super().agree(dataset)
-        if self.is_masked and not adds_server_noise(self.args):
-            self.gate.average = AverageCheck()
+        assert self.defense is not None
+        each = int(self.args.client_num_per_round)
+        if len(updates) != each:
+            raise HostError(
+                f"{self.who}, round {self.round}: {len(updates)} updates of {each} silos are to be "
+                "averaged, and sealed ones open together only: let the aggregator pass all of them "
+                "to FedMLAggOperator.agg"
+            )
+        self._total = self.defense.add_up([state for _, state in updates])
+        self.defense.keep(self._total, round_index=self.round)
+        return self._total
+
+    def refuse_aggregator(self, error: Exception) -> NoReturn:
+        """Say in one line that the job's own aggregator cannot compute with sealed updates.
+
+        Raises:
+            HostError: always.
+
+        """
+        if isinstance(error, KeyLockError):
+            raise error
+        raise HostError(
+            f"{self.who}, round {self.round}: the job's aggregator failed on sealed updates "
+            f"({type(error).__name__}: {first_line(error)}); {_CALL_AGG}"
+        ) from error
+
+    def skip_test(self) -> None:
+        """Say once that the server does not test what it cannot read."""
+        if not self._told:
+            self._told = True
+            logging.info("%s: its model is sealed, and is not tested here; silos test it", self.who)
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
         """Check and make ready what the server sends; see `Session.emit`."""
@@ -58,10 +99,16 @@ class ServerSession(Session):
         state = entries.get(names.state)
         if state is None:
             return
+        if self._hellos and self._total is None:
+            entries[HELLOS] = ",".join(f"{rank}:{said}" for rank, said in self._hellos.items())
+        if self._total is not None and not _is_same(state, self._total):
+            raise UpdateRefused(
+                f"{self.who}, round {self.round}: the job's aggregator changed the sum of sealed "
+                f"updates, or computed something else of them; {_CALL_AGG}"
+            )
         self._note("while sending its model")
         agreement = None if self.defense is None else self._agreed()
-        who = f"{self.who}, round {self.round}"
-        self.gate.emit(entries, names, agreement, receiver, who=who)
+        self.gate.emit(entries, names, agreement, receiver, is_sum=self.is_sealed)
         if state is not self._sent:  # the same goes to every silo
             self._sent = state
             self.observer.sent(state)
@@ -73,6 +120,8 @@ class ServerSession(Session):
     def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
         """Check a silo's message, and show its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
+        if isinstance(entries.get(HELLO), str):
+            self._hellos[sender] = entries[HELLO]
         agreement = None if self.defense is None else self._agreed()
         origin, before = Sender(sender, silo, self.round), self.observer.received
         update = self.gate.admit(entries, names, agreement, origin, before)
@@ -98,3 +147,21 @@ class ServerSession(Session):
         last = int(self.args.comm_round) - 1
         current = min(self._next_round, last) if round_index is None else round_index
         note(f"rank 0: the server, round {current}: {doing}")
+
+
+_CALL_AGG = (
+    "under lock: sealed it must return what FedMLAggOperator.agg(args, updates) or "
+    "super().aggregate(updates) gives, unchanged; a server rate or momentum belongs into the "
+    "silos' trainer"
+)
+
+
+def _is_same(state: Any, total: Mapping[str, Tensor]) -> bool:
+    """Whether a state is the sum itself, or a copy of it."""
+    if not isinstance(state, Mapping) or state.keys() != total.keys():
+        return False
+    return all(
+        words is total[name]
+        or (isinstance(words, Tensor) and words.dtype == torch.int32 and words.equal(total[name]))
+        for name, words in state.items()
+    )

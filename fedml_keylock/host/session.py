@@ -9,12 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import HostError, LockError
-from ..types import Agreement, Defense
-from .compatibility import check_masking, check_model
+from ..errors import ConfigError, HostError, LockError
+from ..types import Agreement, Credentials, Defense
+from .compatibility import check_model, check_sealing
 from .gate import EntryNames
 from .job_configuration import Arguments
-from .key_agreement import check_channel, takes_secrets
 from .observer import Observer
 from .silo_round import Tell
 
@@ -70,10 +69,9 @@ class Session(ABC):
         return self.defense.robust_aggregation if self.defense else None
 
     @property
-    def is_masked(self) -> bool:
-        """Whether pairwise masks hide what silos send, where there is more than one silo."""
-        wanted = self.defense is not None and self.defense.wants_pairs
-        return wanted and self._comm is not None and not self.in_turn
+    def seals(self) -> bool:
+        """Whether silos send words that their server adds up and cannot read."""
+        return self.defense is not None and self.defense.seals
 
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Show FedML's dataset tuple to the rank's attacks."""
@@ -103,14 +101,22 @@ class Session(ABC):
             dataset: FedML's tuple, which says how many samples this silo has.
 
         Raises:
-            ConfigError: silos cannot talk to one another; or the server changes single states,
-                which masks would not survive.
+            ConfigError: silos cannot talk to one another; or the server would read or change single
+                updates, or the average.
 
         """
-        if self.defense is not None and takes_secrets(self.defense):
-            check_channel(self.defense, self._comm)
-            if self.is_masked:
-                check_masking(self.args)
+        if self.seals:
+            check_sealing(self.args)
+        if self._credentials is not None and not self._credentials.group_key and not self._comm:
+            raise ConfigError(
+                "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
+                "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
+            )
+        if self.seals and self._comm is None and self.in_turn:
+            raise ConfigError(
+                "client_num_in_total: over this backend silos cannot tell one another who takes "
+                "part in a round; give every silo a rank of its own, or use backend: MPI"
+            )
 
     @abstractmethod
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
@@ -130,6 +136,11 @@ class Session(ABC):
     @abstractmethod
     def _prepare(self, model: nn.Module) -> None:
         """Show the model to the observer as long as it is unprotected, and protect it in a silo."""
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        """What silos agree on secrets with, if they need any."""
+        return None if self.defense is None else self.defense.credentials
 
     @property
     def _comm(self) -> Any:

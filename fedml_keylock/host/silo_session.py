@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HostError, LockError, UpdateRefused, VaultError
-from .gate import EntryNames, SiloGate
-from .key_agreement import share_secrets, takes_secrets
-from .own_accuracy import report
+from ..locks.group_key import group_secret
+from ..types import JobSecrets
+from .gate import HELLO, HELLOS, EntryNames, SiloGate
+from .key_agreement import Handshake, agree
+from .own_accuracy import measured
 from .progress import note
+from .roster import Roster
 from .session import Session
 from .silo_round import SiloRound
 
@@ -38,9 +41,11 @@ class SiloSession(Session):
     _locked_for: int | None = None
     _trained: int = 0
     _shared: bool = False
+    _handshake: Handshake | None = field(default=None, repr=False)
+    _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.gate = SiloGate(self._release)
+        self.gate = SiloGate(self._seal)
         if not self.in_turn:
             self.silo = self._locked_for = int(self.args.rank) - 1
 
@@ -73,12 +78,21 @@ class SiloSession(Session):
 
         """
         super().agree(dataset)
-        if self.defense is not None and takes_secrets(self.defense):
-            self._note("while agreeing on a secret with the other silos")
-            samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
-            done = share_secrets(self.defense, self._comm, samples=samples, masked=self.is_masked)
-            logging.info("%s: %s", self.who, done)
-        self._shared = True
+        credentials = self._credentials
+        if self.defense is None or credentials is None:
+            return
+        rank, roster = int(self.args.rank), None
+        if credentials.roster is not None:
+            roster = Roster.load(credentials.roster, credentials.identity or "", rank=rank)
+        self._handshake = Handshake(
+            rank,
+            _samples_of(dataset, self.silo),
+            b"" if credentials.group_key is None else group_secret(credentials.group_key),
+            roster,
+        )
+        if self._comm is not None:
+            self._note("while agreeing on secrets with the other silos")
+            self._share(agree(self._comm, self._handshake))
 
     def enter(self, silo: int) -> None:
         """Called when FedML gives this rank a silo's data: load the silo's private state.
@@ -125,7 +139,7 @@ class SiloSession(Session):
         state = result[0] if isinstance(result, tuple) else result
         audited = self.defense is not None and self.observer.audits_update
         if audited and isinstance(state, Mapping):  # as it will be sent
-            state = self._release(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            state = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result
@@ -134,8 +148,19 @@ class SiloSession(Session):
         """Report how well the model that the silo was just given does; see `own_accuracy`."""
         if data is None or self.model is None or not self.tests_now():
             return
+        assert self.defense is not None
+        share = measured(trainer, self.model, data, device, self.args, who=self.who)
+        if share is None:
+            return
         turn = SiloRound(self.silo or 0, self.last_round, self.who, self.tell)
-        report(turn, self.model, trainer, data, device, self.args)
+        line = (
+            f"silo {turn.silo}, aggregate of round {turn.round}: accuracy in the silo {share:.4f}"
+        )
+        if self.defense.tells_accuracy:
+            logging.info(line)
+            turn.tell_score("accuracy_with_own_key", share)
+        else:
+            self.defense.note(line, silo=turn.silo)
 
     def tests_now(self) -> bool:
         """Whether a silo that was just given a model tests it: when FedML's server does."""
@@ -154,6 +179,10 @@ class SiloSession(Session):
         if self.defense is None:
             return
         state = self.gate.emit(entries, names, self._agreed(), who=self.who)
+        if state is None and self._handshake is not None and self._comm is None:
+            entries[HELLO] = self._handshake.hello.hex()
+        if state is not None and not self.defense.tells_samples:
+            entries[names.samples] = 1
         if state is not None:
             self.observer.show(
                 "before_upload",
@@ -167,15 +196,32 @@ class SiloSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the server")
 
-    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
-        """Check the server's message, and show its model to the defense."""
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
+        """Check the server's model, and open it; see `Session.admit`."""
         if self.defense is None or entries.get(names.state) is None:
             return
         who = f"{self.who}: the server's model"
         state, nonce = self.gate.admit(entries, names, self._agreed(), who=who)
         self.defense.begin_job(nonce)
         self.observer.received = state
-        self._receive(state)
+        if self._handshake is not None and not self._shared:
+            self._share(self._handshake.complete(_hellos_in(entries.get(HELLOS), who=who)))
+        entries[names.state] = self._open(state)
+        if self._trained >= int(self.args.comm_round):
+            self.defense.finish(self._trained, silo=self.silo or 0)
+
+    def dismiss(self) -> None:
+        """Called when the server tells this silo that the job is over.
+
+        Raises:
+            UpdateRefused: it is not.
+
+        """
+        rounds = int(self.args.comm_round)
+        if self.defense is not None and self._trained < rounds:
+            raise UpdateRefused(
+                f"{self.who}: the server ends the job after {self._trained} of {rounds} rounds"
+            )
 
     def _prepare(self, model: nn.Module) -> None:
         self.observer.begin_audit(model, self.defense)
@@ -184,31 +230,46 @@ class SiloSession(Session):
             done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
             logging.info("%s: %s", self.who, done)
 
-    def _receive(self, state: Mapping[str, Tensor]) -> None:
-        """Tell the defense which round's average FedML is about to load."""
+    def _share(self, secrets: JobSecrets) -> None:
+        assert self.defense is not None
+        self.defense.share(secrets)
+        self._shared = True
+        logging.info("%s: the silos have agreed on secrets", self.who)
+
+    def _open(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What FedML is to load in place of what the server sent."""
         assert self.defense is not None
         if self.model is None:
             raise HostError(f"{self.who}: a model came before the job's own was locked")
-        if takes_secrets(self.defense) and not self._shared:
+        if self._credentials is not None and not self._shared:
             raise HostError(
                 f"{self.who}: a model came before the silos had agreed on a secret: start the job "
                 "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
             )
-        self.defense.receive(self.model, state, round_index=self.last_round)
-
-    def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
-        """What the defense sends in place of a state."""
-        assert self.defense is not None
-        assert self.model is not None
         try:
-            return self.defense.release(self.model, state, samples=samples)
+            return self.defense.open(self.model, state, round_index=self.last_round)
         except UpdateRefused as error:
             raise UpdateRefused(f"{self.who}: {error}") from None
+
+    def _seal(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
+        """What the defense sends in place of a state; of the same state the same."""
+        assert self.defense is not None
+        assert self.model is not None
+        if self._sealed is not None and self._sealed[0] is state:  # it was audited as it is sent
+            return self._sealed[1]
+        try:
+            sealed = self.defense.seal(self.model, state, samples=samples)
+        except (UpdateRefused, VaultError) as error:
+            raise type(error)(f"{self.who}: {error}") from None
+        self._sealed = state, sealed
+        return sealed
 
     def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
         assert self.model is not None
         assert self.defense is not None
         held = getattr(trainer, "model", None)  # it may hold it by another name, or in a wrapper
+        if not self.defense.wraps_model:
+            held = None
         if isinstance(held, nn.Module) and not any(m is self.model for m in held.modules()):
             raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
         try:
@@ -265,3 +326,30 @@ class SiloSession(Session):
     def _is_over(self) -> bool:
         """Whether the last round was trained."""
         return self._trained >= int(self.args.comm_round)
+
+
+def _samples_of(dataset: Sequence[Any], silo: int | None) -> float:
+    """How many samples a silo has, as FedML reads it; 0 where that is not known."""
+    if silo is None or dataset[4] is None:
+        return 0.0
+    try:
+        return float(dataset[4][silo])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return 0.0
+
+
+def _hellos_in(entry: Any, *, who: str) -> dict[int, bytes]:
+    """The silos' hellos, by rank, as the server passes them on.
+
+    Raises:
+        UpdateRefused: there are none, or they are something else.
+
+    """
+    try:
+        pairs = (said.split(":") for said in str(entry).split(","))
+        return {int(rank): bytes.fromhex(hello) for rank, hello in pairs}
+    except ValueError:
+        raise UpdateRefused(
+            f"{who} came without the silos' hellos: the plugin is not active on the server. Start "
+            "every rank with `python -m fedml_keylock` and the same YAML"
+        ) from None

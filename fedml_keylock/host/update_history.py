@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
 from ..tensors import raw
 
 __all__ = [
-    "AverageCheck",
     "DuplicateDetector",
     "Sender",
     "check_attackable",
@@ -25,11 +22,6 @@ __all__ = [
 
 SAMPLE = 64
 """Numbers of each tensor that a fingerprint is made of."""
-
-EXACT = 4 * torch.finfo(torch.float32).eps
-"""How far an average in float32 may be from the exact one, over the size of what is averaged and
-the square root of how many that are; nineteen times as far as rounding took that of two silos, and
-more of more."""
 
 
 class Sender(NamedTuple):
@@ -54,68 +46,6 @@ class Sender(NamedTuple):
     def who(self) -> str:
         """How messages about it begin."""
         return f"{self.name}, round {self.round}"
-
-
-class AverageCheck:
-    """The server's own average of a round's updates, by their samples, as FedAvg makes it.
-
-    Masks cancel in that alone. In one of other weights, a little of them is left: it may be as
-    large as the weights, and too small to be told from training by who gets it.
-
-    Example:
-        >>> average = AverageCheck()
-        >>> average.add({"w": torch.tensor([4.0])}, 1)
-        >>> average.add({"w": torch.tensor([-2.0])}, 3)
-        >>> average.check({"w": torch.tensor([-0.5])}, who="the server")
-        >>> average.check({"w": torch.tensor([1.0])}, who="the server")
-        Traceback (most recent call last):
-        fedml_keylock.errors.UpdateRefused: the server: w is not the average of what silos sent...
-
-    """
-
-    def __init__(self) -> None:
-        self._begin()
-
-    def _begin(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._sizes: dict[str, float] = {}
-        self._samples, self._count = 0.0, 0
-        self._checked: Mapping[str, Tensor] | None = None
-
-    def add(self, state: Mapping[str, Tensor], samples: float) -> None:
-        """Add an update; the first after a check begins a round."""
-        if self._checked is not None:
-            self._begin()
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                part = tensor.detach().cpu().double() * samples
-                self._sums[name] = self._sums.get(name, 0.0) + part
-                self._sizes[name] = self._sizes.get(name, 0.0) + float(part.norm())
-        self._samples += samples
-        self._count += 1
-
-    def check(self, state: Mapping[str, Tensor], *, who: str) -> None:
-        """Check the model that the server made of the updates, if there are any.
-
-        Raises:
-            UpdateRefused: it is not their average.
-
-        """
-        if state is self._checked:  # the same goes to every rank
-            return
-        for name, total in self._sums.items():
-            sent = state.get(name)
-            allowed = EXACT * math.sqrt(self._count) * self._sizes[name]
-            if sent is not None and total.shape == sent.shape:
-                off = float((sent.detach().cpu().double() * self._samples - total).norm())
-                if off <= allowed:
-                    continue
-            raise UpdateRefused(
-                f"{who}: {name} is not the average of what silos sent, weighed by their "
-                "samples, in which alone their masks cancel; let the job's aggregator make that "
-                "(FedML's own does), or set keylock: {mask: false}"
-            )
-        self._checked = state
 
 
 class DuplicateDetector:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from ..types import JobSecrets, Surrogate
+from ..types import Credentials, JobSecrets, Surrogate
 from .config import KeyLockConfig
 from .description import LockInfo
 from .paper.lock import PaperLock
@@ -47,14 +47,19 @@ class SealedPaperLock(PaperLock):
         return True
 
     @property
-    def needs_secret(self) -> bool:
+    def credentials(self) -> Credentials | None:
         """As of lock: sealed."""
-        return self._wire.needs_secret
+        return self._wire.credentials
 
     @property
-    def wants_pairs(self) -> bool:
+    def tells_samples(self) -> bool:
         """As of lock: sealed."""
-        return self._wire.wants_pairs
+        return self._wire.tells_samples
+
+    @property
+    def tells_accuracy(self) -> bool:
+        """As of lock: sealed."""
+        return self._wire.tells_accuracy
 
     def share(self, secrets: JobSecrets) -> None:
         """As of lock: sealed."""
@@ -86,6 +91,14 @@ class SealedPaperLock(PaperLock):
     def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """As of lock: sealed."""
         return self._wire.add_up(messages)
+
+    def rehearse(
+        self,
+        base: Mapping[str, Tensor],
+        updates: Sequence[tuple[float, Mapping[str, Tensor]]],
+    ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+        """As of lock: sealed."""
+        return self._wire.rehearse(base, updates)
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
         """As of lock: sealed."""

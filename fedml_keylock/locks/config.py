@@ -27,6 +27,7 @@ FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "scale": ("sealed",),
     "checkpoint": ("sealed",),
     "save_model": ("sealed",),
+    "tell_accuracy": ("sealed",),
     "tell_samples": ("sealed",),
     "robust_aggregation": ("rotated", "paper"),
     "layers": ("paper",),
@@ -92,6 +93,10 @@ class KeyLockConfig(Settings):
     save_model: Path | None = None
     """Of sealed: a folder in which each silo writes the final model, open, as
     silo-N.safetensors."""
+    tell_accuracy: bool = Field(default=False, strict=True)
+    """Of sealed: whether the server's log is told what silos measure of the models that they are
+    given (own_accuracy). Otherwise it goes to silo-N.log in the vault's folder: a server that chose
+    the model would read class shares from it."""
     tell_samples: bool = Field(default=False, strict=True)
     """Of sealed: whether the server is told how many samples each silo has. FedML's server has no
     use for it: silos weigh their updates themselves."""

@@ -18,6 +18,7 @@ from .description import LockInfo, LockIssue, ModelCheck
 from .entropy import Uniform
 from .private import is_locked
 from .vault import Cipher, Vault
+from .vault.disk import append_private
 
 __all__ = ["Lock"]
 
@@ -297,6 +298,15 @@ class Lock(Defense):
         self._layout, self._in_turn = agreement.layout, silo is None
         done = "; ".join(filter(None, [str(self.lock_for_job(model)), self.weakness]))
         return done if silo is None else f"{done}; {self.enter_silo(model, silo=silo)}"
+
+    def note(self, line: str, *, silo: int) -> None:
+        """Append a line to silo-N.log in the vault's folder, for its owner only.
+
+        Raises:
+            VaultError: it cannot be written.
+
+        """
+        append_private(self.config.vault / f"silo-{silo}.log", line)
 
     @abstractmethod
     def lock_for_job(self, model: nn.Module) -> LockInfo:

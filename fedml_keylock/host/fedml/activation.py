@@ -8,7 +8,7 @@ from ...errors import HostError
 from ..abort import AbortOnError
 from ..compatibility import unsupported
 from ..patching import Patches, Seam
-from . import cross_silo, current_job, receiving, security, sp
+from . import aggregation, cross_silo, current_job, receiving, security, sp
 from .guard import guards
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
@@ -103,7 +103,8 @@ def seams() -> tuple[Seam, ...]:
         ImportError: this FedML does not have a module or class that holds one.
 
     """
-    return (*security.seams(), *cross_silo.seams(), *receiving.seams(), *sp.seams())
+    rooms = (security, cross_silo, aggregation, receiving, sp)
+    return tuple(seam for room in rooms for seam in room.seams())
 
 
 _patches = Patches(())

@@ -9,7 +9,7 @@ import fedml
 from ...errors import ConfigError, HostError
 from ..patching import Function, Seam, around
 from ..silo_session import SiloSession
-from .current_job import begin, entry_names, final
+from .current_job import begin, current, entry_names, final
 
 if TYPE_CHECKING:
     from fedml.core.alg_frame.client_trainer import ClientTrainer
@@ -24,6 +24,8 @@ __all__ = ["seams"]
 def seams() -> tuple[Seam, ...]:
     """What of a job's beginning, of its silos, of its server and of its messages is wrapped."""
     from fedml.core.alg_frame.client_trainer import ClientTrainer
+    from fedml.core.distributed.communication.grpc.grpc_comm_manager import GRPCCommManager
+    from fedml.core.distributed.communication.mpi.com_manager import MpiCommunicationManager
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
     from fedml.cross_silo.client.fedml_trainer_dist_adapter import TrainerDistAdapter
@@ -43,7 +45,9 @@ def seams() -> tuple[Seam, ...]:
         # FedML's MPI simulation has classes of its own for the same
         Seam(FedAVGTrainer, "train", ("self", "round_idx"), _simulated_train),
         Seam(FedAVGTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
-        Seam(FedMLCommManager, "send_message", ("self", "message"), _send_message),
+        # below FedML's manager, so that nothing that it sends goes around them
+        Seam(MpiCommunicationManager, "send_message", ("self", "msg"), _send_message),
+        Seam(GRPCCommManager, "send_message", ("self", "msg"), _send_message),
         Seam(FedMLCommManager, "receive_message", messages, _receive_message),
         Seam(fedml, "_manage_mpi_args", ("args",), _manage_mpi_args),
     )
@@ -131,12 +135,12 @@ def _same_dataset(original: Function, self: TrainerDistAdapter, client_index: An
 
 
 @around
-def _send_message(original: Function, self: FedMLCommManager, message: Any) -> None:
-    session = begin(self.args)
+def _send_message(original: Function, self: Any, msg: Any) -> None:
+    session = current()
     if session is not None:
         with final():
-            session.emit(message.get_params(), entry_names(), int(message.get_receiver_id()))
-    original(self, message)
+            session.emit(msg.get_params(), entry_names(), int(msg.get_receiver_id()))
+    original(self, msg)
     if session is not None:
         session.sent()
 
@@ -146,6 +150,7 @@ def _receive_message(
     original: Function, self: FedMLCommManager, msg_type: Any, msg_params: Any
 ) -> None:
     from fedml.core.distributed.communication.constants import CommunicationConstants
+    from fedml.cross_silo.client.message_define import MyMessage
 
     ready = CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
     session = begin(self.args)
@@ -154,6 +159,8 @@ def _receive_message(
     if session is not None and not (msg_type == ready and sender == receiver):
         with final():
             session.admit(msg_params.get_params(), entry_names(), int(sender))
+            if isinstance(session, SiloSession) and msg_type == MyMessage.MSG_TYPE_S2C_FINISH:
+                session.dismiss()
     original(self, msg_type, msg_params)
 
 

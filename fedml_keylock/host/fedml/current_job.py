@@ -14,7 +14,7 @@ from ..gate import EntryNames
 from ..session import Session
 from ..session_of import session_of
 
-__all__ = ["begin", "entry_names", "final", "forget", "tell_undefended"]
+__all__ = ["begin", "current", "entry_names", "final", "forget", "tell_undefended"]
 
 _job: tuple[Any, Session | None] | None = None
 """Its arguments, and its session if they ask for one."""
@@ -41,6 +41,11 @@ def begin(args: Any) -> Session | None:
             )
         _job = (args, session)
     return _job[1]
+
+
+def current() -> Session | None:
+    """The session of this process's job, if it has begun one."""
+    return None if _job is None else _job[1]
 
 
 def _tell(wandb: bool, metrics: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...types import JobSecrets, Surrogate
+from ...types import Credentials, JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from ..entropy import Uniform
@@ -47,7 +47,7 @@ class RotatedLock(Lock):
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
         self._rotation: Rotation | None = None
-        self._file, self._nonce, self._secret = b"", b"", b""
+        self._nonce, self._secret = b"", b""
         self._integers: dict[str, Tensor] = {}
         self._sent = -1
 
@@ -190,12 +190,17 @@ class RotatedLock(Lock):
         return True
 
     @property
-    def needs_secret(self) -> bool:
-        """Whether the silos must agree on a secret among themselves: no file has one."""
-        return self.config.group_key is None
+    def wraps_model(self) -> bool:
+        """It does not: the model is the job's own."""
+        return False
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What silos agree on secrets with."""
+        return Credentials(self.config.group_key, self.config.roster, self.config.identity)
 
     def share(self, secrets: JobSecrets) -> None:
-        """Take what the silos have agreed on, beside the file's secret if there is one."""
+        """Take what the silos have agreed on, which a file's secret is part of if there is one."""
         self._secret = secrets.group
 
     def begin_job(self, nonce: bytes) -> None:
@@ -208,8 +213,6 @@ class RotatedLock(Lock):
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Nothing is done to the model; the key follows with the first model that comes."""
-        if self.config.group_key is not None:
-            self._file = group_secret(self.config.group_key)
         self.plan(model)
         self._rotation = Rotation(parts_of(model))
         return self.info(model)
@@ -234,11 +237,10 @@ class RotatedLock(Lock):
         """The first model as it is, and every average as it was before it was rotated."""
         rotation = self._begun()
         if round_index < 0:
-            if not self._file and not self._secret:
+            if not self._secret:
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
             if rotation.key is None:
-                secret = self._secret + self._file
-                rotation.key = JobKey.derive(secret, self._nonce, digest(message))
+                rotation.key = JobKey.derive(self._secret, self._nonce, digest(message))
             opened = dict(message)
         else:
             opened = rotation.restore(message, round_index=round_index)

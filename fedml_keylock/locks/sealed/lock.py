@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...types import JobSecrets, Surrogate
+from ...types import Credentials, JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from ..entropy import Uniform
@@ -42,6 +42,7 @@ class SealedLock(Lock):
         self._secrets: JobSecrets | None = None
         self._rounds: Rounds | None = None
         self._own_model = b""
+        self._silo = 0
 
     @property
     def title(self) -> str:
@@ -186,14 +187,24 @@ class SealedLock(Lock):
         return True
 
     @property
-    def needs_secret(self) -> bool:
-        """Whether the silos must agree on a secret among themselves: no file has one."""
-        return self.config.group_key is None
+    def wraps_model(self) -> bool:
+        """It does not: the model is the job's own."""
+        return False
 
     @property
-    def wants_pairs(self) -> bool:
-        """Each two silos have a secret too."""
-        return True
+    def credentials(self) -> Credentials | None:
+        """What silos agree on secrets with."""
+        return Credentials(self.config.group_key, self.config.roster, self.config.identity)
+
+    @property
+    def tells_samples(self) -> bool:
+        """Whether the server is told how many samples each silo has."""
+        return self.config.tell_samples
+
+    @property
+    def tells_accuracy(self) -> bool:
+        """Whether what silos measure leaves them."""
+        return self.config.tell_accuracy
 
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on.
@@ -228,6 +239,7 @@ class SealedLock(Lock):
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it."""
+        self._silo = silo
         if not self._writes_vault:
             return "no private state to keep"
         return f"opens checkpoints by {self._claim(silo).path}"
@@ -246,13 +258,10 @@ class SealedLock(Lock):
         rounds = self._begun()
         message, counts = rounds.seal(payload, samples=samples)
         if counts.names:
-            logging.warning(
-                "round %d: %d numbers outgrew their range and were clipped, %d are not finite, in "
-                "%s",
-                rounds.round,
-                counts.clipped,
-                counts.infinite,
-                ", ".join(counts.names[:6]),
+            self.note(
+                f"round {rounds.round}: {counts.clipped} numbers outgrew their range and were "
+                f"clipped, {counts.infinite} are not finite, in {', '.join(counts.names)}",
+                silo=self._silo,
             )
         if self._writes_vault:
             assert rounds.record is not None
@@ -274,11 +283,7 @@ class SealedLock(Lock):
         opened = rounds.open(message)
         done = rounds.round - 1
         if opened.counts.infinite:
-            raise UpdateRefused(
-                f"round {done}: {opened.counts.infinite} numbers of the silos' updates were NaN or "
-                "infinite: training has diverged. The log of the silo that sent them names the "
-                "tensors; lower the learning rate, or clip gradients"
-            )
+            raise UpdateRefused(_diverged(done, opened.counts.infinite))
         if opened.counts.clipped:
             logging.warning(
                 "round %d: %d numbers of the silos' updates were clipped to the range of a round",
@@ -299,6 +304,30 @@ class SealedLock(Lock):
     def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """On the server: the sum of a round's messages, and its checkpoint."""
         return add_up(messages)
+
+    def rehearse(
+        self,
+        base: Mapping[str, Tensor],
+        updates: Sequence[tuple[float, Mapping[str, Tensor]]],
+    ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+        """One round of all silos in one process, with secrets of its own."""
+        count = len(updates)
+        pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
+        group, samples = os.urandom(32), {i: number for i, (number, _) in enumerate(updates)}
+        silos = []
+        for own in range(count):
+            mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
+            silos.append(Rounds(JobSecrets(group, own, mine, samples), self.config.colluders))
+            silos[own].scale = self.config.scale
+            silos[own].begin(base)
+        messages = [
+            silo.seal(payload, samples=number)[0]
+            for silo, (number, payload) in zip(silos, updates, strict=True)
+        ]
+        opened = silos[0].open(add_up(messages))
+        if opened.counts.infinite:
+            raise UpdateRefused(_diverged(0, opened.counts.infinite))
+        return [*messages], opened.state
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
         """On the server: write the sealed checkpoint."""
@@ -345,6 +374,14 @@ class SealedLock(Lock):
                 digest.hex(),
             )
         return first
+
+
+def _diverged(round_index: int, count: int) -> str:
+    return (
+        f"round {round_index}: {count} numbers of the silos' updates were NaN or infinite: "
+        "training has diverged. The own log of the silo that sent them names the tensors; lower "
+        "the learning rate, or clip gradients"
+    )
 
 
 def _on(model: nn.Module) -> Rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -88,7 +89,8 @@ def seal(
             secret = stream.words(len(words))
             (np.add if sign > 0 else np.subtract)(into, secret, out=into)
 
-    sealed: dict[str, Tensor] = {}
+    # FedML takes a plain dict for one state a silo
+    sealed: dict[str, Tensor] = OrderedDict()
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         wire = torch.empty(entry.wire_shape, dtype=torch.int32)
         flat, start = wire.view(-1).numpy(), 0
@@ -139,7 +141,7 @@ def open_sum(
     """
     check_form(encoding, message)
     tag, pad = Tag(tag_key), Keystream(pad_key)
-    state: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = OrderedDict()
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
         for start in range(0, len(words), CHUNK):
@@ -184,12 +186,12 @@ def add_up(messages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         UpdateRefused: they have other names, shapes or types than one another.
 
     Example:
-        >>> add_up([{"w": torch.tensor([2**31 - 1], dtype=torch.int32)}] * 2)
-        {'w': tensor([-2], dtype=torch.int32)}
+        >>> add_up([{"w": torch.tensor([2**31 - 1], dtype=torch.int32)}] * 2)["w"]
+        tensor([-2], dtype=torch.int32)
 
     """
     first = messages[0]
-    total = {name: words.clone() for name, words in first.items()}
+    total = OrderedDict((name, words.clone()) for name, words in first.items())
     for message in messages[1:]:
         for name in sorted(message.keys() ^ total.keys()):
             raise UpdateRefused(f"{name}: one silo has sent it and another has not")

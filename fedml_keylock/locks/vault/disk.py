@@ -16,7 +16,15 @@ from typing import BinaryIO
 from ...errors import VaultError
 from ...files import check_place
 
-__all__ = ["claim", "make_folder", "open_private", "release", "remove_leftovers", "write_private"]
+__all__ = [
+    "append_private",
+    "claim",
+    "make_folder",
+    "open_private",
+    "release",
+    "remove_leftovers",
+    "write_private",
+]
 
 TEMPORARY = ".tmp"
 """How the name of a file ends that is not written to its end yet."""
@@ -138,6 +146,28 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
             os.close(folder)
     except OSError as error:
         raise VaultError(f"{what} {path}: cannot be written: {error.strerror}") from None
+
+
+def append_private(path: Path, line: str) -> None:
+    r"""Append a line to an owner-only file, in an owner-only folder; both are made if needed.
+
+    Raises:
+        VaultError: it cannot be written.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "vault" / "silo-0.log"
+        >>> append_private(path, "round 0")
+        >>> path.read_text(), oct(path.stat().st_mode)[-3:]
+        ('round 0\n', '600')
+
+    """
+    make_folder(path.parent)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(path, flags, 0o600), "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise VaultError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def _to_write(descriptor: int) -> BinaryIO:
