@@ -18,8 +18,8 @@ __all__ = ["CHUNK", "Counts", "Encoding", "Entry", "Shares", "entries_of"]
 
 CHUNK = 1 << 18
 """Words that are worked on at once: they stay in the processor's cache."""
-HEADROOM = 2
-"""Bits: a matrix may grow to 2^2 times its largest number in a round before entries clip."""
+HEADROOM = 4
+"""Bits: a matrix may grow to 2^4 times its largest number in a round before entries clip."""
 HEADROOM_VECTOR = 22
 """The same of vectors and scalars, which have two words an entry."""
 
