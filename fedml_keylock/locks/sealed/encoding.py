@@ -282,7 +282,7 @@ class Encoding:
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
     ) -> Tensor:
         """``n_i (own - base) / (n 2^step)``, rounded to the nearest even, and clipped."""
-        moved = own.double()
+        moved = own.to(torch.float64, copy=True)  # the payload is the silo's own model
         moved -= base.double()
         infinite = 0
         if not bool(torch.isfinite(moved).all()):
