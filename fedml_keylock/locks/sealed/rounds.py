@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ...errors import HostError, UpdateRefused
@@ -65,7 +66,7 @@ class Rounds(Private):
         """
         digest = digest_of(first)
         if not self._chain:
-            self.base, self._chain = dict(first), digest
+            self.base, self._chain = _kept(first), digest
         elif self.round or digest != self._chain:
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
@@ -129,7 +130,7 @@ class Rounds(Private):
         tags = b"".join(tag.to_bytes(8, "big") for tag in opened.tags)
         # whoever has the same tags opened the same, so that the chain stands for the payload
         self._chain = hashlib.sha256(framed(b"chain", self._chain, tags)).digest()
-        self.base, self.round = opened.state, self.round + 1
+        self.base, self.round = _kept(opened.state), self.round + 1
         self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)
         return opened
@@ -215,6 +216,14 @@ def schema_of(state: Mapping[str, Tensor]) -> bytes:
 
 def _lines(state: Mapping[str, Tensor]) -> list[bytes]:
     return [f"{e.name} {list(e.shape)} {e.dtype}".encode() for e in entries_of(state)]
+
+
+def _kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state's tensors in memory of their own: a job may train in place what it was given."""
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
 
 
 def ratcheted(secrets: JobSecrets) -> JobSecrets:

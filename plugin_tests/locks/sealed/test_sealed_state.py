@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from sealed_silos import bits_of, send, silos_of
+from sealed_silos import bits_of, one_round, send, silos_of
+
+from fedml_keylock.locks.sealed.record import Record
+from fedml_keylock.locks.vault import Vault
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 ALL = [*FLOATS, torch.int64, torch.int32, torch.uint8, torch.bool]
@@ -27,3 +30,42 @@ def test_sealing_changes_neither_the_payload_nor_what_was_received(dtype):
     send(silos, payloads)
     assert [bits_of(payload) for payload in payloads] == before
     assert [bits_of(silo.base) for silo in silos] == bases
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_was_received_may_be_trained_in_place(dtype):
+    """As under ``load_state_dict(assign=True)``, or by the handle that `lock_model` attaches.
+
+    Guards the copies in `Rounds.begin` and `Rounds.open`: without them a silo would encode its
+    update against a base that it has moved, and the average would be wrong in silence.
+    """
+    count = 3
+    first = {"w": torch.ones(2, 3, dtype=dtype)}
+    own = [{"w": first["w"]}, *({"w": first["w"].clone()} for _ in range(count - 1))]
+    silos = silos_of(first)
+    for wanted in (3.0, 5.0):
+        for step, state in enumerate(own, 1):
+            state["w"] += step
+        opened = one_round(silos, own)
+        own = [one.state for one in opened]
+        assert all(torch.equal(s["w"], torch.full_like(s["w"], wanted)) for s in own)
+
+
+LAYOUTS = {
+    "tied": lambda w: {"a": w, "b": w},
+    "transposed": lambda w: {"a": w.transpose(0, 1)},
+    "channels_last": lambda w: {"a": w.to(memory_format=torch.channels_last)},
+    "a row of many": lambda w: {"a": w[1], "b": w[:, 2]},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_vault_keeps_a_first_model_of_any_layout(layout, tmp_path):
+    """Guards `Rounds.begin`: safetensors writes neither tied weights nor what is not contiguous."""
+    first = LAYOUTS[layout](torch.randn(4, 3, 5, 2))
+    silos = silos_of(first)
+    send(silos, [first] * 3)
+    vault = Vault(tmp_path, 0, "layout")
+    vault.save(silos[0].record.tensors, round_index=0)
+    kept = Record.from_tensors(vault.load()[0]).encoding.base
+    assert bits_of(kept) == bits_of(first)
