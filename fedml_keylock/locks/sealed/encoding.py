@@ -275,7 +275,9 @@ class Encoding:
             if entry.kind != "matrix":
                 above = torch.from_numpy(high[part].astype(np.float64))
                 moved += above * 2.0 ** (step + self.shares.low_bits)
-            made[part] = (flat[part].double() + moved * share).to(entry.dtype)
+            new = (flat[part].double() + moved * share).to(entry.dtype)
+            # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+            made[part] = torch.where(moved == 0, flat[part], new)
         return made.reshape(entry.shape).to(base.device)
 
     def _rounded(

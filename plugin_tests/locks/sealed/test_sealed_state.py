@@ -69,3 +69,28 @@ def test_the_vault_keeps_a_first_model_of_any_layout(layout, tmp_path):
     vault.save(silos[0].record.tensors, round_index=0)
     kept = Record.from_tensors(vault.load()[0]).encoding.base
     assert bits_of(kept) == bits_of(first)
+
+
+def odd_bits(dtype):
+    """One number of every kind of bits: zeros, denormals, infinities, NaNs of any sign and mark."""
+    whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    top = 8 * dtype.itemsize - 1
+    generator = torch.Generator().manual_seed(0)
+    random = torch.randint(-(2**top), 2**top - 1, (39,), generator=generator)
+    infinite = torch.tensor([torch.inf], dtype=dtype).view(whole).long()
+    odd = torch.cat([torch.tensor([0, 1, 5]), infinite, infinite + 1, infinite + 3, random])
+    return torch.cat([odd, odd ^ -(2**top)]).to(whole).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape", [(-1,), (2, -1)])
+def test_what_no_silo_moves_stays_bit_for_bit(dtype, shape):
+    """Frozen weights, and constants of any bits: guards ``torch.where`` in `Encoding.decode`."""
+    first = {"frozen": odd_bits(dtype).reshape(shape), "trained": torch.ones(3, 3)}
+    silos = silos_of(first, (3, 1, 7))
+    own = [first] * 3
+    for _ in range(2):
+        own = [{**state, "trained": state["trained"] + 1} for state in own]
+        own = [opened.state for opened in one_round(silos, own)]
+        assert all(bits_of(state)["frozen"] == bits_of(first)["frozen"] for state in own)
+    assert own[0]["trained"][0, 0] == 3
