@@ -170,7 +170,7 @@ class Rounds(Private):
     def _scales(self, base: Mapping[str, Tensor]) -> dict[str, float]:
         if self.scale is None:
             return {}
-        return {name: self.scale for name in base if name not in self.base}
+        return {n: self.scale for n, t in base.items() if t is not self.base.get(n)}
 
     def _keys(self, encoding: Encoding) -> RoundKeys:
         silos = sorted({self.secrets.silo, *self.secrets.pairs})
