@@ -67,7 +67,7 @@ def one_round(silos: Sequence[Rounds], payloads: Sequence[State]) -> list[Opened
 
 def bits(tensor: Tensor) -> bytes:
     """A tensor's numbers as bytes, in their order."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().clone(memory_format=torch.contiguous_format).reshape(-1)
     return flat.view(torch.uint8).numpy().tobytes()
 
 

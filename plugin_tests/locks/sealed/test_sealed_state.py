@@ -55,13 +55,17 @@ LAYOUTS = {
     "tied": lambda w: {"a": w, "b": w},
     "transposed": lambda w: {"a": w.transpose(0, 1)},
     "channels_last": lambda w: {"a": w.to(memory_format=torch.channels_last)},
+    "one of a column": lambda w: {"a": w[:1, 0, 0, 0]},
     "a row of many": lambda w: {"a": w[1], "b": w[:, 2]},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_vault_keeps_a_first_model_of_any_layout(layout, tmp_path):
-    """Guards `Rounds.begin`: safetensors writes neither tied weights nor what is not contiguous."""
+    """Guards `Rounds.begin`: safetensors writes neither tied weights nor what is not contiguous.
+
+    And ``as_strided`` in `tensors.raw`: of one entry torch takes any stride for contiguous.
+    """
     first = LAYOUTS[layout](torch.randn(4, 3, 5, 2))
     silos = silos_of(first)
     send(silos, [first] * 3)
