@@ -129,6 +129,32 @@ def test_a_second_state_in_a_round_is_refused(silos):
         lock.open(model, sent, round_index=round_index)
 
 
+def test_silos_that_a_process_serves_in_turn_send_one_state_each(tmp_path):
+    """Guards ``_silo`` in `RotatedLock.seal`: as in FedML's simulation in one process.
+
+    The second silo's state was refused, as if it were the first one's second.
+    """
+    model = Net()
+    lock = make_lock(KeyLockConfig(lock="rotated", vault=tmp_path))
+    lock.protect(model, silo=None, agreement=lock.describe(model))
+    lock.share(JobSecrets(secret("group")))
+    lock.begin_job(b"nonce")
+    total = FIRST
+    for round_index in range(2):
+        sent = []
+        for index in range(3):
+            lock.enter_silo(model, silo=index)
+            lock.open(model, total, round_index=round_index - 1)
+            sent.append(lock.seal(model, state_of(index), samples=1))
+        lock.enter_silo(model, silo=1)
+        with pytest.raises(UpdateRefused, match="a second state"):
+            lock.seal(model, state_of(1), samples=1)
+        total = averaged(sent)
+    opened = lock.open(model, total, round_index=1)
+    plain = averaged([state_of(index) for index in range(3)])
+    assert all(torch.allclose(opened[name], plain[name], atol=1e-5) for name in REAL)
+
+
 def test_integers_that_training_has_changed_are_refused_by_name(silos):
     """Guards `_check_integers`: they are sent as they are. Counts of batches may change."""
     lock, model = silos[0]
