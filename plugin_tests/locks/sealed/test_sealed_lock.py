@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 from sealed_silos import bits_of, secrets_of
 from torch import nn
 
-from fedml_keylock.errors import ConfigError, HostError, UpdateRefused
+from fedml_keylock.errors import ConfigError, HostError, UpdateRefused, VaultError
 from fedml_keylock.locks import KeyLockConfig, Vault, lock_model, make_lock
 from fedml_keylock.locks.sealed.record import Record
 from fedml_keylock.locks.sealed.rounds import digest_of
 from fedml_keylock.locks.sealed.sealing import TRAILER
+from fedml_keylock.locks.vault import Cipher
+from fedml_keylock.locks.vault.file import Stored
 
 SAMPLES = (3, 1, 2)
 
@@ -309,3 +311,30 @@ def test_each_lock_has_a_vault_of_its_own(tmp_path):
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")}
     assert found >= {"vault/sealed/silo-0.safetensors", "vault/silo-0/round-00000.safetensors"}
     assert found >= {"vault/sealed/silo-0/round-00000.safetensors"}
+
+
+@pytest.mark.parametrize("lock", ["sealed", ["paper", "sealed"]])
+def test_an_encrypted_vault_has_no_key_in_the_open_and_is_bound_to_the_job(
+    tmp_path, monkeypatch, lock
+):
+    """Guards `SealedPaperLock.lock_for_job`.
+
+    Its second vault was written in the open whatever ``encrypt_vault`` said, for any model.
+    """
+    monkeypatch.setenv("FEDML_KEYLOCK_PASSPHRASE", "a passphrase that is long enough")
+    length = {} if lock == "sealed" else {"key_length": 8}
+    more = {"lock": lock, "encrypt_vault": True, "keep_history": True, **length}
+    made, model = jobs(tmp_path, samples=(1,), **more)[0]
+    made.open(model, state_of(model), round_index=-1)
+    made.seal(model, state_of(model), samples=1)
+    sealed = made if lock == "sealed" else made._wire
+    files = [*sealed.config.vault.rglob("*.safetensors")]
+    assert len(files) == 2
+    for file in files:
+        assert sealed._rounds.record.pad_key not in file.read_bytes()
+        stored = Stored.read(file)
+        assert stored.header["layout"] == made.describe(net()).layout
+        with pytest.raises(VaultError, match="encrypted"):
+            stored.state(None)
+        kept = stored.state(Cipher.from_environment())
+        assert Record.from_tensors(kept).pad_key == sealed._rounds.record.pad_key
