@@ -154,7 +154,7 @@ def open_sum(
         state[entry.name] = encoding.decode(entry, step, words)
     trailer = message[TRAILER].detach().cpu().numpy() - pad.words(COUNTERS + TAG_WORDS)
     tag.update(trailer[:COUNTERS])
-    if join_tags(trailer[COUNTERS:]) != tag.value:
+    if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:
         raise UpdateRefused(
             "the average that came is not the sum of what the silos sent in this round, with each "
             "of them once: the server, or who stands between, has changed it; nothing was loaded"

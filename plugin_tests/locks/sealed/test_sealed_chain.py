@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.locks.sealed.rounds import Rounds
 from fedml_keylock.locks.sealed.sealing import TRAILER, add_up
-from fedml_keylock.locks.sealed.tag import Tag
+from fedml_keylock.locks.sealed.tag import Tag, join_tags, split_tags
 from fedml_keylock.types import JobSecrets
 
 SILOS = 3
@@ -63,3 +64,12 @@ def test_a_changed_sum_is_refused(silos, name):
     total = total_of(silos)
     with pytest.raises(UpdateRefused, match="not the sum of what the silos sent"):
         silos[0].open(changed(total, name))
+
+
+def test_words_that_are_no_sums_of_limbs_are_no_tags():
+    words = sum(split_tags((2**64 - 1, k)) for k in (5, 7))
+    assert join_tags(words, 2) == (2**64 - 2, 12)
+    for place, by in ((0, 1), (3, 1), (4, -13), (0, 2**30)):
+        shifted = words.copy()
+        shifted[place] += np.int32(by)
+        assert join_tags(shifted, 2) is None
