@@ -62,6 +62,7 @@ def raw(tensor: Tensor) -> memoryview:
 
     """
     flat = tensor.detach().cpu().contiguous().flatten()
+    flat = flat.as_strided(flat.shape, (1,))  # contiguous: but of one entry, whatever it has
     return flat.view(torch.uint8).numpy().data  # numpy has no bfloat16, and bytes of everything
 
 

@@ -205,7 +205,14 @@ class SiloSession(Session):
         self.defense.begin_job(nonce)
         self.observer.received = state
         if self._handshake is not None and not self._shared:
-            self._share(self._handshake.complete(_hellos_in(entries.get(HELLOS), who=who)))
+            hellos = _hellos_in(entries.get(HELLOS), who=who)
+            each = int(self.args.client_num_per_round)
+            if len(hellos) != each:  # of two, one of which colludes, the sum is the other's
+                raise UpdateRefused(
+                    f"{who} came with the hellos of {len(hellos)} silos, and {each} take part: the "
+                    "server has left some out, or its client_num_per_round is another"
+                )
+            self._share(self._handshake.complete(hellos))
         entries[names.state] = self._open(state)
         if self._trained >= int(self.args.comm_round):
             self.defense.finish(self._trained, silo=self.silo or 0)

@@ -22,6 +22,8 @@ HEADROOM = 4
 """Bits: a matrix may grow to 2^4 times its largest number in a round before entries clip."""
 HEADROOM_VECTOR = 22
 """The same of vectors and scalars, which have two words an entry."""
+LEAST = -960
+"""The exponent below which steps follow no size: of float64 they would leave its range."""
 
 Kind = Literal["matrix", "vector", "double", "integer"]
 
@@ -108,8 +110,9 @@ class Shares:
             ((100, 50), (1572864, 1048576))
 
         """
-        whole = all(float(number).is_integer() for number in numbers)
-        return cls(tuple(round(number * (1 if whole else 2**20)) for number in numbers))
+        if all(float(number).is_integer() for number in numbers):
+            return cls(tuple(round(number) for number in numbers))
+        return cls(tuple(max(1, round(number * 2**20)) for number in numbers))
 
     @property
     def total(self) -> int:
@@ -187,7 +190,7 @@ class Encoding:
             >>> base = {"w": torch.full((2, 2), 0.7)}
             >>> encoding = Encoding.of(base, Shares((1, 1)))
             >>> encoding.steps
-            (-29,)
+            (-27,)
 
         """
         entries = entries_of(base)
@@ -275,19 +278,21 @@ class Encoding:
             if entry.kind != "matrix":
                 above = torch.from_numpy(high[part].astype(np.float64))
                 moved += above * 2.0 ** (step + self.shares.low_bits)
-            made[part] = (flat[part].double() + moved * share).to(entry.dtype)
+            new = (flat[part].double() + moved * share).to(entry.dtype)
+            # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+            made[part] = torch.where(moved == 0, flat[part], new)
         return made.reshape(entry.shape).to(base.device)
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
     ) -> Tensor:
         """``n_i (own - base) / (n 2^step)``, rounded to the nearest even, and clipped."""
-        moved = own.double()
+        moved = own.to(torch.float64, copy=True)  # the payload is the silo's own model
         moved -= base.double()
         infinite = 0
         if not bool(torch.isfinite(moved).all()):
             # what was infinite when it came, such as a causal mask, stays what it is
-            infinite = int((~torch.isfinite(own) & torch.isfinite(base)).sum())
+            infinite = int((~torch.isfinite(moved) & torch.isfinite(base)).sum())
             moved = torch.where(torch.isfinite(moved), moved, 0.0)
         moved *= self.shares.samples[place] / self.shares.total * 2.0**-step
         moved.round_()
@@ -323,6 +328,6 @@ def _size(tensor: Tensor) -> int:
 
 
 def _exponent(size: float) -> int:
-    """The least e with ``2^e >= size``; 0 for a size of 0."""
+    """The least e with ``2^e >= size``, of LEAST and more; 0 for a size of 0."""
     mantissa, exponent = math.frexp(size)
-    return exponent - (mantissa == 0.5)
+    return max(exponent - (mantissa == 0.5), LEAST)

@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ...errors import HostError, UpdateRefused
@@ -65,7 +66,7 @@ class Rounds(Private):
         """
         digest = digest_of(first)
         if not self._chain:
-            self.base, self._chain = dict(first), digest
+            self.base, self._chain = _kept(first), digest
         elif self.round or digest != self._chain:
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
@@ -128,7 +129,7 @@ class Rounds(Private):
             raise UpdateRefused(f"round {self.round}: {error}") from None
         # the first model and all words since: silos with the same chain have received the same
         self._chain = hashlib.sha256(framed(b"chain", self._chain, opened.digest)).digest()
-        self.base, self.round = opened.state, self.round + 1
+        self.base, self.round = _kept(opened.state), self.round + 1
         self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)
         return opened
@@ -168,7 +169,7 @@ class Rounds(Private):
     def _scales(self, base: Mapping[str, Tensor]) -> dict[str, float]:
         if self.scale is None:
             return {}
-        return {name: self.scale for name in base if name not in self.base}
+        return {n: self.scale for n, t in base.items() if t is not self.base.get(n)}
 
     def _keys(self, encoding: Encoding) -> RoundKeys:
         silos = sorted({self.secrets.silo, *self.secrets.pairs})
@@ -214,6 +215,14 @@ def schema_of(state: Mapping[str, Tensor]) -> bytes:
 
 def _lines(state: Mapping[str, Tensor]) -> list[bytes]:
     return [f"{e.name} {list(e.shape)} {e.dtype}".encode() for e in entries_of(state)]
+
+
+def _kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state's tensors in memory of their own: a job may train in place what it was given."""
+    return {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
 
 
 def ratcheted(secrets: JobSecrets) -> JobSecrets:
