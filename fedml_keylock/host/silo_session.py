@@ -241,6 +241,8 @@ class SiloSession(Session):
         assert self.defense is not None
         self.defense.share(secrets)
         self._shared = True
+        # with its private key whoever reads this memory later could open what was sent before
+        self._handshake = None
         logging.info("%s: the silos have agreed on secrets", self.who)
 
     def _open(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
