@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +90,10 @@ class AnalyticAttack:
 
     name: str = "analytic"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it divides what was sent."""
-        return frozenset()
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """Nothing: there is nothing to search, and no lock in the way."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it divides what was sent."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: there is nothing to search, and no lock in the way."""
 
     def reconstruct(
         self,

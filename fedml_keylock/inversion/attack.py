@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +33,8 @@ class GradientInversion(SearchSettings):
 
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it ignores a lock that it knows nothing of."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it ignores a lock that it knows nothing of."""
 
     @property
     def uses(self) -> frozenset[str]:

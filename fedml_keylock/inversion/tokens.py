@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -102,15 +103,10 @@ class TokenRecovery:
     name: str = "tokens"
     tolerance: Share = 0.0
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it looks at which rows moved."""
-        return frozenset()
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """Nothing: there is nothing to search, and no lock in the way."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it looks at which rows moved."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: there is nothing to search, and no lock in the way."""
 
     def reconstruct(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -51,15 +52,10 @@ class LearnedAttack(LearningSettings):
 
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Data to train a decoder on."""
-        return frozenset({"public data"})
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """The kind of the lock too, to simulate it."""
-        return frozenset({"kind", "public data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"public data"})
+    """Data to train a decoder on."""
+    uses: ClassVar[frozenset[str]] = frozenset({"kind", "public data"})
+    """The kind of the lock too, to simulate it."""
 
     def reconstruct(
         self,

@@ -13,7 +13,7 @@ from ...tensors import fingerprint
 from .checkpoint import Checkpoint
 from .evolve import evolve
 from .objective import Objective
-from .search import Found, search
+from .search import Found, parts_of, search
 from .search_settings import SearchSettings
 
 __all__ = ["run", "split"]
@@ -112,7 +112,7 @@ def run(
         file.save({f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()})
 
     for index, part in enumerate(parts):
-        before = _of(saved, f"{index}.")
+        before = parts_of(saved, f"{index}.")
         if before and "live" not in before:
             made.append(Found(**before))
             continue
@@ -131,7 +131,3 @@ def run(
         history=torch.cat([part.history for part in made], dim=1)[:, back],
         diverged=torch.cat([part.diverged for part in made])[back],
     )
-
-
-def _of(saved: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)}

@@ -47,13 +47,16 @@ class Parametrisation(Protocol):
 
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """Name to least and greatest value, for those that have any."""
+        return {}
 
     def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """``(b,)``: what to add to the objective, beside cost and priors; often zeros."""
+        """``(b,)``: what to add to the objective, beside cost and priors."""
+        first = next(iter(unknowns.values()))
+        return first.new_zeros(len(first))
 
 
 @checked
-class Pixels:
+class Pixels(Parametrisation):
     """The images themselves.
 
     Attributes:
@@ -105,8 +108,3 @@ class Pixels:
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """The bounds."""
         return {"images": knowledge.bounds}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        images = unknowns["images"]
-        return images.new_zeros(len(images))
