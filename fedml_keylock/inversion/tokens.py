@@ -13,11 +13,11 @@ from ..errors import AttackError
 from ..names import under
 from ..settings import Share, checked
 from ..types import ClientUpdate, TokenReconstruction
+from .base import check_level
 from .engine.layer_inputs import watch
 from .engine.observe import observe
+from .gradient_transform import Noise, Quantise
 from .knowledge import Knowledge
-from .protocol import check_level
-from .transform import Noise, Quantise
 
 __all__ = ["TokenRecovery", "embedding_tokens"]
 
@@ -43,7 +43,6 @@ def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor
             [0, 1).
 
     Example:
-        >>> import torch
         >>> gradient = torch.zeros(1, 6, 2)
         >>> gradient[0, [4, 1]] = torch.tensor([0.5, -0.5])
         >>> embedding_tokens(gradient)
@@ -79,9 +78,6 @@ class TokenRecovery:
     Attributes:
         name: what a report calls it.
         tolerance: as of ``embedding_tokens``.
-
-    Raises:
-        ConfigError: the tolerance is not in [0, 1).
 
     Example:
         >>> from torch import nn
@@ -119,13 +115,8 @@ class TokenRecovery:
     ) -> TokenReconstruction:
         """Name the tokens of each update.
 
-        Args:
-            updates: u updates, of any number of local steps by SGD without weight decay, which
-                would move every row.
-            model: as far as the attacker knows it. Its own public values do not matter.
-            knowledge: level ``oblivious``; ``input_shape`` is ``(length,)`` of one text, in tokens.
-            generator: not used: there is nothing to draw.
-            progress: called once with evaluations done and in all, 1 and 1.
+        It takes updates of any number of local steps by SGD, without weight decay, which would move
+        every row; at level ``oblivious``, with the ``(length,)`` of one text as ``input_shape``.
 
         Raises:
             AttackError: the level or what the silo did is not of that kind, no embedding gets the

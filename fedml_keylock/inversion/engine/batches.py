@@ -22,11 +22,7 @@ __all__ = ["run", "split"]
 def split(attack: SearchSettings, objective: Objective, activations: int) -> list[Tensor]:
     """The rows of each batch of candidates. What depends on one another is not parted.
 
-    Args:
-        attack: for ``chunk`` or ``memory``.
-        objective: of all candidates.
-        activations: numbers that the model's layers hold for one candidate.
-
+    The activations are how many numbers the model's layers hold for one candidate.
     """
     chunk = attack.chunk or max(1, attack.memory * 2**18 // _floats(attack, objective, activations))
     bound = torch.arange(len(objective.state))
@@ -72,16 +68,10 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Found:
-    """Search from every start, batch by batch.
+    """Search from every start ``(b, d)``, batch by batch.
 
-    Args:
-        attack: what is run.
-        objective: of all candidates.
-        start: ``(b, d)``.
-        parts: rows of each batch.
-        generator: of what CMA-ES draws.
-        progress: called with evaluations done and evaluations in all.
-        checkpoint: see ``GradientInversion.reconstruct``.
+    The parts are the rows of each batch. The generator is for what CMA-ES draws. Progress and
+    checkpoint are those of ``GradientInversion.reconstruct``.
 
     Raises:
         AttackError: the checkpoint is damaged, of another search, or cannot be written.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -21,6 +20,7 @@ class ScaleAfterNorm(TorchFunctionMode):
     an attack would follow a gradient that is not its objective's.
 
     Example:
+        >>> import torch
         >>> x, scale, shift = torch.rand(4, 2, 3), torch.rand(2), torch.rand(2)
         >>> expected = F.batch_norm(x, None, None, scale, shift, training=True)
         >>> with ScaleAfterNorm():

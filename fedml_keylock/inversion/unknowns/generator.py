@@ -47,9 +47,6 @@ class GeneratorWeights(Parametrisation):
             means 0.02, but sets it on the blocks and not on the layers in them, which keep torch's
             own start.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     Example:
         >>> known = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=2)
         >>> small = GeneratorWeights(width=4, inputs=16)
@@ -164,9 +161,6 @@ class Latent(Parametrisation):
         divergence: weight of the prior on latents: the Kullback-Leibler divergence from N(0, 1) of
             a normal distribution with the mean and the variance of a latent's entries, the mean
             over the images (the source's regulariser R(G; z), as its published code has it).
-
-    Raises:
-        ConfigError: a field has a value that is not allowed.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))

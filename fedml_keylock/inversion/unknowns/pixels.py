@@ -64,9 +64,6 @@ class Pixels(Parametrisation):
             ``standard``: mean 0 and deviation 1 whatever the bounds, as DLG has it. ``uniform``
             between the bounds.
 
-    Raises:
-        ConfigError: the start is none of them.
-
     Example:
         >>> Pixels().shapes(Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=4))
         {'images': (4, 1, 28, 28)}
