@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING
 from ...lazy import lazy
 
 if TYPE_CHECKING:
+    from ..leakage import PUBLIC_NORM
     from .accuracy import OwnLock, Rounds, accuracy_by_round, share_correct
     from .crew import Alone, Crew, Pool, Ranks, muster
     from .pictures import load_pictures
-    from .plan import PUBLIC_NORM
     from .procedure import audit
     from .subject import Fresh, Protection, Subject, from_capture, probe
     from .truth import Truth, load_truth, save_truth
 
 _WHERE = {
-    "PUBLIC_NORM": ".plan",
+    "PUBLIC_NORM": "..leakage",
     "Alone": ".crew",
     "Crew": ".crew",
     "Fresh": ".subject",

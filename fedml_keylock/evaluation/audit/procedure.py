@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ...errors import AttackError
 from ...inversion import Attack, PublicData
-from ..leakage import CostCurve, LeakageRow
+from ..leakage import PUBLIC_NORM, CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
 from .crew import Alone, Crew, Job
-from .plan import PUBLIC_NORM, Task, Trial, tasks_of
+from .plan import Task, Trial, tasks_of
 from .score import METRICS, Metric, Scored, baselines, joined, matched, row_of, score
 from .subject import Subject
 from .work import Result, Store

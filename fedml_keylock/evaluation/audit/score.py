@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ...inversion import PublicData
 from ..interval import mean_interval
-from ..leakage import Interval, LeakageRow
+from ..leakage import BASELINE, NEAREST, Interval, LeakageRow
 from ..matching import match
 from ..metrics import psnr, psnr_aligned, ssim, ssim_aligned
-from ..verdict import NEAREST
 from .plan import Trial
 from .work import Result
 
@@ -171,7 +170,7 @@ def baselines(
     for name, found in guesses.items():
         yield LeakageRow(
             attack=name,
-            knowledge="no gradient",
+            knowledge=BASELINE,
             defense="none",
             round=round_index,
             stage=stage,
