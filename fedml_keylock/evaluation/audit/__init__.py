@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .crew import Alone, Crew, Pool, Ranks, muster
     from .pictures import load_pictures
     from .procedure import audit
-    from .subject import Fresh, Protection, Subject, from_capture, probe
-    from .truth import Truth, load_truth, save_truth
+    from .subject import Fresh, Protection, Subject
+    from .training import probe
+    from .truth import Truth, from_capture, load_truth, save_truth
 
 _WHERE = {
     "PUBLIC_NORM": "..leakage",
@@ -40,11 +41,11 @@ _WHERE = {
     "Truth": ".truth",
     "accuracy_by_round": ".accuracy",
     "audit": ".procedure",
-    "from_capture": ".subject",
+    "from_capture": ".truth",
     "load_pictures": ".pictures",
     "load_truth": ".truth",
     "muster": ".crew",
-    "probe": ".subject",
+    "probe": ".training",
     "save_truth": ".truth",
     "share_correct": ".accuracy",
 }

@@ -99,9 +99,7 @@ class Task:
         if self.surrogate is not None and self.surrogate.update_transform is not None:
             # what he knows more than others is in the updates that he is given
             level = "oracle" if "peer" in GRANTS[level] else level
-        return knowledge_of(
-            level, surrogate=self.surrogate, given=self.given, peers=self.given, **self.known
-        )
+        return knowledge_of(level, surrogate=self.surrogate, given=self.given, **self.known)
 
     @property
     def id(self) -> str:

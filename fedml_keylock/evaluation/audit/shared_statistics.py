@@ -37,7 +37,7 @@ def shared_statistics(
         AttackError: no update holds any such statistics.
 
     Example:
-        >>> from .subject import probe
+        >>> from .training import probe
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
         ...                     nn.Linear(8, 3))
         >>> subject = probe(net, torch.rand(1, 1, 4, 4), torch.tensor([0]))

@@ -22,7 +22,7 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
         AttackError: the model cannot be trained on such images.
 
     Example:
-        >>> from .subject import probe
+        >>> from .training import probe
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
         >>> undefended(subject) is subject.updates
@@ -44,7 +44,7 @@ def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, 
         colluding: only with what the other silos have.
 
     Example:
-        >>> from .subject import probe
+        >>> from .training import probe
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
         >>> opened(subject) is subject.updates
