@@ -27,28 +27,17 @@ if TYPE_CHECKING:
     from .training import probe
     from .truth import Truth, from_capture, load_truth, save_truth
 
-_WHERE = {
-    "PUBLIC_NORM": "..leakage",
-    "Alone": ".crew",
-    "Crew": ".crew",
-    "Fresh": ".subject",
-    "OwnLock": ".accuracy",
-    "Pool": ".crew",
-    "Protection": ".subject",
-    "Ranks": ".crew",
-    "Rounds": ".accuracy",
-    "Subject": ".subject",
-    "Truth": ".truth",
-    "accuracy_by_round": ".accuracy",
-    "audit": ".procedure",
-    "from_capture": ".truth",
-    "load_pictures": ".pictures",
-    "load_truth": ".truth",
-    "muster": ".crew",
-    "probe": ".training",
-    "save_truth": ".truth",
-    "share_correct": ".accuracy",
+_FILES = {
+    "..leakage": ("PUBLIC_NORM",),
+    ".accuracy": ("OwnLock", "Rounds", "accuracy_by_round", "share_correct"),
+    ".crew": ("Alone", "Crew", "Pool", "Ranks", "muster"),
+    ".pictures": ("load_pictures",),
+    ".procedure": ("audit",),
+    ".subject": ("Fresh", "Protection", "Subject"),
+    ".training": ("probe",),
+    ".truth": ("Truth", "from_capture", "load_truth", "save_truth"),
 }
+_WHERE = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "PUBLIC_NORM",

@@ -30,9 +30,7 @@ _KEY = re.compile(r"round-(\d+)/silo-(\d+)/(images|labels)")
 def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
     """Write what silos trained on in the rounds that were captured, for its owner's eyes only.
 
-    Args:
-        path: of a safetensors file, with entries such as ``round-00000/silo-0/images``.
-        truth: see `Truth`.
+    The file is one of safetensors, with entries such as ``round-00000/silo-0/images``.
 
     Raises:
         AttackError: it is not such data, or cannot be written.
@@ -60,11 +58,9 @@ def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]
 
 
 def load_truth(path: Path) -> Truth:
-    """Read what `save_truth` wrote. Nothing in the file is executed, whatever it is.
+    """Read what `save_truth` wrote; AttackError if it is missing, damaged or of another kind.
 
-    Raises:
-        AttackError: the file is missing, damaged, or not of this kind.
-
+    Nothing in the file is executed, whatever it is.
     """
     try:
         tensors = load_file(path)
