@@ -49,10 +49,10 @@ patches of 64 x 64, and AlexNet takes nothing under 31."""
 
 
 def lpips(images: Tensor, truth: Tensor) -> Tensor:
-    """Learned perceptual distance, a metric as those of ``metrics``. Less is more alike.
+    """Learned perceptual distance, after clamping to [0, 1]. Less is more alike.
 
-    Images have 1 or 3 channels; under 64 pixels they are enlarged. From 0, which is an exact copy;
-    seldom above 1.
+    It is a metric as those of ``metrics``: from 0, which is an exact copy, seldom above 1. Images
+    have 1 or 3 channels; under 64 pixels they are enlarged.
 
     Raises:
         ConfigError: the weights are not there, or cannot be read; or these are not images.

@@ -23,9 +23,9 @@ _MOST_DECIBELS = 100.0
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio, ``10 log10(1 / MSE)``, in decibels.
+    """Peak signal-to-noise ratio, ``10 log10(1 / MSE)``, after clamping the images to [0, 1].
 
-    It is at most 100: an exact copy has no finite ratio.
+    In decibels, at most 100: an exact copy has no finite ratio.
 
     Example:
         >>> psnr(torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.5)).round()
@@ -38,7 +38,9 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004), Gaussian window of 11: -1 to 1, an exact copy.
+    """Structural similarity (Wang et al. 2004), Gaussian window of 11, after clamping to [0, 1].
+
+    From -1 to 1, which is an exact copy.
 
     Raises:
         ConfigError: the images are smaller than the window, beside what every metric refuses.

@@ -28,6 +28,7 @@ class LeakageReport(Contents):
 
     Example:
         >>> import tempfile, torch
+        >>> from .contents import Gallery
         >>> of = lambda mean: {"mean": mean, "low": None, "high": None, "n": 1}
         >>> row = LeakageRow("dlg", "none", "none", 0, "untrained", 1,
         ...     {"ssim_aligned": of(0.9), "psnr_aligned": of(31.0)}, of(1e-5))
