@@ -29,17 +29,9 @@ def rotate_silo(
 ) -> Path | None:
     """Replace a silo's lock by a fresh one. Its normalisation statistics and its round stay.
 
-    Args:
-        folder: of the vault.
-        silo: index of the silo.
-        model: as the job makes it, not locked; it is locked here.
-        defense: the job's.
-        cipher: of the vault, None when it is plain.
-        keep_old: keep the old lock's file under another name, and the history; otherwise both are
-            deleted, after the new lock is on disk.
-
-    Returns:
-        Where the old lock is kept, if it is.
+    The model is as the job makes it, not locked; it is locked here. A plain vault has no cipher. To
+    keep the old lock is to keep its file under another name, which is returned, and the history;
+    else both are deleted, after the new lock is on disk.
 
     Raises:
         LockError: the model cannot be locked so.

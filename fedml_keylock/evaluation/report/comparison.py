@@ -132,12 +132,7 @@ class Comparison:
         return render("compare.html.j2", comparison=self, keys=keys, roles=ROLES)
 
     def save(self, path: Path) -> None:
-        """Write the page, whole or not at all.
-
-        Raises:
-            ConfigError: it cannot be written.
-
-        """
+        """Write the page, whole or not at all; ConfigError if it cannot be written."""
         write_all(path.parent, {path: self.html().encode()})
 
 

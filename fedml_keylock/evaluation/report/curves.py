@@ -78,9 +78,7 @@ def accuracy_charts(
 ) -> list[Chart]:
     """The accuracy over the rounds: a colour for each defense, a kind of line for each role.
 
-    Args:
-        rounds: defense to role to ``(round, share)``.
-        roles: what the roles are called.
+    The rounds are defense to role to ``(round, share)``; the roles say what those are called.
 
     Example:
         >>> chart, = accuracy_charts({"none": {"server": [(0, 0.1), (9, 0.9)]}}, {})
@@ -102,10 +100,8 @@ def accuracy_charts(
 def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Chart]:
     """The cost over the steps of each search: a chart for each attack, of twelve curves at most.
 
-    Args:
-        curves: of any attacks.
-        attacks: their names. A curve belongs to the one that its title has between commas; what
-            comes first in the rest of the title, the defense, has its colour.
+    A curve belongs to the attack that its title names between commas; what comes first in the rest
+    of the title, the defense, has its colour.
 
     Example:
         >>> chart, = cost_charts([CostCurve("none, dlg", (0, 10), (1.0, 0.002))], ["dlg"])

@@ -14,14 +14,9 @@ __all__ = ["scalars", "write_tensorboard"]
 
 
 def write_tensorboard(report: LeakageReport, folder: Path) -> bool:
-    """Write a report's numbers as TensorBoard's events, if TensorBoard is installed.
+    """Write a report's numbers as TensorBoard's events; False if TensorBoard is not installed.
 
-    Args:
-        report: no picture of it is written.
-        folder: for the events; made if it is not there.
-
-    Returns:
-        Whether they were written.
+    No picture is written. The folder is made if it is not there.
 
     Example:
         >>> import torch

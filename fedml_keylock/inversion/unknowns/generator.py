@@ -62,12 +62,7 @@ class GeneratorWeights(Parametrisation):
     makes_labels = True
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """The noise, then each layer's weights.
-
-        Raises:
-            AttackError: the input is no image.
-
-        """
+        """The noise, then each layer's weights; AttackError if the input is no image."""
         if len(knowledge.input_shape) != 3:
             raise AttackError(
                 f"a generator makes images (c, h, w), not {tuple(knowledge.input_shape)}"
@@ -198,12 +193,7 @@ class Latent(Parametrisation):
         )
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """One unknown.
-
-        Raises:
-            AttackError: the generator takes no such latents, or makes images of another shape.
-
-        """
+        """One unknown; AttackError if the generator takes or makes things of another shape."""
         latent = torch.zeros(1, 1, *self.shape)
         try:
             with torch.no_grad():

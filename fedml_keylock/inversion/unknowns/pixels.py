@@ -25,12 +25,7 @@ class Parametrisation(Protocol):
         """Whether ``decode`` gives labels too."""
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """Name to shape of each unknown of one candidate.
-
-        Raises:
-            AttackError: it cannot make images of that shape.
-
-        """
+        """Name to shape of one candidate's unknowns; AttackError if it makes no such images."""
 
     def draw(
         self, count: int, knowledge: Knowledge, generator: torch.Generator

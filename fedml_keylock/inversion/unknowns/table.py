@@ -57,10 +57,8 @@ class TableRows(Parametrisation):
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """Numbers and logits of the rows.
 
-        Raises:
-            AttackError: the inputs are no rows, have no such columns, or the bounds leave out the
-                0 or the 1 of a one-hot group.
-
+        An AttackError where the inputs are no rows, have no such columns, or the bounds leave out
+        the 0 or the 1 of a one-hot group.
         """
         if len(knowledge.input_shape) != 1:
             raise AttackError(
