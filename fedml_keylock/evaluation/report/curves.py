@@ -110,13 +110,14 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
 
     """
     groups: dict[str, list[Series]] = {}
-    hues: list[str] = []
-    dashes: list[str] = []
+    hues: dict[str, int] = {}
+    dashes: dict[str, int] = {}
     for curve in curves:
         parts = curve.title.split(", ")
         attack = next((part for part in parts if part in attacks), "")
         first, *rest = [part for part in parts if part != attack] or [curve.title]
-        hue, dash = _index(hues, first), _index(dashes, ", ".join(rest))
+        hue = hues.setdefault(first, len(hues))
+        dash = dashes.setdefault(", ".join(rest), len(dashes))
         found = zip(curve.steps, curve.cost, strict=True)
         points = tuple((float(x), float(y)) for x, y in found if math.isfinite(y))
         if points:
@@ -131,10 +132,3 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
             title = (attack or "all attacks") + which
             charts.append(Chart(title, "step", "cost", part, logarithmic=positive))
     return charts
-
-
-def _index(known: list[str], name: str) -> int:
-    """Where a name stands in a list, to whose end it is put if it is not there."""
-    if name not in known:
-        known.append(name)
-    return known.index(name)

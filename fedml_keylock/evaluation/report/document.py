@@ -71,7 +71,7 @@ class LeakageReport(Contents):
             none      97.0 % [96.0, 98.0]
 
         """
-        roles = roles_of([self.accuracy])
+        roles = roles_of(self.accuracy)
         lines = [["Accuracy", *(ROLES.get(role, role) for role in roles)]]
         for defense, measured in self.accuracy.items():
             shares = [interval_text(measured.get(role), percent=True) for role in roles]

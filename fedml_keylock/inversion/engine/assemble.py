@@ -131,10 +131,7 @@ def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
 
 
 def draw_starts(
-    attack: SearchSettings,
-    objective: Objective,
-    knowledge: Knowledge,
-    generator: torch.Generator,
+    attack: SearchSettings, objective: Objective, knowledge: Knowledge, generator: torch.Generator
 ) -> Tensor:
     """``(b, d)`` starts, drawn all at once so that ``chunk`` does not change them.
 

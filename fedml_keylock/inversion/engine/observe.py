@@ -114,10 +114,7 @@ def _public_names(update: ClientUpdate, model: nn.Module, knowledge: Knowledge) 
 
 
 def _check_update(
-    update: ClientUpdate,
-    tensors: Mapping[str, Tensor],
-    names: Sequence[str],
-    first: ClientUpdate,
+    update: ClientUpdate, tensors: Mapping[str, Tensor], names: Sequence[str], first: ClientUpdate
 ) -> None:
     where = _where(update)
     if not 0 < update.learning_rate < float("inf"):
