@@ -121,7 +121,6 @@ class Observer:
         self,
         hook: str,
         state: Mapping[str, Tensor],
-        *,
         samples: float,
         silo: int | None,
         round_index: int,
@@ -129,14 +128,8 @@ class Observer:
         """Give the capture an update, and plugins a copy of it."""
         if self.received is None or silo is None:
             return
-        update = ClientUpdate(
-            before=self.received,
-            after=state,
-            learning_rate=float(self.args.learning_rate),
-            samples=int(samples),
-            silo=silo,
-            round=round_index,
-        )
+        rate = float(self.args.learning_rate)
+        update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)

@@ -155,13 +155,8 @@ class SiloSession(Session):
             return
         state = self.gate.emit(entries, names, self._agreed(), who=self.who)
         if state is not None:
-            self.observer.show(
-                "before_upload",
-                state,
-                samples=float(entries.get(names.samples, 1)),
-                silo=self.silo,
-                round_index=self.round,
-            )
+            samples = float(entries.get(names.samples, 1))
+            self.observer.show("before_upload", state, samples, self.silo, self.round)
 
     def sent(self) -> None:
         """Called after a message was sent."""
