@@ -18,8 +18,7 @@ from .silo_round import SiloRound
 
 if TYPE_CHECKING:
     from .self_audit import SelfAudit
-    from .server_attacker import Attacker
-    from .server_capture import ServerCapture
+    from .server_attacker import Attacker, ServerCapture
 
 __all__ = ["Observer"]
 
@@ -95,7 +94,7 @@ class Observer:
     ) -> None:
         """On a server that attacks: begin its capture, of the still unprotected model."""
         if self.attacker is not None and not self.attacks_itself:
-            from .server_capture import ServerCapture
+            from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
                 self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement

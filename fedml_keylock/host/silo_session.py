@@ -62,7 +62,7 @@ class SiloSession(Session):
             super().see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Before FedML's messages begin: agree with the other silos on the secrets locks need.
+        """Before FedML's messages begin: agree with the other silos on the secrets they need.
 
         Args:
             dataset: FedML's tuple, which says how many samples this silo has.

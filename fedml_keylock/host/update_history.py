@@ -69,12 +69,7 @@ class UpdateHistory:
         self._first: tuple[Sender, frozenset[str]] | None = None
 
     def add(self, update: Mapping[str, Tensor], samples: float, sender: Sender) -> None:
-        """Check an agreed update against the round's others and the silo's last one.
-
-        Raises:
-            UpdateRefused: it has other names than the round's first, or was sent before.
-
-        """
+        """Check an agreed update against the round's first and the silo's last, or raise."""
         if self._first is None or self._first[0].round != sender.round:
             self._first = sender, frozenset(update)
         check_names(update, self._first[1], who=sender.who, whose=self._first[0].name)
@@ -83,12 +78,7 @@ class UpdateHistory:
             self.average.add(update, samples)
 
     def sending(self, receiver: int | None, model: Any, *, who: str) -> None:
-        """Check the model that the server is about to send a rank, or all of them (None).
-
-        Raises:
-            UpdateRefused: it is not the average of the round's updates, and must be.
-
-        """
+        """Check the model that the server is about to send a rank, or all (None), or raise."""
         if isinstance(model, Mapping):
             self._duplicates.sending(receiver, model)
         if self.average is not None:
@@ -261,13 +251,8 @@ def check_attackable(
 ) -> None:
     """Check that an update is a whole state: an attack reads the gradient from what it changed.
 
-    Args:
-        update: of a silo.
-        before: the state that it was sent.
-        who: whose it is, as the message begins.
-
     Raises:
-        UpdateRefused: names are missing, or it is nearer to nothing than to what it was sent, as
+        UpdateRefused: names are missing, or it is nearer to nothing than to the state before, as
             gradients and differences are.
 
     Example:
