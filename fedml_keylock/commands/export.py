@@ -147,7 +147,7 @@ def export(
         round_index=round_index,
     )
     example = None if shape is None else pack.random_input(model, shape)
-    package = pack.pack(export_model(model, example=example), plain, form, example)
+    package = pack.pack(export_model(model), plain, form, example)
     if output is None:
         output = Path(f"exported{pack.SUFFIX if package.form == 'exported' else '.pt'}")
     elif package.form == "exported" and output.suffix != pack.SUFFIX:

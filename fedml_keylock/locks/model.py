@@ -227,9 +227,7 @@ def secret_variables(model: nn.Module) -> dict[str, Tensor]:
     return _lock_on(model).secret_variables(model)
 
 
-def export_model(
-    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
-) -> nn.Module:
+def export_model(model: nn.Module) -> nn.Module:
     """A plain copy of a locked model with every lock folded in. The model itself is not touched.
 
     In evaluation it gives the same outputs. It has no class, hook or attribute of this package
@@ -239,13 +237,10 @@ def export_model(
 
     Args:
         model: locked; with the private state that it is to have.
-        example: an input, or several, that the model runs on. Only needed under `lock: paper`,
-            where it cannot be known otherwise how many dimensions a locked layer's output has; the
-            error says so.
 
     Raises:
-        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
-            run on the example, or needs one.
+        LockError: it is not locked, is part of a locked model, has no values (on meta), or has a
+            lock that cannot be folded in.
 
     Example:
         >>> import torch
@@ -262,4 +257,4 @@ def export_model(
     kind = _lock_on(model)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise LockError("the model has no values to export: it is on meta")
-    return kind.export(model, example)
+    return kind.export(model)

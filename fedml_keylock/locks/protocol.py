@@ -125,7 +125,7 @@ class Lock(Defense):
 
     @staticmethod
     @abstractmethod
-    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+    def export(model: nn.Module) -> nn.Module:
         """A plain copy of the model that computes the same; see `model.export_model`."""
 
     @staticmethod

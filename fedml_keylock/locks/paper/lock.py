@@ -88,9 +88,9 @@ class PaperLock(Lock):
         private_state.load_private(model, state)
 
     @staticmethod
-    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+    def export(model: nn.Module) -> nn.Module:
         """Every lock folded into the layers."""
-        return fold(model, example)
+        return fold(model)
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:

@@ -128,7 +128,7 @@ class RotatedLock(Lock):
         _on(model).restore(state)
 
     @staticmethod
-    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+    def export(model: nn.Module) -> nn.Module:
         """The model computes as it is."""
         plain = deepcopy(model).eval()
         unlock_state(plain)
