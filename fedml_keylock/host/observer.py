@@ -1,4 +1,4 @@
-"""What a job's updates are shown to: a server's capture, a silo's audit, and plugins that watch."""
+"""Whoever sees a job's updates: a server's capture, a silo's audit, and plugins that watch."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ class Observer:
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)
         if _watched(hook):
-            shown = replace(update, before=copied(update.before), after=copied(update.after))
-            getattr(manager().hook, hook)(update=shown)
+            copy = replace(update, before=copied(update.before), after=copied(update.after))
+            getattr(manager().hook, hook)(update=copy)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
