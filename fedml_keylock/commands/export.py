@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError
 from ..files import check_place
-from .options import config_option, model_option
+from .options import FILE, FOLDER, config_option, model_option
 
 __all__ = ["export"]
 
@@ -26,33 +26,18 @@ def _sizes(
     return tuple(map(int, sizes))
 
 
-def _check_output(output: Path) -> None:
-    """Refuse what would be replaced, before the work is done."""
-    try:
-        check_place(output)
-    except OSError as error:
-        raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"-o {folder}: cannot be made: {error.strerror}") from None
-
-
 @click.command()
 @model_option
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     required=True,
     help="The global model's state_dict: a .safetensors file, or what torch.save wrote.",
 )
 @click.option(
     "--vault",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
 )
 @click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
@@ -67,7 +52,7 @@ def _make_folder(folder: Path) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="File to write; exported.pt, or exported.pt2 for the format exported.",
 )
 @click.option(
@@ -126,10 +111,12 @@ def export(
     from .job import build_model, keylock_settings, read_silo
     from .vault import current_cipher
 
-    if output is not None:
-        _check_output(output)
-    settings = keylock_settings(config)
-    lock = keylock(settings)
+    if output is not None:  # what would be replaced is refused before the work is done
+        try:
+            check_place(output)
+        except OSError as error:
+            raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
+    lock = keylock(keylock_settings(config))
     folder = folder or lock.config.vault
     stored = read_silo(folder, silo)
     state = read_checkpoint(checkpoint)
@@ -138,7 +125,7 @@ def export(
     cipher = current_cipher() if stored.sealed else None
     lock_as_silo(
         model,
-        settings,
+        lock,
         stored,
         cipher,
         silo=silo,
@@ -164,7 +151,10 @@ def export(
     if example is not None:
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
-    _make_folder(output.parent)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o {output.parent}: cannot be made: {error.strerror}") from None
     write_private(output, package.content, what="-o")
     what, holds = lock.deployed(model, silo=silo, round_index=stored.round_index)
     click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from ..builtin import keylock
 from ..errors import VaultError
 from ..locks import Lock
 from ..locks.vault.cipher import Cipher
@@ -18,30 +15,14 @@ from ..locks.vault.file import Stored, write_state
 from ..locks.vault.silo import claim_silo, history_of, silo_path
 from .job import check_owner
 
-__all__ = ["rotate_silo", "rotated"]
-
-
-def rotated(settings: Mapping[str, Any]) -> Lock:
-    """The defense of a job whose silos' locks can be rotated.
-
-    Raises:
-        ConfigError: a setting is wrong, or silos have no locks of their own.
-
-    Example:
-        >>> rotated({"lock": "paper"}).title
-        'keylock:paper:first'
-
-    """
-    defense = keylock(settings)
-    defense.check_redrawn()
-    return defense
+__all__ = ["rotate_silo"]
 
 
 def rotate_silo(
     folder: Path,
     silo: int,
     model: nn.Module,
-    settings: Mapping[str, Any],
+    defense: Lock,
     cipher: Cipher | None,
     *,
     keep_old: bool = False,
@@ -52,7 +33,7 @@ def rotate_silo(
         folder: of the vault.
         silo: index of the silo.
         model: as the job makes it, not locked; it is locked here.
-        settings: the job's `keylock` section.
+        defense: the job's.
         cipher: of the vault, None when it is plain.
         keep_old: keep the old lock's file under another name, and the history; otherwise both are
             deleted, after the new lock is on disk.
@@ -61,25 +42,23 @@ def rotate_silo(
         Where the old lock is kept, if it is.
 
     Raises:
-        ConfigError: a setting is wrong, or silos have no locks of their own.
         LockError: the model cannot be locked so.
         VaultError: the vault cannot be read or written, belongs to another model or other locked
             layers, or a job is using it.
 
     Example:
         >>> import tempfile
+        >>> from ..builtin import keylock
         >>> folder, model = Path(tempfile.mkdtemp()), nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> settings = {"lock": "paper", "vault": folder}
-        >>> job = keylock(settings)
+        >>> job = keylock({"lock": "paper", "vault": folder})
         >>> done = job.protect(model, silo=2, agreement=job.describe(model))
         >>> before = job.private_state(model)
-        >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), settings, None)
+        >>> rotate_silo(folder, 2, nn.Sequential(nn.Conv2d(1, 6, 3)), job, None)
         >>> after = Stored.read(folder / "silo-2.safetensors").state(None)
         >>> all(tensor.equal(before[name]) for name, tensor in after.items())
         False
 
     """
-    defense = rotated(settings)
     layout = defense.describe(model).layout
     defense.lock(model)
     claim_silo(folder, silo)

@@ -220,12 +220,13 @@ def rotate(
 
     Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
     """
+    from ..builtin import keylock
     from .job import build_model, keylock_settings
-    from .rotate import rotate_silo, rotated
+    from .rotate import rotate_silo
 
-    settings = keylock_settings(config)
-    job = rotated(settings).config  # refused before anything is asked
-    folder = folder or job.vault
+    lock = keylock(keylock_settings(config))
+    lock.check_redrawn()  # before anything is asked
+    folder = folder or lock.config.vault
     found = _read(folder, silo)
     cipher = current_cipher() if found.sealed else None
     model = build_model(builder)
@@ -235,7 +236,7 @@ def rotate(
     )
     if not yes:
         click.confirm("Rotate?", abort=True)
-    aside = rotate_silo(folder, silo, model, settings, cipher, keep_old=keep_old)
+    aside = rotate_silo(folder, silo, model, lock, cipher, keep_old=keep_old)
     click.echo(f"silo {silo}: fresh lock, round {found.round_index}, in {found.path}")
     if aside is not None:
         click.echo(f"silo {silo}: the old lock is in {aside}, its history where it was")
