@@ -22,9 +22,9 @@ from torch.nn.functional import cross_entropy
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import KeyLockError, PrivateStateError
-from fedml_keylock.host.gate import check_state, public_copy
 from fedml_keylock.host.observer import Observer
-from fedml_keylock.host.session import Session
+from fedml_keylock.host.public_state import check_state, public_copy
+from fedml_keylock.host.silo_session import SiloSession
 from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
@@ -285,7 +285,7 @@ def failures(silo, folder):
     yield lambda: torch.save(silo, io.BytesIO())
     yield lambda: lock_model(silo, CONFIG)
     yield lambda: silo(torch.rand(2, 3, 8, 8))
-    yield lambda: silo[1].keylock(torch.rand(2, 9, 4, 4))
+    yield lambda: silo[3].keylock(torch.rand(2, 9, 4, 4))
     yield lambda: silo.load_state_dict({**state, "0.weight": torch.rand(2)})
     yield lambda: load_private_state_dict(silo, short)
     yield lambda: load_private_state_dict(silo, {**private, "more": private["1.keylock.key"]})
@@ -314,7 +314,7 @@ def test_no_private_number_is_in_a_log(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     defense = keylock({"lock": "paper", "key_length": 64, "vault": str(tmp_path / "v")})
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
-    session = Session(args, "keylock", defense, Observer(args))
+    session = SiloSession(args, "keylock", defense, Observer(args))
     model = made()
     session.adopt(model)
     session.train(SimpleNamespace(model=model), None, lambda: train(model))

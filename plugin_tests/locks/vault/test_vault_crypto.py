@@ -23,7 +23,8 @@ from vaults import WORDS, load, made, refused, same, save
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
 from fedml_keylock.host.observer import Observer
-from fedml_keylock.host.session import Session
+from fedml_keylock.host.server_session import ServerSession
+from fedml_keylock.host.silo_session import SiloSession
 from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
@@ -484,7 +485,7 @@ def session(tmp_path, model, **more):
     lock = {"lock": "paper", "key_length": 16}
     fields = {**lock, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
-    made = Session(args, "keylock", keylock(fields), Observer(args))
+    made = SiloSession(args, "keylock", keylock(fields), Observer(args))
     made.adopt(model)
     return made
 
@@ -519,7 +520,7 @@ def test_no_passphrase_stops_a_job_before_anything_is_done(tmp_path, monkeypatch
 def test_the_server_needs_no_passphrase(tmp_path):
     fields = {"lock": "paper", "vault": str(tmp_path / "v"), "encrypt_vault": True}
     args = SimpleNamespace(role="server")
-    server = Session(args, "keylock", keylock(fields), Observer(args))
+    server = ServerSession(args, "keylock", keylock(fields), Observer(args))
     server.adopt(plain_model())
     assert not (tmp_path / "v").exists()
 
