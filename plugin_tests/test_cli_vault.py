@@ -27,7 +27,7 @@ from fedml_keylock.locks.vault.cipher import PASSPHRASE, Cipher
 from fedml_keylock.locks.vault.file import Stored
 
 OLD, NEW = "old correct horse", "new battery staple"
-SETTINGS = {"key_length": 16, "module": "mixing", "targets": "all", "keep_history": True}
+SETTINGS = {"lock": "paper", "key_length": 16, "layers": "all", "keep_history": True}
 MAIN = """
 from torch import nn
 
@@ -51,7 +51,7 @@ common_args: {training_type: cross_silo}
 defense_args:
   enable_defense: true
   defense_type: keylock
-  keylock: {key_length: 16, module: mixing, targets: all, keep_history: true}
+  keylock: {lock: paper, key_length: 16, layers: all, keep_history: true}
 """
 ON = "defense_args: {enable_defense: true, defense_type: keylock"
 
@@ -60,7 +60,8 @@ def invoke(*arguments: str, **options):
     result = CliRunner().invoke(cli.main, ["vault", *arguments], **options)
     said = str(result.output)
     # no private number, no passphrase, no traceback, whatever happens
-    assert not re.search(r"\d\.\d{3}|(?<!\w)\d[eE]-?\d\d", said), said
+    # (a layout is hexadecimal, and may begin as a number with an exponent does)
+    assert not re.search(r"\d\.\d{3}|(?<!\w)\d[eE][-+]?\d{2,3}(?!\w)", said), said
     assert OLD not in said
     assert NEW not in said
     assert "Traceback" not in said
@@ -496,7 +497,7 @@ def test_rotate_draws_a_new_lock_and_keeps_the_statistics(form, request):
 
 def test_rotate_finds_the_vault_that_the_config_names(plain):
     plain.rename("own_vault")
-    Path("fedml_config.yaml").write_text(CONFIG.replace("{key_len", "{vault: ./own_vault, key_len"))
+    Path("fedml_config.yaml").write_text(CONFIG.replace("{lock: p", "{vault: ./own_vault, lock: p"))
     before = files(Path("own_vault"))
     assert rotate("--yes")[1].endswith("in own_vault/silo-0.safetensors")
     assert files(Path("own_vault")) != before
@@ -602,10 +603,12 @@ def test_a_model_that_does_not_do_is_one_line(plain, spec, said):
         (f"{ON}, keylock: {{keys: 1}}}}", "keylock.keys: no such field"),
         # a job that would not be defended, as when it is started
         (CONFIG.replace("defense:", "defence:"), "fedml_config.yaml: enable_defense: it is missi"),
-        (f"{ON}, preset: paper}}", "fedml_config.yaml: preset: it is of keylock and stands"),
+        (f"{ON}, layers: all}}", "fedml_config.yaml: layers: it is of keylock and stands"),
+        (f"{ON}, keylock: {{preset: paper}}}}", "keylock.preset: it is called lock: paper now"),
         # the model fits these settings as well, and the vault's lock does not
         (CONFIG.replace("key_length: 16", "key_length: 17"), "these settings has layout"),
-        (CONFIG.replace("mixing", "affine"), "these settings has layout"),
+        (CONFIG.replace("layers: all", "layers: first"), "these settings has layout"),
+        (CONFIG.replace("layers: all", "chained: true"), "these settings has layout"),
     ],
 )
 def test_a_config_that_does_not_do_is_one_line(plain, here, text, said):
@@ -621,8 +624,8 @@ def test_a_missing_config_is_named(plain):
 
 
 def test_the_defaults_of_what_a_config_leaves_out_hold(here):
-    job(0, {"module": "affine"})
-    (here / "fedml_config.yaml").write_text(f"{ON}, keylock: {{module: affine}}}}")
+    job(0, {"lock": "paper"})
+    (here / "fedml_config.yaml").write_text(f"{ON}, keylock: {{lock: paper}}}}")
     before = states(here / "keylock_vault")["silo-0.safetensors"]
     ok(*ROTATE, "--config", "fedml_config.yaml", "--yes")
     after = states(here / "keylock_vault")["silo-0.safetensors"]
@@ -630,8 +633,8 @@ def test_the_defaults_of_what_a_config_leaves_out_hold(here):
 
 
 @pytest.mark.parametrize("folder", [(), ("keylock_vault",)])
-@pytest.mark.parametrize("settings", [None, "{}", "{module: whole}", "{group_key: group}"])
-def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(
+@pytest.mark.parametrize("settings", [None, "{}", "{lock: rotated}", "{group_key: group}"])
+def test_a_lock_that_changes_by_itself_is_refused_before_anything_is_asked(
     plain, here, settings, folder
 ):
     config = here / "fedml_config.yaml"
@@ -642,7 +645,7 @@ def test_a_lock_on_the_whole_state_is_refused_before_anything_is_asked(
     assert result.exit_code == 1
     other = "; instead of group give all silos another group_key"
     assert result.output == (
-        "fedml-keylock: under module: whole every job and every round is turned anew: there is "
+        "fedml-keylock: under lock: rotated every job and every round is rotated anew: there is "
         f"nothing to rotate{other if 'group' in str(settings) else ''}\n"
     )
     assert files(plain) == before

@@ -209,14 +209,14 @@ def rotate(
 ) -> None:
     """Give a silo a fresh lock.
 
-    It is in FOLDER, or in the vault that --config names. Its key, weights and mixing are drawn from
-    the operating system's entropy. Do it when a silo's private state may have been seen. The silo's
+    It is in FOLDER, or in the vault that --config names. Its key and weights are drawn from the
+    operating system's entropy. Do it when a silo's private state may have been seen. The silo's
     accuracy under its own lock drops until it has trained again; its normalisation statistics are
     kept. The old lock is deleted, and with it the history of past rounds: whoever has it can still
     read what was sent under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
 
-    It is for locks on layers, which --config names: under lock: rotated, the default, every job
-    and every round is rotated anew.
+    It is for lock: paper, which --config names: under lock: rotated, the default, every job and
+    every round is rotated anew.
 
     Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
     """

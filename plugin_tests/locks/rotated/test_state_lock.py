@@ -1,12 +1,11 @@
-"""A lock on a model's whole state: what is shown, what comes back, and what stays in the silo."""
+"""A model whose state is rotated: what is shown, what comes back, and what stays in the silo."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import pickle
 from copy import deepcopy
-from itertools import combinations, product
+from itertools import combinations
 
 import pytest
 import torch
@@ -18,30 +17,30 @@ from nets import lenet
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from fedml_keylock.builtin import PaperLock, RotatedLock, keylock
-from fedml_keylock.errors import ConfigError, LockError, PrivateStateError, VaultError
+from fedml_keylock.errors import LockError, PrivateStateError, VaultError
 from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
     check_model,
-    draw_key,
-    effective_state,
     export_model,
     is_locked,
     load_private_state_dict,
     lock_info,
     lock_model,
+    make_lock,
     private_state_dict,
     redraw_lock,
-    surrogate,
+    secret_variables,
     unlock_model,
 )
-from fedml_keylock.locks.entropy import Stream, seeded_uniform
-from fedml_keylock.locks.rotated import Masks, Turn, lock_of, lock_state
-from fedml_keylock.locks.rotated import orthogonal as turn_module
+from fedml_keylock.locks.entropy import seeded_uniform
+from fedml_keylock.locks.job_key import JobKey
+from fedml_keylock.locks.paper.module import draw_key
+from fedml_keylock.locks.rotated.state import lock_state, state_lock
 from fedml_keylock.locks.rotated.turns import OPEN, Part, Turns, digest, parts_of
+from fedml_keylock.types import JobSecrets
 
-SIZES = (1, 2, 300, 512, 513, 1000, 70_000)
+SECRET = JobSecrets(b"secret")
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))
 WORDS = torch.randint(20, (4, 7), generator=torch.Generator().manual_seed(6))
 
@@ -156,81 +155,6 @@ def assert_near(one, other, tolerance):
         assert (one[name].double() - tensor.double()).abs().max() <= tolerance, name
 
 
-class TestTurn:
-    """A random orthogonal matrix of any size."""
-
-    @pytest.mark.parametrize("size", SIZES)
-    def test_it_can_be_undone_from_both_sides_and_keeps_lengths_and_angles(self, size):
-        turn = Turn(size, Stream(b"secret"))
-        x, y = torch.randn(2, size, generator=torch.Generator().manual_seed(0)).double()
-        kept = x.clone()
-        turned = turn.apply(x)
-        assert turned.dtype == torch.float64
-        assert turned.shape == (size,)
-        assert torch.equal(x, kept)  # a copy is turned
-        assert (turn.undo(turned) - x).abs().max() < 1e-10
-        assert (turn.apply(turn.undo(x)) - x).abs().max() < 1e-10
-        assert abs(turned.norm() / x.norm() - 1) < 1e-10
-        assert abs(turned @ turn.apply(y) - x @ y) < 1e-9 * x.norm() * y.norm()
-        both = turn.apply(2 * x - 3 * y)
-        assert (both - 2 * turned + 3 * turn.apply(y)).abs().max() < 1e-9
-
-    @pytest.mark.parametrize("size", [size for size in SIZES if size <= 1000])
-    def test_its_matrix_is_orthogonal(self, size):
-        turn = Turn(size, Stream(b"secret"))
-        matrix = torch.stack([turn.apply(row) for row in torch.eye(size)])
-        assert (matrix @ matrix.mT - torch.eye(size).double()).abs().max() < 1e-10
-
-    @pytest.mark.parametrize("size", SIZES)
-    def test_the_same_stream_gives_the_same_and_another_one_another(self, size):
-        x = torch.randn(size, generator=torch.Generator().manual_seed(0))
-        one, same = (Turn(size, Stream(b"secret")).apply(x) for _ in range(2))
-        assert torch.equal(one, same)
-        if size == 1:  # there are two
-            signs = {float((Turn(1, Stream(bytes([n]))).apply(x) / x).round()) for n in range(20)}
-            assert signs == {-1.0, 1.0}
-            return
-        other = Turn(size, Stream(b"another")).apply(x)
-        assert (one - other).norm() > 0.1 * x.norm()
-
-    @pytest.mark.parametrize("size", [513, 767, 1000, 2047, 65_535, 70_000])
-    @pytest.mark.parametrize("at", [0, 300, -1])
-    def test_every_number_goes_everywhere(self, size, at):
-        """In a matrix of blocks a number may stay among its neighbours: here none does.
-
-        Sizes just below whole blocks are the worst: a pass leaves the most out at an end.
-        """
-        unit = torch.zeros(size)
-        unit[at] = 1
-        for turned in (Turn(size, Stream(b"s")).apply(unit), Turn(size, Stream(b"s")).undo(unit)):
-            assert float((turned != 0).double().mean()) > 0.99
-            # like a uniform direction's: normal, of this deviation
-            assert float(turned.abs().max()) < 8 * size**-0.5
-            assert 0.8 < float(turned.abs().median()) / (0.6745 * size**-0.5) < 1.2
-
-    def test_a_turn_of_more_numbers_has_more_passes(self, monkeypatch):
-        """As one of over 256 ** 3 has: after five passes a number would be in 4 ** 5 places."""
-        monkeypatch.setattr(turn_module, "BLOCK", 4)
-        unit = torch.zeros(5000)
-        unit[0] = 1
-        assert float((Turn(5000, Stream(b"s")).apply(unit) != 0).double().mean()) > 0.99
-
-    def test_each_pass_has_signs_a_block_and_an_order_of_its_own_that_count(self):
-        """With any one of them another stream's or another pass's, the whole turn is another."""
-        size = 2048
-        turn, other = Turn(size, Stream(b"secret")), Turn(size, Stream(b"another"))
-        x = torch.randn(size, generator=torch.Generator().manual_seed(0)).double()
-        passes, turned = turn._passes, turn.apply(x)
-        assert len(passes) == 5
-        for index, own in enumerate(passes):
-            rest = [one for one in [*passes, *other._passes] if one is not own]
-            for kind, one in product(range(3), rest):
-                mixed = (*own[:kind], one[kind], *own[kind + 1 :])
-                turn._passes = [*passes[:index], mixed, *passes[index + 1 :]]
-                assert (turn.apply(x) - turned).norm() > 0.5 * x.norm(), (index, kind)
-                assert (turn.undo(turned) - x).norm() > 0.5 * x.norm(), (index, kind)
-
-
 class TestALockedModel:
     """What `lock_model` does, on models of every kind."""
 
@@ -258,7 +182,6 @@ class TestALockedModel:
                 assert torch.equal(shown[name], tensor)
             # it does not bring the memory of the others with it
             assert shown[name].untyped_storage().nbytes() == tensor.nbytes
-        assert info.whole
         assert info == lock_info(model)
         assert str(info).startswith("locked the whole state: all of ")
         assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in str(info)
@@ -316,7 +239,7 @@ class TestALockedModel:
         assert_equal({n.removeprefix("module."): t for n, t in state.items()}, shown)
         around.load_state_dict(state)
         assert_near(contents(model), before, 1e-6)
-        assert lock_of(model).made(shown)
+        assert state_lock(model).made(shown)
 
     @pytest.mark.parametrize("strict", [True, False])
     @pytest.mark.parametrize("missing", ["0.weight", "7.bias"])
@@ -333,9 +256,9 @@ class TestALockedModel:
         with torch.no_grad():  # rounding to float32 is a share of the largest
             model.norm.running_var.copy_(torch.tensor([1e6, 0, 0, 0, 0, 0, 0, 0]))
         lock_model(model)
-        shown, lock = model.state_dict(), lock_of(model)
+        shown, lock = model.state_dict(), state_lock(model)
         bare = (Part("norm.running_var", ("norm.running_var",)),)
-        turns = Turns(bare, bytes(lock.key.tolist()), 0)
+        turns = Turns(bare, lock.key, 0)
         # the control: without a limit it does
         assert float(turns.opened(shown)["norm.running_var"].min()) < 0
         model.load_state_dict(shown)
@@ -384,14 +307,14 @@ def already_locked():
 
 def locked_on_layers():
     model = lenet()
-    lock_model(model, KeyLockConfig(module="affine"))
+    lock_model(model, KeyLockConfig(lock="paper"))
     return model
 
 
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (Complex, "phase: module: whole cannot lock complex numbers"),
+        (Complex, "phase: lock: rotated cannot lock complex numbers"),
         (nn.Identity, "Identity has no parameters to lock"),
         (lambda: nn.BatchNorm2d(3, affine=False), "BatchNorm2d has no parameters to lock"),
         (Own, "has an attribute named keylock of its own"),
@@ -419,7 +342,7 @@ def test_a_model_without_values_and_a_key_of_layers_are_refused():
     with pytest.raises(LockError, match="needs a model with values: take it off meta"):
         lock_model(model)
     assert_same(snapshot(model), before)
-    with pytest.raises(LockError, match="a key is of locks on layers, and module: whole has none"):
+    with pytest.raises(LockError, match="a key is of lock: paper, and lock: rotated has none"):
         lock_model(lenet(), key=draw_key(1024))
     with pytest.raises(LockError, match="the model is not locked"):
         unlock_model(lenet())
@@ -504,7 +427,7 @@ class TestSecrets:
         model = locked()
         copy = deepcopy(model)
         assert_equal(dict(copy.state_dict()), dict(model.state_dict()))
-        assert lock_of(copy) is not lock_of(model)
+        assert state_lock(copy) is not state_lock(model)
         unlock_model(copy)
         assert is_locked(model)
         assert_equal(dict(copy.state_dict()), contents(model))
@@ -513,15 +436,15 @@ class TestSecrets:
     @pytest.mark.parametrize("put", [pickle.dumps, serialized])
     def test_it_cannot_be_pickled(self, put):
         model = locked()
-        for what in (model, lock_of(model), nn.Sequential(model)):
+        for what in (model, state_lock(model), nn.Sequential(model)):
             with pytest.raises(PrivateStateError, match="a locked model cannot be pickled"):
                 put(what)
         put(model.state_dict())
 
     def test_nothing_that_is_printed_has_the_key(self):
         model = locked()
-        key = lock_of(model).key.tolist()
-        words = [repr(model), str(model), repr(lock_of(model)), str(lock_info(model))]
+        key = list(state_lock(model).key.root)
+        words = [repr(model), str(model), repr(state_lock(model)), str(lock_info(model))]
         words += [repr(lock_info(model)), str(check_model(model, KeyLockConfig()))]
         for said in words:
             assert "tensor" not in said
@@ -532,7 +455,7 @@ class TestSecrets:
     def test_neither_the_key_nor_a_weight_is_in_the_state(self):
         model = locked("normed")
         own = {n: t for n, t in contents(model).items() if t.is_floating_point()}
-        sent, key = serialized(model.state_dict()), bytes(lock_of(model).key.tolist())
+        sent, key = serialized(model.state_dict()), state_lock(model).key.root
 
         def parts(data):
             return {data[at : at + 8] for at in range(0, len(data) - 7, 4)}
@@ -553,17 +476,16 @@ class TestSecrets:
         one, two = (trained(made("lenet"), IMAGES) for _ in range(2))
         lock_model(one)
         lock_model(two)
-        assert not torch.equal(lock_of(one).key, lock_of(two).key)
+        assert state_lock(one).key != state_lock(two).key
         keys = []
         for seed in (0, 0, 1):
             model = made("lenet")
             lock_model(model, uniform=seeded_uniform(torch.Generator().manual_seed(seed)))
-            keys.append(lock_of(model).key)
-        assert torch.equal(keys[0], keys[1])
-        assert not torch.equal(keys[0], keys[2])
-        before, state = lock_of(one).key.clone(), contents(one)
+            keys.append(state_lock(model).key)
+        assert keys[0] == keys[1] != keys[2]
+        before, state = state_lock(one).key, contents(one)
         redraw_lock(one, KeyLockConfig())
-        assert not torch.equal(lock_of(one).key, before)
+        assert state_lock(one).key != before
         assert_equal(contents(one), state)
 
 
@@ -573,7 +495,7 @@ class TestSilos:
     def silo(self, secret=b"secret", first=None, model=None):
         model = model or trained(made("normed"), IMAGES)
         lock = lock_state(model)
-        lock.begin(first or made("normed").state_dict(), secret)
+        lock.begin(first or made("normed").state_dict(), JobSecrets(secret))
         return model, lock
 
     def test_they_turn_alike_and_nobody_else_does(self):
@@ -602,8 +524,7 @@ class TestSilos:
 
     def test_the_key_is_a_hash_of_all_that_the_first_model_is_and_of_the_secret(self):
         _, lock = self.silo()
-        whole = b"fedml-keylock whole state 1" + digest(made("normed").state_dict()) + b"secret"
-        assert bytes(lock.key.tolist()) == hashlib.sha256(whole).digest()
+        assert lock.key == JobKey.derive(SECRET, digest(made("normed").state_dict()))
         zeros = torch.zeros(2)
         models = [{"a": zeros}, {"b": zeros}, {"a": zeros.int()}, {"a": zeros[None]}]
         models += [{"a": zeros + 1}, {"a": zeros, "b": zeros}]
@@ -611,9 +532,9 @@ class TestSilos:
 
     def test_one_that_has_begun_keeps_its_key(self):
         _, lock = self.silo()
-        before = lock.key.clone()
-        lock.begin(made("normed", seed=3).state_dict(), b"another")
-        assert torch.equal(lock.key, before)
+        before = lock.key
+        lock.begin(made("normed", seed=3).state_dict(), JobSecrets(b"another"))
+        assert lock.key is before
 
     def test_a_part_is_turned_by_itself(self):
         """Of equal numbers, as a norm's mean and variance may be, the turned ones are not equal."""
@@ -671,15 +592,15 @@ class Rounds(RuleBasedStateMachine):
 
     @rule()
     def begin(self):
-        self.lock.begin(self.first, b"secret")
+        self.lock.begin(self.first, SECRET)
 
-    @precondition(lambda self: self.lock.key.any())
+    @precondition(lambda self: self.lock.key is not None)
     @rule(round_index=st.integers(OPEN, 3))
     def enter(self, round_index):
         self.lock.enter(round_index)
         self.past, self.shown, self.round = [*self.past, *self.shown], [], round_index
 
-    @precondition(lambda self: not self.lock.key.any())
+    @precondition(lambda self: self.lock.key is None)
     @rule(round_index=st.integers(0, 3))
     def enter_too_early(self, round_index):
         with pytest.raises(LockError):
@@ -758,7 +679,7 @@ def test_a_first_model_is_shown_as_it_is_and_no_state_of_it_may_be_sent():
         assert not lock.made(state)
         model.load_state_dict(state)
         assert_equal(contents(model), before)
-        lock.begin(state, b"secret")
+        lock.begin(state, SECRET)
     lock.enter(0)
     shown = model.state_dict()
     assert lock.made(shown)
@@ -773,7 +694,7 @@ class TestPrivateState:
     def test_it_opens_what_was_shown_and_nothing_of_the_model_is_in_it(self):
         model = locked()
         private, shown = private_state_dict(model), model.state_dict()
-        assert torch.equal(private["keylock.key"], lock_of(model).key)
+        assert bytes(private["keylock.key"].tolist()) == state_lock(model).key.root
         assert int(private["keylock.round"]) == 0
         assert sum(t.numel() for t in private.values()) < 100
         other = lenet()
@@ -783,13 +704,15 @@ class TestPrivateState:
         other.load_state_dict(shown)
         assert_near(contents(other), contents(model), 1e-6)
         assert_equal(private_state_dict(other), private)
-        private["keylock.key"].zero_()  # a copy
-        assert lock_of(model).key.any()
+        before = private_state_dict(model)
+        for tensor in private.values():  # a copy
+            tensor.zero_()
+        assert_equal(private_state_dict(model), before)
 
     def test_what_it_remembers_tells_the_job_from_noise(self):
         """Of the weights before they were trained on, and of what another turn makes of them."""
         model = locked()
-        lock = lock_of(model)
+        lock = state_lock(model)
         assert lock.is_like(lenet())  # nothing was remembered, and nothing is known
         lock.remember(model)
         assert len(lock.sample) == 1024
@@ -802,9 +725,9 @@ class TestPrivateState:
         lock_model(other)
         load_private_state_dict(other, private_state_dict(model))
         for round_index, like in ((0, True), (1, False)):
-            lock_of(other).enter(round_index)
+            state_lock(other).enter(round_index)
             other.load_state_dict(shown)
-            assert lock_of(other).is_like(other) == like
+            assert state_lock(other).is_like(other) == like
 
     def test_that_of_another_lock_is_refused(self):
         model, layers = locked(), locked_on_layers()
@@ -815,20 +738,21 @@ class TestPrivateState:
         with pytest.raises(VaultError, match="that of another lock"):
             load_private_state_dict(layers, before)
         odd = {"round": torch.zeros(1), "sample": torch.zeros(2, 2), "key": torch.zeros(32)}
-        odd |= {"share": torch.ones(1).double(), "pairs": torch.zeros(32).byte()}
+        odd |= {"samples": torch.ones(1).double(), "pairs": torch.zeros(32).byte()}
         for name, tensor in [*odd.items(), ("key", torch.ones(31).byte())]:
             with pytest.raises(VaultError, match=rf"that of another lock: (keylock\.)?{name}$"):
                 load_private_state_dict(model, before | {f"keylock.{name}": tensor})
         assert_equal(private_state_dict(model), before)
 
-    def test_masks_are_restored_and_what_they_came_from_may_change(self):
+    def test_what_masks_are_made_of_is_restored_and_what_they_came_from_may_change(self):
         model, other = locked(), locked()
-        lock, again = lock_of(model), lock_of(other)
-        lock.masks = Masks.of(1, {2: b"b" * 32, 0: b"a" * 32}, {0: 30, 1: 10, 2: 20})
+        lock, again = state_lock(model), state_lock(other)
+        lock.key = JobKey(b"r" * 32, 1, {2: b"b" * 32, 0: b"a" * 32}, {0: 30, 1: 10, 2: 20})
         lock.remember(model)
         before, given = private_state_dict(model), private_state_dict(model)
         load_private_state_dict(other, given)
-        assert again.masks == lock.masks
+        assert again.key == lock.key
+        assert again.masked
         for tensor in given.values():
             tensor.zero_()
         assert_equal(private_state_dict(other), before)
@@ -836,10 +760,12 @@ class TestPrivateState:
     def test_it_goes_through_a_vault(self, tmp_path):
         model = locked()
         shown, vault = model.state_dict(), Vault(tmp_path / "vault", 0, "layout")
-        vault.save(model, round_index=1)
+        vault.save(private_state_dict(model), round_index=1)
         other = lenet()
         lock_model(other)
-        assert vault.load(other) == 1
+        state, round_index = vault.load()
+        load_private_state_dict(other, state)
+        assert round_index == 1
         other.load_state_dict(shown)
         assert_near(contents(other), contents(model), 1e-6)
 
@@ -860,105 +786,12 @@ class TestPrivateState:
         pickle.dumps(plain)
 
     def test_an_attacker_has_the_public_model_and_no_unknowns_in_it(self):
-        known, unknowns = surrogate(lenet(), KeyLockConfig())
-        assert unknowns == ()
-        assert not is_locked(known)
-        private = effective_state(locked())
+        known = make_lock(KeyLockConfig()).surrogate(lenet())
+        assert known.names == ()
+        assert not is_locked(known.model)
+        private = secret_variables(locked())
         assert private["key"].shape == (32,)
         assert (int(private["before"]), int(private["after"])) == (0, 1)
-
-
-class TestGroup:
-    """A secret that somebody gave all silos in a file."""
-
-    @pytest.fixture
-    def secret(self, tmp_path):
-        path = tmp_path / "group"
-        path.touch(mode=0o600)
-        path.write_bytes(bytes(range(32)))
-        return path
-
-    @pytest.fixture(params=[{}, {"module": "whole"}])
-    def settings(self, request, secret, tmp_path):
-        return {**request.param, "group_key": str(secret), "vault": tmp_path / "vault"}
-
-    def silo(self, settings, index=0):
-        """As in a job, up to its first round."""
-        defense, model = keylock(settings), made("lenet")
-        defense.protect(model, silo=index, agreement=defense.describe(made("lenet")))
-        defense.receive(model, made("lenet").state_dict(), round_index=OPEN)
-        defense.begin_round(model, round_index=0)
-        return defense, model
-
-    def test_all_silos_turn_alike_and_others_do_not(self, settings, secret):
-        shown = [self.silo(settings, index)[1].state_dict() for index in (0, 1)]
-        assert_equal(*map(dict, shown))
-        secret.write_bytes(bytes(range(1, 33)))
-        other = self.silo(settings, 2)[1].state_dict()
-        assert not any(torch.allclose(other[n], t, atol=1e-3) for n, t in shown[0].items())
-
-    def test_a_model_that_is_locked_by_hand_has_it_too(self, secret):
-        models = [made("lenet"), made("lenet")]
-        for model in models:
-            lock_model(model, KeyLockConfig(group_key=secret))
-        assert_equal(*(dict(model.state_dict()) for model in models))
-
-    def test_the_server_and_an_audit_need_no_secret(self, settings, secret):
-        one = keylock(settings).describe(lenet())
-        secret.unlink()
-        defense = keylock(settings)
-        assert type(defense) is RotatedLock
-        assert defense.describe(lenet()).mark == one.mark
-        assert defense.surrogate(lenet()).names == ()
-        again = keylock(one.settings)  # as an audit reads a capture
-        assert again.title == defense.title
-        assert str(settings["group_key"]) not in str(one.settings)
-        own = keylock({**one.settings, "group_key": None})
-        assert own.describe(lenet()).mark != one.mark  # silos that agree by themselves are refused
-
-    def test_a_lock_on_layers_is_another_job(self, settings):
-        layers = keylock({"module": "affine"})
-        assert type(layers) is PaperLock
-        assert layers.describe(lenet()).mark != keylock(settings).describe(lenet()).mark
-
-    @pytest.mark.parametrize("length", [0, 31, 5000])
-    def test_a_secret_that_is_too_short_or_too_long(self, settings, secret, length):
-        secret.write_bytes(b"x" * length)
-        with pytest.raises(ConfigError, match="must hold 32 to 4096 random bytes: openssl rand"):
-            self.silo(settings)
-        model = lenet()
-        with pytest.raises(ConfigError, match="must hold 32 to 4096 random bytes"):
-            lock_model(model, KeyLockConfig(group_key=secret))
-        assert not is_locked(model)
-
-    def test_a_secret_that_others_may_read_or_that_is_not_there(self, settings, secret):
-        secret.chmod(0o644)
-        with pytest.raises(VaultError, match=r"keylock\.group_key:"):
-            self.silo(settings)
-        secret.unlink()
-        with pytest.raises(VaultError, match=r"keylock\.group_key:"):
-            self.silo(settings)
-
-    def test_a_vault_of_another_lock_is_refused_and_not_written_over(self, settings):
-        vault = Vault(settings["vault"], 0, keylock(settings).describe(lenet()).layout)
-        vault.save(locked_on_layers(), round_index=1)
-        before = vault.path.read_bytes()
-        with pytest.raises(VaultError, match="that of another lock"):
-            self.silo(settings)
-        assert vault.path.read_bytes() == before
-
-    def test_the_key_is_of_the_file_and_of_what_was_agreed_on(self, secret):
-        """Who has one of them, such as who stood between the silos, does not have the key."""
-        keys = set()
-        for of_file, agreed in product((b"f", b"g"), (None, b"a", b"b")):
-            secret.write_bytes(of_file * 32)
-            defense, model = keylock({"group_key": str(secret)}), made("scaled")
-            defense.protect(model, silo=None, agreement=defense.describe(model))
-            if agreed:
-                defense.share(agreed * 32)
-            defense.receive(model, made("scaled").state_dict(), round_index=OPEN)
-            keys.add(bytes(lock_of(model).key.tolist()))
-        assert len(keys) == 6
 
 
 def test_a_part_is_all_parameters_or_one_buffer():

@@ -12,19 +12,22 @@ from torch.nn.functional import cross_entropy
 
 from fedml_keylock.errors import LockError
 from fedml_keylock.locks import (
-    KeyLock,
     KeyLockConfig,
     check_model,
-    effective_state,
     is_locked,
     lock_info,
     lock_model,
-    plan,
+    make_lock,
     private_state_dict,
+    secret_variables,
     unlock_model,
 )
 from fedml_keylock.locks.entropy import seeded_uniform
-from fedml_keylock.locks.paper.module import locks
+from fedml_keylock.locks.paper.module import KeyLock, locks
+from fedml_keylock.locks.paper.placement import sites_of
+
+FIRST = KeyLockConfig(lock="paper", key_length=16)
+ALL = KeyLockConfig(lock="paper", layers="all", key_length=16)
 
 
 class Net(nn.Module):
@@ -110,14 +113,17 @@ def assert_same(before, after):
 
 
 EVERY_WAY = [
-    KeyLockConfig(key_length=16, module=module, targets=targets, share_norm_statistics=share)
-    for module in ("affine", "mixing", "weights")
-    for targets in ("first", "all", ("body.*", "head"))
-    for share in (False, True)
+    FIRST,
+    ALL,
+    KeyLockConfig(lock="paper", layers=("body.*", "head"), key_length=16),
+    ALL.model_copy(update={"share_norm_statistics": True}),
+    ALL.model_copy(update={"chained": True}),
 ]
 
 
-@pytest.mark.parametrize("config", EVERY_WAY, ids=lambda c: f"{c.module}-{c.targets}")
+@pytest.mark.parametrize(
+    "config", EVERY_WAY, ids=["first", "all", "globs", "shared statistics", "chained"]
+)
 class TestEveryWay:
     def test_the_models_public_face_stays(self, config):
         model = made()
@@ -210,7 +216,7 @@ class TestEveryWay:
         private = {n: p for n, p in model.named_parameters() if "keylock" in n}
         start = {n: p.detach().clone() for n, p in private.items()}
         keys = {n: b.clone() for n, b in model.named_buffers() if n.endswith(".key")}
-        assert len(keys) == len(info.layers)
+        assert len(keys) == (1 if config.chained else len(info.layers))
         assert sum(p.numel() for p in private.values()) == info.private_parameters
         held = {
             id(p)
@@ -296,7 +302,7 @@ class TestEveryWay:
 
 
 @pytest.mark.parametrize(
-    ("targets", "layers", "holders"),
+    ("named", "layers", "holders"),
     [
         ("first", ["stem"], ["stem"]),
         ("all", ["stem", "body.0", "body.3"], ["stem", "body.1", "norm"]),
@@ -306,10 +312,10 @@ class TestEveryWay:
         (["*"], ["stem", "body.0", "body.3", "head"], ["stem", "body.1", "norm", "head"]),
     ],
 )
-def test_targets(targets, layers, holders):
+def test_which_layers_are_locked_and_where(named, layers, holders):
     model = made()
-    config = KeyLockConfig(module="affine", targets=targets)
-    sites = plan(model, config).sites
+    config = KeyLockConfig(lock="paper", layers=named)
+    sites = sites_of(model, config)
     info = lock_model(model, config)
     assert list(info.layers) == [site.layers[0] for site in sites] == layers
     assert list(info.holders) == [site.holder for site in sites] == holders
@@ -328,14 +334,21 @@ class Named(nn.Module):
 
 def already_locked():
     model = made()
-    lock_model(model, KeyLockConfig(module="affine"))
+    lock_model(model, FIRST)
+    return model
+
+
+def locked_as_a_whole():
+    model = made()
+    lock_model(model, KeyLockConfig(lock="rotated"))
     return model
 
 
 @pytest.mark.parametrize(
-    ("make", "targets", "message"),
+    ("make", "layers", "message"),
     [
         (already_locked, "first", "locked already; unlock_model"),
+        (locked_as_a_whole, "first", "locked already; unlock_model"),
         (lambda: nn.Sequential(nn.LazyConv2d(3, 3)), "first", "0: its shape is not known"),
         (lambda: nn.Sequential(nn.ReLU(), nn.Flatten()), "first", "Sequential has no convolution"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "first", "1: the model's first lay"),
@@ -346,17 +359,18 @@ def already_locked():
         (Named, "first", "conv: has an attribute named keylock"),
     ],
 )
-def test_what_cannot_be_locked_is_named_and_left_alone(make, targets, message):
+def test_what_cannot_be_locked_is_named_and_left_alone(make, layers, message):
     model = make()
-    config = KeyLockConfig(module="affine", targets=targets)
+    config = KeyLockConfig(lock="paper", layers=layers)
     lazy = any("Lazy" in type(m).__name__ for m in model.modules())
     before = None if lazy else snapshot(model)
     kinds = [type(m) for m in model.modules()]
     issues = check_model(model, config).issues
     assert issues
-    for refuse in (lock_model, plan):
+    lock = make_lock(config)
+    for refuse in (lock.lock, lock.plan, lock.describe):
         with pytest.raises(LockError, match=message) as caught:
-            refuse(model, config)
+            refuse(model)
         assert "\n" not in str(caught.value)
         for issue in issues:
             assert str(issue) in str(caught.value)
@@ -367,7 +381,7 @@ def test_what_cannot_be_locked_is_named_and_left_alone(make, targets, message):
 
 def test_every_reason_is_given_at_once():
     with pytest.raises(LockError) as caught:
-        lock_model(made(), KeyLockConfig(module="affine", targets=["nose", "stem", "tail.*"]))
+        lock_model(made(), KeyLockConfig(lock="paper", layers=["nose", "stem", "tail.*"]))
     assert "'nose'" in str(caught.value)
     assert "'tail.*'" in str(caught.value)
 
@@ -375,9 +389,8 @@ def test_every_reason_is_given_at_once():
 def test_checking_changes_nothing():
     model = made()
     before = snapshot(model)
-    config = KeyLockConfig(module="affine", targets="all")
-    assert check_model(model, config).issues == ()
-    plan(model, config)
+    assert check_model(model, ALL).issues == ()
+    make_lock(ALL).plan(model)
     assert_same(before, snapshot(model))
 
 
@@ -386,14 +399,14 @@ def test_a_key_that_does_not_do_leaves_the_model_alone(key):
     model = made()
     before = snapshot(model)
     with pytest.raises(LockError, match="the key must be"):
-        lock_model(model, KeyLockConfig(module="affine", targets="all"), key=key)
+        lock_model(model, ALL, key=key)
     assert_same(before, snapshot(model))
 
 
 @pytest.mark.parametrize("key", [torch.zeros(1024), torch.ones(3, 3), torch.arange(1024)])
 def test_a_key_that_does_not_do_is_refused_in_words(key):
     with pytest.raises(LockError, match="key"):
-        lock_model(made(), KeyLockConfig(module="affine"), key=key)
+        lock_model(made(), KeyLockConfig(lock="paper"), key=key)
 
 
 def test_unlocking_needs_a_lock():
@@ -405,7 +418,7 @@ def test_unlocking_needs_a_lock():
 
 def test_a_locked_norms_own_weight_and_bias_are_constants():
     model = made()
-    lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    lock_model(model, ALL)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.5)
 
     def pinned():
@@ -430,16 +443,16 @@ def test_an_optimizer_made_before_the_lock_does_not_unpin_a_norm():
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.5)
     train(model, optimizer=optimizer)
     optimizer.zero_grad()
-    lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    lock_model(model, ALL)
     train(model, optimizer=optimizer)
     assert torch.equal(model.state_dict()["body.1.weight"], torch.ones(6))
 
 
 def test_the_public_constants_are_what_a_locked_model_shares():
     for share in (False, True):
-        config = KeyLockConfig(module="affine", targets="all", share_norm_statistics=share)
+        config = ALL.model_copy(update={"share_norm_statistics": share})
         model = made()
-        constants = plan(model, config).constants
+        constants = check_model(model, config).constants
         names = ["weight", "bias"]
         names += [] if share else ["running_mean", "running_var", "num_batches_tracked"]
         assert set(constants) == {f"body.1.{n}" for n in names} | {"norm.weight", "norm.bias"}
@@ -452,7 +465,7 @@ def test_the_public_constants_are_what_a_locked_model_shares():
 
 def test_unlocking_after_training_keeps_what_was_trained():
     model = made()
-    lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    lock_model(model, ALL)
     before = made()
     train(model)
     trained = {n: t.clone() for n, t in model.state_dict().items()}
@@ -469,7 +482,7 @@ def test_unlocking_after_training_keeps_what_was_trained():
 def test_a_frozen_norm_is_frozen_after_unlocking():
     model = made()
     model.norm.weight.requires_grad_(False)
-    lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    lock_model(model, ALL)
     unlock_model(model)
     assert not model.norm.weight.requires_grad
     assert model.norm.bias.requires_grad
@@ -486,7 +499,7 @@ def test_hooks_of_others_survive():
     model.stem.register_state_dict_post_hook(see)
     model.stem.register_load_state_dict_pre_hook(see)
     before = snapshot(model)
-    lock_model(model, KeyLockConfig(module="affine"))
+    lock_model(model, FIRST)
     unlock_model(model)
     assert_same(before, snapshot(model))
     seen.clear()
@@ -498,7 +511,7 @@ def test_hooks_of_others_survive():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_lock_has_its_models_dtype_and_mode(dtype):
     model = made().to(dtype).eval()
-    lock_model(model, KeyLockConfig(targets="all", module="mixing"))
+    lock_model(model, ALL)
     for _, _, lock in locks(model):
         assert not lock.training
         assert {t.dtype for t in [*lock.parameters(), *lock.buffers()]} == {dtype}
@@ -508,16 +521,16 @@ def test_a_lock_has_its_models_dtype_and_mode(dtype):
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4, affine=False), nn.InstanceNorm2d(4)])
 def test_a_lock_behind_a_norm_without_parameters_has_its_models_dtype(norm):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), norm).double()
-    lock_model(model, KeyLockConfig(module="mixing"))
+    lock_model(model, FIRST)
     assert {p.dtype for p in model.parameters()} == {torch.float64}
     assert model(images().double()).dtype == torch.float64
 
 
 def test_strict_loading_refuses_private_names():
     model = made()
-    lock_model(model, KeyLockConfig(module="affine"))
+    lock_model(model, FIRST)
     state = model.state_dict()
-    state["stem.keylock.key"] = torch.ones(1024)
+    state["stem.keylock.key"] = torch.ones(16)
     with pytest.raises(RuntimeError, match=r"stem\.keylock\.key"):
         model.load_state_dict(state, strict=True)
 
@@ -525,25 +538,23 @@ def test_strict_loading_refuses_private_names():
 @given(
     channels=st.integers(1, 64),
     key_length=st.sampled_from([1, 16, 256]),
-    activation=st.sampled_from(["relu", "softplus", "identity"]),
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=60, deadline=None)
-def test_no_channel_is_dead_at_the_start(channels, key_length, activation, seed):
-    config = KeyLockConfig(module="affine", key_length=key_length, activation=activation)
+def test_no_channel_is_dead_at_the_start(channels, key_length, seed):
+    config = KeyLockConfig(lock="paper", key_length=key_length)
     lock = KeyLock(channels, config, uniform=simulated(seed))
     gamma, beta = lock.scale(), lock.shift()
     # away from 0 and on both sides of 1: weakness 7, and no stand-in for another silo's lock
     assert gamma.min() > 0.29
     assert gamma.max() < 1.71
-    if activation != "identity":
-        assert beta.min() > 0  # a relu at exactly 0 would never be trained
+    assert beta.min() > 0  # a relu at exactly 0 would never be trained
 
 
 def test_every_channel_of_a_locked_relu_convolution_gets_a_gradient():
     for _ in range(5):
         model = nn.Sequential(nn.Conv2d(1, 32, 3), nn.Flatten(), nn.Linear(32 * 36, 3))
-        lock_model(model, KeyLockConfig(module="affine"))
+        lock_model(model, FIRST)
         cross_entropy(model(images()), labels()).backward()
         lock = model[0].keylock
         for gradient in (model[0].weight.grad, lock.bias_gamma.grad, lock.bias_beta.grad):
@@ -553,8 +564,8 @@ def test_every_channel_of_a_locked_relu_convolution_gets_a_gradient():
 def test_locks_differ_in_what_they_do():
     first, second = made(), made()
     for model in (first, second):
-        lock_model(model, KeyLockConfig(module="affine"))
-    gammas = [effective_state(m)["stem.keylock.gamma"] for m in (first, second)]
+        lock_model(model, FIRST)
+    gammas = [secret_variables(m)["stem.keylock.gamma"] for m in (first, second)]
     assert (gammas[0] - gammas[1]).abs().max() > 1e-3
 
 
@@ -562,7 +573,7 @@ def gamma_after_training(key_length):
     """Gamma's way in five SGD steps at 0.1, from the same gamma and beta for every key length."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(6 * 36, 3))
-    lock_model(model, KeyLockConfig(module="affine", key_length=key_length))
+    lock_model(model, KeyLockConfig(lock="paper", key_length=key_length))
     lock = model[0].keylock
     with torch.no_grad():
         gamma, beta = lock.scale(), lock.shift()
@@ -586,13 +597,13 @@ def test_the_locks_step_size_does_not_grow_with_the_key():
 
 def test_checking_says_of_every_layer_what_would_become_of_it():
     model = made()
-    checked = check_model(model, KeyLockConfig(module="affine", targets=["body.0", "stem"]))
+    checked = check_model(model, KeyLockConfig(lock="paper", layers=["body.0", "stem"]))
     found = {layer.layer: (layer.locked, layer.how) for layer in checked.layers}
     assert found == {
         "stem": (True, "by a lock on it, with a batch norm of its own"),
         "body.0": (True, "by a lock on body.1"),
-        "body.3": (False, "not among the targets"),
-        "head": (False, "not among the targets"),
+        "body.3": (False, "not among keylock.layers"),
+        "head": (False, "not among keylock.layers"),
     }
     state = model.state_dict()
     assert set(checked.shared) | set(checked.constants) == set(state)
@@ -604,7 +615,7 @@ def test_checking_says_of_every_layer_what_would_become_of_it():
 
 def test_the_info_tells_of_dead_channels():
     model = made()
-    info = lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    info = lock_model(model, ALL)
     assert info.dead_channels == 0
     assert "dead" not in str(info)
     with torch.no_grad():
@@ -615,7 +626,7 @@ def test_the_info_tells_of_dead_channels():
 
 def test_unlocking_a_part_of_a_locked_model_is_refused():
     model = made()
-    lock_model(model, KeyLockConfig(module="affine", targets="all"))
+    lock_model(model, ALL)
     with pytest.raises(LockError, match="part of a locked model"):
         unlock_model(model.body)
     assert is_locked(model.body)
@@ -625,7 +636,7 @@ def test_unlocking_a_chain_leaves_the_users_hooks():
     model = made()
     called = []
     model.register_forward_hook(lambda *_: called.append(1), always_call=True)
-    lock_model(model, KeyLockConfig(module="affine", targets="all", chained=True))
+    lock_model(model, ALL.model_copy(update={"chained": True}))
     unlock_model(model)
     with pytest.raises(RuntimeError):
         model(torch.rand(1, 2, 8, 8))
@@ -636,6 +647,6 @@ def test_a_norm_over_positions_is_not_taken_for_one_over_features():
     model = nn.Sequential(
         nn.Conv1d(1, 5, 3), nn.ReLU(), nn.Linear(8, 6), nn.BatchNorm1d(5), nn.Flatten()
     )
-    lock_model(model, KeyLockConfig(module="mixing", targets=["2"]))
+    lock_model(model, KeyLockConfig(lock="paper", layers=["2"]))
     assert [name for name, _, _ in locks(model)] == ["2"]
     assert model(torch.rand(4, 1, 10)).shape == (4, 30)

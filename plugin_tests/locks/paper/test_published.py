@@ -79,7 +79,7 @@ def test_the_papers_key_and_weights_give_the_papers_outputs(chained, activation)
     generator = torch.Generator().manual_seed(1)
     model = net()
     config = KeyLockConfig(
-        module="affine", targets="all", chained=chained, activation=activation, key_length=32
+        lock="paper", layers="all", chained=chained, activation=activation, key_length=32
     )
     lock_model(model, config)
     key = torch.rand(32, generator=generator, dtype=torch.float64)  # as the reference draws it
@@ -99,7 +99,7 @@ def test_training_the_papers_weights_and_ours_is_the_same_path():
     key = torch.rand(16, generator=generator, dtype=torch.float64)
     key /= key.norm()
     model = net()
-    lock_model(model, KeyLockConfig(module="affine", targets="all", key_length=16))
+    lock_model(model, KeyLockConfig(lock="paper", layers="all", key_length=16))
     per_layer = []
     for _, _, lock in locks(model):
         weights = paper_weights(lock.channels, 16, generator)
@@ -122,7 +122,7 @@ def test_training_the_papers_weights_and_ours_is_the_same_path():
 
 def test_a_chain_runs_through_the_whole_model_and_in_no_part_of_it():
     model = net()
-    lock_model(model, KeyLockConfig(module="affine", targets="all", chained=True))
+    lock_model(model, KeyLockConfig(lock="paper", layers="all", chained=True))
     model(images())
     assert all(lock.values is None for _, _, lock in locks(model))  # nothing is kept between passes
     with pytest.raises(LockError, match="call the whole model"):
@@ -134,7 +134,7 @@ def test_a_chain_runs_through_the_whole_model_and_in_no_part_of_it():
 
 def test_in_a_chain_the_first_key_reaches_every_lock():
     model = net()
-    lock_model(model, KeyLockConfig(module="affine", targets="all", chained=True))
+    lock_model(model, KeyLockConfig(lock="paper", layers="all", chained=True))
     model(images()).sum().backward()
     first = next(lock for _, _, lock in locks(model))
     # the first lock's weights move the last one's gamma: their gradient without the first layer's

@@ -1,7 +1,6 @@
 """Processes that use a vault and come to harm, for test_vault_crash.py. Starts torch once.
 
-python vault_loop.py kill FOLDER KILLS SEED [PASSPHRASE]
-python vault_loop.py full FOLDER [PASSPHRASE]
+python vault_loop.py harm FOLDER KILLS PASSPHRASE
 python vault_loop.py hold FOLDER
 """
 
@@ -20,14 +19,20 @@ import torch
 from torch import nn
 
 from fedml_keylock.errors import VaultError
-from fedml_keylock.locks import KeyLockConfig, Vault, lock_model, private_state_dict
+from fedml_keylock.locks import (
+    KeyLockConfig,
+    Vault,
+    load_private_state_dict,
+    lock_model,
+    private_state_dict,
+)
 from fedml_keylock.locks.vault.cipher import Cipher
 from fedml_keylock.locks.vault.silo import claim_silo
 
 SILO = 2
-LONGEST = 0.03
-"""Seconds after which a child that has begun is killed, at the latest; more where that is not time
-for four rounds."""
+LINES = 7
+"""How many lines a child may say before the time runs after which it is killed, at the most: what
+it is killed in does not depend on how busy the machine is."""
 
 
 def tell(what):
@@ -39,7 +44,7 @@ def made():
     model = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10)
     )
-    lock_model(model, KeyLockConfig(key_length=256, module="mixing"))
+    lock_model(model, KeyLockConfig(lock="paper", layers="all", key_length=256))
     return model
 
 
@@ -48,6 +53,12 @@ def opened(folder, passphrase):
     if cipher is not None:
         cipher.seal(b"", {})  # derives the key here, for every child that is forked
     return Vault(Path(folder), SILO, "a1b2c3d4", cipher)
+
+
+def load(vault, model):
+    state, round_index = vault.load()
+    load_private_state_dict(model, state)
+    return round_index
 
 
 def digest(model):
@@ -82,17 +93,17 @@ def train(vault, model, say):
     vault.claim()
     say("begun")
     if vault.exists():
-        done = vault.load(model)
+        done = load(vault, model)
     else:
         done = 0
         say("saving", 0, digest(model))
-        vault.save(model, round_index=0)
+        vault.save(private_state_dict(model), round_index=0)
         say("saved", 0)
     while True:
         step(model)
         done += 1
         say("saving", done, digest(model))
-        vault.save(model, round_index=done)
+        vault.save(private_state_dict(model), round_index=done)
         say("saved", done)
 
 
@@ -127,39 +138,40 @@ def seconds_a_round(vault, model):
     return 2 * (times[-1] - times[4]) / (len(times) - 5)  # two lines a round
 
 
-def kill(folder, kills, seed, passphrase=None):
-    """One line of JSON a kill: what the child had said, and what is found in the vault."""
+def kill(folder, kills, passphrase=None):
+    """For each kill what the child had said, and what is found in the vault."""
     vault, model = opened(folder, passphrase), made()
     warm_up(model)
     aside = Vault(vault.folder / "aside", SILO, vault.layout, vault.cipher)
-    longest = max(LONGEST, 4 * seconds_a_round(aside, model))
-    delays = random.Random(int(seed))
+    longest, chance = seconds_a_round(aside, model), random.Random(1)
+    made_of_kills = []
     for _ in range(int(kills)):
         child, pipe = start(vault, model)
         with pipe:
-            begun = pipe.readline()
-            time.sleep(delays.uniform(0, longest))
+            heard = [pipe.readline() for _ in range(chance.randint(1, LINES))]
+            time.sleep(chance.uniform(0, longest))
             end(child)
-            said = [json.loads(line) for line in [begun, *pipe]]
+            said = [json.loads(line) for line in [*heard, *pipe]]
         found = {"said": said, "unfinished": len(list(vault.folder.glob(".silo-*.tmp")))}
         if vault.exists():
             try:
-                found |= {"round": vault.load(model), "digest": digest(model)}
+                found |= {"round": load(vault, model), "digest": digest(model)}
             except VaultError as error:
                 found["error"] = str(error)
-        tell(json.dumps(found))
+        made_of_kills.append(found)
+    return made_of_kills
 
 
 def full(folder, passphrase=None):
     """Save on a disk that takes no more: the kernel refuses to let a file grow."""
     vault, model = opened(folder, passphrase), made()
-    vault.save(model, round_index=7)
+    vault.save(private_state_dict(model), round_index=7)
     before, old = vault.path.read_bytes(), digest(model)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     step(model)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
     try:
-        vault.save(model, round_index=8)
+        vault.save(private_state_dict(model), round_index=8)
         error = None
     except VaultError as caught:
         error = str(caught)
@@ -167,12 +179,28 @@ def full(folder, passphrase=None):
     found = {
         "error": error,
         "untouched": vault.path.read_bytes() == before,
-        "round": vault.load(model),
+        "round": load(vault, model),
         "same": digest(model) == old,
         "files": sorted(os.listdir(folder)),
     }
-    vault.save(model, round_index=9)  # and when there is room again, all is well
-    tell(json.dumps({**found, "then": vault.load(model)}))
+    vault.save(private_state_dict(model), round_index=9)  # when there is room again, all is well
+    return {**found, "then": load(vault, model)}
+
+
+def harm(folder, kills, passphrase):
+    """What becomes of vaults that are not encrypted, and of those that are: JSON."""
+    folder = Path(folder)
+    tell(
+        json.dumps(
+            {
+                # first, as no backward pass may have been before a fork
+                "kill plain": kill(folder / "killed", kills),
+                "kill encrypted": kill(folder / "killed-encrypted", int(kills) // 2, passphrase),
+                "full plain": full(folder / "full"),
+                "full encrypted": full(folder / "full-encrypted", passphrase),
+            }
+        )
+    )
 
 
 def hold(folder):
@@ -194,4 +222,4 @@ def hold(folder):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    {"kill": kill, "full": full, "hold": hold}[sys.argv[1]](*sys.argv[2:])
+    {"harm": harm, "hold": hold}[sys.argv[1]](*sys.argv[2:])

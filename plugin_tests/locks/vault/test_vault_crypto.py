@@ -15,14 +15,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from safetensors.torch import save as serialized
 from torch import nn
-from vaults import WORDS, made, refused, same
+from vaults import WORDS, load, made, refused, same, save
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, PrivateStateError, VaultError
 from fedml_keylock.host.observer import Observer
-from fedml_keylock.host.session import Session
+from fedml_keylock.host.server_session import ServerSession
+from fedml_keylock.host.silo_session import SiloSession
 from fedml_keylock.locks import (
     KeyLockConfig,
     Vault,
@@ -59,7 +61,7 @@ def vault(tmp_path, cipher):
 
 @pytest.fixture
 def written(vault, model):
-    vault.save(model, round_index=7)
+    save(vault, model, round_index=7)
     return vault
 
 
@@ -72,7 +74,7 @@ def header_of(path):
 def with_header(path, **changes):
     """Write the file with other words in its header, and the same ciphertext."""
     tensors, header = load_file(path), header_of(path) | changes
-    path.write_bytes(save(tensors, {k: v for k, v in header.items() if v is not None}))
+    path.write_bytes(serialized(tensors, {k: v for k, v in header.items() if v is not None}))
 
 
 # --- what it is
@@ -80,19 +82,19 @@ def with_header(path, **changes):
 
 def test_what_is_saved_is_loaded(written, model):
     other = made()
-    assert written.load(other) == 7
+    assert load(written, other) == 7
     assert same(private_state_dict(other), private_state_dict(model))
     # and by another process, which has the passphrase and nothing else
     again = Vault(written.folder, 2, "a1b2c3d4", Cipher(WORDS))
     third = made()
-    assert again.load(third) == 7
+    assert load(again, third) == 7
     assert same(private_state_dict(third), private_state_dict(model))
 
 
 def test_nothing_private_can_be_read_from_the_file(written, model):
-    written.keep(model, round_index=3)
+    written.keep(private_state_dict(model), round_index=3)
     plain = Vault(written.folder / "plain", 2, "a1b2c3d4")
-    plain.save(model, round_index=7)
+    save(plain, model, round_index=7)
     for path, readable in (
         (written.path, False),
         (written.history_path(3), False),
@@ -105,7 +107,7 @@ def test_nothing_private_can_be_read_from_the_file(written, model):
                 assert (tensor.numpy().tobytes() in content) == readable, name
         assert WORDS not in content
         assert path.stat().st_mode & 0o777 == 0o600
-    assert written.load(made(), written.history_path(3)) == 3
+    assert load(written, made(), written.history_path(3)) == 3
 
 
 def test_the_header_says_how_it_is_sealed(written):
@@ -142,7 +144,7 @@ def test_it_is_scrypt_and_aes_256_gcm(written, model):
 def test_every_save_has_a_nonce_of_its_own(written, model):
     seen = set()
     for round_index in range(20):
-        written.save(model, round_index=round_index)
+        save(written, model, round_index=round_index)
         seen.add(header_of(written.path)["nonce"])
     assert len(seen) == 20
 
@@ -155,14 +157,14 @@ def test_the_key_is_derived_once_a_process(tmp_path, model, monkeypatch):
     )
     vault = Vault(tmp_path, 2, "a1", Cipher(WORDS))
     for round_index in range(5):
-        vault.keep(model, round_index=round_index)
-        vault.save(model, round_index=round_index + 1)
-    vault.load(made())
+        vault.keep(private_state_dict(model), round_index=round_index)
+        save(vault, model, round_index=round_index + 1)
+    load(vault, made())
     assert len(derived) == 1
     other = Vault(tmp_path, 2, "a1", Cipher(WORDS))
     for _ in range(2):
-        other.load(made())
-        other.save(model, round_index=6)
+        load(other, made())
+        save(other, model, round_index=6)
     assert len(derived) == 3  # what it read, and what it writes
     assert len({kdf.salt for kdf in derived}) == 2
 
@@ -185,7 +187,7 @@ def test_an_encrypted_vault_needs_the_flag(written):
 
 
 def test_a_plain_vault_is_refused_under_the_flag(vault, model):
-    Vault(vault.folder, 2, "a1b2c3d4").save(model, round_index=7)
+    save(Vault(vault.folder, 2, "a1b2c3d4"), model, round_index=7)
     message = refused(vault, "it is not encrypted, and .* is true")
     assert message.endswith(f"fedml-keylock vault rekey {vault.folder} --silo 2 --encrypt")
 
@@ -193,7 +195,7 @@ def test_a_plain_vault_is_refused_under_the_flag(vault, model):
 def test_the_remedy_for_a_file_of_the_history_names_the_vaults_folder(written, model, tmp_path):
     folder = tmp_path / "with space"
     vault = Vault(folder, 2, "a1b2c3d4")
-    vault.keep(model, round_index=3)
+    vault.keep(private_state_dict(model), round_index=3)
     sealed = Vault(folder, 2, "a1b2c3d4", written.cipher)
     message = refused(sealed, "it is not encrypted", sealed.history_path(3))
     assert message.endswith(f"rekey '{folder}' --silo 2 --encrypt")
@@ -230,7 +232,7 @@ def test_another_silos_and_another_models_vault_are_refused(written):
     assert refused(Vault(written.folder, 3, "a1b2c3d4", written.cipher), "its silo", written.path)
     assert refused(Vault(written.folder, 2, "00000000", written.cipher), "its layout")
     other = Vault(written.folder, 3, "a1b2c3d4", written.cipher)
-    other.save(made(), round_index=7)
+    save(other, made(), round_index=7)
     os.replace(other.path, written.path)
     with_header(written.path, silo="2")
     assert refused(written, CHANGED)
@@ -286,7 +288,7 @@ def test_a_truncated_file_is_refused(written, keep):
     ],
 )
 def test_a_file_without_a_ciphertext_is_refused(written, tensors):
-    written.path.write_bytes(save(tensors, header_of(written.path)))
+    written.path.write_bytes(serialized(tensors, header_of(written.path)))
     assert refused(written, "it holds no ciphertext")
 
 
@@ -294,7 +296,7 @@ def test_a_file_without_a_ciphertext_is_refused(written, tensors):
 def test_a_ciphertext_too_short_to_be_one_is_refused(written, size):
     header = header_of(written.path)
     tensors = {"ciphertext": torch.zeros(size, dtype=torch.uint8)}
-    written.path.write_bytes(save(tensors, header))
+    written.path.write_bytes(serialized(tensors, header))
     assert refused(written, CHANGED)
 
 
@@ -303,7 +305,7 @@ def test_what_was_sealed_and_is_no_state_is_refused(written, cipher):
     header = {n: header_of(written.path)[n] for n in ("schema", "silo", "layout", "round")}
     whole, sealed = cipher.seal(pickle.dumps(os.getcwd), header)
     tensor = torch.frombuffer(bytearray(sealed), dtype=torch.uint8)
-    written.path.write_bytes(save({"ciphertext": tensor}, whole))
+    written.path.write_bytes(serialized({"ciphertext": tensor}, whole))
     assert refused(written, "damaged")
 
 
@@ -327,7 +329,7 @@ def loads_flipped(vault, content, bit, state):
     other = made_once()
     before = private_state_dict(other)
     try:
-        assert vault.load(other) == 7
+        assert load(vault, other) == 7
     except VaultError:
         assert same(private_state_dict(other), before)
         return False
@@ -345,7 +347,7 @@ def made_once(kept=[]):  # noqa: B006  # a model for all examples
 @pytest.fixture(scope="module")
 def whole_file(tmp_path_factory, cipher):
     vault, model = Vault(tmp_path_factory.mktemp("vault"), 2, "a1b2c3d4", cipher), made()
-    vault.save(model, round_index=7)
+    save(vault, model, round_index=7)
     return vault, vault.path.read_bytes(), private_state_dict(model)
 
 
@@ -480,10 +482,10 @@ def test_what_was_read_is_not_in_its_repr(written, model, tmp_path):
 
 
 def session(tmp_path, model, **more):
-    lock = {"module": "affine", "key_length": 16}
+    lock = {"lock": "paper", "key_length": 16}
     fields = {**lock, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
     args = SimpleNamespace(role="client", rank=1, round_idx=0)
-    made = Session(args, "keylock", keylock(fields), Observer(args))
+    made = SiloSession(args, "keylock", keylock(fields), Observer(args))
     made.adopt(model)
     return made
 
@@ -516,9 +518,9 @@ def test_no_passphrase_stops_a_job_before_anything_is_done(tmp_path, monkeypatch
 
 
 def test_the_server_needs_no_passphrase(tmp_path):
-    fields = {"module": "affine", "vault": str(tmp_path / "v"), "encrypt_vault": True}
+    fields = {"lock": "paper", "vault": str(tmp_path / "v"), "encrypt_vault": True}
     args = SimpleNamespace(role="server")
-    server = Session(args, "keylock", keylock(fields), Observer(args))
+    server = ServerSession(args, "keylock", keylock(fields), Observer(args))
     server.adopt(plain_model())
     assert not (tmp_path / "v").exists()
 
@@ -546,7 +548,7 @@ def test_a_job_saves_and_goes_on_under_the_passphrase(tmp_path, monkeypatch, cap
 
 def test_encryption_is_each_silos_own_affair():
     model = plain_model()
-    lock = {"module": "affine"}
+    lock = {"lock": "paper"}
     agreed = [keylock({**lock, "encrypt_vault": v}).describe(model) for v in (True, False)]
     assert agreed[0] == agreed[1]
     assert agreed[0].mark == agreed[1].mark
@@ -566,7 +568,7 @@ def test_a_full_disk_leaves_the_old_file(written, model, monkeypatch):
 
     monkeypatch.setattr(os, "replace", no_space)
     with pytest.raises(VaultError, match="cannot be written: No space left"):
-        written.save(model, round_index=8)
+        save(written, model, round_index=8)
     assert written.path.read_bytes() == before
 
 
@@ -582,4 +584,4 @@ def test_what_is_too_large_for_the_cipher_is_said(written, model, monkeypatch):
 
     monkeypatch.setattr(aead, "AESGCM", TooSmall)
     with pytest.raises(VaultError, match=r"silo-2\.safetensors: too large to be encrypted"):
-        written.save(model, round_index=8)
+        save(written, model, round_index=8)

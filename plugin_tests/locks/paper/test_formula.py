@@ -7,18 +7,17 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from fedml_keylock.locks import KeyLock, KeyLockConfig, effective_state, lock_model, surrogate
+from fedml_keylock.locks import KeyLockConfig, lock_model, secret_variables
 from fedml_keylock.locks.entropy import seeded_uniform
-from fedml_keylock.locks.paper.attacker_model import RevealedLock
-from fedml_keylock.locks.paper.module import locks
+from fedml_keylock.locks.paper.attacker_model import RevealedLock, attacker_model
+from fedml_keylock.locks.paper.module import KeyLock, locks
 
 EPS, MOMENTUM = 1e-5, 0.1
 ACTIVATIONS = {
     "relu": lambda v: torch.where(v > 0, v, torch.zeros_like(v)),
     "sigmoid": lambda v: 1 / (1 + torch.exp(-v)),
-    "softplus": lambda v: torch.log(1 + torch.exp(v)),
-    "identity": lambda v: v,
 }
+PAPER = KeyLockConfig(lock="paper", key_length=16)
 
 
 def over(values, x, dim):
@@ -54,20 +53,13 @@ def layer_norm(x):
 
 
 def formula(lock, activation, normalised, dim=1):
-    """``M (gamma * norm(h) + beta)`` with ``gamma = act(W k + b)``, channel by channel."""
+    """``gamma * norm(h) + beta`` with ``gamma = act(W k + b)``, channel by channel."""
     act = ACTIVATIONS[activation]
     weight_gamma = torch.outer(lock.weight_gamma, lock.direction)
     weight_beta = torch.outer(lock.weight_beta, lock.direction)
     gamma = act((weight_gamma * lock.key).sum(1) + lock.bias_gamma)
     beta = act((weight_beta * lock.key).sum(1) + lock.bias_beta)
-    y = over(gamma, normalised, dim) * normalised + over(beta, normalised, dim)
-    if lock.mixing is None:
-        return y
-    mixed = torch.zeros_like(y)
-    for channel in range(lock.channels):
-        row = over(lock.mixing[channel], y, dim)
-        mixed.select(dim, channel).copy_((row * y).sum(dim))
-    return mixed
+    return over(gamma, normalised, dim) * normalised + over(beta, normalised, dim)
 
 
 def only_lock(model):
@@ -81,8 +73,6 @@ def far_from_the_start(lock):
         for name in ("bias_gamma", "bias_beta"):
             bias = getattr(lock, name)
             bias.add_(torch.linspace(-3, 1, len(bias), dtype=bias.dtype))
-        if lock.mixing is not None:
-            lock.mixing.add_(0.3 * torch.arange(lock.mixing.numel()).reshape(lock.mixing.shape) / 9)
 
 
 def simulated(seed):
@@ -153,14 +143,13 @@ def fresh(layers):
     return layers
 
 
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "softplus", "identity"])
-@pytest.mark.parametrize("module", ["affine", "mixing"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("case", BEHIND_A_NORM)
-def test_a_locked_convolution_computes_the_papers_formula(case, module, activation):
+def test_a_locked_convolution_computes_the_papers_formula(case, activation):
     layers, shape, norm, dim = BEHIND_A_NORM[case]
     model = nn.Sequential(*fresh(layers))
     x = inputs(*shape)
-    config = KeyLockConfig(key_length=16, module=module, activation=activation)
+    config = KeyLockConfig(lock="paper", key_length=16, activation=activation)
     lock_model(model, config, uniform=simulated(0))
     model.double()
     far_from_the_start(only_lock(model))
@@ -176,18 +165,17 @@ def test_a_locked_convolution_computes_the_papers_formula(case, module, activati
     assert expected.std() > 1e-2  # zeros would agree with anything
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
 @pytest.mark.parametrize(
     ("norm", "written_out"),
     [(nn.BatchNorm1d, batch_norm), (nn.LayerNorm, layer_norm), (None, layer_norm)],
 )
-def test_a_locked_linear_layer_computes_the_papers_formula(norm, written_out, module):
+def test_a_locked_linear_layer_computes_the_papers_formula(norm, written_out):
     behind = [norm(5)] if norm else []
     layers = fresh([nn.Linear(8, 5), *behind])
     model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten(), *layers).double()
     x = inputs(6, 1, 4)
     h = model[2](model[1](model[0](x))).detach()
-    config = KeyLockConfig(key_length=16, module=module, targets=["2"])
+    config = KeyLockConfig(lock="paper", key_length=16, layers=["2"])
     lock_model(model, config, uniform=simulated(1))
     far_from_the_start(only_lock(model))
     expected = formula(only_lock(model), "relu", written_out(h), -1)
@@ -195,18 +183,16 @@ def test_a_locked_linear_layer_computes_the_papers_formula(norm, written_out, mo
     assert expected.std() > 1e-2
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
-def test_a_linear_layer_over_many_positions_is_locked_along_its_features(module):
+def test_a_linear_layer_over_many_positions_is_locked_along_its_features():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), ChannelsLast(), nn.Linear(4, 5)).double()
     x = inputs(2, 3, 7)
     h = model(x).detach()
-    lock_model(model, KeyLockConfig(module=module, targets=["2"]), uniform=simulated(2))
+    lock_model(model, KeyLockConfig(lock="paper", layers=["2"]), uniform=simulated(2))
     expected = formula(only_lock(model), "relu", layer_norm(h), -1)
     assert torch.allclose(model(x), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
-def test_a_layer_norm_behind_a_convolution_is_locked_along_the_last_dimension(module):
+def test_a_layer_norm_behind_a_convolution_is_locked_along_the_last_dimension():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -219,7 +205,7 @@ def test_a_layer_norm_behind_a_convolution_is_locked_along_the_last_dimension(mo
     model = Block().double()
     x = inputs(2, 2, 6, 5)
     h = model.conv(x).movedim(1, -1).detach()
-    info = lock_model(model, KeyLockConfig(module=module), uniform=simulated(3))
+    info = lock_model(model, PAPER, uniform=simulated(3))
     assert info.holders == ("norm",)
     expected = formula(only_lock(model), "relu", layer_norm(h), -1)
     assert torch.allclose(model(x), expected, atol=1e-6, rtol=0)
@@ -235,13 +221,12 @@ def running(x, steps):
     return mean, variance
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing"])
 @pytest.mark.parametrize("behind", [[], [nn.BatchNorm2d(5)]], ids=["own", "batch"])
-def test_evaluation_normalises_by_the_running_statistics(behind, module):
+def test_evaluation_normalises_by_the_running_statistics(behind):
     model = nn.Sequential(*fresh([nn.Conv2d(2, 5, 3), *behind]))
     x = inputs(4, 2, 6, 7)
     h = torch.nn.functional.conv2d(x, model[0].weight, model[0].bias)
-    lock_model(model, KeyLockConfig(key_length=16, module=module), uniform=simulated(4))
+    lock_model(model, PAPER, uniform=simulated(4))
     lock = only_lock(model)
     for _ in range(2):
         model(x)
@@ -260,7 +245,7 @@ def test_a_float32_lock_agrees_with_the_formula_to_rounding():
     model = nn.Sequential(nn.Conv2d(3, 12, 5))
     x = inputs(4, 3, 12, 12).float()
     h = torch.nn.functional.conv2d(x, model[0].weight, model[0].bias)
-    lock_model(model, KeyLockConfig(module="affine"))
+    lock_model(model, KeyLockConfig(lock="paper"))
     lock = only_lock(model)
     expected = formula(lock.double(), "relu", batch_norm(h.double()))
     lock.float()
@@ -270,14 +255,8 @@ def test_a_float32_lock_agrees_with_the_formula_to_rounding():
 @pytest.mark.parametrize(
     ("normalise", "channel_dim"), [(None, 1), (None, -1), ("batch", 1), ("layer", -1)]
 )
-@pytest.mark.parametrize("module", ["affine", "mixing"])
-def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(module, channel_dim, normalise):
-    lock = KeyLock(
-        4,
-        KeyLockConfig(key_length=8, module=module),
-        normalise=normalise,
-        channel_dim=channel_dim,
-    ).double()
+def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(channel_dim, normalise):
+    lock = KeyLock(4, PAPER, normalise=normalise, channel_dim=channel_dim).double()
     far_from_the_start(lock)
     x = inputs(3, 4, 5, 6) if channel_dim == 1 else inputs(3, 5, 4)
     revealed = RevealedLock(lock).double()
@@ -286,8 +265,6 @@ def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(module, channel_
     with torch.no_grad():
         revealed.gamma.copy_(gamma)
         revealed.beta.copy_(beta)
-        if module == "mixing":
-            revealed.mixing.copy_(lock.mixing)
     assert torch.allclose(revealed(x), lock(x), atol=1e-6, rtol=0)
     # an attacker replays a training step, whatever mode the copy is in
     assert torch.allclose(revealed.eval()(x), lock(x), atol=1e-6, rtol=0)
@@ -296,15 +273,15 @@ def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(module, channel_
 @pytest.mark.parametrize("normalise", [None, "batch", "layer"])
 def test_a_revealed_lock_starts_as_no_lock(normalise):
     dim = -1 if normalise == "layer" else 1
-    lock = KeyLock(4, KeyLockConfig(module="mixing"), normalise=normalise, channel_dim=dim).double()
+    lock = KeyLock(4, PAPER, normalise=normalise, channel_dim=dim).double()
     x = inputs(3, 5, 4) if dim == -1 else inputs(3, 4, 5)
     expected = {None: lambda v: v, "batch": batch_norm, "layer": layer_norm}[normalise](x)
     assert torch.allclose(RevealedLock(lock).double()(x), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
-@pytest.mark.parametrize("targets", ["first", "all", ("0", "6")])
-def test_the_surrogate_with_a_silos_values_is_the_silos_model(targets, module):
+@pytest.mark.parametrize("chained", [False, True])
+@pytest.mark.parametrize("layers", ["first", "all", ("0", "6")])
+def test_the_attackers_model_with_a_silos_values_is_the_silos_model(layers, chained):
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 4, 3),
@@ -315,18 +292,18 @@ def test_the_surrogate_with_a_silos_values_is_the_silos_model(targets, module):
         nn.Flatten(),
         nn.Linear(24, 3),
     )
-    config = KeyLockConfig(key_length=16, module=module, targets=targets)
-    attacker, unknowns = surrogate(model, config)
+    config = KeyLockConfig(lock="paper", key_length=16, layers=layers, chained=chained)
+    attacker, unknowns = attacker_model(model, config)
     lock_model(model, config)
-    truth = effective_state(model)
+    truth = secret_variables(model)
     assert set(unknowns) == set(truth)
     x = inputs(3, 1, 6, 6).float()
     assert torch.allclose(functional_call(attacker, truth, (x,)), model(x), atol=1e-5, rtol=0)
     assert not torch.allclose(attacker(x), model(x), atol=1e-2)
 
 
-def test_the_surrogate_has_the_models_dtype():
+def test_the_attackers_model_has_the_models_dtype():
     model = nn.Sequential(nn.Conv2d(1, 4, 3)).double()
-    attacker, unknowns = surrogate(model, KeyLockConfig(module="mixing"))
+    attacker, unknowns = attacker_model(model, PAPER)
     assert attacker(inputs(2, 1, 5, 5)).dtype == torch.float64
     assert {attacker.get_parameter(name).dtype for name in unknowns} == {torch.float64}

@@ -29,8 +29,8 @@ from fedml_keylock.locks import (
 from fedml_keylock.locks.entropy import seeded_uniform
 
 
-def config(module="affine", targets="all", **fields):
-    return KeyLockConfig(key_length=16, module=module, targets=targets, **fields)
+def config(layers="all", **fields):
+    return KeyLockConfig(lock="paper", layers=layers, key_length=16, **fields)
 
 
 def drawn(*shape, seed=1):
@@ -102,14 +102,14 @@ def error(model, exported, x):
     return float((wanted - got).abs().max() / wanted.abs().max().clamp(min=1))
 
 
-def check(make, how, shape, *, added=(), example=False):
+def check(make, how, shape, *, added=()):
     """Export in both precisions; the state's names, apart from those added; nothing of ours."""
     model = locked(make, how, shape)
     names = list(make().state_dict())
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         model = model.to(dtype)
         x = drawn(6, *shape).to(dtype)
-        exported = export_model(model, example=x) if example else export_model(model)
+        exported = export_model(model)
         assert error(model, exported, x) < bound
         assert not any("keylock" in type(m).__module__ for m in exported.modules())
         assert not any("keylock" in name for m in exported.modules() for name in vars(m))
@@ -133,7 +133,6 @@ def check(make, how, shape, *, added=(), example=False):
     return exported
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 class TestLockedConvolutions:
     """A lock on a convolution itself, which brings its batch norm."""
 
@@ -149,15 +148,15 @@ class TestLockedConvolutions:
         ],
         ids=["1d", "2d", "3d", "transposed 1d", "transposed 2d", "transposed 3d"],
     )
-    def test_it_takes_all_of_it_in(self, module, make):
+    def test_it_takes_all_of_it_in(self, make):
         dimensions = len(make().kernel_size)
-        check(lambda: Net(make()), config(module), (2, *[6] * dimensions))
+        check(lambda: Net(make()), config(), (2, *[6] * dimensions))
 
-    def test_one_without_a_bias_gets_one(self, module):
+    def test_one_without_a_bias_gets_one(self):
         def make():
             return Net(nn.Conv2d(2, 6, 3, bias=False))
 
-        check(make, config(module), (2, 6, 6), added=["body.0.bias"])
+        check(make, config(), (2, 6, 6), added=["body.0.bias"])
 
     @pytest.mark.parametrize(
         "make",
@@ -170,110 +169,97 @@ class TestLockedConvolutions:
         ],
         ids=["2d", "1d", "3d", "transposed 2d", "transposed 1d"],
     )
-    def test_a_grouped_one_takes_in_what_does_not_mix(self, module, make):
+    def test_a_grouped_one_takes_it_in_too(self, make):
         layer = make()
-        added = [f"body.0.0.{n}" for n in ("weight", "bias")]
-        added += [
-            f"body.0.1.{n}"
-            for n in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        ]
         shape = (layer.in_channels, *[6] * len(layer.kernel_size))
-        mixing = module != "affine"  # in groups, weights has it behind the layer too
-        check(
-            lambda: Net(make()),
-            config(module),
-            shape,
-            added=[*added, "body.0.2.weight"] if mixing else (),
-        )
+        check(lambda: Net(make()), config(), shape)
 
-    def test_two_layers_that_share_a_weight_go_on_sharing(self, module):
+    def test_two_layers_that_share_a_weight_go_on_sharing(self):
         def make():
             model = Net(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh(), nn.Conv2d(2, 2, 3), channels=2)
             model.body[2].weight = model.body[0].weight
             return model
 
-        exported = check(make, config(module), (2, 6, 6), added=None)
+        exported = check(make, config(), (2, 6, 6), added=None)
         assert exported.body[0][0].weight is exported.body[2][0].weight
 
-    def test_a_layer_that_runs_twice(self, module):
+    def test_a_layer_that_runs_twice(self):
         conv = [nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()]
-        check(lambda: Net(*conv, *conv, channels=2), config(module), (2, 6, 6))
+        check(lambda: Net(*conv, *conv, channels=2), config(), (2, 6, 6))
 
-    def test_a_weight_that_is_made_of_others_stays_so(self, module):
+    def test_a_weight_that_is_made_of_others_stays_so(self):
         made_of = nn.utils.parametrizations.weight_norm
 
         def make():
             return Net(made_of(nn.Conv2d(2, 6, 3)), nn.Tanh(), nn.Conv2d(6, 6, 1))
 
-        model = locked(make, config(module), (2, 6, 6))
+        model = locked(make, config(), (2, 6, 6))
         exported = export_model(model)
         assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
         assert nn.utils.parametrize.is_parametrized(exported.body[0][0])
         assert type(exported.body[0][1]) is nn.BatchNorm2d
         assert type(exported.body[2]) is nn.Conv2d
 
-    def test_a_weight_that_the_model_reads(self, module):
+    def test_a_weight_that_the_model_reads(self):
         class Reads(Net):
             def forward(self, x):
                 return super().forward(x) + self.body[0].weight.sum()
 
-        model = locked(lambda: Reads(nn.Conv2d(2, 6, 3)), config(module), (2, 6, 6))
+        model = locked(lambda: Reads(nn.Conv2d(2, 6, 3)), config(), (2, 6, 6))
         with pytest.raises(LockError, match=r"^body\.0: the model reads this layer's weight"):
             export_model(model)
 
-    def test_a_weight_whose_type_the_model_reads(self, module):
+    def test_a_weight_whose_type_the_model_reads(self):
         class Casts(Net):
             def forward(self, x):
                 return super().forward(x.to(self.body[0].weight.dtype))
 
-        check(lambda: Casts(nn.Conv2d(2, 6, 3)), config(module), (2, 6, 6))
+        check(lambda: Casts(nn.Conv2d(2, 6, 3)), config(), (2, 6, 6))
 
-    def test_a_convolution_of_the_users_stays_as_it_is(self, module):
+    def test_a_convolution_of_the_users_stays_as_it_is(self):
         class Standardised(nn.Conv2d):
             def _conv_forward(self, x, weight, bias):
                 weight = weight / weight.std((1, 2, 3), keepdim=True)
                 return super()._conv_forward(x, weight, bias)
 
-        model = locked(lambda: Net(Standardised(2, 6, 3)), config(module), (2, 6, 6))
+        model = locked(lambda: Net(Standardised(2, 6, 3)), config(), (2, 6, 6))
         exported = export_model(model)
         assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
         assert type(exported.body[0][0]) is Standardised
 
 
 CONV = [nn.Conv1d, nn.Conv2d, nn.Conv3d]
-STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 class TestLockedNorms:
     @pytest.mark.parametrize(
         "norm", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d], ids=["1d", "2d", "3d"]
     )
     @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-    def test_a_batch_norm_behind_one_convolution(self, module, norm, bias):
+    def test_a_batch_norm_behind_one_convolution(self, norm, bias):
         dimensions = [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d].index(norm) + 1
         conv = CONV[dimensions - 1]
         shape = (2, *[5] * dimensions)
-        check(lambda: Net(conv(2, 6, 3, bias=bias), norm(6, eps=1e-2)), config(module), shape)
+        check(lambda: Net(conv(2, 6, 3, bias=bias), norm(6, eps=1e-2)), config(), shape)
 
-    def test_a_batch_norm_behind_a_transposed_convolution(self, module):
+    def test_a_batch_norm_behind_a_transposed_convolution(self):
         def make():
             return Net(nn.ConvTranspose2d(2, 6, 3), nn.BatchNorm2d(6))
 
-        check(make, config(module), (2, 4, 4))
+        check(make, config(), (2, 4, 4))
 
     @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
-    def test_a_batch_norm_without_a_weight(self, module, bias):
+    def test_a_batch_norm_without_a_weight_gets_one(self, bias):
         def make():
             return Net(nn.Conv2d(2, 6, 3, bias=bias), nn.BatchNorm2d(6, affine=False))
 
-        check(make, config(module), (2, 6, 6))
+        check(make, config(), (2, 6, 6), added=["body.1.weight", "body.1.bias"])
 
     @pytest.mark.skipif(
         "bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="a newer torch has it"
     )
     @pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d])
-    def test_a_norm_with_a_weight_and_no_bias(self, module, kind):
+    def test_a_norm_with_a_weight_and_no_bias(self, kind):
         def make():
             norm = (
                 nn.GroupNorm(2, 6, bias=False)
@@ -282,10 +268,9 @@ class TestLockedNorms:
             )
             return Net(nn.Conv2d(2, 6, 3, bias=False), norm)
 
-        added = () if kind is nn.BatchNorm2d else ["body.1.bias"]
-        check(make, config(module), (2, 6, 6), added=added if module == "affine" else None)
+        check(make, config(), (2, 6, 6), added=["body.1.bias"])
 
-    def test_a_batch_norm_without_a_weight_behind_two(self, module):
+    def test_a_batch_norm_without_a_weight_behind_two(self):
         class Two(Net):
             def forward(self, x):
                 conv, norm = self.body
@@ -295,59 +280,45 @@ class TestLockedNorms:
         def make():
             return Two(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6, affine=False))
 
-        inner = "0." if module == "mixing" else ""
-        names = [f"body.1.{inner}{n}" for n in ("weight", "bias")]
-        if module == "mixing":
-            names += [f"body.1.0.{n}" for n in STATISTICS] + ["body.1.1.weight"]
-        model = locked(make, config(module), (2, 6, 6))
+        model = locked(make, config(), (2, 6, 6))
         exported = export_model(model)
         assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
         old = make().state_dict()
-        assert [n for n in exported.state_dict() if n not in old] == names
+        added = [name for name in exported.state_dict() if name not in old]
+        assert added == ["body.1.weight", "body.1.bias"]
 
-    def test_a_batch_norm_behind_a_depthwise_convolution(self, module):
+    def test_a_batch_norm_behind_a_depthwise_convolution(self):
         def make():
             return Net(nn.Conv2d(2, 6, 3, groups=2), nn.BatchNorm2d(6))
 
-        names = [f"body.1.0.{n}" for n in ("weight", "bias", *STATISTICS)] + ["body.1.1.weight"]
-        check(make, config(module), (2, 6, 6), added=names if module != "affine" else ())
+        check(make, config(), (2, 6, 6))
 
     @pytest.mark.parametrize(
-        ("norm", "names"),
+        "norm",
         [
-            (lambda: nn.BatchNorm2d(6, track_running_stats=False), ["weight", "bias"]),
-            (lambda: nn.InstanceNorm2d(6, affine=True), ["weight", "bias"]),
-            (lambda: nn.InstanceNorm2d(6, track_running_stats=True, affine=True), None),
-            (lambda: nn.GroupNorm(2, 6), ["weight", "bias"]),
-            (lambda: LayerNorm2d(6), ["weight", "bias"]),
+            lambda: nn.BatchNorm2d(6, track_running_stats=False),
+            lambda: nn.InstanceNorm2d(6, affine=True),
+            lambda: nn.InstanceNorm2d(6, track_running_stats=True, affine=True),
+            lambda: nn.GroupNorm(2, 6),
+            lambda: LayerNorm2d(6),
         ],
         ids=["batch", "instance", "instance with statistics", "group", "layer"],
     )
-    def test_a_mixing_behind_a_norm_that_cannot_take_it(self, module, norm, names):
-        added = () if module == "affine" else None
-        if names and module == "mixing":
-            added = [f"body.1.0.{n}" for n in names] + ["body.1.1.weight"]
-        check(lambda: Net(nn.Conv2d(2, 6, 3), norm()), config(module), (2, 6, 6), added=added)
+    def test_a_norm_of_another_kind(self, norm):
+        check(lambda: Net(nn.Conv2d(2, 6, 3), norm()), config(), (2, 6, 6))
 
     @pytest.mark.parametrize(
         "norm",
         [
             lambda: nn.InstanceNorm2d(6),
             lambda: nn.GroupNorm(3, 6, affine=False),
-            lambda: LayerNorm2d(6, elementwise_affine=False),
         ],
-        ids=["instance", "group", "layer of its own forward"],
+        ids=["instance", "group"],
     )
-    def test_a_norm_without_a_weight_gets_one_or_a_module_behind_it(self, module, norm):
-        exported = check(
-            lambda: Net(nn.Conv2d(2, 6, 3), norm()), config(module), (2, 6, 6), added=None
-        )
-        if module == "affine" and type(norm()) is not LayerNorm2d:
-            assert [n for n in exported.state_dict() if "body.1." in n] == [
-                "body.1.weight",
-                "body.1.bias",
-            ]
-            assert exported.body[1].affine
+    def test_a_norm_without_a_weight_gets_one(self, norm):
+        added = ["body.1.weight", "body.1.bias"]
+        exported = check(lambda: Net(nn.Conv2d(2, 6, 3), norm()), config(), (2, 6, 6), added=added)
+        assert exported.body[1].affine
 
     @pytest.mark.parametrize(
         ("norm", "plain"),
@@ -360,12 +331,11 @@ class TestLockedNorms:
         ],
         ids=["layer", "no bias", "no weight", "rms", "rms without a weight"],
     )
-    def test_norms_over_the_last_dimension(self, module, norm, plain):
-        added = () if plain and module == "affine" else None
-        check(lambda: Patches(norm()), config(module), (1, 5, 5), added=added)
+    def test_norms_over_the_last_dimension(self, norm, plain):
+        check(lambda: Patches(norm()), config(), (1, 5, 5), added=() if plain else None)
 
-    def test_a_batch_norm_that_also_gets_something_else(self, module):
-        """The mixing is behind the norm, and not in a convolution that feeds it half the time."""
+    def test_a_batch_norm_that_also_gets_something_else(self):
+        """The lock is in the norm, and not in a convolution that feeds it half the time."""
 
         class Shared(Net):
             def forward(self, x):
@@ -375,7 +345,7 @@ class TestLockedNorms:
         def make():
             return Shared(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
 
-        check(make, config(module, targets=["body.0"]), (2, 6, 6), added=None)
+        check(make, config(["body.0"]), (2, 6, 6))
 
     @pytest.mark.parametrize(
         "other",
@@ -386,7 +356,7 @@ class TestLockedNorms:
         ],
         ids=["its output is used", "it runs again", "the norm runs again"],
     )
-    def test_a_convolution_that_does_something_else_in_evaluation(self, module, other):
+    def test_a_convolution_that_does_something_else_in_evaluation(self, other):
         class Else(Net):
             def forward(self, x):
                 conv, norm = self.body
@@ -397,46 +367,22 @@ class TestLockedNorms:
         def make():
             return Else(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
 
-        check(make, config(module), (2, 6, 6), added=() if module == "affine" else None)
+        check(make, config(), (2, 6, 6))
 
-    def test_a_hook_in_front_of_the_norm(self, module):
-        model = locked(
-            lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config(module), (2, 6, 6)
-        )
+    def test_a_hook_in_front_of_the_norm(self):
+        model = locked(lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config(), (2, 6, 6))
         model.body[1].register_forward_pre_hook(lambda _module, inputs: (inputs[0].tanh(),))
         assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
 
-    @pytest.mark.parametrize("base", ["batch", "group", "layer"])
-    def test_a_norm_of_the_users(self, module, base):
-        """It need not do with a weight and a bias what torch's does."""
-
+    def test_a_norm_of_the_users_that_has_a_weight_and_a_bias(self):
         class Batch(nn.BatchNorm2d):
             def forward(self, x):
                 return super().forward(x).tanh()
 
-        class Group(nn.GroupNorm):
-            def forward(self, x):
-                return nn.functional.group_norm(x, self.num_groups)
+        model = locked(lambda: Net(nn.Conv2d(2, 6, 3), Batch(6)), config(), (2, 6, 6))
+        assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
 
-        class Layer(nn.LayerNorm):
-            def forward(self, x):
-                x = nn.functional.layer_norm(x, self.normalized_shape)
-                return x * self.weight.sin()
-
-        def make():
-            if base == "batch":
-                return Net(nn.Conv2d(2, 6, 3), Batch(6))
-            if base == "group":
-                return Net(nn.Conv2d(2, 6, 3), Group(2, 6, affine=False))
-            model = Patches(Layer(6, bias=False))
-            nn.init.uniform_(model.norm.weight, 1, 2)
-            return model
-
-        shape = (1, 5, 5) if base == "layer" else (2, 6, 6)
-        model = locked(make, config(module), shape)
-        assert error(model, export_model(model), drawn(6, *shape)) < 1e-10
-
-    def test_a_forward_that_may_run_otherwise(self, module):
+    def test_a_forward_that_may_run_otherwise(self):
         class Optional(Net):
             def forward(self, x, raw=False):
                 return self.body[0](x) if raw else super().forward(x)
@@ -444,13 +390,13 @@ class TestLockedNorms:
         def make():
             return Optional(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
 
-        model = locked(make, config(module), (2, 6, 6))
+        model = locked(make, config(), (2, 6, 6))
         exported = export_model(model)
         x = drawn(6, 2, 6, 6)
         assert error(model, exported, x) < 1e-10
         assert torch.equal(model(x, raw=True), exported(x, raw=True))
 
-    def test_a_forward_that_depends_on_its_data(self, module):
+    def test_a_forward_that_depends_on_its_data(self):
         class Depends(Net):
             def forward(self, x):
                 return super().forward(x if x.mean() > 100 else -x)
@@ -458,9 +404,9 @@ class TestLockedNorms:
         def make():
             return Depends(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6))
 
-        check(make, config(module), (2, 6, 6), added=() if module == "affine" else None)
+        check(make, config(), (2, 6, 6))
 
-    def test_a_norm_that_scales_positions_is_not_folded(self, module):
+    def test_a_norm_that_scales_positions_is_not_folded(self):
         """Behind a transposition the norm's channels are not the convolution's."""
 
         class Turned(Net):
@@ -471,14 +417,13 @@ class TestLockedNorms:
         def make():
             return Turned(nn.Conv1d(2, 6, 3), nn.BatchNorm1d(6))
 
-        check(make, config(module), (2, 8), added=() if module == "affine" else None)
+        check(make, config(), (2, 8))
 
 
 class TestLinearLayers:
-    TARGETS = ("body.0", "body.2")
+    LAYERS = ("body.0", "body.2")
 
-    @pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
-    def test_a_layer_norm_behind_it(self, module):
+    def test_a_layer_norm_behind_it(self):
         class Mean(Net):
             def forward(self, x):
                 return self.head(torch.sigmoid(self.body(x)).mean(1))
@@ -487,23 +432,20 @@ class TestLinearLayers:
             return Mean(nn.Conv1d(2, 8, 3), nn.Tanh(), nn.Linear(4, 6))
 
         added = [f"body.2.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")]
-        added += ["body.2.2.weight"] if module == "mixing" else []
-        check(
-            make, config(module, self.TARGETS), (2, 6), added=() if module == "weights" else added
-        )
+        check(make, config(self.LAYERS), (2, 6), added=added)
 
-    @pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
     @pytest.mark.parametrize("affine", [True, False])
-    def test_a_batch_norm_behind_it(self, module, affine):
+    def test_a_batch_norm_behind_it(self, affine):
         def make():
             conv = nn.Conv1d(2, 4, 3)
             linear, norm = nn.Linear(16, 6), nn.BatchNorm1d(6, affine=affine)
             return Rows(conv, nn.Flatten(), linear, norm)
 
-        check(make, config(module, self.TARGETS), (2, 6))
+        added = () if affine else ["body.3.weight", "body.3.bias"]
+        check(make, config(self.LAYERS), (2, 6), added=added)
 
     def test_a_batch_norm_behind_something_that_is_not_known(self):
-        """What (n, c) or (n, l, c) it gets is not known, so that nothing is folded."""
+        """Whether it gets (n, c) or (n, c, l) is not known, and does not matter."""
 
         class Means(Net):
             def forward(self, x):
@@ -513,13 +455,10 @@ class TestLinearLayers:
         def make():
             return Means(nn.Conv1d(2, 4, 3), nn.Linear(4, 6), nn.BatchNorm1d(6))
 
-        how = config("mixing", ("body.0", "body.1"))
-        exported = check(make, how, (2, 6), added=None)
-        assert [type(m) for m in exported.body[2]] == [nn.BatchNorm1d, nn.Linear]
-        check(make, how, (2, 6), example=True)
+        check(make, config(("body.0", "body.1")), (2, 6))
 
     def test_a_batch_norm_over_positions(self):
-        """There are as many as channels: the norm scales these, and the mixing mixes those."""
+        """There are as many as channels, and the norm scales those."""
 
         class Positions(Net):
             def forward(self, x):
@@ -528,7 +467,7 @@ class TestLinearLayers:
         def make():
             return Positions(nn.Conv1d(2, 6, 3), nn.Linear(6, 6), nn.BatchNorm1d(6))
 
-        check(make, config("mixing", ("body.0", "body.1")), (2, 8), added=None)
+        check(make, config(("body.0", "body.1")), (2, 8))
 
     def test_torchs_transformer_does_not_go_around_it(self):
         class Odd(nn.Module):
@@ -544,83 +483,12 @@ class TestLinearLayers:
                 x = x if x.mean() > 100 else x.transpose(1, 2)  # it cannot be traced
                 return self.head(self.encoder(x).mean(1))
 
-        how = config("mixing", ("conv", "*.linear1"))
+        how = config(("conv", "*.linear1"))
         model = locked(Odd, how, (1, 5))
         assert error(model, export_model(model), drawn(6, 1, 5)) < 1e-10
 
 
-class TestHowManyDimensions:
-    """Where a plain module behind a norm depends on it, and a model does not say."""
-
-    class Pooled(Net):
-        def __init__(self):
-            super().__init__(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6))
-
-        def forward(self, x):
-            conv, norm = self.body
-            return self.head(norm(conv(x).amax((2, 3), keepdim=True).squeeze(3).squeeze(2)))
-
-    class Flat(Net):
-        def __init__(self):
-            super().__init__(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6))
-
-        def forward(self, x):
-            conv, norm = self.body
-            x = conv(x)
-            return self.head(norm(x.view(x.size(0), 6, -1)).tanh().mean(2))
-
-    def test_it_is_read_from_the_model(self):
-        exported = check(self.Flat, config("mixing"), (2, 5, 5), added=None)
-        assert type(exported.body[1][1]) is nn.Conv1d
-
-    @pytest.mark.parametrize("flatten", [lambda x: x.flatten(2), nn.Flatten(2)])
-    def test_a_flat_map(self, flatten):
-        class Flat(Net):
-            def __init__(self):
-                super().__init__(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6))
-                self.flatten = flatten
-
-            def forward(self, x):
-                conv, norm = self.body
-                return self.head(norm(self.flatten(conv(x))).tanh().mean(2))
-
-        model = locked(Flat, config("mixing"), (2, 5, 5))
-        exported = export_model(model)
-        assert error(model, exported, drawn(6, 2, 5, 5)) < 1e-10
-        assert type(exported.body[1][1]) is nn.Conv1d
-
-    def test_a_fully_connected_layer_for_two(self):
-        class Flat(Net):
-            def forward(self, x):
-                conv, norm = self.body
-                return self.head(norm(torch.flatten(conv(x), 1)))
-
-        def make():
-            return Flat(nn.Conv2d(2, 6, 4), nn.GroupNorm(2, 6))
-
-        exported = check(make, config("mixing"), (2, 4, 4), added=None)
-        assert type(exported.body[1][1]) is nn.Linear
-
-    def test_without_that_it_is_asked_for(self):
-        class Untraceable(self.Flat):
-            def forward(self, x):
-                return super().forward(x if x.mean() > 100 else -x)
-
-        model = locked(Untraceable, config("mixing"), (2, 5, 5))
-        with pytest.raises(LockError, match=r"^body\.1: how many dimensions .* example"):
-            export_model(model)
-        exported = export_model(model, example=drawn(2, 2, 5, 5))
-        assert type(exported.body[1][1]) is nn.Conv1d
-        assert error(model, exported, drawn(6, 2, 5, 5)) < 1e-10
-
-    def test_an_example_that_does_not_fit(self):
-        model = locked(self.Flat, config("mixing"), (2, 5, 5))
-        with pytest.raises(LockError, match=r"not run on the example: .*channels") as caught:
-            export_model(model, example=(drawn(2, 9, 5, 5),))
-        assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "softplus", "identity"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
 @pytest.mark.parametrize("chained", [False, True])
 def test_every_kind_of_lock(activation, chained):
     def make():
@@ -629,13 +497,11 @@ def test_every_kind_of_lock(activation, chained):
             *(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6)),
         )
 
-    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
-        how = config(module, activation=activation, chained=chained)
-        check(make, how, (2, 8, 8), added=() if module == "affine" else None)
+    check(make, config(activation=activation, chained=chained), (2, 8, 8))
 
 
 def test_a_channel_that_is_dead():
-    model = locked(lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config("mixing"), (2, 6, 6))
+    model = locked(lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config(), (2, 6, 6))
     with torch.no_grad():
         model.body[1].keylock.bias_gamma[2] = -10
     exported = export_model(model)
@@ -647,15 +513,13 @@ def test_what_was_trained_is_trained_and_what_was_frozen_is_frozen():
     for parameter in (*model.body[0].parameters(), *model.body[1].parameters()):
         parameter.requires_grad_(False)
     trained = {n: p.requires_grad for n, p in model.named_parameters()}
-    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
-        lock_model(model, config(module))
-        exported = export_model(model)
-        assert {n: p.requires_grad for n, p in exported.named_parameters()} == trained
-        unlock_model(model)
+    lock_model(model, config())
+    exported = export_model(model)
+    assert {n: p.requires_grad for n, p in exported.named_parameters()} == trained
 
 
 def test_a_model_in_a_wrapping():
-    inner = locked(lambda: Net(nn.Conv2d(2, 6, 3)), config("mixing", chained=True), (2, 6, 6))
+    inner = locked(lambda: Net(nn.Conv2d(2, 6, 3)), config(chained=True), (2, 6, 6))
     model = nn.Sequential(nn.AvgPool2d(1), inner)
     exported = export_model(model)
     assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
@@ -665,59 +529,77 @@ def test_a_model_in_a_wrapping():
 def test_a_layer_under_two_names():
     class Again(Net):
         def forward(self, x):
-            x = self.others[0](self.body[0](x))
-            return self.head(x.tanh().mean((2, 3)))
+            x = self.others[0](self.body[0](x).movedim(1, -1))
+            return self.head(x.tanh().mean((1, 2)))
 
     def made():
-        norm = nn.GroupNorm(2, 6)
-        model = Again(nn.Conv2d(2, 6, 3), norm)
-        model.again, model.others = norm, [norm]
+        linear = nn.Linear(6, 6)
+        model = Again(nn.Conv2d(2, 6, 3), linear)
+        model.again, model.others = linear, [linear]
         return model
 
-    model = locked(made, config("mixing"), (2, 6, 6))
+    model = locked(made, config(("body.*",)), (2, 6, 6))
     exported = export_model(model)
     assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
     assert exported.again is exported.body[1] is exported.others[0]
+    assert type(exported.again) is nn.Sequential
 
 
 def test_hooks_of_others_see_what_they_saw():
     model = locked(
-        lambda: Net(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6), nn.Tanh(), nn.Conv2d(6, 6, 1)),
-        config("mixing"),
+        lambda: Net(
+            *(nn.Conv2d(2, 6, 3), nn.GroupNorm(2, 6), nn.Tanh()),
+            *(nn.Conv2d(6, 6, 1), nn.Tanh(), nn.Linear(4, 4), nn.Tanh()),
+        ),
+        config(("body.*",)),
         (2, 6, 6),
     )
-    for layer in (model.body[1], model.body[3]):
+    for layer in (model.body[1], model.body[3], model.body[5]):
         layer.register_forward_hook(lambda _module, _inputs, output: output * 2 + 1)
     assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
 
 
 def test_a_hook_between_a_convolution_and_its_norm():
-    model = locked(lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config("mixing"), (2, 6, 6))
+    model = locked(lambda: Net(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6)), config(), (2, 6, 6))
     model.body[0].register_forward_hook(lambda _module, _inputs, output: output.tanh())
     assert error(model, export_model(model), drawn(6, 2, 6, 6)) < 1e-10
-
-
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
-def test_two_norms_that_share_a_weight(module):
-    def make():
-        model = Net(
-            *(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Tanh()),
-            *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)),
-        )
-        model.body[4].weight = model.body[1].weight
-        return model
-
-    model = locked(make, config(module), (2, 6, 6))
-    exported = export_model(model)
-    assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
-    # the plain class would load one weight over the other
-    assert list(exported.state_dict()) != list(make().state_dict())
 
 
 class TestRefusals:
     def test_a_model_that_is_not_locked(self):
         with pytest.raises(LockError, match="the model is not locked"):
             export_model(Net(nn.Conv2d(2, 6, 3)))
+
+    @pytest.mark.parametrize("kind", ["own", "own layer", "shared"])
+    def test_a_norm_into_which_nothing_can_be_folded(self, kind):
+        """It need not do with a weight and a bias what torch's does, or does it for others too."""
+
+        class Group(nn.GroupNorm):
+            def forward(self, x):
+                return nn.functional.group_norm(x, self.num_groups)
+
+        class Layer(nn.LayerNorm):
+            def forward(self, x):
+                return nn.functional.layer_norm(x, self.normalized_shape) * self.weight.sin()
+
+        def make():
+            if kind == "own":
+                return Net(nn.Conv2d(2, 6, 3), Group(2, 6, affine=False))
+            if kind == "own layer":
+                return Patches(Layer(6, bias=False))
+            model = Net(
+                *(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.Tanh()),
+                *(nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)),
+            )
+            model.body[4].weight = model.body[1].weight
+            return model
+
+        model = locked(make, config(), (1, 5, 5) if kind == "own layer" else (2, 6, 6))
+        before = private_state_dict(model)
+        said = r"^(norm|body\.1): its weight is also another layer's, or its class is the job's own"
+        with pytest.raises(LockError, match=said):
+            export_model(model)
+        assert all(torch.equal(t, before[n]) for n, t in private_state_dict(model).items())
 
     @pytest.mark.parametrize("how", ["data", "mT"])
     def test_a_model_that_reads_a_folded_weight_by_a_view_of_it(self, how):
@@ -731,7 +613,7 @@ class TestRefusals:
                 return self.head(torch.relu(self.conv(x)).mean((2, 3))) + size
 
         model = Reading()
-        lock_model(model, KeyLockConfig(module="affine"))
+        lock_model(model, config("first"))
         model(torch.rand(5, 1, 8, 8))
         with pytest.raises(LockError, match="conv"):
             export_model(model.eval())
@@ -751,13 +633,12 @@ class TestRefusals:
         assert is_locked(model)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights", "weights+norm"])
 @pytest.mark.parametrize("training", [True, False])
-def test_the_model_itself_is_not_touched(module, training):
+def test_the_model_itself_is_not_touched(training):
     def make():
         return Net(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))
 
-    model = locked(make, config(module), (2, 6, 6)).train(training)
+    model = locked(make, config(), (2, 6, 6)).train(training)
 
     def looks():
         state = {**model.state_dict(), **private_state_dict(model), **dict(model.named_buffers())}
@@ -776,7 +657,7 @@ def test_the_model_itself_is_not_touched(module, training):
         }
 
     before, random = looks(), torch.get_rng_state()
-    exported = export_model(model, example=drawn(2, 2, 6, 6))
+    exported = export_model(model)
     after = looks()
     assert torch.equal(torch.get_rng_state(), random)
     values, again = before.pop("values"), after.pop("values")
@@ -799,7 +680,7 @@ def test_a_model_that_keeps_something_of_its_last_pass():
     def make():
         return Keeps(nn.utils.spectral_norm(nn.Conv2d(2, 6, 3).double()))
 
-    model = locked(make, config("mixing"), (2, 6, 6))
+    model = locked(make, config(), (2, 6, 6))
     model(drawn(6, 2, 6, 6))
     exported = export_model(model)
     assert error(model, exported, drawn(6, 2, 6, 6)) < 1e-10
@@ -829,11 +710,14 @@ def test_it_loads_where_this_package_is_not(tmp_path):
             *(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
             *(nn.Conv2d(6, 6, 3, groups=2, padding=1), nn.BatchNorm2d(6), nn.Tanh()),
             *(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 1, groups=3), nn.Tanh()),
-            *(nn.Flatten(), nn.Linear(24, 5), nn.Tanh(), nn.Linear(5, 3)),
+            *(nn.Flatten(), nn.Linear(24, 5), nn.RMSNorm(5), nn.Linear(5, 5), nn.Tanh()),
+            nn.Linear(5, 3),
         )
 
-    model = locked(make, config("mixing", targets=("[0-9]", "12"), chained=True), (2, 6, 6))
+    model = locked(make, config(("[0-9]", "12", "14"), chained=True), (2, 6, 6))
     exported = export_model(model)
+    behind = {index: type(exported[index][1]) for index in (13, 14)}
+    assert behind == {13: nn.Linear, 14: nn.LayerNorm}
     x = drawn(6, 2, 6, 6)
     assert error(model, exported, x) < 1e-10
     paths = [tmp_path / name for name in ("model.pt", "outputs.pt", "scripted.pt")]
@@ -867,35 +751,29 @@ def vit():
 
 
 ZOO = {
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=3), 32, True),
-    "mobilenet_v3_small": (
-        lambda: torchvision.models.mobilenet_v3_small(num_classes=3),
-        32,
-        False,
-    ),
-    "convnext": (convnext, 16, False),
-    "vit": (vit, 16, True),
+    "resnet18": (lambda: torchvision.models.resnet18(num_classes=3), 32),
+    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=3), 32),
+    "convnext": (convnext, 16),
+    "vit": (vit, 16),
 }
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_torchvisions_models(name):
-    make, size, folds = ZOO[name]
-    for module in ("affine", "mixing", "weights", "weights+norm", "weights+norm+inputs+head"):
-        model = locked(make, config(module), (3, size, size), steps=2)
-        x = drawn(6, 3, size, size)
-        exact, exported = deepcopy(model), export_model(model)
-        assert error(exact, exported, x) < 1e-10
-        model = model.float()
-        exported = export_model(model)
-        # as far from the exact outputs as the locked model's own rounding takes that
-        rounding = error(exact, lambda x, model=model: model(x.float()).double(), x)
-        off = error(exact, lambda x, exported=exported: exported(x.float()).double(), x)
-        assert off < max(1e-5, 4 * rounding)
-        assert rounding < 1e-4
-        x = x.float()
-        names = list(make().state_dict())
-        assert (list(exported.state_dict()) == names) == (folds or module == "affine")
+    make, size = ZOO[name]
+    model = locked(make, config(), (3, size, size), steps=2)
+    x = drawn(6, 3, size, size)
+    exact, exported = deepcopy(model), export_model(model)
+    assert error(exact, exported, x) < 1e-10
+    model = model.float()
+    exported = export_model(model)
+    # as far from the exact outputs as the locked model's own rounding takes that
+    rounding = error(exact, lambda x: model(x.float()).double(), x)
+    off = error(exact, lambda x: exported(x.float()).double(), x)
+    assert off < max(1e-5, 4 * rounding)
+    assert rounding < 1e-4
+    x = x.float()
+    assert list(exported.state_dict()) == list(make().state_dict())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch.jit is old, and still used
         assert error(model, torch.jit.script(exported), x) < 1e-5
@@ -908,7 +786,7 @@ def test_it_can_be_exported_by_torch(name):
         return Net(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6))
 
     make = small if name == "small" else convnext
-    model = locked(make, config("mixing"), (3, 16, 16), steps=2)
+    model = locked(make, config(), (3, 16, 16), steps=2)
     x = drawn(6, 3, 16, 16)
     program = torch.export.export(export_model(model), (x,))
     saved = BytesIO()
@@ -957,14 +835,13 @@ def built(layers):
 
 @given(
     layers=blocks(),
-    module=st.sampled_from(["affine", "mixing", "weights", "weights+norm"]),
-    targets=st.sampled_from(["first", "all"]),
+    which=st.sampled_from(["first", "all"]),
     chained=st.booleans(),
-    activation=st.sampled_from(["relu", "sigmoid", "identity"]),
+    activation=st.sampled_from(["relu", "sigmoid"]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_small_net(layers, module, targets, chained, activation):
-    how = config(module, targets, chained=chained, activation=activation)
+def test_any_small_net(layers, which, chained, activation):
+    how = config(which, chained=chained, activation=activation)
     model = locked(lambda: built(layers), how, (2, 7, 7), steps=2)
     exported = export_model(model)
     x = drawn(4, 2, 7, 7)
@@ -973,5 +850,5 @@ def test_any_small_net(layers, module, targets, chained, activation):
     # a norm over two numbers magnifies rounding
     assert (wanted - got).abs().max() < 1e-8 * wanted.abs().max().clamp(min=1)
     assert b"keylock" not in pickle.dumps(exported.state_dict())
-    if module == "affine" and all(layer[5] in ("batch", "group") for layer in layers):
+    if all(layer[5] in ("batch", "group") for layer in layers):
         assert list(exported.state_dict()) == list(built(layers).state_dict())

@@ -24,7 +24,7 @@ model = nn.Sequential(
     nn.Flatten(),
     nn.Linear(64, 3),
 )
-lock_model(model, KeyLockConfig(module="mixing", targets="all"))
+lock_model(model, KeyLockConfig(lock="paper", layers="all"))
 wrapped = DistributedDataParallel(model)
 save_file(private_state_dict(model), f"{folder}/private-{rank}.safetensors")
 save_file(model.state_dict(), f"{folder}/public-{rank}.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -13,16 +14,26 @@ from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused
-from fedml_keylock.locks import lock_model, unlock_model
+from fedml_keylock.locks import job_key, lock_model, unlock_model
 from fedml_keylock.locks.entropy import Stream
-from fedml_keylock.locks.rotated import NONE, Masks, lock_of, scales_of
-from fedml_keylock.locks.rotated import mask as masks_module
-from fedml_keylock.locks.rotated import turns as turns_module
-from fedml_keylock.locks.rotated.mask import LEAST, LEAST_BUFFER, MOST, NARROW, WIDTH
+from fedml_keylock.locks.job_key import JobKey
+from fedml_keylock.locks.rotated import mask as mask_module
+from fedml_keylock.locks.rotated.mask import (
+    LEAST,
+    LEAST_BUFFER,
+    MOST,
+    NARROW,
+    WIDTH,
+    masked,
+    rounding,
+    scales_of,
+)
+from fedml_keylock.locks.rotated.state import state_lock
 from fedml_keylock.locks.rotated.turns import Part, Turns
+from fedml_keylock.types import JobSecrets
 
 PARTS = (Part("parameters", ("w", "b")), Part("norm.running_mean", ("norm.running_mean",)))
-KEY = bytes(32)
+ROOT = bytes(range(32))
 
 
 def state(seed=0, size=6):
@@ -40,16 +51,14 @@ def pairs_of(number):
 
 
 def silos(*samples):
-    """Each silo's masks, by how many samples it has."""
+    """Each silo's key, by how many samples it has."""
     numbers = dict(enumerate(samples))
-    return [Masks.of(silo, pairs, numbers) for silo, pairs in pairs_of(len(samples)).items()]
+    return [JobKey(ROOT, silo, pairs, numbers) for silo, pairs in pairs_of(len(samples)).items()]
 
 
-def mask_of(masks, round_index=0, *, size=6, key=KEY):
+def mask_of(key, round_index=0, *, size=6):
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state(size=size).items()}
-    return masks.masked(
-        zeros, PARTS, dict.fromkeys((p.label for p in PARTS), 1.0), key, round_index
-    )
+    return masked(zeros, PARTS, dict.fromkeys((p.label for p in PARTS), 1.0), key, round_index)
 
 
 @given(samples=st.lists(st.integers(1, 10_000), min_size=2, max_size=6), index=st.integers(0, 99))
@@ -58,9 +67,9 @@ def test_they_cancel_in_the_average_that_fedavg_makes(samples, index):
     own = [state(silo) for silo in range(len(samples))]
     scales = scales_of(PARTS, state())
     average, wanted = ({n: torch.zeros_like(t).double() for n, t in state().items()} for _ in "ab")
-    for mine, number, masks in zip(own, samples, silos(*samples), strict=True):
+    for mine, number, key in zip(own, samples, silos(*samples), strict=True):
         share = number / sum(samples)
-        sent = masks.masked(mine, PARTS, scales, KEY, index)
+        sent = masked(mine, PARTS, scales, key, index)
         for name, tensor in sent.items():
             assert (tensor - mine[name]).abs().max() > 10
             average[name] += share * tensor.double()
@@ -86,7 +95,7 @@ def test_none_is_like_another():
     """Other rounds, pairs, keys and parts have other masks: no difference of two takes them off."""
     one, two, three = silos(1, 1, 1)
     found = [mask_of(one), mask_of(one, 1), mask_of(two), mask_of(three)]
-    found += [mask_of(one, key=bytes([1] * 32)), mask_of(one, 256)]
+    found += [mask_of(replace(one, root=bytes([1] * 32))), mask_of(one, 256)]
     flat = [torch.cat([t.flatten() for t in one.values()]) for one in found]
     flat.append(found[0]["norm.running_mean"] * WIDTH / NARROW)
     for first, second in combinations(flat, 2):
@@ -99,13 +108,13 @@ def test_none_is_like_another():
 def test_the_rarest_numbers_are_finite_and_not_on_a_grid(monkeypatch, byte):
     """Of 24 bits alone two neighbours five deviations out are 0.04 apart: many weights' size."""
     monkeypatch.setattr(Stream, "draw", lambda _self, count: bytes([byte] * count))
-    assert 8 < abs(float(masks_module._noise(1, Stream(b"")))) < 9
+    assert 8 < abs(float(mask_module._noise(1, Stream(b"")))) < 9
     # some way from the end, neighbours are next to one another
     drawn = [bytes([0, at, 0, 64, 0, 0, 0, 0]) for at in (0, 16)]
     found = []
     for one in drawn:
         monkeypatch.setattr(Stream, "draw", lambda _self, _count, one=one: one)
-        found.append(float(masks_module._noise(1, Stream(b""))))
+        found.append(float(mask_module._noise(1, Stream(b""))))
     assert found[0] < -5
     assert 0 < found[1] - found[0] < 1e-4
 
@@ -113,13 +122,12 @@ def test_the_rarest_numbers_are_finite_and_not_on_a_grid(monkeypatch, byte):
 def test_who_takes_them_off_has_what_was_there():
     one, _ = silos(7, 3)
     scales = scales_of(PARTS, state())
-    sent = one.masked(state(), PARTS, scales, KEY, 3)
-    back = one.masked(sent, PARTS, scales, KEY, 3, undo=True)
+    sent = masked(state(), PARTS, scales, one, 3)
+    back = masked(sent, PARTS, scales, one, 3, undo=True)
     for name, tensor in state().items():
         torch.testing.assert_close(back[name], tensor, atol=2e-3, rtol=0)
-    assert (one.masked(sent, PARTS, scales, KEY, 2, undo=True)["w"] - state()["w"]).abs().max() > 10
-    untouched = NONE.masked(state(), PARTS, scales, KEY, 3)
-    assert all(torch.equal(untouched[name], tensor) for name, tensor in state().items())
+    assert (masked(sent, PARTS, scales, one, 2, undo=True)["w"] - state()["w"]).abs().max() > 10
+    assert masked(state(), PARTS, scales, one.unpaired(), 3) == {}
 
 
 def test_what_is_nothing_is_hidden_too():
@@ -138,8 +146,7 @@ def streams(monkeypatch):
         made.append((seed, torch.get_num_threads()))
         return Stream(seed)
 
-    monkeypatch.setattr(turns_module, "Stream", stream)
-    monkeypatch.setattr(masks_module, "Stream", stream)
+    monkeypatch.setattr(job_key, "Stream", stream)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     yield made
@@ -147,17 +154,21 @@ def streams(monkeypatch):
 
 
 def test_no_stream_serves_two_ends_and_all_are_computed_with_in_one_thread(streams):
-    key, pairs = bytes(range(32)), {2: b"b" * 32, 0: b"a" * 32}
-    masks = Masks.of(1, pairs, dict.fromkeys(range(3), 1))
+    pairs = {2: b"b" * 32, 0: b"a" * 32}
+    key = JobKey(ROOT, 1, pairs, dict.fromkeys(range(3), 1))
     Turns(PARTS, key, 258).turned(state())
-    masks.masked(state(), PARTS, scales_of(PARTS, state()), key, 258)
-    places = [key + bytes([0, 0, 0, 0, 0, 0, 1, 2]) + part.label.encode() for part in PARTS]
-    seeds = [b"fedml-keylock whole state 1" + place for place in places]
-    # in the same order in each silo
-    seeds += [b"fedml-keylock mask 1" + pairs[other] + at for at in places for other in (0, 2)]
-    assert streams == [(seed, 1) for seed in seeds]
-    assert repr(masks) == "Masks(signs=(-1, 1), share=1.0)"  # no secret
+    masked(state(), PARTS, scales_of(PARTS, state()), key, 258)
+    made, threads = list(zip(*streams, strict=True))
+    assert set(threads) == {1}
     assert torch.get_num_threads() == 2
+    streams.clear()
+    for part in PARTS:
+        key.stream(f"rotation {part.label}", 258)
+    for part in PARTS:  # in the same order in each silo
+        for peer in (0, 2):
+            key.stream(f"mask {part.label}", 258, peer=peer)
+    assert list(made) == [seed for seed, _ in streams]
+    assert len(set(made)) == len(made) == 6
 
 
 class Net(nn.Module):
@@ -180,13 +191,13 @@ class Net(nn.Module):
         return self.layer(self.norm(self.base(x)))
 
 
-def job(silos_number=3, *, mask=True, make=Net, **settings):
+def job(silos_number=3, *, mask=True, make=Net, samples=(), **settings):
     """Silos that have agreed and have got the first model, as far as their first upload."""
-    samples, made = dict.fromkeys(range(silos_number), 5), []
+    made, samples = [], dict(enumerate(samples or [5] * silos_number))
     for silo, pairs in pairs_of(silos_number).items():
         defense, model = keylock(settings | {"mask": mask}), make()
         defense.protect(model, silo=silo, agreement=defense.describe(model))
-        defense.share(bytes(32), silo=silo, pairs=pairs if mask else None, samples=samples)
+        defense.share(JobSecrets(bytes(32), silo, pairs if mask else {}, samples))
         made.append((defense, model))
     first = {name: tensor.clone() for name, tensor in made[0][1].state_dict().items()}
     for defense, model in made:
@@ -260,17 +271,16 @@ def test_what_is_released_is_under_the_masks_of_its_round_and_of_what_was_receiv
     received = {name: 3 * tensor for name, tensor in model.state_dict().items()}
     defense.receive(model, received, round_index=2)
     defense.begin_round(model, round_index=3)
-    shown, lock = model.state_dict(), lock_of(model)
+    shown, lock = model.state_dict(), state_lock(model)
     kept = {name: tensor.clone() for name, tensor in shown.items()}
     sent = defense.release(model, shown, samples=5)
-    masks = Masks.of(0, pairs_of(3)[0], dict.fromkeys(range(3), 5))
-    key, scales = bytes(lock.key.tolist()), scales_of(lock.parts, received)
-    masked = masks.masked(shown, lock.parts, scales, key, 3)
-    assert {"base.weight", "layer.weight", "norm.running_var", "seen"} <= masked.keys()
+    key = JobKey(lock.key.root, 0, pairs_of(3)[0], dict.fromkeys(range(3), 5))
+    under = masked(shown, lock.parts, scales_of(lock.parts, received), key, 3)
+    assert {"base.weight", "layer.weight", "norm.running_var", "seen"} <= under.keys()
     for name, tensor in kept.items():
         assert torch.equal(shown[name], tensor)  # it is not changed in its place
-        assert torch.equal(sent[name], masked.get(name, tensor)), name
-        assert name not in masked or (sent[name] - tensor).abs().max() > 10
+        assert torch.equal(sent[name], under.get(name, tensor)), name
+        assert name not in under or (sent[name] - tensor).abs().max() > 10
 
 
 def with_statistics_in(dtype):
@@ -387,7 +397,7 @@ class TestRefused:
         defense.protect(model, silo=None, agreement=defense.describe(model))
         with pytest.raises(HostError, match="the silos have no secret to lock with"):
             defense.receive(model, Net().state_dict(), round_index=-1)
-        assert not lock_of(model).key.any()
+        assert state_lock(model).key is None
 
     @pytest.mark.parametrize("then", ["receive", "begin_round", "end_round", "release"])
     def test_a_model_that_was_locked_anew(self, then):
@@ -473,15 +483,28 @@ def test_a_mask_leaves_no_digits_that_it_does_not_cover():
     """It is of 52 bits, and far from 0 its grid is coarser than a float64's."""
     one, _ = silos(1, 1)
     doubles = {name: tensor.double() for name, tensor in state().items()}
-    sent = one.masked(doubles, PARTS, scales_of(PARTS, doubles), KEY, 0)
+    sent = masked(doubles, PARTS, scales_of(PARTS, doubles), one, 0)
     assert all(tensor.dtype == torch.float64 for tensor in sent.values())
     assert all(torch.equal(tensor, tensor.float().double()) for tensor in sent.values())
 
 
+@pytest.mark.usefixtures("folder")
 def test_how_far_rounding_may_go_is_the_same_for_all_silos():
-    """Or a silo of few samples would keep what the others have averaged."""
-    big, *_, small = silos(5000, 5000, 5)
-    assert big.rounding("norm.running_var", 1.0) == small.rounding("norm.running_var", 1.0) < 0.01
+    """Or a silo of few samples, whose masks are wider, would keep what others have averaged."""
+    allowed = rounding(2, "seen", 0.76)  # the buffer's size
+    assert 0 < allowed < 0.01
+    for times, kept in ((0.1, True), (3, False)):
+        made = job(samples=(5000, 5000, 5))
+        for defense, model in made:
+            average = Turns(state_lock(model).parts, state_lock(model).key, 0)
+            came = dict(model.state_dict())
+            own = {name: t.detach().clone() for name, t in model.named_parameters()}
+            own |= {name: t.clone() for name, t in model.named_buffers()}
+            own["seen"] += times * allowed
+            came |= average.turned(own)
+            defense.receive(model, came, round_index=0)
+            model.load_state_dict(came)
+            assert torch.equal(model.seen, torch.ones(6, 6).tril()) is kept
 
 
 @pytest.mark.usefixtures("folder")
@@ -493,7 +516,7 @@ def test_an_audit_in_a_job_takes_the_job_s_own_masks():
     unmasked, model = keylock({}), Net()
     assert unmasked.surrogate(Net()).update_transform.peers == 2
     unmasked.protect(model, silo=None, agreement=unmasked.describe(model))
-    unmasked.share(bytes(32))
+    unmasked.share(JobSecrets(bytes(32)))
     assert unmasked.surrogate(Net()).update_transform.peers == 0
 
 
@@ -503,12 +526,11 @@ def test_no_two_jobs_have_one_key_even_of_the_same_file_and_model():
     for number in (b"one", b"one", b"another"):
         defense, model = keylock({}), Net()
         defense.protect(model, silo=None, agreement=defense.describe(model))
-        defense.share(bytes(32))
-        defense.call_job(number)
+        defense.share(JobSecrets(bytes(32)))
+        defense.begin_job(number)
         defense.enter_silo(model, silo=0)  # the vault has the key of the job before
         defense.receive(model, Net().state_dict(), round_index=-1)
         defense.begin_round(model, round_index=0)
         defense.end_round(model, round_index=0)
-        keys.append(lock_of(model).key)
-    assert torch.equal(keys[0], keys[1])
-    assert not torch.equal(keys[0], keys[2])
+        keys.append(state_lock(model).key)
+    assert keys[0] == keys[1] != keys[2]

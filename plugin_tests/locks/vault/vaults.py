@@ -7,9 +7,14 @@ import torch
 from torch import nn
 
 from fedml_keylock.errors import VaultError
-from fedml_keylock.locks import KeyLockConfig, lock_model, private_state_dict
+from fedml_keylock.locks import (
+    KeyLockConfig,
+    load_private_state_dict,
+    lock_model,
+    private_state_dict,
+)
 
-CONFIG = KeyLockConfig(key_length=16, module="mixing", targets="all")
+CONFIG = KeyLockConfig(lock="paper", key_length=16, layers="all")
 WORDS = b"correct horse battery staple"
 
 
@@ -23,6 +28,18 @@ def made(config=CONFIG):
     return model
 
 
+def save(vault, model, *, round_index):
+    """As a job does it."""
+    vault.save(private_state_dict(model), round_index=round_index)
+
+
+def load(vault, model, path=None):
+    """As a job does it; the round."""
+    state, round_index = vault.load(path)
+    load_private_state_dict(model, state)
+    return round_index
+
+
 def same(one, other):
     return list(one) == list(other) and all(
         torch.equal(one[n], other[n]) and one[n].dtype == other[n].dtype for n in one
@@ -34,7 +51,7 @@ def refused(vault, message, path=None):
     model = made()
     before = private_state_dict(model)
     with pytest.raises(VaultError, match=message) as caught:
-        vault.load(model, path)
+        load(vault, model, path)
     text = str(caught.value)
     assert "\n" not in text
     assert WORDS.decode() not in "".join(traceback.format_exception(caught.value))
