@@ -14,7 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from fedml_keylock.locks import KeyLockConfig
+from fedml_keylock.locks import KeyLockConfig, make_lock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "paper"
 MODULES = ("cells", "central", "data", "federated", "nets", "run", "table", "training")
@@ -104,7 +104,8 @@ def test_training_is_as_published(paper):
     assert (given["worker_num"], given["batch_size"], given["epochs"]) == (3, 64, 1)
     assert (given["momentum"], given["weight_decay"]) == (0.9, 5e-4)
     lock = KeyLockConfig.from_mapping(given["keylock"])
-    assert (lock.title, lock.activation, lock.key_length) == ("keylock:affine:first", "relu", 1024)
+    assert make_lock(lock).title == "keylock:paper:first"
+    assert (lock.activation, lock.key_length) == ("relu", 1024)
 
 
 @pytest.mark.parametrize("model", ["lenet", "resnet20", "resnet32"])
