@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import pickle
 import shutil
 import socket
@@ -125,9 +124,7 @@ def write_job(folder: Path, settings: Mapping[str, Any] | None, **changes: Any) 
 
 def variables(ranks: int, case: str) -> dict[str, str]:
     """The environment of a job's processes."""
-    first = os.pathsep.join(filter(None, [str(HERE / "hurried"), os.environ.get("PYTHONPATH")]))
-    own = {"JOB_CASE": case, "PYTHONWARNINGS": "ignore", "PYTHONPATH": first}
-    return environment(ranks) | own
+    return environment(ranks) | {"JOB_CASE": case, "PYTHONWARNINGS": "ignore"}
 
 
 def free_ports(count: int) -> list[int]:

@@ -30,8 +30,6 @@ PRINTED = {
 }
 """As the paper prints it: a row for each setting."""
 CELLS = [(column, setting) for column in COLUMNS.split() for setting in PRINTED]
-ALONE = pytest.mark.xdist_group("vgg16")
-"""Two of VGG-16's federated cells at once take more memory than a machine may have."""
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +218,7 @@ def test_data_that_are_not_there_are_named(start, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("column", "setting"),
-    [pytest.param(*cell, marks=ALONE if "vgg16" in cell[0] else ()) for cell in CELLS],
-)
+@pytest.mark.parametrize(("column", "setting"), CELLS)
 def test_every_cell_runs_a_step_on_random_pictures_where_its_data_are_not_there(
     start, column, setting
 ):

@@ -1,8 +1,8 @@
-"""What every Python of a job runs first: a job of 15 seconds takes 5, and does the same.
+"""What every Python that a test starts runs first: a job of 15 seconds takes 5, and does the same.
 
 FedML asks its own servers for settings, five times half a second apart, and its server waits five
 seconds before it ends. Python looks for cycles among the objects of torch and FedML while it
-imports them, and once more when it ends, for three seconds.
+imports them, and once more when it ends: half of the time that both take.
 """
 
 import atexit
@@ -22,5 +22,5 @@ def sleep(seconds: float) -> None:
 
 
 time.sleep = sleep
-gc.set_threshold(100_000, 50, 50)
+gc.set_threshold(50_000)
 atexit.register(gc.freeze)
