@@ -33,7 +33,7 @@ def branches(files):
 
 
 def walk():
-    """The rooms that an update of a silo enters on the server, in order, by a profile of the real code."""
+    """The rooms that a silo's update enters on the server, by a profile of the real code."""
     import torch
     from torch import nn
 
@@ -41,10 +41,20 @@ def walk():
     from fedml_keylock.host.session_of import session_of
 
     job = {
-        "training_type": "cross_silo", "backend": "MPI", "federated_optimizer": "FedAvg", "rank": 0,
-        "role": "server", "client_num_in_total": 2, "client_num_per_round": 2, "worker_num": 2,
-        "comm_round": 1, "enable_defense": True, "defense_type": "keylock", "comm": object(),
-        "keylock": {}, "learning_rate": 0.1,
+        "training_type": "cross_silo",
+        "backend": "MPI",
+        "federated_optimizer": "FedAvg",
+        "rank": 0,
+        "role": "server",
+        "client_num_in_total": 2,
+        "client_num_per_round": 2,
+        "worker_num": 2,
+        "comm_round": 1,
+        "enable_defense": True,
+        "defense_type": "keylock",
+        "comm": object(),
+        "keylock": {},
+        "learning_rate": 0.1,
     }
     session = session_of(SimpleNamespace(**job))
     model = nn.Linear(2, 2)
@@ -92,7 +102,7 @@ def main():
     rooms = walk()
     top = rooms[0]
     print(f"an incoming update: {' > '.join(rooms)}")
-    print(f"returns to the session, which had left it to a gate or an observer: {rooms.count(top) - 1}")
+    print(f"returns to the session that had handed it on: {rooms.count(top) - 1}")
 
 
 if __name__ == "__main__":
