@@ -1,4 +1,4 @@
-"""Figures of the product's structure: `python plugin_tests/measures.py`, from the project's folder."""
+"""Figures of the structure: `python plugin_tests/measures.py`, in the project's folder."""
 
 import ast
 import re

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...names import under
+from ...tensors import under
 
 __all__ = ["check_gradients", "find_head", "head_gradients"]
 
