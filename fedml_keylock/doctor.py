@@ -67,7 +67,7 @@ def _torch() -> Check:
 
 
 def _fedml() -> Check:
-    from .host.supported import SUPPORTED
+    from .host.compatibility import SUPPORTED
 
     found = _installed("fedml")
     return Check("fedml", found in SUPPORTED, found, f"pip install 'fedml=={SUPPORTED[-1]}'")

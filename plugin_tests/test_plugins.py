@@ -15,7 +15,7 @@ from torch import nn
 from fedml_keylock import hookspecs, plugins
 from fedml_keylock.errors import ConfigError, PluginError
 from fedml_keylock.evaluation.audit import Protection, audit, probe
-from fedml_keylock.host.one_process import session_of
+from fedml_keylock.host.session_of import session_of
 from fedml_keylock.types import ClientUpdate
 
 HERE = Path(__file__).parent / "sample_plugin"
@@ -139,7 +139,7 @@ def test_a_job_runs_under_the_samples_defense(installed):
 
     session.enter(1)
     first = net().state_dict()
-    session.take_in(first, trainer)
+    session.load_aggregate(first, trainer)
     sent = session.exchange(trainer, None, trained, samples=5)
     assert torch.equal(sent["3.bias"], first["3.bias"] + 1)
     assert [hook for hook, _ in installed.OBSERVED] == ["before_upload", "after_upload"]

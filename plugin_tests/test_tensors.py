@@ -11,7 +11,7 @@ from safetensors.torch import save
 from fedml_keylock.errors import AttackError, VaultError
 from fedml_keylock.evaluation.audit.work import Result
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.host.duplicates import fingerprints
+from fedml_keylock.host.update_history import fingerprints
 from fedml_keylock.locks.rotated.turns import digest
 from fedml_keylock.locks.vault import Cipher
 from fedml_keylock.locks.vault.file import Stored, write_state

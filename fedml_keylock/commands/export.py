@@ -58,7 +58,7 @@ def _sizes(
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["auto", "state_dict", "torchscript", "exported"]),
+    type=click.Choice(["auto", "state_dict", "exported"]),
     default="auto",
     show_default=True,
     help="state_dict needs the model's class to load, the others need torch only.",
@@ -95,8 +95,8 @@ def export(
 
     With the format auto it writes a state_dict for the job's own model class when the lock folds
     into that, as it does for a LeNet or a ResNet. A lock on a linear layer needs a norm that the
-    class does not have: then it is torch.export's format when there is an --example-shape, and
-    TorchScript if not. The file is for evaluation, and not for training.
+    class does not have: then it is torch.export's format, which needs an --example-shape. The file
+    is for evaluation, and not for training.
 
     The file is readable by its owner only. It holds the model that the server cannot read; of a
     lock on layers, the lock in the open, with which one can read what the silo sent. The passphrase
@@ -134,7 +134,7 @@ def export(
         round_index=round_index,
     )
     example = None if shape is None else pack.random_input(model, shape)
-    package = pack.pack(export_model(model, example=example), plain, form, example)
+    package = pack.pack(export_model(model), plain, form, example)
     if output is None:
         output = Path(f"exported{pack.SUFFIX if package.form == 'exported' else '.pt'}")
     elif package.form == "exported" and output.suffix != pack.SUFFIX:

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from ..errors import ConfigError, VaultError, first_line
-from ..host.asked import check_asked
+from ..host.job_configuration import check_switches
 from ..locks.vault.file import Stored
 from ..locks.vault.silo import silo_path, silos_in
 
@@ -68,7 +68,7 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     for section in read.values() if isinstance(read, Mapping) else ():
         fields |= section if isinstance(section, Mapping) else {}
     try:
-        check_asked(SimpleNamespace(**fields), read)
+        check_switches(SimpleNamespace(**fields), read)
     except ConfigError as error:
         raise ConfigError(f"{config}: {error}") from None
     if fields.get("defense_type") != "keylock":

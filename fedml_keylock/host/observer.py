@@ -1,4 +1,4 @@
-"""What a job's updates are shown to: a server's capture, a silo's audit, and plugins that watch."""
+"""Whoever sees a job's updates: a server's capture, a silo's audit, and plugins that watch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
 from ..types import Agreement, ClientUpdate, Defense
-from .flags import INVERSION, Arguments, our_attack
+from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 
 if TYPE_CHECKING:
     from .self_audit import SelfAudit
-    from .server_attacker import Attacker
-    from .server_capture import ServerCapture
+    from .server_attacker import Attacker, ServerCapture
 
 __all__ = ["Observer"]
 
@@ -76,64 +75,38 @@ class Observer:
         if self.attacker is not None:
             self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
 
-    def see_model(
+    def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
+        """In a silo: prepare its audit of itself, on the still unprotected model."""
+        if self.attacker is None or self.attacker.settings.when == "never":
+            return
+        if self.attacks_itself:
+            from .self_audit import SelfAudit
+
+            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+
+    def begin_capture(
         self,
         model: nn.Module,
         agreement: Agreement | None,
         defense: Defense | None,
         *,
         name: str | None,
-        server: bool,
     ) -> None:
-        """Take the job's model before it is protected: on a server that attacks, begin the capture.
-
-        Args:
-            model: as yet unprotected.
-            agreement: what the defense said of it; None without one.
-            defense: the job's, or None.
-            name: of the defense.
-            server: whether this rank is the server's.
-
-        Raises:
-            AttackError: the capture cannot be begun.
-
-        """
-        if self.attacker is None:
-            return
-        if self.attacks_itself:
-            if self.attacker.settings.when != "never":
-                from .self_audit import SelfAudit
-
-                self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
-        elif server:
-            from .server_capture import ServerCapture
+        """On a server that attacks: begin its capture, of the still unprotected model."""
+        if self.attacker is not None and not self.attacks_itself:
+            from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
                 self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
-        """In a silo, before it trains.
-
-        Args:
-            turn: whose round it is.
-            protected: the silo's model, with the server's weights.
-            data: that it trains on.
-
-        Raises:
-            UpdateRefused: one step would give away more than the YAML allows.
-
-        """
+        """In a silo, before it trains; see `SelfAudit.round_begins`."""
         if self.audit is not None and protected is not None:
             self.audit.round_begins(turn, protected, data)
 
     def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
-        """In a silo that has trained and has not sent anything.
-
-        Raises:
-            UpdateRefused: what it would send gives away more than the YAML allows.
-
-        """
+        """In a silo that has trained and not sent anything yet; see `SelfAudit.round_ends`."""
         if self.audit is not None:
             self.audit.round_ends(turn, state, data, received=self.received)
 
@@ -147,7 +120,6 @@ class Observer:
         self,
         hook: str,
         state: Mapping[str, Tensor],
-        *,
         samples: float,
         silo: int | None,
         round_index: int,
@@ -155,20 +127,14 @@ class Observer:
         """Give the capture an update, and plugins a copy of it."""
         if self.received is None or silo is None:
             return
-        update = ClientUpdate(
-            before=self.received,
-            after=state,
-            learning_rate=float(self.args.learning_rate),
-            samples=int(samples),
-            silo=silo,
-            round=round_index,
-        )
+        rate = float(self.args.learning_rate)
+        update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)
         if _watched(hook):
-            shown = replace(update, before=copied(update.before), after=copied(update.after))
-            getattr(manager().hook, hook)(update=shown)
+            copy = replace(update, before=copied(update.before), after=copied(update.after))
+            getattr(manager().hook, hook)(update=copy)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""

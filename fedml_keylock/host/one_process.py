@@ -7,50 +7,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import HostError
-from ..types import SharesSecret
-from .flags import Arguments
-from .gate import check_state, public_copy
-from .session import Session
+from ..types import JobSecrets
+from .progress import note
+from .public_state import check_state, public_copy
+from .silo_session import SiloSession
 
-__all__ = ["Simulation", "session_of"]
-
-
-def session_of(args: Arguments) -> Session | None:
-    """The session of a job with these arguments, as their kind needs it; None without our flags.
-
-    Raises:
-        ConfigError: a field is wrong.
-        HostError: the job is of a kind that the defense has not been shown to work in.
-
-    """
-    alone = (getattr(args, "training_type", None), getattr(args, "backend", None))
-    return (Simulation if alone == ("simulation", "sp") else Session).begin(args)
+__all__ = ["OneProcess"]
 
 
 @dataclass
-class Simulation(Session):
-    """A job of one process, which is the server and each silo in its turn.
+class OneProcess(SiloSession):
+    """A job of one process: each silo in its turn, and what the server sees.
 
-    Nothing is sent; the gates stand where something would be.
+    Nothing is sent; the checks of the gates stand where something would be.
     """
 
-    ends_with_runner: ClassVar[bool] = False
     _plain: nn.Module | None = None
-
-    @property
-    def is_server(self) -> bool:
-        """It is."""
-        return True
-
-    @property
-    def is_silo(self) -> bool:
-        """It is that too."""
-        return True
 
     @property
     def in_turn(self) -> bool:
@@ -72,33 +49,31 @@ class Simulation(Session):
         """Index of the round whose aggregate the server has sent last."""
         return self.round - 1
 
-    def adopt(self, model: nn.Module) -> None:
-        """Take the job's model; what the server tests is a copy without a lock."""
-        if self._plain is None and isinstance(model, nn.Module):
-            self._plain = deepcopy(model)
-        super().adopt(model)
+    def see_data(self, dataset: Sequence[Any]) -> None:
+        """Show FedML's dataset tuple to the server's attacks, and to silos' on themselves."""
+        self.observer.see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """All silos are here."""
-        if isinstance(self.defense, SharesSecret):
-            self.defense.share(os.urandom(32))
+        """Draw the silos' secret: all of them are here."""
+        if self.defense is not None:
+            self.defense.share(JobSecrets(os.urandom(32)))
         self._shared = True
 
-    def take_in(self, received: Mapping[str, Tensor], trainer: Any) -> None:
-        """Give the silo whose turn it is the server's model, through its gate.
+    def load_aggregate(self, state: Mapping[str, Tensor], trainer: Any) -> None:
+        """Load the server's model for the silo whose turn it is.
 
         Raises:
             UpdateRefused: it is anything but agreed public state.
 
         """
-        if self.agreement is not None:
-            check_state(received, self.agreement, who="the server's model", averaged=True)
-            self._receive(received)
-        self.observer.received = received
-        trainer.set_model_params(received)
+        if self.defense is not None:
+            check_state(state, self._agreed(), who="the server's model", averaged=True)
+            self._receive(state)
+        self.observer.received = state
+        trainer.set_model_params(state)
 
     def exchange(self, trainer: Any, data: Any, run: Callable[[], Any], *, samples: int) -> Any:
-        """Train one silo for one round, up to its gate; give what would have been sent.
+        """Train one silo for one round; give what it would send.
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
@@ -106,21 +81,19 @@ class Simulation(Session):
 
         """
         self.args.round_idx = round_index = self.round
-        agreed = None if self.agreement is None else self._agreed()
+        agreement = None if self.defense is None else self._agreed()
         who = self.who
         state = self.train(trainer, data, run)
-        if agreed is not None:
-            checked = check_state(state, agreed, who=who)
-            state = public_copy(self._released(checked, samples))
+        if agreement is not None:
+            checked = check_state(state, agreement, who=who)
+            state = public_copy(self._release(checked, float(samples)))
         for hook in ("before_upload", "after_upload"):
-            self.observer.show(
-                hook, state, samples=samples, silo=self.silo, round_index=round_index
-            )
+            self.observer.show(hook, state, samples, self.silo, round_index)
         return state
 
     @contextmanager
     def as_server(self, trainer: Any) -> Iterator[None]:
-        """What is tested in here is the shared model without a lock, as a server would have it."""
+        """Have the trainer test the shared model without a lock, as a server would have it."""
         if self.defense is None:
             yield
             return
@@ -134,5 +107,22 @@ class Simulation(Session):
         finally:
             trainer.model = locked
 
-    def _finished(self) -> bool:
+    def end(self, state: Mapping[str, Tensor]) -> None:
+        """Called when the job is over, with the final model: attack what was captured."""
+        self.observer.received = state
+        self.observer.finish()
+
+    @property
+    def _logs_training(self) -> bool:
+        return True  # no other host reads this process's log
+
+    def _prepare(self, model: nn.Module) -> None:
+        self._plain = deepcopy(model)
+        self.observer.begin_capture(model, self.agreement, self.defense, name=self.name)
+        super()._prepare(model)
+
+    def _note(self, doing: str) -> None:
+        note(f"rank 0: {self.who}: {doing}")
+
+    def _is_over(self) -> bool:
         return False

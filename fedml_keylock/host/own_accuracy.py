@@ -1,10 +1,10 @@
 """How well the shared model does in a silo, under the silo's own lock, told where FedML tells.
 
 The server has no key: the accuracy that it logs is the model's without one. A silo's goes under a
-name that cannot be taken for it.
+name that nobody mistakes for it.
 
-FedML puts a logger of its own in the root's place, which no named logger leads to: what is to be in
-FedML's log is said to the root.
+FedML puts a logger of its own in the root's place, which no named logger leads to: lines for
+FedML's log go to the root.
 """
 
 from __future__ import annotations
@@ -16,45 +16,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .session import Session
+from .silo_round import SiloRound
 
 __all__ = ["measure", "report"]
 
 
-def report(session: Session, trainer: Any, data: Any, device: Any) -> None:
+def report(
+    turn: SiloRound, model: nn.Module, trainer: Any, data: Any, device: Any, args: Any
+) -> None:
     """Measure the silo's accuracy under its own lock and tell it. Training goes on in any case.
 
     Args:
-        session: the silo's, with its lock and the model that the server sent in place.
+        turn: the silo's, with the index of the round whose aggregate it measures.
+        model: the silo's, with its lock and the weights that the server sent in place.
         trainer: FedML's, whose `test` is the job's own notion of a test.
         data: the silo's test data.
         device: to test on.
+        args: FedML's.
 
     """
-    if data is None or session.model is None:
-        return
-    name, last = f"keylock/silo_{session.silo}/accuracy_with_own_key", session.last_round
     try:
-        share = measure(trainer, session.model, data, device, session.args)
+        share = measure(trainer, model, data, device, args)
     except Exception as error:  # the user's own code and data; a job is not to end by a measurement
-        logging.warning("%s: its accuracy cannot be measured: %s", session.who, error)
+        logging.warning("%s: its accuracy cannot be measured: %s", turn.who, error)
         return
     if share is None:
         return
     logging.info(
         "silo %s, aggregate of round %d: accuracy with its own key %.4f (the server's own figure "
         "is without any key)",
-        session.silo,
-        last,
+        turn.silo,
+        turn.round,
         share,
     )
-    session.tell({name: round(share, 4), "round": last})
+    turn.tell_score("accuracy_with_own_key", share)
 
 
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:
     """The share of right answers, by the trainer's own test or else by counting.
 
-    Neither the model's mode nor torch's random numbers are others afterwards.
+    It restores the model's mode and torch's random numbers.
 
     Returns:
         None where there is nothing to count.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,10 +10,30 @@ from typing import Any
 
 from ..errors import HostError
 
-__all__ = ["Function", "Patches", "Seam"]
+__all__ = ["Function", "Patches", "Seam", "around"]
 
 Function = Callable[..., Any]
 """A function of the host's, or what stands in its place."""
+
+
+def around(body: Function) -> Callable[[Function], Function]:
+    """What wraps a function in a body, whose arguments are the original and then those of the call.
+
+    Example:
+        >>> loud = around(lambda original, name: original(name).upper())
+        >>> loud(lambda name: f"hello {name}")("you")
+        'HELLO YOU'
+
+    """
+
+    def wrap(original: Function) -> Function:
+        @functools.wraps(original)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return body(original, *args, **kwargs)
+
+        return replacement
+
+    return wrap
 
 
 @dataclass(frozen=True)
@@ -103,16 +124,13 @@ class Patches:
                 setattr(seam.owner, seam.name, replacement)
                 self._raw.append((seam.owner, seam.name, raw))
         except BaseException:
-            self._put_back()
+            self.restore()
             raise
         self.applied = True
 
     def restore(self) -> None:
         """Put every original back, as it was found."""
-        self._put_back()
-        self.applied = False
-
-    def _put_back(self) -> None:
         while self._raw:
             owner, name, raw = self._raw.pop()
             setattr(owner, name, raw)
+        self.applied = False

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttackError, ConfigError, KeyLockError, UpdateRefused
+from ..errors import AttackError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
 from ..evaluation.audit.training import count_classes
 from ..evaluation.leakage import LeakageRow
@@ -23,10 +23,9 @@ from ..evaluation.section import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
-from ..plugins import metrics
 from ..tensors import copied
 from ..types import ClientUpdate, Defense, Surrogate
-from .flags import Arguments
+from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound
 
@@ -87,9 +86,6 @@ class SelfAudit:
     defense: Defense | None
     _twin: Twin | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        check_metrics(self.settings.abort_above)
-
     @property
     def settings(self) -> InversionSettings:
         """The `gradient_inversion` section."""
@@ -113,7 +109,7 @@ class SelfAudit:
         Args:
             turn: whose round it is.
             protected: the silo's model, with the server's weights.
-            data: that it trains on; the first images are taken.
+            data: that it trains on, of which it audits the first images.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.
@@ -155,8 +151,7 @@ class SelfAudit:
             turn: whose round it is.
             state: as it will be sent.
             data: that it trained on.
-            received: the state that came from the server; None where none came, and the model is
-                as it was.
+            received: the state that the server sent; None where the model is as it was.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.
@@ -239,7 +234,7 @@ class SelfAudit:
             if best.knowledge != "none":
                 by = f"the {best.knowledge} attacker with {by}"
             logging.info("%s: %s at most %.2f, by %s; see %s", who, metric, value, by, folder)
-            turn.tell({f"keylock/silo_{turn.silo}/{metric}": round(value, 4), "round": turn.round})
+            turn.tell_score(metric, value)
             if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
                     f"{who}: its update gives away too much: {metric} {value:.2f} by {by}, and "
@@ -264,23 +259,3 @@ class SelfAudit:
             for row in report.leakage
             if row.defense == subject.defense and row.knowledge not in (BASELINE, ORACLE)
         ]
-
-
-def check_metrics(limits: Mapping[str, float]) -> None:
-    """Refuse a limit on a metric that no report has, or of which less gives more away.
-
-    Raises:
-        ConfigError: naming those that there are.
-
-    Example:
-        >>> check_metrics({"ssim_aligned": 0.5})
-
-    """
-    # of distances, such as LPIPS, it is the small ones that give away
-    known = [n for n in ("label_accuracy", *metrics()) if not n.startswith("lpips")]
-    odd = [name for name in limits if name not in known]
-    if odd:
-        raise ConfigError(
-            f"{InversionSettings.section}.abort_above: {odd[0]!r} is no metric to be above; there "
-            f"are: {', '.join(known)}"
-        )

@@ -98,7 +98,7 @@ def _activate() -> None:
     if _HOST in sys.modules:
         return  # it is this package itself that imports fedml, and that activates as it is asked to
     try:
-        from .fedml import activate_or_guard
+        from fedml_keylock.host.fedml import activate_or_guard
 
         problem = activate_or_guard()
     except Exception as error:  # a program that imports fedml is not to end by it

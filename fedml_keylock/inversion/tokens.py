@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..names import under
 from ..settings import Share, checked
+from ..tensors import under
 from ..types import ClientUpdate, TokenReconstruction
 from .base import check_level
 from .engine.layer_inputs import watch

@@ -23,7 +23,6 @@ __all__ = [
     "lock_model",
     "make_lock",
     "private_state_dict",
-    "redraw_lock",
     "secret_variables",
     "unlock_model",
 ]
@@ -152,33 +151,6 @@ def unlock_model(model: nn.Module) -> None:
     _lock_on(model).unlock(model)
 
 
-def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
-    """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
-
-    Only values change: an optimizer may hold the parameters already.
-
-    Args:
-        model: locked.
-        config: what it was locked with.
-        uniform: see `lock_model`.
-
-    Raises:
-        LockError: the model is not locked.
-        VaultError: it was locked otherwise.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> config = KeyLockConfig(lock="paper")
-        >>> info, before = lock_model(model, config), private_state_dict(model)
-        >>> redraw_lock(model, config)
-        >>> private_state_dict(model)["0.keylock.key"].equal(before["0.keylock.key"])
-        False
-
-    """
-    _lock_on(model)
-    make_lock(config).redraw(model, uniform=uniform)
-
-
 def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """A copy of everything private in a locked model, name to tensor. For the vault only.
 
@@ -227,9 +199,7 @@ def secret_variables(model: nn.Module) -> dict[str, Tensor]:
     return _lock_on(model).secret_variables(model)
 
 
-def export_model(
-    model: nn.Module, *, example: Tensor | tuple[Tensor, ...] | None = None
-) -> nn.Module:
+def export_model(model: nn.Module) -> nn.Module:
     """A plain copy of a locked model with every lock folded in. The model itself is not touched.
 
     In evaluation it gives the same outputs. It has no class, hook or attribute of this package
@@ -239,13 +209,10 @@ def export_model(
 
     Args:
         model: locked; with the private state that it is to have.
-        example: an input, or several, that the model runs on. Only needed under `lock: paper`,
-            where it cannot be known otherwise how many dimensions a locked layer's output has; the
-            error says so.
 
     Raises:
-        LockError: it is not locked, is part of a locked model, has no values (on meta), does not
-            run on the example, or needs one.
+        LockError: it is not locked, is part of a locked model, has no values (on meta), or has a
+            lock that cannot be folded in.
 
     Example:
         >>> import torch
@@ -262,4 +229,4 @@ def export_model(
     kind = _lock_on(model)
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         raise LockError("the model has no values to export: it is on meta")
-    return kind.export(model, example)
+    return kind.export(model)

@@ -125,7 +125,7 @@ class Lock(Defense):
 
     @staticmethod
     @abstractmethod
-    def export(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+    def export(model: nn.Module) -> nn.Module:
         """A plain copy of the model that computes the same; see `model.export_model`."""
 
     @staticmethod
@@ -160,19 +160,6 @@ class Lock(Defense):
             model: locked, with the silo's private state and the global model.
             silo: index of the silo.
             round_index: the round that the private state is to be trained in next.
-
-        """
-
-    @abstractmethod
-    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
-        """Replace the lock's values by those of a fresh one; see `model.redraw_lock`."""
-
-    @abstractmethod
-    def check_redrawn(self) -> None:
-        """Refuse to redraw where no silo has a lock of its own.
-
-        Raises:
-            ConfigError: this lock has nothing to redraw.
 
         """
 

@@ -590,7 +590,7 @@ def unaware(enabled, tmp_path, monkeypatch):
     return write
 
 
-LOCK = {"module": "mixing", "targets": "all", "key_length": 64}
+LOCK = {"lock": "paper", "layers": "all", "key_length": 64}
 
 
 # read where fedml is at hand: here it would have to be imported first

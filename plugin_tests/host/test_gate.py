@@ -1,7 +1,6 @@
-"""The gates: what is refused, what is let through, and how much memory goes with it."""
+"""The gates: what `admit` and `emit` refuse, what passes, and what goes with it."""
 
-import pickle
-from collections import OrderedDict
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,17 +13,21 @@ from torch import nn
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.host.gate import (
-    TOLERANCE,
+    JOB_NONCE,
+    MARK,
+    EntryNames,
+    ServerGate,
+    SiloGate,
     check_mark,
-    check_number,
+    check_nonce,
     check_samples,
-    check_state,
-    public_copy,
 )
-from fedml_keylock.locks import effective_state, lock_model, private_state_dict
+from fedml_keylock.host.update_history import AverageCheck, Sender
+from fedml_keylock.locks import lock_model, secret_variables
 from fedml_keylock.types import Agreement
 
 WHO = "silo 1 (rank 2), round 3"
+PAPER = {"lock": "paper", "key_length": 16}
 
 
 def made():
@@ -40,7 +43,7 @@ def made():
     )
 
 
-DEFENSE = keylock({"key_length": 16, "module": "mixing"})
+DEFENSE = keylock(PAPER)
 
 
 @pytest.fixture
@@ -58,255 +61,13 @@ def silo():
     return model
 
 
-def refused(state, agreement, message, *, averaged=False):
-    with pytest.raises(UpdateRefused, match=message) as caught:
-        check_state(state, agreement, who=WHO, averaged=averaged)
-    assert str(caught.value).startswith(f"{WHO}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_locked_models_public_state_passes(silo, agreement):
-    state = silo.state_dict()
-    assert check_state(state, agreement, who=WHO) is state
-    assert agreement.constants  # which are checked
-
-
-def test_a_model_that_lost_its_lock_is_refused(agreement):
-    model = made()
-    for _ in range(2):
-        model(torch.rand(4, 1, 8, 8))
-    refused(model.state_dict(), agreement, r"1\.\w+ is not the constant . that a locked layer")
-
-
-@pytest.mark.parametrize("state", [None, 5, [], "state", torch.ones(2), nn.Linear(1, 1)])
-def test_what_is_no_state_dict_is_refused(agreement, state):
-    refused(state, agreement, f"the update is a {type(state).__name__}, not a state dict")
-
-
-def test_any_private_name_is_refused(silo, agreement):
-    state = silo.state_dict()
-    secrets = private_state_dict(silo) | effective_state(silo)
-    private = [name for name in secrets if "keylock" in name]
-    assert len(private) > 6
-    for name in private:
-        refused({**state, name: secrets[name]}, agreement, f"{name} is not a public name")
-
-
-def test_buffers_and_parameters_by_name_are_refused(silo, agreement):
-    """What a user's own trainer might send: they hold the lock, and its norms' statistics."""
-    state = silo.state_dict()
-    for named in (dict(silo.named_buffers()), dict(silo.named_parameters())):
-        refused({**state, **named}, agreement, "is not a public name|is not the constant")
-    public = {n: b for n, b in silo.named_buffers() if "keylock" not in n}
-    assert public
-    refused({**state, **public}, agreement, "is not the constant")
-
-
-def test_a_missing_name_is_refused(silo, agreement):
-    for name in agreement.shapes:
-        state = {n: t for n, t in silo.state_dict().items() if n != name}
-        refused(state, agreement, f"{name} is missing")
-    refused({}, agreement, r"0\.weight is missing")
-
-
-@pytest.mark.parametrize("value", [3, [1.0], None, np.ones((4, 1, 3, 3), np.float32), "w"])
-def test_what_is_no_tensor_is_refused(silo, agreement, value):
-    state = {**silo.state_dict(), "0.weight": value}
-    refused(state, agreement, rf"0\.weight is a {type(value).__name__}, not a tensor")
-
-
-@pytest.mark.parametrize("shape", [(4, 1, 3), (4, 1, 3, 4), (36,), (), (4, 1, 3, 3, 1)])
-def test_another_shape_is_refused(silo, agreement, shape):
-    state = {**silo.state_dict(), "0.weight": torch.zeros(shape)}
-    refused(state, agreement, r"0\.weight has shape \(.*\), not \(4, 1, 3, 3\)")
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64, torch.complex64])
-def test_another_dtype_is_refused(silo, agreement, dtype):
-    state = {**silo.state_dict(), "0.weight": torch.zeros(4, 1, 3, 3, dtype=dtype)}
-    refused(state, agreement, rf"0\.weight is {dtype}, not torch\.float32")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("averaged", [False, True])
-def test_one_number_that_is_not_finite_is_refused(silo, agreement, value, averaged):
-    state = {n: t.clone() for n, t in silo.state_dict().items()}
-    state["3.weight"][4, 3, 2, 2] = value
-    refused(state, agreement, r"3\.weight is not finite", averaged=averaged)
-
-
-@pytest.mark.parametrize("by", [TOLERANCE * 0.5, 1.0])
-def test_a_constant_that_is_none_is_refused(silo, agreement, by):
-    for name in agreement.constants:
-        state = {n: t.clone() for n, t in silo.state_dict().items()}
-        state[name].view(-1)[-1] += by if state[name].is_floating_point() else 1
-        refused(state, agreement, f"{name} is not the constant [01] that a locked layer shares")
-
-
-def test_an_average_of_public_states_passes(silo, agreement):
-    state = silo.state_dict()
-    mean = {n: (0.3 * t + 0.7 * t) for n, t in state.items()}
-    assert mean["1.num_batches_tracked"].dtype == torch.float32  # as FedML makes it
-    refused(mean, agreement, "num_batches_tracked is torch.float32, not torch.int64")
-    assert check_state(mean, agreement, who=WHO, averaged=True) is mean
-
-
-def test_an_average_of_constants_may_be_off_by_rounding_only(silo, agreement):
-    for name in agreement.constants:
-        near = {n: t.double() for n, t in silo.state_dict().items()}
-        near[name].view(-1)[-1] += 0.9 * TOLERANCE
-        check_state(near, agreement, who=WHO, averaged=True)
-        near[name].view(-1)[-1] += 0.3 * TOLERANCE
-        refused(near, agreement, f"{name} is not the constant", averaged=True)
-
-
-def test_an_average_is_not_integers(silo, agreement):
-    state = {**silo.state_dict(), "0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.int64)}
-    refused(state, agreement, r"0\.weight is torch\.int64", averaged=True)
-
-
-# --- what is sent
-
-
-def test_what_is_sent_is_the_state(silo):
-    state = silo.state_dict()
-    sent = pickle.loads(pickle.dumps(public_copy(state)))
-    assert list(sent) == list(state)
-    for name, tensor in state.items():
-        assert torch.equal(sent[name], tensor)
-        assert sent[name].dtype == tensor.dtype
-        assert not sent[name].requires_grad
-
-
-def test_what_is_sent_brings_no_graph_and_no_attributes(silo):
-    state = silo.state_dict(keep_vars=True)
-    state["0.weight"].private_note = [0.1234]
-    sent = public_copy(state)
-    assert type(sent["0.weight"]) is torch.Tensor
-    assert not hasattr(sent["0.weight"], "private_note")
-    assert all(t.grad_fn is None and not t.requires_grad for t in sent.values())
-
-
-BUFFER = torch.arange(5000, dtype=torch.float32)
-
-
-@pytest.mark.parametrize(
-    "view",
-    [BUFFER[10:20], BUFFER[:1], BUFFER[::700], BUFFER[0:100].view(10, 10).T, BUFFER[7], BUFFER[:0]],
-    ids=["slice", "first", "strided", "transposed", "scalar", "empty"],
-)
-def test_a_view_does_not_send_the_memory_behind_it(view):
-    raw = len(pickle.dumps({"w": view}))
-    sent = len(pickle.dumps(public_copy({"w": view})))
-    own = len(pickle.dumps({"w": view.contiguous().clone()}))
-    assert raw > BUFFER.nbytes  # the control: the view does carry it
-    assert sent <= own + 64
-    assert torch.equal(public_copy({"w": view})["w"], view)
-    secret = BUFFER[4990:].numpy().tobytes()
-    assert secret in pickle.dumps({"w": view})
-    assert secret not in pickle.dumps(public_copy({"w": view}))
-
-
-def test_what_is_whole_is_not_copied(silo):
-    state = silo.state_dict()
-    sent = public_copy(state)
-    # a transposed tensor has memory of its own all the same
-    whole = {"w": torch.rand(3, 4).T}
-    assert public_copy(whole)["w"].data_ptr() == whole["w"].data_ptr()
-    assert sent["0.weight"].data_ptr() == state["0.weight"].data_ptr()
-
-
-def test_an_expanded_tensor_is_sent_as_it_is_seen():
-    seen = torch.ones(1).expand(6)
-    assert torch.equal(pickle.loads(pickle.dumps(public_copy({"w": seen})))["w"], torch.ones(6))
-
-
-class Sneaky(OrderedDict):
-    """A state dict with something hanging on it."""
-
-
-@pytest.mark.parametrize(("kind", "result"), [(dict, dict), (OrderedDict, OrderedDict)])
-def test_the_kind_of_dict_is_kept(kind, result):
-    assert type(public_copy(kind(w=torch.ones(2)))) is result
-
-
-def test_what_hangs_on_a_dict_is_not_sent():
-    state = Sneaky(w=torch.ones(2))
-    state.note = "private"
-    sent = public_copy(state)
-    assert type(sent) is OrderedDict
-    assert b"private" not in pickle.dumps(sent)
-    assert b"private" in pickle.dumps(state)
-
-
-class Versioned(nn.Linear):
-    _version = 5
-
-
-def test_only_module_versions_that_say_nothing_are_left_out():
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), Versioned(2, 2))
-    state = model.state_dict()
-    before = {k: dict(v) for k, v in state._metadata.items()}
-    assert before == {k: {"version": v} for k, v in [("", 1), ("0", 1), ("1", 2), ("2", 5)]}
-    state._metadata["1"]["seen"] = before["1"]["seen"] = [3]  # as a module may add
-    sent = pickle.loads(pickle.dumps(public_copy(state)))
-    assert dict(sent._metadata) == {"1": {"version": 2}, "2": {"version": 5}}
-    assert {k: dict(v) for k, v in state._metadata.items()} == before  # the state's own stays
-
-
-def test_the_result_loads_strictly_and_a_version_is_seen():
-    seen = []
-
-    class Sees(Versioned):
-        def _load_from_state_dict(self, state, prefix, metadata, *others):
-            seen.append(metadata.get("version"))
-            super()._load_from_state_dict(state, prefix, metadata, *others)
-
-    def make():
-        return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), Sees(2, 2))
-
-    model, other = make(), make()
-    model(torch.rand(3, 1, 5, 4))
-    sent = pickle.loads(pickle.dumps(public_copy(model.state_dict())))
-    assert other.load_state_dict(sent, strict=True) == ([], [])
-    assert seen == [5]
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], tensor)
-
-
-def test_a_dict_without_versions_gets_none():
-    assert not hasattr(public_copy(OrderedDict(w=torch.ones(2))), "_metadata")
-
-
-def test_a_round_trip_is_equal(silo, agreement):
-    """Silo to server and back: what is checked is what was sent, bit for bit."""
-    sent = public_copy(check_state(silo.state_dict(), agreement, who=WHO))
-    received = check_state(pickle.loads(pickle.dumps(sent)), agreement, who="rank 2")
-    server = made()
-    server.load_state_dict(received)
-    back = pickle.loads(pickle.dumps(public_copy(server.state_dict())))
-    before = {n: t.clone() for n, t in silo.state_dict().items()}
-    secrets = private_state_dict(silo)
-    silo.load_state_dict(check_state(back, agreement, who="the server"))
-    for name, tensor in silo.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    for name, tensor in private_state_dict(silo).items():
-        assert torch.equal(tensor, secrets[name])
-
-
 # --- marks
 
 
 def test_the_same_job_has_the_same_mark(agreement):
     check_mark(DEFENSE.describe(made()).mark, agreement, who=WHO)
     silos_own = keylock(
-        {
-            "key_length": 16,
-            "module": "mixing",
-            "vault": "/elsewhere",
-            "keep_history": True,
-            "encrypt_vault": True,
-        }
+        {**PAPER, "vault": "/elsewhere", "keep_history": True, "encrypt_vault": True}
     )
     # where a silo keeps its private state is its own affair
     check_mark(silos_own.describe(made()).mark, agreement, who=WHO)
@@ -319,11 +80,12 @@ def other_model():
 @pytest.mark.parametrize(
     ("settings", "model", "part"),
     [
-        ({"key_length": 16, "module": "mixing"}, other_model, "model"),
-        ({"key_length": 16, "module": "mixing", "targets": "all"}, made, "locked layers"),
-        ({"key_length": 17, "module": "mixing"}, made, "settings"),
-        ({"key_length": 16, "module": "affine"}, made, "settings"),
-        ({"key_length": 16, "module": "mixing", "share_norm_statistics": True}, made, "settings"),
+        (PAPER, other_model, "model"),
+        ({**PAPER, "layers": "all"}, made, "locked layers"),
+        ({**PAPER, "key_length": 17}, made, "settings"),
+        ({**PAPER, "activation": "sigmoid"}, made, "settings"),
+        ({**PAPER, "share_norm_statistics": True}, made, "settings"),
+        ({"lock": "rotated"}, made, "locked layers"),
     ],
 )
 def test_a_mark_that_differs_names_the_part(agreement, settings, model, part):
@@ -355,13 +117,13 @@ def test_every_part_of_an_agreement_is_in_its_mark(changed, part):
 
 
 def test_what_concerns_aggregation_is_in_the_mark_and_binds_no_vault():
-    other = replace(PLAIN, aggregation={"then": "krum"})
+    other = replace(PLAIN, aggregation={"robust_aggregation": "krum"})
     assert PLAIN.difference(other.mark) == "settings of aggregation"
     assert other.layout == PLAIN.layout
     with pytest.raises(UpdateRefused, match="its settings of aggregation differ"):
         check_mark(other.mark, PLAIN, who=WHO)
     locked = [
-        keylock({"module": "affine", "then": then}).describe(made()) for then in (None, "krum")
+        keylock({**PAPER, "robust_aggregation": name}).describe(made()) for name in (None, "krum")
     ]
     assert locked[0].mark != locked[1].mark
     assert locked[0].layout == locked[1].layout
@@ -443,17 +205,243 @@ def test_what_is_not_one_number_is_refused(samples):
 
 @pytest.mark.parametrize("wrap", [lambda gamma: gamma.tolist(), lambda gamma: {"gamma": gamma}])
 def test_a_refused_entry_is_not_quoted(silo, wrap):
-    gamma = effective_state(silo)["1.keylock.gamma"]
+    gamma = secret_variables(silo)["1.keylock.gamma"]
     with pytest.raises(UpdateRefused) as caught:
         check_samples(wrap(gamma), who=WHO)
     assert not any(f"{value:.3f}"[:-1] in str(caught.value) for value in gamma.tolist())
 
 
-@pytest.mark.parametrize("number", [None, "", "0" * 31, "0" * 33, "g" * 32, "A" * 32, 7, b"0" * 32])
-def test_what_is_no_number_of_a_job_is_refused(number):
-    with pytest.raises(UpdateRefused, match="silo 0 came without the job's number: the plugin is"):
-        check_number(number, who="silo 0")
+# --- job nonces
 
 
-def test_the_number_of_a_job_is_16_bytes():
-    assert check_number("0f" * 16, who="silo 0") == bytes([15] * 16)
+@pytest.mark.parametrize("nonce", [None, "", "0" * 31, "0" * 33, "g" * 32, "A" * 32, 7, b"0" * 32])
+def test_what_is_no_job_nonce_is_refused(nonce):
+    with pytest.raises(UpdateRefused, match="silo 0 came without the job nonce: the plugin is"):
+        check_nonce(nonce, who="silo 0")
+
+
+def test_a_job_nonce_is_16_bytes_and_another_one_in_each_job():
+    assert check_nonce("0f" * 16, who="silo 0") == bytes([15] * 16)
+    nonces = {check_nonce(ServerGate().nonce, who="silo 0") for _ in range(9)}
+    assert len(nonces) == 9
+
+
+# --- one call a direction
+
+NAMES = EntryNames("model", "samples", "silo")
+AGREED = Agreement(
+    {"w": (2,), "scale": (1,)},
+    {"w": torch.float32, "scale": torch.float32},
+    {"scale": 1.0},
+    ("layer",),
+    {},
+)
+SILO = Sender(2, 1, 0)
+
+
+def state(value=0.0, scale=1.0):
+    return {"w": torch.full((2,), value), "scale": torch.full((1,), scale)}
+
+
+def update(value=1.0, samples=4, **changes):
+    """A silo's message, as its gate lets it out."""
+    return {"model": state(value), "samples": samples, MARK: AGREED.mark, "type": 3, **changes}
+
+
+def admit(gate, entries, sender=SILO, *, agreement=AGREED, before=None):
+    return gate.admit(entries, NAMES, agreement, sender, before)
+
+
+def emit(gate, entries, receiver=2, *, agreement=AGREED):
+    gate.emit(entries, NAMES, agreement, receiver, who="the server, round 0")
+
+
+def test_the_server_admits_an_update_with_its_samples():
+    entries = update(samples=torch.tensor(4))
+    found, samples = admit(ServerGate(), entries)
+    assert found is entries["model"]
+    assert (samples, type(samples)) == (4.0, float)
+
+
+def test_the_server_admits_a_silo_s_word_without_an_update():
+    assert admit(ServerGate(), {MARK: AGREED.mark, "type": 5}) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"type": 5}, "its messages are not locked"),
+        (update(**{MARK: None}), "its messages are not locked"),
+        (update(**{MARK: replace(AGREED, settings={"a": 1}).mark}), "its settings differ from the"),
+        (update(model={"w": torch.ones(3)}), r"w has shape \(3,\), not \(2,\)"),
+        (update(model={**state(), "key": torch.ones(1)}), "key is not a public name"),
+        (update(model=state(scale=1.2)), "scale is not the constant 1"),
+        (update(model={}), "the update is empty"),
+        (update(model=[1]), "the update is a list, not a state dict"),
+        (update(samples=None), ": samples is a NoneType, not a positive number"),
+        (update(samples=-3), ": samples is a int, not a positive number"),
+    ],
+)
+def test_the_server_names_whom_it_refuses_and_why(entries, said):
+    with pytest.raises(UpdateRefused, match=rf"^rank 2 \(silo 1\), round 0(: |.*){said}"):
+        admit(ServerGate(), entries)
+
+
+def test_samples_that_are_missing_are_refused_beside_an_update():
+    entries = update()
+    del entries["samples"]
+    with pytest.raises(UpdateRefused, match="samples is a NoneType"):
+        admit(ServerGate(), entries)
+
+
+def test_all_silos_of_a_round_send_the_same_names():
+    gate, part = ServerGate(), {"w": torch.ones(2)}
+    admit(gate, update(), Sender(1, 0, 0))
+    with pytest.raises(UpdateRefused, match=r"\(silo 1\), round 0: scale is missing, which rank 1"):
+        admit(gate, update(model=part))
+    # another round may have others
+    admit(gate, update(2.0, model=part), Sender(1, 0, 1))
+    with pytest.raises(UpdateRefused, match="scale is sent, and was not by rank 1"):
+        admit(gate, update(3.0), Sender(2, 1, 1))
+
+
+def test_a_silo_s_last_update_is_refused_once_the_model_has_changed():
+    gate = ServerGate()
+    for value in (0.0, 1.0):
+        emit(gate, {"model": state(value)})
+        sender = SILO._replace(round=int(value))
+        if not value:
+            admit(gate, update(5.0), sender)
+    with pytest.raises(UpdateRefused, match="round 1: it sent the update of round 0 again"):
+        admit(gate, update(5.0), sender)
+
+
+def test_what_is_not_the_average_is_not_emitted_where_it_must_be_one():
+    loose, gate = ServerGate(), ServerGate()
+    gate.history.average = AverageCheck()
+    for own in (loose, gate):
+        emit(own, {"model": state()})  # the first model may be anything
+        admit(own, update(1.0, samples=1), Sender(1, 0, 0))
+        admit(own, update(4.0, samples=2), Sender(2, 1, 0))
+        emit(own, {"model": state(3.0)})
+    emit(loose, {"model": state(2.5)})
+    with pytest.raises(UpdateRefused, match=r"^the server, round 0: w is not the average"):
+        emit(gate, {"model": state(2.5)})
+
+
+def test_attacks_are_given_whole_states_only():
+    before, step = state(8.0), {"w": torch.ones(2), "scale": torch.zeros(1)}
+    for gate in (ServerGate(reads_states=True), ServerGate()):
+        assert admit(gate, update(9.0), before=before)
+        assert admit(gate, update(model=step), SILO._replace(round=1))  # nothing to compare with
+    assert admit(gate, update(model=step), SILO._replace(round=2), before=before)
+    for agreement in (AGREED, None):
+        with pytest.raises(
+            UpdateRefused, match=re.escape(f"{SILO.who}: attack_type: gradient_inv")
+        ):
+            admit(
+                ServerGate(reads_states=True),
+                update(model=step),
+                agreement=agreement,
+                before=before,
+            )
+
+
+def test_without_a_defense_nothing_is_asked_and_nothing_added():
+    gate, entries = ServerGate(), {"model": state(scale=3.0)}
+    gate.history.average = AverageCheck()
+    assert admit(gate, {"model": {"x": 1}}, agreement=None) == ({"x": 1}, 1.0)
+    emit(gate, entries, agreement=None)
+    assert entries.keys() == {"model"}
+    assert entries["model"]["scale"] == 3
+
+
+def test_the_server_emits_constants_as_agreed_and_its_nonce():
+    gate, weights = ServerGate(), torch.ones(2)
+    entries = {"model": {"w": weights, "scale": torch.tensor([0.3])}, "type": 1}
+    emit(gate, entries)
+    assert entries["model"]["w"] is weights
+    assert entries["model"]["scale"] == 1
+    assert entries[JOB_NONCE] == gate.nonce
+    word = {"type": 5}
+    emit(gate, word)
+    assert word == {"type": 5}
+
+
+def through(release=lambda state, samples: state):
+    return SiloGate(release)
+
+
+def model_message(**changes):
+    return {"model": state(scale=1 + 1e-4), JOB_NONCE: "41" * 16, **changes}
+
+
+def test_a_silo_admits_an_average_with_its_nonce():
+    entries = model_message()
+    found, nonce = through().admit(entries, NAMES, AGREED, who=WHO)
+    assert found is entries["model"]
+    assert nonce == b"A" * 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": None}, "the update is a NoneType"),
+        ({"model": {}}, "the update is empty"),
+        ({"model": {"k": torch.ones(1)}}, "k is not a public name"),
+        ({"model": state(float("nan"))}, "w is not finite"),
+        ({"model": state(scale=1.01)}, "scale is not the constant 1"),
+        ({JOB_NONCE: None}, "came without the job nonce"),
+    ],
+)
+def test_a_silo_refuses_any_other_model(changes, said):
+    with pytest.raises(UpdateRefused, match=f"{re.escape(WHO)}.*{said}"):
+        through().admit(model_message(**changes), NAMES, AGREED, who=WHO)
+
+
+def test_a_silo_emits_what_the_defense_releases_under_its_mark():
+    asked = []
+
+    def release(state, samples):
+        asked.append((state, samples))
+        return {"w": 2 * state["w"]}
+
+    own = state(1.0)
+    entries = {"model": own, "samples": torch.tensor(7), "type": 3, "word": None}
+    found = through(release).emit(entries, NAMES, AGREED, who=WHO)
+    assert asked == [(own, 7.0)]
+    assert found is entries["model"]
+    assert torch.equal(found["w"], torch.full((2,), 2.0))
+    assert entries == {"model": found, "samples": 7.0, "type": 3, "word": None, MARK: AGREED.mark}
+
+
+def test_a_silo_s_other_words_go_under_its_mark_too():
+    entries = {"type": 5}
+    assert through().emit(entries, NAMES, AGREED, who=WHO) is None
+    assert entries == {"type": 5, MARK: AGREED.mark}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {**state(), "gamma": torch.ones(1)}}, "gamma is not a public name"),
+        ({"model": state(scale=1 + 1e-6)}, "scale is not the constant 1"),
+        ({"note": torch.rand(5)}, "message entry note is a Tensor, not a positive number"),
+        ({"note": [1.0]}, "message entry note is a list, not a positive number"),
+        ({"note": {"a": 1}}, "message entry note is a dict, not a positive number"),
+    ],
+)
+def test_nothing_else_leaves_a_silo(changes, said):
+    released = []
+    entries = {"model": state(), "samples": 3, **changes}
+    with pytest.raises(UpdateRefused, match=f"{re.escape(WHO)}: {said}"):
+        through(lambda *given: released.append(given)).emit(entries, NAMES, AGREED, who=WHO)
+    assert not released
+    assert MARK not in entries
+
+
+def test_what_is_released_brings_no_memory_of_its_own():
+    whole = torch.arange(5000.0)
+    entries = {"model": state()}
+    sent = through(lambda *_: {"w": whole[:2]}).emit(entries, NAMES, AGREED, who=WHO)
+    assert sent["w"].untyped_storage().nbytes() == 8

@@ -72,8 +72,8 @@ def test_a_killed_rank_is_named_in_one_line(number):
         "fedml-keylock: rank 2: silo 1 (rank 2), round 7: while training, it was killed (signal "
     )
     assert said.startswith(f"{begin}{int(number)}, {number.name}")
-    # true of module: whole, which goes on from nothing, and of locks on layers
-    assert "begins at round 0; locks on layers go on from the silos' vaults" in said
+    # true of lock: rotated, which goes on from nothing, and of lock: paper
+    assert "begins at round 0; lock: paper goes on from the silos' vaults" in said
 
 
 def test_a_rank_that_is_killed_before_its_first_note_is_named_by_the_runtime():

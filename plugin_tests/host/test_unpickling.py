@@ -469,7 +469,7 @@ args = SimpleNamespace(
     training_type="cross_silo", backend="MPI", federated_optimizer="FedAvg", worker_num=1,
     client_num_in_total=1, client_num_per_round=1, comm_round=1, rank=rank, comm=comm,
     role="client" if rank else "server", enable_defense=True, defense_type="keylock",
-    keylock={"module": "affine"})
+    keylock={"lock": "paper"})
 
 
 class Evil:
@@ -595,7 +595,7 @@ from fedml.core.distributed.communication.message import Message
 from fedml_keylock.host.fedml import cross_silo
 
 gated = []
-session = SimpleNamespace(incoming=lambda entries, state, sender: gated.append(sender))
+session = SimpleNamespace(admit=lambda entries, names, sender: gated.append(sender))
 cross_silo.begin = lambda args: session
 receive = cross_silo._receive_message(lambda self, kind, message: None)
 for kind, sender, receiver in ((0, 2, 2), (0, 1, 2), (5, 2, 2), ("5", 0, 0), (5, 1, 0)):

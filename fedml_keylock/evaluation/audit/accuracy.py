@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...inversion import PublicData
-from ...threads import one_thread
+from ...tensors import one_thread
 from ..capture import Capture
 from ..interval import mean_interval
 from ..leakage import Interval

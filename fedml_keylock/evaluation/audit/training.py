@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
 from ...inversion import LocalTraining, PublicData
-from ...tensors import copied
-from ...threads import one_thread
+from ...tensors import copied, one_thread
 from ...types import ClientUpdate
 from .subject import Protection, Subject, check_labels
 

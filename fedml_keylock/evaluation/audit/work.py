@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...errors import AttackError, KeyLockError
 from ...files import replacing
-from ...tensors import tensors_of
-from ...threads import one_thread
+from ...tensors import one_thread, tensors_of
 from ..trials import attack_updates
 from .plan import Task
 

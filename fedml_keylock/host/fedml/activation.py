@@ -6,11 +6,9 @@ import fedml
 
 from ...errors import HostError
 from ..abort import AbortOnError
+from ..compatibility import unsupported
 from ..patching import Patches, Seam
-from ..supported import unsupported
-from . import cross_silo, receiving, security
-from . import current_job as job
-from . import sp as simulation
+from . import cross_silo, current_job, receiving, security, sp
 from .guard import guards
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
@@ -73,7 +71,7 @@ def deactivate() -> None:
     _abort.remove()
     _patches.restore()
     _guard.restore()
-    job.forget()
+    current_job.forget()
 
 
 def is_active() -> bool:
@@ -92,8 +90,7 @@ def misfit() -> str | None:
     version = str(getattr(fedml, "__version__", "of no version"))
     try:
         problems = Patches(seams()).problems()
-        job.state_key()
-        job.index_key()
+        current_job.entry_names()
     except (ImportError, AttributeError) as error:  # another release, with other parts
         problems = [str(error)]
     return unsupported(version, problems)
@@ -106,7 +103,7 @@ def seams() -> tuple[Seam, ...]:
         ImportError: this FedML does not have a module or class that holds one.
 
     """
-    return (*security.seams(), *cross_silo.seams(), *receiving.seams(), *simulation.seams())
+    return (*security.seams(), *cross_silo.seams(), *receiving.seams(), *sp.seams())
 
 
 _patches = Patches(())

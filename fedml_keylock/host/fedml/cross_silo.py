@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import fedml
 
 from ...errors import ConfigError, HostError
-from ..own_accuracy import report
-from ..patching import Function, Seam
-from .current_job import begin, final, index_key, state_key
+from ..patching import Function, Seam, around
+from ..silo_session import SiloSession
+from .current_job import begin, entry_names, final
 
 if TYPE_CHECKING:
     from fedml.core.alg_frame.client_trainer import ClientTrainer
@@ -50,158 +49,122 @@ def seams() -> tuple[Seam, ...]:
     )
 
 
-def _trainer_constructor(original: Function) -> Function:
-    @functools.wraps(original)
-    def init(self: ClientTrainer, model: Any, args: Any) -> None:
-        # a job's own trainer may make its optimizer right after this, long before the runner has
-        # the model; both trainer and aggregator are constructed on every rank
-        session = begin(args)
-        if session is not None and session.is_silo:
-            session.adopt(model)
-        original(self, model, args)
-
-    return init
+@around
+def _trainer_constructor(original: Function, self: ClientTrainer, model: Any, args: Any) -> None:
+    # a job's own trainer may make its optimizer right after this, long before the runner has the
+    # model; both trainer and aggregator are constructed on every rank
+    session = begin(args)
+    if isinstance(session, SiloSession):
+        session.adopt(model)
+    original(self, model, args)
 
 
-def _runner_constructor(original: Function) -> Function:
-    @functools.wraps(original)
-    def init(
-        self: FedMLRunner,
-        args: Any,
-        device: Any,
-        dataset: Any,
-        model: Any,
-        client_trainer: Any = None,
-        server_aggregator: Any = None,
-        algorithm_flow: Any = None,
-    ) -> None:
-        session = begin(args)
-        if session is not None:
-            if algorithm_flow is not None:
-                raise HostError("algorithm_flow is not supported by fedml_keylock yet")
-            session.see_data(dataset)
-            session.adopt(model)
-            session.agree(dataset)
-        # FedML trains inside this constructor, unless it simulates in one process
-        original(
-            self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow
-        )
-        if session is not None and session.ends_with_runner:
-            session.finish()
-
-    return init
+@around
+def _runner_constructor(
+    original: Function,
+    self: FedMLRunner,
+    args: Any,
+    device: Any,
+    dataset: Any,
+    model: Any,
+    client_trainer: Any = None,
+    server_aggregator: Any = None,
+    algorithm_flow: Any = None,
+) -> None:
+    session = begin(args)
+    if session is not None:
+        if algorithm_flow is not None:
+            raise HostError("algorithm_flow is not supported by fedml_keylock yet")
+        session.see_data(dataset)
+        session.adopt(model)
+        session.agree(dataset)
+    # FedML trains inside this constructor, unless it simulates in one process
+    original(self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow)
+    if session is not None:
+        session.finish()
 
 
-def _train(original: Function) -> Function:
-    @functools.wraps(original)
-    def train(self: FedMLTrainer, round_idx: Any = None) -> Any:
-        session = begin(self.args)
-        if session is None:
-            return original(self, round_idx)
-        self.args.round_idx = round_idx
-        return session.train(self.trainer, self.train_local, lambda: original(self, round_idx))
-
-    return train
+@around
+def _train(original: Function, self: FedMLTrainer, round_idx: Any = None) -> Any:
+    session = begin(self.args)
+    if not isinstance(session, SiloSession):
+        return original(self, round_idx)
+    self.args.round_idx = round_idx
+    return session.train(self.trainer, self.train_local, lambda: original(self, round_idx))
 
 
-def _simulated_train(original: Function) -> Function:
-    train = _train(original)
-
-    @functools.wraps(original)
-    def simulated(self: Any, round_idx: Any = None) -> Any:
-        _report(self)  # the model comes before the silo here, and after the last round it does not
-        return train(self, round_idx)
-
-    return simulated
+@around
+def _simulated_train(original: Function, self: Any, round_idx: Any = None) -> Any:
+    _report(self)  # the model comes before the silo here, and after the last round it does not
+    return _train(original)(self, round_idx)
 
 
-def _update_model(original: Function) -> Function:
-    @functools.wraps(original)
-    def update_model(self: FedMLTrainer, weights: Any) -> None:
-        original(self, weights)
-        _report(self)
-
-    return update_model
+@around
+def _update_model(original: Function, self: FedMLTrainer, weights: Any) -> None:
+    original(self, weights)
+    _report(self)
 
 
 def _report(trainer: Any) -> None:
-    """Have a silo say how well the model that it was just given does under its own lock."""
+    """Have a silo report how well the model that it was just given does under its own lock."""
     session = begin(trainer.args)
-    if session is not None and session.tests_now():
-        report(session, trainer.trainer, trainer.test_local, trainer.device)
+    if isinstance(session, SiloSession):
+        session.report_accuracy(trainer.trainer, trainer.test_local, trainer.device)
 
 
-def _update_dataset(original: Function) -> Function:
-    @functools.wraps(original)
-    def update_dataset(self: FedMLTrainer, client_index: Any) -> None:
-        session = begin(self.args)
-        if session is not None:
-            with final():
-                session.enter(int(client_index))
+@around
+def _update_dataset(original: Function, self: FedMLTrainer, client_index: Any) -> None:
+    session = begin(self.args)
+    if isinstance(session, SiloSession):
+        with final():
+            session.enter(int(client_index))
+    original(self, client_index)
+
+
+@around
+def _same_dataset(original: Function, self: TrainerDistAdapter, client_index: Any = None) -> None:
+    if begin(self.args) is None or client_index is None:
         original(self, client_index)
-
-    return update_dataset
-
-
-def _same_dataset(original: Function) -> Function:
-    @functools.wraps(original)
-    def update_dataset(self: TrainerDistAdapter, client_index: Any = None) -> None:
-        if begin(self.args) is None or client_index is None:
-            original(self, client_index)
-        else:
-            # FedML takes silo 0 for none, and gives the rank the data of silo rank - 1 in its place
-            self.trainer.update_dataset(int(client_index))
-
-    return update_dataset
+    else:
+        # FedML takes silo 0 for none, and gives the rank the data of silo rank - 1 in its place
+        self.trainer.update_dataset(int(client_index))
 
 
-def _send_message(original: Function) -> Function:
-    state, index = state_key(), index_key()
-
-    @functools.wraps(original)
-    def send_message(self: FedMLCommManager, message: Any) -> None:
-        session = begin(self.args)
-        if session is not None:
-            if session.is_server and message.get(index) is not None:
-                session.assign(int(message.get_receiver_id()), int(message.get(index)))
-            with final():
-                session.outgoing(message.get_params(), state, int(message.get_receiver_id()))
-        original(self, message)
-        if session is not None:
-            session.sent()
-
-    return send_message
+@around
+def _send_message(original: Function, self: FedMLCommManager, message: Any) -> None:
+    session = begin(self.args)
+    if session is not None:
+        with final():
+            session.emit(message.get_params(), entry_names(), int(message.get_receiver_id()))
+    original(self, message)
+    if session is not None:
+        session.sent()
 
 
-def _receive_message(original: Function) -> Function:
+@around
+def _receive_message(
+    original: Function, self: FedMLCommManager, msg_type: Any, msg_params: Any
+) -> None:
     from fedml.core.distributed.communication.constants import CommunicationConstants
 
-    state, ready = state_key(), CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
-
-    @functools.wraps(original)
-    def receive_message(self: FedMLCommManager, msg_type: Any, msg_params: Any) -> None:
-        session = begin(self.args)
-        sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
-        # FedML tells itself that the connection is up; whoever sends may write his name as both
-        if session is not None and not (msg_type == ready and sender == receiver):
-            with final():
-                session.incoming(msg_params.get_params(), state, int(sender))
-        original(self, msg_type, msg_params)
-
-    return receive_message
+    ready = CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
+    session = begin(self.args)
+    sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
+    # FedML tells itself that the connection is up; whoever sends may write his name as both
+    if session is not None and not (msg_type == ready and sender == receiver):
+        with final():
+            session.admit(msg_params.get_params(), entry_names(), int(sender))
+    original(self, msg_type, msg_params)
 
 
-def _manage_mpi_args(original: Function) -> Function:
-    @functools.wraps(original)
-    def manage_mpi_args(args: Any) -> None:
-        try:
-            original(args)
-        except AssertionError:
-            size = args.comm.Get_size()
-            raise ConfigError(
-                f"worker_num is {args.worker_num}, so the job needs {args.worker_num + 1} MPI "
-                f"ranks (a server and its silos), and {size} were started: mpiexec -n "
-                f"{args.worker_num + 1}, or worker_num: {size - 1}"
-            ) from None
-
-    return manage_mpi_args
+@around
+def _manage_mpi_args(original: Function, args: Any) -> None:
+    try:
+        original(args)
+    except AssertionError:
+        size = args.comm.Get_size()
+        raise ConfigError(
+            f"worker_num is {args.worker_num}, so the job needs {args.worker_num + 1} MPI ranks "
+            f"(a server and its silos), and {size} were started: mpiexec -n {args.worker_num + 1}, "
+            f"or worker_num: {size - 1}"
+        ) from None

@@ -10,10 +10,11 @@ from typing import Any
 
 from ...errors import KeyLockError
 from ..abort import end_job, in_mpi_job
-from ..one_process import session_of
+from ..gate import EntryNames
 from ..session import Session
+from ..session_of import session_of
 
-__all__ = ["begin", "final", "forget", "index_key", "state_key", "tell_undefended"]
+__all__ = ["begin", "entry_names", "final", "forget", "tell_undefended"]
 
 _job: tuple[Any, Session | None] | None = None
 """Its arguments, and its session if they ask for one."""
@@ -71,15 +72,13 @@ def final() -> Iterator[None]:
         raise
 
 
-def state_key() -> str:
-    """Name of a message's entry that holds a model's state."""
+def entry_names() -> EntryNames:
+    """How FedML names the entries of its messages."""
     from fedml.core.distributed.communication.message import Message
-
-    return str(Message.MSG_ARG_KEY_MODEL_PARAMS)
-
-
-def index_key() -> str:
-    """Name of a message's entry that holds the index of the silo that the receiver works for."""
     from fedml.cross_silo.server.message_define import MyMessage
 
-    return str(MyMessage.MSG_ARG_KEY_CLIENT_INDEX)
+    return EntryNames(
+        state=str(Message.MSG_ARG_KEY_MODEL_PARAMS),
+        samples=str(MyMessage.MSG_ARG_KEY_NUM_SAMPLES),
+        silo=str(MyMessage.MSG_ARG_KEY_CLIENT_INDEX),
+    )

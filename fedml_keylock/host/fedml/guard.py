@@ -12,8 +12,8 @@ import fedml
 
 from ...errors import HostError
 from ..abort import AbortOnError, end_job, in_mpi_job
-from ..flags import INVERSION, our_attack, our_defense
-from ..patching import Function, Seam
+from ..job_configuration import INVERSION, our_attack, our_defense
+from ..patching import Function, Seam, around
 
 __all__ = ["guards"]
 
@@ -46,7 +46,8 @@ def guards(problem: str, abort: AbortOnError) -> tuple[Seam, ...]:
     places = [place for place in places if _has_function(*place)]
     if not places and _has_function(fedml, "init"):
         places = [(fedml, "init")]
-    wrap = functools.partial(_guarded, functools.partial(_refuse, problem, abort))
+    refuse = functools.partial(_refuse, problem, abort)
+    wrap = around(functools.partial(_guarded, refuse))
     return tuple(Seam(held, name, None, wrap) for held, name in places)
 
 
@@ -54,15 +55,13 @@ def _has_function(owner: Any, name: str) -> bool:
     return inspect.isfunction(vars(owner).get(name))
 
 
-def _guarded(refuse: Callable[[Iterable[Any]], None], original: Function) -> Function:
-    @functools.wraps(original)
-    def guarded(*args: Any, **kwargs: Any) -> Any:
-        refuse((*args, *kwargs.values()))
-        result = original(*args, **kwargs)
-        refuse((result,))  # fedml.init makes the arguments itself, and returns them
-        return result
-
-    return guarded
+def _guarded(
+    refuse: Callable[[Iterable[Any]], None], original: Function, *args: Any, **kwargs: Any
+) -> Any:
+    refuse((*args, *kwargs.values()))
+    result = original(*args, **kwargs)
+    refuse((result,))  # fedml.init makes the arguments itself, and returns them
+    return result
 
 
 def _refuse(problem: str, abort: AbortOnError, values: Iterable[Any]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable
 from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HostError, UpdateRefused
-from ..patching import Function, Seam
+from ..patching import Function, Seam, around
 from ..unpickling import load
 from .current_job import begin, final
 
@@ -26,20 +25,17 @@ def seams() -> tuple[Seam, ...]:
     return (Seam(FedMLCommManager, "_init_manager", ("self",), _init_manager),)
 
 
-def _init_manager(original: Function) -> Function:
-    @functools.wraps(original)
-    def init_manager(self: FedMLCommManager) -> None:
-        session = begin(self.args)
-        if session is None or session.defense is None:
-            original(self)
-            return
-        if self.backend == "MPI":
-            self.comm = _careful(self.comm)
+@around
+def _init_manager(original: Function, self: FedMLCommManager) -> None:
+    session = begin(self.args)
+    if session is None or session.defense is None:
         original(self)
-        if self.backend == "GRPC":
-            _make_careful(self.com_manager, lambda: session.who)
-
-    return init_manager
+        return
+    if self.backend == "MPI":
+        self.comm = _careful(self.comm)
+    original(self)
+    if self.backend == "GRPC":
+        _make_careful(self.com_manager, lambda: session.who)
 
 
 def _careful(comm: Any) -> Any:

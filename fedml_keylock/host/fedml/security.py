@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError
 from ...plugins import defenses
-from ..flags import INVERSION, our_attack, our_defense, word
-from ..patching import Function, Seam
+from ..job_configuration import INVERSION, our_attack, our_defense, word
+from ..patching import Function, Seam, around
 from ..session import Session
 from .current_job import begin
 
@@ -32,46 +31,43 @@ def seams() -> tuple[Seam, ...]:
     )
 
 
-def _defender_init(original: Function) -> Function:
-    @functools.wraps(original)
-    def init(self: FedMLDefender, args: Any) -> None:
-        if our_defense(args) is None:
-            kind = getattr(args, "defense_type", None)
-            try:
-                original(self, args)
-            except Exception as error:
-                # FedML's word for an unknown name; it does not say which, nor what there is
-                if "defense_type is not defined" not in str(error):
-                    raise
-                raise ConfigError(
-                    f"defense_type: {kind!r} is unknown to FedML and to every plugin; "
-                    f"plugins know: {', '.join(defenses())}"
-                ) from None
-            return
-        session = begin(args)
-        if session is not None and session.then is not None:
-            _fedmls_own(original, self, args, session)
-            return
-        self.args = args
-        self.is_enabled = True
-        self.defense_type = our_defense(args)
-        self.defender = _LeavesAggregation()
-
-    return init
+@around
+def _defender_init(original: Function, self: FedMLDefender, args: Any) -> None:
+    if our_defense(args) is None:
+        kind = getattr(args, "defense_type", None)
+        try:
+            original(self, args)
+        except Exception as error:
+            # FedML's word for an unknown name; it does not say which, nor what there is
+            if "defense_type is not defined" not in str(error):
+                raise
+            raise ConfigError(
+                f"defense_type: {kind!r} is unknown to FedML and to every plugin; "
+                f"plugins know: {', '.join(defenses())}"
+            ) from None
+        return
+    session = begin(args)
+    if session is not None and session.robust_aggregation is not None:
+        _fedmls_own(original, self, args, session)
+        return
+    self.args = args
+    self.is_enabled = True
+    self.defense_type = our_defense(args)
+    self.defender = _LeavesAggregation()
 
 
 def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session: Session) -> None:
     """Have FedML make its own defense beside the lock, from the settings that it always reads."""
     theirs = copy.copy(args)
-    theirs.defense_type = session.then
+    theirs.defense_type = session.robust_aggregation
     try:
         original(defender, theirs)
     except AttributeError as error:
         if error.obj is not theirs:
             raise
         raise ConfigError(
-            f"{session.name}.then: {session.then} needs {error.name}, which is not set; set it in "
-            "defense_args"
+            f"{session.name}.robust_aggregation: {session.robust_aggregation} needs {error.name}, "
+            "which is not set; set it in defense_args"
         ) from None
 
 
@@ -86,15 +82,12 @@ class _LeavesAggregation:
         return aggregate(updates)
 
 
-def _attacker_init(original: Function) -> Function:
-    @functools.wraps(original)
-    def init(self: FedMLAttacker, args: Any) -> None:
-        original(self, args)
-        kind = word(args, "attack_type")
-        if self.is_enabled and self.attacker is None and not our_attack(args):
-            raise ConfigError(
-                f"attack_type: {kind!r} is unknown to FedML and to every plugin; "
-                f"plugins know: {INVERSION}"
-            )
-
-    return init
+@around
+def _attacker_init(original: Function, self: FedMLAttacker, args: Any) -> None:
+    original(self, args)
+    kind = word(args, "attack_type")
+    if self.is_enabled and self.attacker is None and not our_attack(args):
+        raise ConfigError(
+            f"attack_type: {kind!r} is unknown to FedML and to every plugin; "
+            f"plugins know: {INVERSION}"
+        )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
-from ..one_process import Simulation
-from ..own_accuracy import report
-from ..patching import Function, Seam
+from ..one_process import OneProcess
+from ..patching import Function, Seam, around
 from .current_job import begin
 
 if TYPE_CHECKING:
@@ -29,46 +27,35 @@ def seams() -> tuple[Seam, ...]:
     )
 
 
-def _train(original: Function) -> Function:
-    @functools.wraps(original)
-    def train(self: Client, w_global: Any) -> Any:
-        session = begin(self.args)
-        if not isinstance(session, Simulation):
-            return original(self, w_global)
-        session.enter(int(self.client_idx))
-        session.take_in(w_global, self.model_trainer)
-        if session.tests_now():
-            report(session, self.model_trainer, self.local_test_data, self.device)
-        return session.exchange(
-            self.model_trainer,
-            self.local_training_data,
-            # FedML loads the model once more: what was loaded, as the lock now shows it
-            lambda: original(self, self.model_trainer.get_model_params()),
-            samples=self.get_sample_number(),
-        )
-
-    return train
+@around
+def _train(original: Function, self: Client, w_global: Any) -> Any:
+    session = begin(self.args)
+    if not isinstance(session, OneProcess):
+        return original(self, w_global)
+    session.enter(int(self.client_idx))
+    session.load_aggregate(w_global, self.model_trainer)
+    session.report_accuracy(self.model_trainer, self.local_test_data, self.device)
+    return session.exchange(
+        self.model_trainer,
+        self.local_training_data,
+        # FedML loads the model once more: as the lock now gives it
+        lambda: original(self, self.model_trainer.get_model_params()),
+        samples=self.get_sample_number(),
+    )
 
 
-def _local_test(original: Function) -> Function:
-    @functools.wraps(original)
-    def local_test(self: Client, b_use_test_dataset: Any) -> Any:
-        session = begin(self.args)
-        if not isinstance(session, Simulation):
-            return original(self, b_use_test_dataset)
-        with session.as_server(self.model_trainer):
-            return original(self, b_use_test_dataset)
-
-    return local_test
+@around
+def _local_test(original: Function, self: Client, b_use_test_dataset: Any) -> Any:
+    session = begin(self.args)
+    if not isinstance(session, OneProcess):
+        return original(self, b_use_test_dataset)
+    with session.as_server(self.model_trainer):
+        return original(self, b_use_test_dataset)
 
 
-def _train_all(original: Function) -> Function:
-    @functools.wraps(original)
-    def train(self: FedAvgAPI) -> None:
-        original(self)
-        session = begin(self.args)
-        if isinstance(session, Simulation):
-            session.observer.received = self.model_trainer.get_model_params()
-            session.finish()
-
-    return train
+@around
+def _train_all(original: Function, self: FedAvgAPI) -> None:
+    original(self)
+    session = begin(self.args)
+    if isinstance(session, OneProcess):
+        session.end(self.model_trainer.get_model_params())

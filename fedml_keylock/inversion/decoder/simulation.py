@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError
-from ...names import under
+from ...tensors import under
 from ..analytic import linear_input
 from ..cost import COSTS
 from ..engine.layer_inputs import watch

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...names import under
+from ...tensors import under
 
 __all__ = ["check_gradients", "find_head", "head_gradients", "labels_of_counts"]
 

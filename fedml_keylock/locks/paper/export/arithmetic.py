@@ -14,18 +14,12 @@ __all__ = [
     "ChannelMap",
     "batch_map",
     "fold_into",
-    "pointwise",
     "put_behind",
     "set_affine",
+    "shift_by",
 ]
 
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-POINTWISE: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {
-    3: nn.Conv1d,
-    4: nn.Conv2d,
-    5: nn.Conv3d,
-}
-"""The convolution for a tensor of so many dimensions."""
 
 
 @dataclass(frozen=True)
@@ -118,34 +112,18 @@ def set_affine(norm: nn.Module, gamma: Tensor, beta: Tensor | None, like: Tensor
             setattr(norm, flag, True)
 
 
-def pointwise(change: ChannelMap, dimensions: int | None, like: Tensor) -> nn.Module:
-    """A plain module that computes a map: a 1x1 convolution, or a linear layer.
-
-    Args:
-        change: the map.
-        dimensions: how many a tensor ``(n, c, ...)`` has, 2 to 5; None for ``(..., c)``.
-        like: has the device and the type that it gets.
+def shift_by(beta: Tensor, like: Tensor) -> nn.Linear:
+    """A plain layer that adds beta ``(c,)`` to the last dimension.
 
     Example:
-        >>> change = ChannelMap(torch.ones(2), torch.ones(2))
-        >>> pointwise(change, 4, torch.empty(0))
-        Conv2d(2, 2, kernel_size=(1, 1), stride=(1, 1), groups=2)
+        >>> shift_by(torch.ones(2), torch.empty(0))(torch.zeros(1, 2)).tolist()
+        [[1.0, 1.0]]
 
     """
-    channels, bias = len(change.weight), change.bias is not None
-    made: nn.Module
-    # on meta: their own initial values are not wanted, nor drawn from anyone's generator
-    if dimensions is None or dimensions == 2:
-        made = nn.Linear(channels, channels, bias=bias, device="meta")
-        weight = change.weight.diag()
-    else:
-        made = POINTWISE[dimensions](
-            channels, channels, 1, bias=bias, groups=channels, device="meta"
-        )
-        weight = change.weight.view(*made.weight.shape)
-    made.weight = _like(weight, like, trained=True)
-    if change.bias is not None:
-        made.bias = _like(change.bias, like, trained=True)
+    # on meta: its own initial values are not wanted, nor drawn from anyone's generator
+    made = nn.Linear(len(beta), len(beta), device="meta")
+    made.weight = _like(torch.ones_like(beta).diag(), like, trained=True)
+    made.bias = _like(beta, like, trained=True)
     return made
 
 

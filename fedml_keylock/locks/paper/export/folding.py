@@ -8,34 +8,33 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
-from ....errors import LockError, first_line
-from ....names import under
+from ....errors import LockError
+from ....tensors import under
 from ..attach import DDP_IGNORES, detach
 from ..chain import lock_values
-from ..kinds import is_plain
+from ..kinds import CONVOLUTIONS, is_plain
 from ..module import EPS, KeyLock, locks
-from ..placement import PINNED
-from .arithmetic import ChannelMap, batch_map, fold_into, pointwise, put_behind, set_affine
+from .arithmetic import batch_map, fold_into, put_behind, set_affine, shift_by
 from .feeds import Feeds, feeds_of
 
 __all__ = ["fold"]
 
 OWN_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
-    3: nn.BatchNorm1d,
-    4: nn.BatchNorm2d,
-    5: nn.BatchNorm3d,
+    1: nn.BatchNorm1d,
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
 }
+"""The norm behind a convolution over so many dimensions."""
 AFFINE = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm)
 """Norms of torch's that may have a weight and a bias."""
 
 
-def fold(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Module:
+def fold(model: nn.Module) -> nn.Module:
     """A plain copy of a locked model with every lock folded in; see ``model.export_model``.
 
     Gamma and beta become a normalisation layer's own weight and bias, and the batch norm that a
@@ -49,17 +48,14 @@ def fold(model: nn.Module, example: Tensor | tuple[Tensor, ...] | None) -> nn.Mo
 
     Args:
         model: locked; with the private state that it is to have.
-        example: an input, or several, that the model runs on. Only needed where it cannot be known
-            otherwise how many dimensions a locked layer's output has; the error says so.
 
     Raises:
-        LockError: it is part of a locked model, does not run on the example, or needs one.
+        LockError: it is part of a locked model, or a lock cannot be folded in.
 
     """
     copy = _copy(model).eval()
-    measured = None if example is None else _measured(model, copy, example)
     taken = _take_out(copy)
-    feeds = feeds_of(copy, measured)
+    feeds = feeds_of(copy)
     for lock in taken:
         _fold(lock, feeds)
     for module in copy.modules():
@@ -127,27 +123,6 @@ def _take_out(copy: nn.Module) -> list[_Taken]:
     return taken
 
 
-def _measured(
-    model: nn.Module, copy: nn.Module, example: Tensor | tuple[Tensor, ...]
-) -> dict[nn.Module, set[int]]:
-    """How many dimensions each holder's output has when the model runs on an example."""
-    ranks: dict[nn.Module, set[int]] = {}
-    runs = _copy(model).eval()
-
-    def note(own: nn.Module, output: Tensor) -> None:
-        ranks.setdefault(own, set()).add(output.dim())
-
-    for name, holder, _ in locks(runs):
-        own = copy.get_submodule(name)
-        holder.register_forward_hook(lambda _m, _i, output, own=own: note(own, output))
-    try:
-        with torch.no_grad():
-            runs(*(example if isinstance(example, tuple) else (example,)))
-    except Exception as error:  # the model is anyone's code
-        raise LockError(f"the model does not run on the example: {first_line(error)}") from error
-    return ranks
-
-
 def _fold(taken: _Taken, feeds: Feeds) -> None:
     if taken.lock.normalise == "batch":
         _fold_batch(taken, feeds)
@@ -168,9 +143,8 @@ def _fold_batch(taken: _Taken, feeds: Feeds) -> None:
     if is_plain(layer) and not feeds.shares(layer) and not feeds.reads(layer, values=True):
         fold_into(layer, batch_map(mean, variance, EPS, taken.gamma, taken.beta))
         return
-    rank = feeds.rank(layer)
-    assert rank is not None
-    norm = OWN_NORM[rank](lock.channels, EPS).to(taken.like)
+    assert isinstance(layer, CONVOLUTIONS)
+    norm = OWN_NORM[len(layer.kernel_size)](lock.channels, EPS).to(taken.like)
     norm.running_mean, norm.running_var = mean.to(taken.like), variance.to(taken.like)
     set_affine(norm, taken.gamma, taken.beta, taken.like)
     _put_behind(taken, feeds, norm)
@@ -184,26 +158,12 @@ def _fold_norm(taken: _Taken, feeds: Feeds) -> None:
         set_affine(norm, taken.gamma, taken.beta, taken.like)
     elif fits and isinstance(norm, nn.RMSNorm):
         set_affine(norm, taken.gamma, None, taken.like)
-        shift = ChannelMap(torch.ones_like(taken.beta), taken.beta)
-        _put_behind(taken, feeds, _pointwise(taken, shift, feeds))
-    else:  # its weight is also another's, or it is a class of the user's that may use none
-        for name in lock.before:
-            own = norm.get_parameter(name)
-            own.requires_grad_(False).fill_(PINNED[name])
-        change = ChannelMap(taken.gamma, taken.beta)
-        _put_behind(taken, feeds, _pointwise(taken, change, feeds))
-
-
-def _pointwise(taken: _Taken, change: ChannelMap, feeds: Feeds) -> nn.Module:
-    if taken.lock.channel_dim == -1:
-        return pointwise(change, None, taken.like)
-    rank = feeds.rank(taken.holder)
-    if rank is None or not 2 <= rank <= 5:
+        _put_behind(taken, feeds, shift_by(taken.beta, taken.like))
+    else:
         raise LockError(
-            f"{taken.name}: how many dimensions its output has is not known; give an example of "
-            "the model's input (export_model's example, or --example-shape)"
+            f"{taken.name}: its weight is also another layer's, or its class is the job's own, so "
+            "that no lock can be folded into it; let the silo run the locked model"
         )
-    return pointwise(change, rank, taken.like)
 
 
 def _put_behind(taken: _Taken, feeds: Feeds, *behind: nn.Module) -> None:

@@ -1,0 +1,239 @@
+"""What of FedML the defense was tested with: releases, kinds of jobs, and its own defenses.
+
+It imports neither fedml nor torch, so that `doctor` can ask whatever the environment lacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConfigError, HostError
+from .job_configuration import INVERSION, Arguments, word
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "ROBUST_AGGREGATIONS",
+    "SUPPORTED",
+    "adds_server_noise",
+    "check_job",
+    "check_masking",
+    "check_model",
+    "unsupported",
+]
+
+SUPPORTED = ("0.9.6",)
+"""The FedML releases that every seam was tested with."""
+
+_BACKENDS: Mapping[str, tuple[str, ...]] = {
+    "cross_silo": ("MPI", "GRPC"),
+    "simulation": ("MPI", "sp"),
+}
+"""Training types that were tested, with the backends tested there."""
+
+_OPTIMIZER = "FedAvg"
+"""The federated optimizer that was tested in all of them.
+
+Not LSA: each of its silos begins twice, with another mask than the server takes off, so that the
+model is noise with and without a lock (plugin_tests/jobs/test_matrix.py).
+"""
+
+_PLAIN = f"training_type: cross_silo with federated_optimizer: {_OPTIMIZER}"
+"""The jobs whose server runs what FedML has beside averaging: noise, attacks, defenses."""
+
+ROBUST_AGGREGATIONS = (
+    "3sigma",
+    "3sigma_foolsgold",
+    "anomaly_detection",
+    "cclip",
+    "crfl",
+    "foolsgold",
+    "geo_median",
+    "krum",
+    "multikrum",
+    "norm_diff_clipping",
+    "rfa",
+    "slsgd",
+    "trimmed_mean",
+    "wise_median",
+)
+"""FedML's own defenses that its cross-silo server can run, with the lock and without."""
+
+_ON_STATES = ("byzantine", "model_replacement")
+"""Attacks of FedML's that change what silos have sent."""
+
+_NO_WEIGHTS = ("running_mean", "running_var", "num_batches_tracked")
+"""What FedML's own defenses do not count as weights; wise_median then loses count."""
+
+
+def unsupported(version: str, problems: Sequence[str] = ()) -> str | None:
+    """Why a FedML cannot be used, in one line that names both versions; None if it can.
+
+    Args:
+        version: of the FedML that was found.
+        problems: what differs in it from the releases that were tested.
+
+    Example:
+        >>> print(unsupported("0.9.7").split(";")[0])
+        fedml 0.9.7 is not supported
+        >>> unsupported(SUPPORTED[-1]) is None
+        True
+
+    """
+    remedy = f"pip install 'fedml=={SUPPORTED[-1]}'"
+    tested = f"fedml_keylock was tested with fedml {', '.join(SUPPORTED)}"
+    if version not in SUPPORTED:
+        return f"fedml {version} is not supported; {tested}: {remedy}"
+    if problems:
+        what = "; ".join(problems).replace("\n", " ")
+        again = remedy.replace("install", "install --force-reinstall")
+        return f"this fedml {version} is not as released: {what}; {tested}: {again}"
+    return None
+
+
+def check_job(args: Arguments, defense: str | None, robust_aggregation: str | None) -> None:
+    """Check that a defense, and FedML's own beside it, were tested in this kind of job.
+
+    Raises:
+        HostError: naming the field, its value and what is supported.
+        ConfigError: FedML's server cannot run its own defense here.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_job(SimpleNamespace(training_type="cross_device"), "keylock", None)
+        Traceback (most recent call last):
+        fedml_keylock.errors.HostError: training_type: 'cross_device' is not supported by\
+ fedml_keylock yet; it supports cross_silo and simulation
+
+    """
+    for fits, field, found, supported in _rules(args):
+        if not fits:
+            raise HostError(
+                f"{field}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
+            )
+    if robust_aggregation is None:
+        return
+    field = f"{defense}.robust_aggregation: {robust_aggregation!r}"
+    if not _is_plain(args):
+        raise ConfigError(
+            f"{field} is not run by the server of this kind of job; leave it out, or use {_PLAIN}"
+        )
+    if robust_aggregation not in ROBUST_AGGREGATIONS:
+        raise ConfigError(
+            f"{field} is not a defense of FedML's that its server can run; allowed: "
+            f"{', '.join(ROBUST_AGGREGATIONS)}"
+        )
+
+
+def check_model(
+    args: Arguments,
+    defense: str | None,
+    robust_aggregation: str | None,
+    dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Check that FedML's own defense and clipping can run on a model's public state.
+
+    Raises:
+        ConfigError: one of them cannot, naming the part of the model.
+
+    """
+    statistics = [name for name in dtypes if name.endswith(_NO_WEIGHTS)]
+    if robust_aggregation == "wise_median" and statistics:
+        raise ConfigError(
+            f"{defense}.robust_aggregation: FedML's wise_median cannot run on a model with batch "
+            f"norm statistics, such as {statistics[0]}"
+        )
+    integers = [name for name, dtype in dtypes.items() if not dtype.is_floating_point]
+    if _clips(args) and integers:
+        raise ConfigError(
+            f"max_grad_norm: FedML cannot clip a model with integers, such as {integers[0]}; leave "
+            "max_grad_norm out"
+        )
+
+
+def check_masking(args: Arguments) -> None:
+    """Check that FedML's server leaves single states alone: masks cancel in their average only.
+
+    Raises:
+        ConfigError: it changes them.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_masking(SimpleNamespace(enable_dp=False, max_grad_norm=1.0))
+
+    """
+    attack, what = word(args, "attack_type"), ""
+    if getattr(args, "enable_attack", False) and attack in _ON_STATES:
+        what = f"attack_type: {attack} changes"
+    if _clips(args) and adds_server_noise(args):
+        what = "max_grad_norm clips"
+    if what:
+        raise ConfigError(
+            f"{what} single silos' states, so that their masks would not cancel: leave it out, or "
+            "set keylock: {mask: false}"
+        )
+
+
+def adds_server_noise(args: Arguments) -> bool:
+    """Whether FedML's server adds noise to what it has averaged.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> adds_server_noise(SimpleNamespace(enable_dp=True, dp_solution_type="cdp"))
+        True
+
+    """
+    return bool(getattr(args, "enable_dp", False)) and word(args, "dp_solution_type") == "cdp"
+
+
+def _clips(args: Arguments) -> bool:
+    """Whether FedML's differential privacy clips models."""
+    limit = getattr(args, "max_grad_norm", None)
+    return limit is not None and bool(getattr(args, "enable_dp", False))
+
+
+def _is_plain(args: Arguments) -> bool:
+    """Whether the job is of the kind that _PLAIN names."""
+    kind = getattr(args, "training_type", None), getattr(args, "federated_optimizer", None)
+    return kind == ("cross_silo", _OPTIMIZER)
+
+
+def _rules(args: Arguments) -> list[tuple[bool, str, Any, str]]:
+    """Each rule for a job: whether it fits, the field, its value, and what is supported."""
+
+    def field(name: str, default: Any = None) -> Any:
+        return getattr(args, name, default)
+
+    kind, backend, optimizer = map(field, ("training_type", "backend", "federated_optimizer"))
+    where, tested = f"training_type: {kind}", _BACKENDS.get(str(kind), ())
+    both = f"{where} and backend: {backend}"
+    scenario, engine = field("scenario", "horizontal"), field("ml_engine", "torch")
+    encrypts, noise = bool(field("enable_fhe")), bool(field("enable_dp"))
+    solution, attack = word(args, "dp_solution_type"), word(args, "attack_type")
+    theirs = attack if field("enable_attack") and attack != INVERSION else None
+    noise_fits, attack_fits = (_is_plain(args) or unused for unused in (not noise, theirs is None))
+    known = not noise or solution in ("ldp", "cdp")
+    accountant = noise and field("enable_rdp_accountant")
+    total, each, workers = map(field, ("client_num_in_total", "client_num_per_round", "worker_num"))
+    enough = total is not None and each is not None and total >= each
+    # FedML's server waits for every rank, and asks only so many; the simulation counts itself
+    silos = workers - 1 if kind == "simulation" and isinstance(workers, int) else workers
+    ranks = f"worker_num ({silos})" if silos == workers else f"{silos}"
+    asked = backend == "sp" or silos == each
+    return [
+        (bool(tested), "training_type", kind, " and ".join(_BACKENDS)),
+        (backend in tested, "backend", backend, f"{' and '.join(tested)} with {where}"),
+        (optimizer == _OPTIMIZER, "federated_optimizer", optimizer, f"{_OPTIMIZER} with {both}"),
+        (scenario == "horizontal", "scenario", scenario, "horizontal"),
+        (engine == "torch", "ml_engine", engine, "torch"),
+        (not encrypts, "enable_fhe", encrypts, "False"),
+        (noise_fits, "enable_dp", noise, f"it with {_PLAIN}: FedML adds no noise elsewhere"),
+        (attack_fits, "attack_type", theirs, f"FedML's own attacks with {_PLAIN}"),
+        (known, "dp_solution_type", solution, "ldp and cdp, which FedML adds"),
+        (not accountant, "enable_rdp_accountant", True, "False: FedML's accountant cannot be made"),
+        (theirs != "dlg", "attack_type", theirs, f"{INVERSION}: FedML's own dlg never optimises"),
+        (enough, "client_num_in_total", total, f"client_num_per_round ({each}) or more"),
+        (asked, "client_num_per_round", each, f"{ranks}: every rank but the server's"),
+    ]

@@ -1,0 +1,130 @@
+"""The job configuration: whether a job's YAML asks for us, and asks where FedML reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import ConfigError
+from ..plugins import defenses
+
+__all__ = [
+    "INVERSION",
+    "Arguments",
+    "check_switches",
+    "misplaced_settings",
+    "our_attack",
+    "our_defense",
+    "word",
+]
+
+Arguments = Any
+"""FedML's `args`: one attribute for each key of each section of the YAML."""
+
+INVERSION = "gradient_inversion"
+
+
+def our_defense(args: Arguments) -> str | None:
+    """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
+    if not getattr(args, "enable_defense", False):
+        return None
+    name = word(args, "defense_type")
+    return name if name in defenses() else None
+
+
+def our_attack(args: Arguments) -> bool:
+    """Whether the job asks for gradient inversion."""
+    return bool(getattr(args, "enable_attack", False)) and word(args, "attack_type") == INVERSION
+
+
+def word(args: Arguments, name: str) -> str:
+    """A field that is a word, as FedML itself reads it; empty where there is none."""
+    return str(getattr(args, name, "")).strip()
+
+
+def check_switches(args: Arguments, read: Any = None) -> None:
+    """Reject configurations whose settings of ours FedML would ignore, and run undefended.
+
+    A job with `enable_defense: false` is switched off and passes.
+
+    Args:
+        args: FedML's.
+        read: the contents of the job's YAML, whose sections FedML does not keep. None: read it.
+
+    Raises:
+        ConfigError: naming the field, and where it belongs.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> check_switches(SimpleNamespace(enable_defence=True, defense_type="keylock"))
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: enable_defense: it is missing, and defense_type: keylock\
+ would be ignored; set enable_defense: true, or false to run without it
+
+    """
+    for what, names in _our_names().items():
+        flag, kind = f"enable_{what}", word(args, f"{what}_type")
+        named = [f"{what}_type: {kind}"] if kind in names else []
+        sections = {name: getattr(args, name, None) for name in names}
+        named += [f"the {n} section" for n, s in sections.items() if isinstance(s, Mapping) and s]
+        if not named:
+            continue
+        if not hasattr(args, flag):
+            raise ConfigError(
+                f"{flag}: it is missing, and {named[0]} would be ignored; set {flag}: true, or "
+                "false to run without it"
+            )
+        if getattr(args, flag) and kind not in names:
+            found = repr(kind) if kind else "missing"
+            raise ConfigError(
+                f"{what}_type: it is {found}, and {named[0]} would be ignored; name "
+                f"{' or '.join(names)} there, or take the section out"
+            )
+    for problem in misplaced_settings(_yaml_of(args) if read is None else read):
+        raise ConfigError(problem)
+
+
+def misplaced_settings(read: Any) -> Iterator[str]:
+    """Settings of ours that stand where nobody looks for them, each in one line.
+
+    Args:
+        read: the contents of a job's YAML: sections of fields.
+
+    Example:
+        >>> list(misplaced_settings({"defense_args": {"defense_type": "keylock", "vault": "v"}}))
+        ['vault: it is of keylock and stands beside it; put it into defense_args.keylock']
+
+    """
+    from ..locks import KeyLockConfig  # it imports torch, which this module does not need
+
+    sections = read if isinstance(read, Mapping) else {}
+    for what, names in _our_names().items():
+        for name in names:
+            if isinstance(sections.get(name), Mapping):
+                yield (
+                    f"{name}: it stands on the YAML's top level, where FedML does not look for it; "
+                    f"put it into {what}_args"
+                )
+    for section, fields in sections.items():
+        if isinstance(fields, Mapping) and fields.get("defense_type") == KeyLockConfig.section:
+            for name in KeyLockConfig.model_fields.keys() & fields.keys():
+                yield (
+                    f"{name}: it is of keylock and stands beside it; put it into {section}.keylock"
+                )
+
+
+def _our_names() -> dict[str, tuple[str, ...]]:
+    """What of ours a job may name, by FedML's two words for it."""
+    return {"defense": tuple(defenses()), "attack": (INVERSION,)}
+
+
+def _yaml_of(args: Arguments) -> Any:
+    """The contents of the YAML that FedML has read; None if there is none."""
+    paths = getattr(args, "yaml_paths", None)
+    try:
+        return yaml.safe_load(Path(paths[0]).read_text()) if paths else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None  # FedML reports a YAML that it cannot read

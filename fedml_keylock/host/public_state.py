@@ -1,0 +1,154 @@
+"""The public state of a protected model: nothing else may cross between a silo and the server."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UpdateRefused
+from ..types import Agreement
+
+__all__ = ["check_state", "pinned", "public_copy"]
+
+TOLERANCE = 1e-3
+"""How far an average of constants may be from the constant: float32 rounding, with a margin."""
+
+
+def check_state(
+    state: Any,
+    agreement: Agreement,
+    *,
+    who: str,
+    averaged: bool = False,
+    partial: bool = False,
+) -> Mapping[str, Tensor]:
+    """The state, when it is the public state of a protected model and nothing else.
+
+    A job's own trainer may send gradients or differences in place of a state. They have its names
+    and shapes, and in place of its constants all zeros, which say as little.
+
+    Args:
+        state: what is about to be sent or loaded.
+        agreement: what it must be.
+        who: whose it is, as the message begins.
+        averaged: it is an average of silos' states, which FedML makes floating point.
+        partial: it may be a part of the state, which tells no more than the whole.
+
+    Raises:
+        UpdateRefused: naming the first entry that is not as agreed.
+
+    Example:
+        >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {}, (), {})
+        >>> check_state({"w": torch.zeros(2), "k": torch.ones(1)}, agreed, who="silo 0")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: silo 0: k is not a public name of the model
+
+    """
+    if not isinstance(state, Mapping):
+        raise UpdateRefused(f"{who}: the update is a {type(state).__name__}, not a state dict")
+    for name in state:
+        if name not in agreement.shapes:
+            raise UpdateRefused(
+                f"{who}: {name} is not a public name of the model{_unwrap_hint(name, agreement)}"
+            )
+    if partial and not state:
+        raise UpdateRefused(f"{who}: the update is empty")
+    for name in agreement.shapes:
+        if name in state:
+            if problem := _tensor_problem(state[name], name, agreement, averaged=averaged):
+                raise UpdateRefused(f"{who}: {name} {problem}")
+        elif not partial:
+            raise UpdateRefused(f"{who}: {name} is missing")
+    tolerance = TOLERANCE if averaged else 0.0
+    wrong = _unlike(state, agreement.constants, tolerance)
+    if wrong is not None and _unlike(state, dict.fromkeys(agreement.constants, 0.0), tolerance):
+        constant = agreement.constants[wrong]
+        raise UpdateRefused(
+            f"{who}: {wrong} is not the constant {constant:g} that a locked layer shares"
+        )
+    return state
+
+
+def pinned(state: Mapping[str, Tensor], agreement: Agreement) -> dict[str, Tensor]:
+    """The constants as agreed, for a state in which noise, attacks or averaging changed them.
+
+    In a gradient or a difference they are all zeros, which stay.
+
+    Example:
+        >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {"w": 1.0}, (), {})
+        >>> pinned({"w": torch.tensor([0.9, 1.2])}, agreed)
+        {'w': tensor([1., 1.])}
+
+    """
+    found = {n: c for n, c in agreement.constants.items() if isinstance(state.get(n), Tensor)}
+    if not any(state[n].any() for n in found):
+        return {}
+    return {n: torch.full_like(state[n], c) for n, c in found.items()}
+
+
+def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A checked state, ready to be sent: the tensors themselves, and nothing that hangs on them.
+
+    Pickling a tensor sends the whole memory that it is a view of, which may hold more than the
+    tensor; such a tensor is copied. Of what modules say of themselves beside it, only versions
+    other than 1 remain.
+    """
+    clean: dict[str, Tensor] = OrderedDict() if isinstance(state, OrderedDict) else {}
+    for name, tensor in state.items():
+        bare = tensor.detach()
+        if bare.untyped_storage().nbytes() != bare.numel() * bare.element_size():
+            bare = bare.clone()
+        clean[name] = bare
+    metadata = getattr(state, "_metadata", None)
+    if metadata:
+        # 1 is every module's version unless its class says otherwise, and loading a state without
+        # versions is the same as loading version 1
+        versions = {k: v.get("version", 1) for k, v in metadata.items()}
+        kept = OrderedDict(
+            (k, {"version": v}) for k, v in versions.items() if isinstance(v, int) and v != 1
+        )
+        clean._metadata = kept  # type: ignore[attr-defined]  # torch keeps it on the dict itself
+    return clean
+
+
+def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: bool) -> str | None:
+    """Why an entry of a state is not the agreed tensor; None if it is."""
+    shape, dtype = agreement.shapes[name], agreement.dtypes[name]
+    if not isinstance(tensor, Tensor):
+        return f"is a {type(tensor).__name__}, not a tensor"
+    if tuple(tensor.shape) != shape:
+        return f"has shape {tuple(tensor.shape)}, not {shape}"
+    if tensor.dtype != dtype and not (averaged and tensor.dtype.is_floating_point):
+        return f"is {tensor.dtype}, not {dtype}"
+    if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+        return "is not finite (NaN or infinity)"
+    return None
+
+
+def _unlike(
+    state: Mapping[str, Tensor], constants: Mapping[str, float], tolerance: float
+) -> str | None:
+    """The first name whose tensor is not its constant."""
+    for name, constant in constants.items():
+        tensor = state.get(name)
+        if tensor is None or not tensor.numel():
+            continue
+        if (tensor.double() - constant).abs().max().item() > tolerance:
+            return name
+    return None
+
+
+def _unwrap_hint(name: str, agreement: Agreement) -> str:
+    """What to do about a name that DataParallel or torch.compile gave a prefix."""
+    bare = re.sub(r"\b(module|_orig_mod)\.", "", name)
+    if bare not in agreement.shapes:
+        return ""
+    return (
+        f": it is {bare} behind a wrapper; send the state of the wrapped model itself "
+        "(wrapper.module.state_dict() of DataParallel, ._orig_mod of torch.compile)"
+    )

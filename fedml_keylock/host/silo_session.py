@@ -1,0 +1,262 @@
+"""A silo's part in a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HostError, LockError, UpdateRefused, VaultError
+from .gate import EntryNames, SiloGate
+from .key_agreement import share_secrets, takes_secrets
+from .own_accuracy import report
+from .progress import note
+from .session import Session
+from .silo_round import SiloRound
+
+__all__ = ["SiloSession"]
+
+
+@dataclass
+class SiloSession(Session):
+    """A rank that trains for a silo, or for many in turn.
+
+    Attributes:
+        silo: index of the silo that it works for, from 0; None in a rank that serves many in turn,
+            until FedML says which one.
+        gate: what its messages pass.
+
+    """
+
+    silo: int | None = None
+    gate: SiloGate = field(init=False, repr=False)
+    _locked_for: int | None = None
+    _trained: int = 0
+    _shared: bool = False
+
+    def __post_init__(self) -> None:
+        self.gate = SiloGate(self._release)
+        if not self.in_turn:
+            self.silo = self._locked_for = int(self.args.rank) - 1
+
+    @property
+    def who(self) -> str:
+        """How messages name this rank."""
+        rank = f"rank {self.args.rank}"
+        name = rank if self.silo is None else f"silo {self.silo} ({rank})"
+        return f"{name}, round {self.round}"
+
+    @property
+    def last_round(self) -> int:
+        """Index of the round whose aggregate the server has sent last."""
+        return self._trained - 1
+
+    def see_data(self, dataset: Sequence[Any]) -> None:
+        """Show FedML's dataset tuple to the rank's attacks on itself."""
+        if self.observer.attacks_itself:
+            super().see_data(dataset)
+
+    def agree(self, dataset: Sequence[Any]) -> None:
+        """Before FedML's messages begin: agree with the other silos on the secrets they need.
+
+        Args:
+            dataset: FedML's tuple, which says how many samples this silo has.
+
+        Raises:
+            ConfigError: see `Session.agree`.
+            HostError: see `key_agreement.share_secrets`.
+
+        """
+        super().agree(dataset)
+        if self.defense is not None and takes_secrets(self.defense):
+            self._note("while agreeing on a secret with the other silos")
+            samples = 0 if self.silo is None else int(dict(dataset[4] or {}).get(self.silo, 0))
+            done = share_secrets(self.defense, self._comm, samples=samples, masked=self.is_masked)
+            logging.info("%s: %s", self.who, done)
+        self._shared = True
+
+    def enter(self, silo: int) -> None:
+        """Called when FedML gives this rank a silo's data: load the silo's private state.
+
+        Raises:
+            HostError: there is no such silo, or it is not the one whose lock this rank holds for
+                the whole job.
+            VaultError: the silo's vault cannot be read, or another process uses it.
+
+        """
+        if not 0 <= silo < int(self.args.client_num_in_total):
+            raise HostError(f"{self.who}: FedML gave it the data of silo {silo}; there is none")
+        if self.defense is not None and not self.in_turn and silo != self.silo:
+            raise HostError(
+                f"{self.who}: FedML gave it the data of silo {silo}, whose lock it lacks"
+            )
+        self.silo = silo
+        # after the last round FedML gives each rank one more silo, for which there is nothing to do
+        if self.defense is None or not self.in_turn or self._is_over():
+            return
+        if self.model is None:
+            raise HostError(f"{self.who}: FedML gave it data before the job's model was locked")
+        logging.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
+        self._locked_for = silo
+
+    def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
+        """Run a silo's local training, watched by the defense and the observer.
+
+        Args:
+            trainer: FedML's.
+            data: that it trains on.
+            run: trains; gives a state, or a state and a number of samples.
+
+        Raises:
+            LockError: the model that trains is not the protected one, or the lock did not train.
+            UpdateRefused: what was trained is another model, or gives away too much.
+
+        """
+        # the silo and the round may be others afterwards, where one process serves many
+        turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
+        self._note("while training")
+        self.observer.round_begins(turn, self.model, data)
+        result = run() if self.defense is None else self._train_locked(trainer, run)
+        state = result[0] if isinstance(result, tuple) else result
+        audited = self.defense is not None and self.observer.audits_update
+        if audited and isinstance(state, Mapping):  # as it will be sent
+            state = self._release(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+        self.observer.round_ends(turn, state, data)
+        self._trained += 1
+        return result
+
+    def report_accuracy(self, trainer: Any, data: Any, device: Any) -> None:
+        """Report how well the model that the silo was just given does; see `own_accuracy`."""
+        if data is None or self.model is None or not self.tests_now():
+            return
+        turn = SiloRound(self.silo or 0, self.last_round, self.who, self.tell)
+        report(turn, self.model, trainer, data, device, self.args)
+
+    def tests_now(self) -> bool:
+        """Whether a silo that was just given a model tests it: when FedML's server does."""
+        every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
+        last = self.last_round
+        if self.defense is None or not self.defense.own_accuracy or every < 1 or last < 0:
+            return False
+        # after the last round FedML gives a rank the data of a silo whose lock it does not have
+        in_place = self._locked_for == self.silo
+        return in_place and (last % every == 0 or last == int(self.args.comm_round) - 1)
+
+    def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
+        """Check and make ready what the silo sends, and show it to the observer."""
+        if entries.get(names.state) is not None:
+            self._note("while uploading")
+        if self.defense is None:
+            return
+        state = self.gate.emit(entries, names, self._agreed(), who=self.who)
+        if state is not None:
+            samples = float(entries.get(names.samples, 1))
+            self.observer.show("before_upload", state, samples, self.silo, self.round)
+
+    def sent(self) -> None:
+        """Called after a message was sent."""
+        self._note("while waiting for the server")
+
+    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
+        """Check the server's message, and show its model to the defense."""
+        if self.defense is None or entries.get(names.state) is None:
+            return
+        who = f"{self.who}: the server's model"
+        state, nonce = self.gate.admit(entries, names, self._agreed(), who=who)
+        self.defense.begin_job(nonce)
+        self.observer.received = state
+        self._receive(state)
+
+    def _prepare(self, model: nn.Module) -> None:
+        self.observer.begin_audit(model, self.defense)
+        if self.defense is not None:
+            assert self.agreement is not None
+            done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
+            logging.info("%s: %s", self.who, done)
+
+    def _receive(self, state: Mapping[str, Tensor]) -> None:
+        """Tell the defense which round's average FedML is about to load."""
+        assert self.defense is not None
+        if self.model is None:
+            raise HostError(f"{self.who}: a model came before the job's own was locked")
+        if takes_secrets(self.defense) and not self._shared:
+            raise HostError(
+                f"{self.who}: a model came before the silos had agreed on a secret: start the job "
+                "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
+            )
+        self.defense.receive(self.model, state, round_index=self.last_round)
+
+    def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
+        """What the defense sends in place of a state."""
+        assert self.defense is not None
+        assert self.model is not None
+        try:
+            return self.defense.release(self.model, state, samples=samples)
+        except UpdateRefused as error:
+            raise UpdateRefused(f"{self.who}: {error}") from None
+
+    def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
+        assert self.model is not None
+        assert self.defense is not None
+        held = getattr(trainer, "model", None)  # it may hold it by another name, or in a wrapper
+        if isinstance(held, nn.Module) and not any(m is self.model for m in held.modules()):
+            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
+        try:
+            self.defense.begin_round(self.model, round_index=self.round)
+            with self._quietly():
+                result = run()
+            trained = self.defense.end_round(self.model, round_index=self.round)
+        except VaultError as error:
+            raise VaultError(f"{self.who}: {error}") from None
+        if trained is False:
+            self._check_untrained(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    @property
+    def _logs_training(self) -> bool:
+        """Whether what is logged of the training leaves the silo."""
+        return self.defense is None or self.defense.log_training
+
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Drop what is logged of the training, up to warnings.
+
+        FedML's trainers log every batch's loss, and mpiexec carries that to the server's host. Of a
+        model that the server knows, it tells the label, and which of some images it was.
+        """
+        if self._logs_training:
+            yield
+            return
+        level = logging.root.manager.disable
+        logging.disable(max(level, logging.INFO))
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+    def _check_untrained(self, state: Any) -> None:
+        """Refuse what a silo trained in another model than the locked one, such as a copy of it."""
+        assert self.model is not None
+        own = self.model.state_dict()
+        for name, tensor in state.items() if isinstance(state, Mapping) else ():
+            if not isinstance(tensor, Tensor) or name not in own or not tensor.any():
+                continue
+            if not torch.equal(tensor.cpu(), own[name].cpu()):
+                raise UpdateRefused(
+                    f"{self.who}: what it would send was not trained in the locked model, which no "
+                    f"gradient reached ({name} differs); train the model that FedML gives the "
+                    "trainer, and not a copy of it"
+                )
+
+    def _note(self, doing: str) -> None:
+        """Note what this rank is doing, for the line that reports it if it is killed."""
+        note(f"rank {self.args.rank}: {self.who}: {doing}")
+
+    def _is_over(self) -> bool:
+        """Whether the last round was trained."""
+        return self._trained >= int(self.args.comm_round)

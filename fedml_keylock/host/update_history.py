@@ -1,0 +1,274 @@
+"""What the server remembers of models and updates, to check a message against earlier ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UpdateRefused
+from ..tensors import raw
+
+__all__ = [
+    "AverageCheck",
+    "DuplicateDetector",
+    "Sender",
+    "UpdateHistory",
+    "check_attackable",
+    "check_names",
+    "fingerprints",
+]
+
+SAMPLE = 64
+"""Numbers of each tensor that a fingerprint is made of."""
+
+EXACT = 4 * torch.finfo(torch.float32).eps
+"""How far a float32 average may be from the exact one, over the size of what is averaged and the
+square root of its count: nineteen times what rounding does to that of two silos."""
+
+
+class Sender(NamedTuple):
+    """The rank that a message comes from, its silo if that is known, and the round's index.
+
+    Example:
+        >>> Sender(2, 1, 3).who
+        'rank 2 (silo 1), round 3'
+
+    """
+
+    rank: int
+    silo: int | None
+    round: int
+
+    @property
+    def name(self) -> str:
+        """The rank and its silo."""
+        return f"rank {self.rank}" if self.silo is None else f"rank {self.rank} (silo {self.silo})"
+
+    @property
+    def who(self) -> str:
+        """How messages about it begin."""
+        return f"{self.name}, round {self.round}"
+
+
+class UpdateHistory:
+    """What the server remembers of a job's messages.
+
+    Attributes:
+        average: checks that models are averages in which masks cancel; None where none need be.
+
+    """
+
+    def __init__(self) -> None:
+        self.average: AverageCheck | None = None
+        self._duplicates = DuplicateDetector()
+        self._first: tuple[Sender, frozenset[str]] | None = None
+
+    def add(self, update: Mapping[str, Tensor], samples: float, sender: Sender) -> None:
+        """Check an agreed update against the round's first and the silo's last, or raise."""
+        if self._first is None or self._first[0].round != sender.round:
+            self._first = sender, frozenset(update)
+        check_names(update, self._first[1], who=sender.who, whose=self._first[0].name)
+        self._duplicates.check(update, sender)
+        if self.average is not None:
+            self.average.add(update, samples)
+
+    def sending(self, receiver: int | None, model: Any, *, who: str) -> None:
+        """Check the model that the server is about to send a rank, or all (None), or raise."""
+        if isinstance(model, Mapping):
+            self._duplicates.sending(receiver, model)
+        if self.average is not None:
+            self.average.check(model, who=who)
+
+
+class AverageCheck:
+    """The server's own average of a round's updates, by their samples, as FedAvg makes it.
+
+    Masks cancel in that alone. In one of other weights, a little of them is left: it may be as
+    large as the weights, and too small to be told from training by who gets it.
+
+    Example:
+        >>> average = AverageCheck()
+        >>> average.add({"w": torch.tensor([4.0])}, 1)
+        >>> average.add({"w": torch.tensor([-2.0])}, 3)
+        >>> average.check({"w": torch.tensor([-0.5])}, who="the server")
+        >>> average.check({"w": torch.tensor([1.0])}, who="the server")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: the server: w is not the average of what silos sent...
+
+    """
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._sizes: dict[str, float] = {}
+        self._samples, self._count = 0.0, 0
+        self._checked: Mapping[str, Tensor] | None = None
+
+    def add(self, state: Mapping[str, Tensor], samples: float) -> None:
+        """Add an update; the first after a check begins a round."""
+        if self._checked is not None:
+            self._begin()
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                part = tensor.detach().cpu().double() * samples
+                self._sums[name] = self._sums.get(name, 0.0) + part
+                self._sizes[name] = self._sizes.get(name, 0.0) + float(part.norm())
+        self._samples += samples
+        self._count += 1
+
+    def check(self, state: Mapping[str, Tensor], *, who: str) -> None:
+        """Check the model that the server made of the updates, if there are any.
+
+        Raises:
+            UpdateRefused: it is not their average.
+
+        """
+        if state is self._checked:  # the same goes to every rank
+            return
+        for name, total in self._sums.items():
+            sent = state.get(name)
+            allowed = EXACT * math.sqrt(self._count) * self._sizes[name]
+            if sent is not None and total.shape == sent.shape:
+                off = float((sent.detach().cpu().double() * self._samples - total).norm())
+                if off <= allowed:
+                    continue
+            raise UpdateRefused(
+                f"{who}: {name} is not the average of what silos sent, weighed by their "
+                "samples, in which alone their masks cancel; let the job's aggregator make that "
+                "(FedML's own does), or set keylock: {mask: false}"
+            )
+        self._checked = state
+
+
+class DuplicateDetector:
+    """The server's memory of each silo's last update: eight bytes for each tensor, no state.
+
+    A silo that trains starts at the server's model. When that has changed, at the places that the
+    fingerprints read, then so has what comes back, even from a silo without data or with a step too
+    small to see. The same again, bit for bit, is what the silo sent before. That is a mistake:
+    whoever means harm changes a digit.
+
+    Example:
+        >>> detector, silo = DuplicateDetector(), Sender(1, 0, 0)
+        >>> detector.sending(1, {"w": torch.zeros(3)})
+        >>> detector.check({"w": torch.full((3,), 2.0)}, silo)
+        >>> detector.sending(1, {"w": torch.ones(3)})
+        >>> detector.check({"w": torch.full((3,), 2.0)}, silo)
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 1 (silo 0), round 0: it sent the update of round...
+
+    """
+
+    def __init__(self) -> None:
+        self._models: dict[int | None, dict[str, bytes]] = {}
+        self._newest: tuple[Mapping[str, Tensor], dict[str, bytes]] = ({}, {})
+        # by silo: the round, and the fingerprints of the model that it was sent and of its update
+        self._last: dict[int, tuple[int, dict[str, bytes], dict[str, bytes]]] = {}
+
+    def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
+        """Remember the model that the server is about to send a rank, or all of them (None)."""
+        if model is not self._newest[0]:  # the same goes to every rank
+            self._newest = (model, fingerprints(model))
+        self._models[receiver] = self._newest[1]
+
+    def check(self, update: Mapping[str, Tensor], sender: Sender) -> None:
+        """Check an update against the silo's last one, and remember it.
+
+        Raises:
+            UpdateRefused: the silo sent the same before, and was sent another model since.
+
+        """
+        model, own = self._models.get(sender.rank, self._models.get(None, {})), fingerprints(update)
+        silo = sender.rank if sender.silo is None else sender.silo
+        last_round, last_model, last = self._last.get(silo, (0, model, {}))
+        changed = any(model.get(name) != last_model.get(name) for name in own)
+        # all zeros are the gradient, or the difference, of a silo that has nothing to say
+        if own == last and changed and any(_some(t).any() for t in update.values()):
+            raise UpdateRefused(
+                f"{sender.who}: it sent the update of round {last_round} again, and the server's "
+                "model has changed since; its trainer must take that up (set_model_params) and "
+                "return what it trained (get_model_params)"
+            )
+        self._last[silo] = sender.round, model, own
+
+
+def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """A digest of each tensor, from some of its numbers, always those at the same places.
+
+    To read a model's every byte would take the server as long as to average it.
+
+    Example:
+        >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0)})
+        True
+        >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0) + 1})
+        False
+
+    """
+    return {n: blake2b(raw(_some(t)), digest_size=8).digest() for n, t in state.items()}
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """Numbers of a tensor, evenly spread, in one vector."""
+    flat = tensor.detach().flatten()
+    return flat[:: max(1, flat.numel() // SAMPLE)]
+
+
+def check_names(
+    update: Mapping[str, object], others: Iterable[str], *, who: str, whose: str
+) -> None:
+    """Check that a silo sends the names that another one sent: FedML averages name by name.
+
+    Raises:
+        UpdateRefused: naming the first that only one of them sends.
+
+    Example:
+        >>> check_names({"a": 1}, ["a", "b"], who="rank 2", whose="rank 1")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 2: b is missing, which rank 1 sent; all silos must\
+ send the same names
+
+    """
+    odd = sorted(update.keys() ^ set(others))
+    if not odd:
+        return
+    how = (
+        f"is sent, and was not by {whose}"
+        if odd[0] in update
+        else f"is missing, which {whose} sent"
+    )
+    raise UpdateRefused(f"{who}: {odd[0]} {how}; all silos must send the same names")
+
+
+def check_attackable(
+    update: Mapping[str, Tensor], before: Mapping[str, Tensor], *, who: str
+) -> None:
+    """Check that an update is a whole state: an attack reads the gradient from what it changed.
+
+    Raises:
+        UpdateRefused: names are missing, or it is nearer to nothing than to the state before, as
+            gradients and differences are.
+
+    Example:
+        >>> check_attackable({"w": torch.tensor(0.1)}, {"w": torch.tensor(2.0)}, who="rank 1")
+        Traceback (most recent call last):
+        fedml_keylock.errors.UpdateRefused: rank 1: attack_type: gradient_inversion reads whole\
+ states, and this update is a gradient or a difference; leave enable_attack out
+
+    """
+    what = next((f"has no {name}" for name in before if name not in update), "")
+    if not what and before:
+        size = sum(float(t.double().square().sum()) for t in update.values())
+        moved = sum(float((t.double() - before[n]).square().sum()) for n, t in update.items())
+        what = "is a gradient or a difference" if size < moved else ""
+    if what:
+        raise UpdateRefused(
+            f"{who}: attack_type: gradient_inversion reads whole states, and this update {what}; "
+            "leave enable_attack out"
+        )
