@@ -26,20 +26,9 @@ __all__ = ["run_audit"]
 def run_audit(
     request: Request, attacks: Mapping[str, Attack], levels: Sequence[str], crew: Crew
 ) -> Path:
-    """Audit, write the report, and say what it says.
+    """Audit as the request says, write the report, and say what it says.
 
-    Args:
-        request: what is asked for.
-        attacks: by name, of that request.
-        levels: of knowledge, likewise.
-        crew: who does it.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        KeyLockError: in one line.
-
+    Attacks by name and levels of knowledge are of that request. Gives the page's path.
     """
     made = captured if request.capture is not None else probes
     material = made(request)

@@ -54,12 +54,8 @@ def takes_secrets(defense: Defense | None) -> bool:
 def check_channel(defense: Defense, comm: MPI.Comm | None) -> None:
     """Check that silos can agree on the secrets that a defense needs.
 
-    Args:
-        defense: the job's.
-        comm: the communicator of all ranks; None over another backend than MPI.
-
     Raises:
-        ConfigError: they cannot talk to one another.
+        ConfigError: they cannot talk to one another: over another backend than MPI there is None.
 
     """
     if defense.needs_secret and comm is None:
@@ -74,7 +70,7 @@ def share_secrets(defense: Defense, comm: MPI.Comm | None, *, samples: int, mask
 
     Args:
         defense: the job's, which takes secrets.
-        comm: see `check_channel`.
+        comm: the communicator of all ranks; None over another backend than MPI.
         samples: how many this silo has; 0 where it serves others in turn.
         masked: whether pairwise masks hide updates, where there is more than one silo.
 

@@ -88,9 +88,7 @@ class OneProcess(SiloSession):
             checked = check_state(state, agreement, who=who)
             state = public_copy(self._release(checked, float(samples)))
         for hook in ("before_upload", "after_upload"):
-            self.observer.show(
-                hook, state, samples=samples, silo=self.silo, round_index=round_index
-            )
+            self.observer.show(hook, state, samples, self.silo, round_index)
         return state
 
     @contextmanager

@@ -49,7 +49,7 @@ class ServerSession(Session):
         """
         super().agree(dataset)
         if self.is_masked and not adds_server_noise(self.args):
-            self.gate.average = AverageCheck()
+            self.gate.history.average = AverageCheck()
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
         """Check and make ready what the server sends; see `Session.emit`."""
@@ -81,9 +81,7 @@ class ServerSession(Session):
         self._note("while collecting updates", self.round)
         self._next_round = self.round + 1
         state, samples = update
-        self.observer.show(
-            "after_upload", state, samples=samples, silo=silo, round_index=self.round
-        )
+        self.observer.show("after_upload", state, samples, silo, self.round)
 
     def finish(self) -> None:
         """Attack what was captured."""

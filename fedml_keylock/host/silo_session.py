@@ -62,7 +62,7 @@ class SiloSession(Session):
             super().see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Before FedML's messages begin: agree with the other silos on the secrets locks need.
+        """Before FedML's messages begin: agree with the other silos on the secrets they need.
 
         Args:
             dataset: FedML's tuple, which says how many samples this silo has.
@@ -155,13 +155,8 @@ class SiloSession(Session):
             return
         state = self.gate.emit(entries, names, self._agreed(), who=self.who)
         if state is not None:
-            self.observer.show(
-                "before_upload",
-                state,
-                samples=float(entries.get(names.samples, 1)),
-                silo=self.silo,
-                round_index=self.round,
-            )
+            samples = float(entries.get(names.samples, 1))
+            self.observer.show("before_upload", state, samples, self.silo, self.round)
 
     def sent(self) -> None:
         """Called after a message was sent."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ __all__ = [
     "AverageCheck",
     "DuplicateDetector",
     "Sender",
+    "UpdateHistory",
     "check_attackable",
     "check_names",
     "fingerprints",
@@ -27,9 +27,8 @@ SAMPLE = 64
 """Numbers of each tensor that a fingerprint is made of."""
 
 EXACT = 4 * torch.finfo(torch.float32).eps
-"""How far an average in float32 may be from the exact one, over the size of what is averaged and
-the square root of how many that are; nineteen times as far as rounding took that of two silos, and
-more of more."""
+"""How far a float32 average may be from the exact one, over the size of what is averaged and the
+square root of its count: nineteen times what rounding does to that of two silos."""
 
 
 class Sender(NamedTuple):
@@ -54,6 +53,36 @@ class Sender(NamedTuple):
     def who(self) -> str:
         """How messages about it begin."""
         return f"{self.name}, round {self.round}"
+
+
+class UpdateHistory:
+    """What the server remembers of a job's messages.
+
+    Attributes:
+        average: checks that models are averages in which masks cancel; None where none need be.
+
+    """
+
+    def __init__(self) -> None:
+        self.average: AverageCheck | None = None
+        self._duplicates = DuplicateDetector()
+        self._first: tuple[Sender, frozenset[str]] | None = None
+
+    def add(self, update: Mapping[str, Tensor], samples: float, sender: Sender) -> None:
+        """Check an agreed update against the round's first and the silo's last, or raise."""
+        if self._first is None or self._first[0].round != sender.round:
+            self._first = sender, frozenset(update)
+        check_names(update, self._first[1], who=sender.who, whose=self._first[0].name)
+        self._duplicates.check(update, sender)
+        if self.average is not None:
+            self.average.add(update, samples)
+
+    def sending(self, receiver: int | None, model: Any, *, who: str) -> None:
+        """Check the model that the server is about to send a rank, or all (None), or raise."""
+        if isinstance(model, Mapping):
+            self._duplicates.sending(receiver, model)
+        if self.average is not None:
+            self.average.check(model, who=who)
 
 
 class AverageCheck:
@@ -140,7 +169,8 @@ class DuplicateDetector:
     def __init__(self) -> None:
         self._models: dict[int | None, dict[str, bytes]] = {}
         self._newest: tuple[Mapping[str, Tensor], dict[str, bytes]] = ({}, {})
-        self._last: dict[int, _Exchange] = {}
+        # by silo: the round, and the fingerprints of the model that it was sent and of its update
+        self._last: dict[int, tuple[int, dict[str, bytes], dict[str, bytes]]] = {}
 
     def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
         """Remember the model that the server is about to send a rank, or all of them (None)."""
@@ -155,33 +185,18 @@ class DuplicateDetector:
             UpdateRefused: the silo sent the same before, and was sent another model since.
 
         """
-        model = self._models.get(sender.rank, self._models.get(None, {}))
-        now = _Exchange(sender.round, model, fingerprints(update))
+        model, own = self._models.get(sender.rank, self._models.get(None, {})), fingerprints(update)
         silo = sender.rank if sender.silo is None else sender.silo
-        last = self._last.get(silo)
+        last_round, last_model, last = self._last.get(silo, (0, model, {}))
+        changed = any(model.get(name) != last_model.get(name) for name in own)
         # all zeros are the gradient, or the difference, of a silo that has nothing to say
-        if last is not None and now.repeats(last) and any(_some(t).any() for t in update.values()):
+        if own == last and changed and any(_some(t).any() for t in update.values()):
             raise UpdateRefused(
-                f"{sender.who}: it sent the update of round {last.round} again, and the server's "
+                f"{sender.who}: it sent the update of round {last_round} again, and the server's "
                 "model has changed since; its trainer must take that up (set_model_params) and "
                 "return what it trained (get_model_params)"
             )
-        self._last[silo] = now
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """The model that a silo was sent and the update that it sent back, by their fingerprints."""
-
-    round: int
-    model: Mapping[str, bytes]
-    update: Mapping[str, bytes]
-
-    def repeats(self, last: _Exchange) -> bool:
-        """Whether the update is the last one, and the model that it starts at is not."""
-        return self.update == last.update and any(
-            self.model.get(name) != last.model.get(name) for name in self.update
-        )
+        self._last[silo] = sender.round, model, own
 
 
 def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -236,13 +251,8 @@ def check_attackable(
 ) -> None:
     """Check that an update is a whole state: an attack reads the gradient from what it changed.
 
-    Args:
-        update: of a silo.
-        before: the state that it was sent.
-        who: whose it is, as the message begins.
-
     Raises:
-        UpdateRefused: names are missing, or it is nearer to nothing than to what it was sent, as
+        UpdateRefused: names are missing, or it is nearer to nothing than to the state before, as
             gradients and differences are.
 
     Example:

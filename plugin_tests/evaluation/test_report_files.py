@@ -28,7 +28,7 @@ from fedml_keylock.evaluation.report import (
 )
 from fedml_keylock.evaluation.report.scalars import scalars
 
-LOCK = "keylock:mixing:all"
+LOCK = "keylock:paper:all"
 
 
 def of(mean, half=0.05, n=20):

@@ -1,7 +1,8 @@
 """The report of a leakage evaluation: as numbers, as a page, as a picture and for the terminal."""
 
 from .comparison import Comparison, compare
-from .document import Gallery, LeakageReport
+from .contents import Gallery
+from .document import LeakageReport
 from .reading import SCHEMA, read_report, report_schema
 from .scalars import write_tensorboard
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from ..leakage import CostCurve, LeakageRow
-from ..verdict import BASELINE
+from ..leakage import BASELINE, CostCurve, LeakageRow
 from ..wording import ends_of, mean_of
 from .charts import Chart, Series
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..verdict import UNDEFENDED
+from ..leakage import UNDEFENDED
 
 __all__ = ["KNOWLEDGE", "METRICS", "ROLES", "meaning_of", "roles_of"]
 

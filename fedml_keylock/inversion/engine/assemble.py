@@ -34,13 +34,8 @@ def assemble(
 ) -> Objective:
     """The objective of all candidates: ``restarts`` rows for each update, side by side.
 
-    Args:
-        attack: for its cost, its priors, its restarts, its unknowns and its layers' weights.
-        updates: u of them.
-        observation: of the same.
-        knowledge: what else the attacker knows.
-        labels: ``(u, n)`` integers, or None to optimise them.
-        generator: of the orders that are searched.
+    The labels are ``(u, n)`` integers, or None to optimise them. The generator draws the orders of
+    local training that are searched.
 
     Raises:
         AttackError: weights, secrets or statistics do not fit the updates and the model.

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ScaleAfterNorm", "scales_in_norm"]
+__all__ = ["ScaleAfterNorm"]
 
 
 class ScaleAfterNorm(TorchFunctionMode):
@@ -40,20 +39,6 @@ class ScaleAfterNorm(TorchFunctionMode):
     ) -> Any:
         """Run any function but batch_norm as it is."""
         return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
-
-
-def scales_in_norm(model: nn.Module) -> bool:
-    """Whether a model has a batch norm with a weight.
-
-    Example:
-        >>> scales_in_norm(nn.BatchNorm2d(3)), scales_in_norm(nn.BatchNorm2d(3, affine=False))
-        (True, False)
-
-    """
-    return any(
-        isinstance(module, _BatchNorm) and module._parameters.get("weight") is not None
-        for module in model.modules()
-    )
 
 
 def _batch_norm(

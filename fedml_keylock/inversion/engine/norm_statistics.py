@@ -57,11 +57,7 @@ def given_statistics(
 ) -> Statistics:
     """``Knowledge.statistics`` checked against the attacker's model, in the dtype of ``like``.
 
-    Args:
-        model: the attacker's.
-        given: name of a BatchNorm module to mean and variance, each ``(u, c)``.
-        updates: u.
-        like: a tensor of the device and dtype that are needed.
+    They are name of a BatchNorm module to mean and variance, each ``(u, c)``.
 
     Raises:
         AttackError: no such module, another shape, or values that no statistics have.

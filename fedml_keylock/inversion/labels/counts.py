@@ -11,19 +11,12 @@ __all__ = ["labels_of_counts"]
 
 
 def labels_of_counts(counts: Tensor) -> Tensor:
-    """Sorted labels from how often each class occurs.
-
-    Args:
-        counts: ``(u, classes)`` integers; every row sums to the same n.
-
-    Returns:
-        ``(u, n)`` labels, sorted.
+    """Sorted labels ``(u, n)`` from how often each class occurs: ``(u, classes)`` integers.
 
     Raises:
-        AttackError: a count is below 0, or the rows' sums differ.
+        AttackError: a count is below 0, or the rows do not sum to the same n.
 
     Example:
-        >>> import torch
         >>> labels_of_counts(torch.tensor([[2, 0, 1], [0, 3, 0]]))
         tensor([[0, 0, 2],
                 [1, 1, 1]])

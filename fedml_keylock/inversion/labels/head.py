@@ -7,16 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...names import under
+from ...tensors import under
 
 __all__ = ["check_gradients", "find_head", "head_gradients"]
 
 
 def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
-    """Names of the weight and bias of the last linear layer with one output a class.
-
-    Returns:
-        ``(weight, bias)``, the bias None if the layer has none.
+    """Names of the weight and bias (or None) of the last linear layer with one output a class.
 
     Raises:
         AttackError: no linear layer of the model has that many outputs.
@@ -43,15 +40,9 @@ def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
 def head_gradients(
     model: nn.Module, gradients: Mapping[str, Tensor], classes: int
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of the head, of all that an update gives.
+    """The gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)``.
 
-    Args:
-        model: whose head it is.
-        gradients: name to ``(u, *shape)``.
-        classes: how many outputs the head has.
-
-    Returns:
-        ``(u, classes, features)`` of the weight; ``(u, classes)`` of the bias or None.
+    They are among an update's gradients, name to ``(u, *shape)``. The bias may be None.
 
     Raises:
         AttackError: the model has no such head, or the update does not hold it.
@@ -71,16 +62,9 @@ def head_gradients(
 
 
 def check_gradients(weight: Tensor, bias: Tensor | None, batch: int) -> None:
-    """Refuse what no way of recovering labels can read.
+    """Refuse what no way of recovering labels can read, by an AttackError.
 
-    Args:
-        weight: ``(u, classes, features)`` gradient of the head's weight.
-        bias: ``(u, classes)`` gradient of the head's bias, or None.
-        batch: images in each update, n.
-
-    Raises:
-        AttackError: shapes do not fit, a gradient is not finite or all zero, or n is below 1.
-
+    The arguments are those of ``labels.RECOVERIES``.
     """
     if weight.ndim != 3:
         raise AttackError(

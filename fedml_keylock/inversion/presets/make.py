@@ -11,7 +11,7 @@ from ..unknowns.pixels import Pixels
 __all__ = ["preset"]
 
 
-def preset(settings: dict[str, Any], overrides: dict[str, Any]) -> GradientInversion:
+def preset(overrides: dict[str, Any], **settings: Any) -> GradientInversion:
     """The attack with these settings, but for the overrides.
 
     Beside the attack's own fields they may have `start`, as `Pixels` has it: a word, where YAML

@@ -17,6 +17,7 @@ from ...errors import AttackError, ConfigError, first_line
 from ...settings import Count, NotNegative, Positive, checked
 from ...tensors import fingerprint
 from ..knowledge import Knowledge
+from .pixels import Parametrisation
 
 __all__ = ["GeneratorWeights", "Latent"]
 
@@ -26,7 +27,7 @@ _LABELS = "generator.labels."
 
 
 @checked
-class GeneratorWeights:
+class GeneratorWeights(Parametrisation):
     """The weights of a generator of images and of one of labels (GRNN, Ren et al. 2022, section 3).
 
     Each candidate has generators and noise of its own: a vector for each image, drawn once and
@@ -45,9 +46,6 @@ class GeneratorWeights:
         deviation: of the normal weights that it starts from; biases start at 0. The source's code
             means 0.02, but sets it on the blocks and not on the layers in them, which keep torch's
             own start.
-
-    Raises:
-        ConfigError: a field has a value that is not allowed.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=2)
@@ -125,15 +123,6 @@ class GeneratorWeights:
         """The weights' own unit."""
         return {name: float(name != _NOISE) for name in self.shapes(knowledge)}
 
-    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """None."""
-        return {}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        noise = unknowns[_NOISE]
-        return noise.new_zeros(len(noise))
-
     def _network(self, knowledge: Knowledge) -> nn.Module:
         channels, height, width = knowledge.input_shape
         doublings = max(1, math.ceil(math.log2(max(height, width))) - 2)
@@ -157,7 +146,7 @@ def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Modul
 
 
 @checked
-class Latent:
+class Latent(Parametrisation):
     """What is fed into a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
 
     Searched latents start from N(0, I), which the generator was trained on. At 0 a generator can
@@ -172,9 +161,6 @@ class Latent:
         divergence: weight of the prior on latents: the Kullback-Leibler divergence from N(0, 1) of
             a normal distribution with the mean and the variance of a latent's entries, the mean
             over the images (the source's regulariser R(G; z), as its published code has it).
-
-    Raises:
-        ConfigError: a field has a value that is not allowed.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
@@ -253,10 +239,6 @@ class Latent:
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
         """The standard deviation that it was drawn with."""
         return {"latent": 1.0}
-
-    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """None."""
-        return {}
 
     def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
         """``(b,)``: how far the entries of each latent are from a standard normal sample."""

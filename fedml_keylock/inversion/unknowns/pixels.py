@@ -47,22 +47,22 @@ class Parametrisation(Protocol):
 
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """Name to least and greatest value, for those that have any."""
+        return {}
 
     def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """``(b,)``: what to add to the objective, beside cost and priors; often zeros."""
+        """``(b,)``: what to add to the objective, beside cost and priors."""
+        first = next(iter(unknowns.values()))
+        return first.new_zeros(len(first))
 
 
 @checked
-class Pixels:
+class Pixels(Parametrisation):
     """The images themselves.
 
     Attributes:
         start: ``normal``: the middle of the bounds and a quarter of their width as deviation.
             ``standard``: mean 0 and deviation 1 whatever the bounds, as DLG has it. ``uniform``
             between the bounds.
-
-    Raises:
-        ConfigError: the start is none of them.
 
     Example:
         >>> Pixels().shapes(Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=4))
@@ -105,8 +105,3 @@ class Pixels:
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """The bounds."""
         return {"images": knowledge.bounds}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        images = unknowns["images"]
-        return images.new_zeros(len(images))

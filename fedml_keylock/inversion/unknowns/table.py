@@ -10,12 +10,13 @@ from torch import Tensor
 from ...errors import AttackError, ConfigError
 from ...settings import checked
 from ..knowledge import Knowledge
+from .pixels import Parametrisation
 
 __all__ = ["TableRows"]
 
 
 @checked
-class TableRows:
+class TableRows(Parametrisation):
     """Rows with some columns of numbers, and some that together say one of several categories.
 
     The softmax relaxation of TabLeak (Vero, Balunovic, Dimitrov and Vechev, ICML 2023, arXiv
@@ -111,8 +112,3 @@ class TableRows:
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """The bounds, of numbers alone."""
         return {"numbers": knowledge.bounds}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        numbers = unknowns["numbers"]
-        return numbers.new_zeros(len(numbers))

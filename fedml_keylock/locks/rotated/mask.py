@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...threads import one_thread
+from ...tensors import one_thread
 from ..entropy import Stream
 from ..job_key import JobKey
 from .turns import PARAMETERS, Part, as_one

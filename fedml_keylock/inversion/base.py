@@ -44,7 +44,21 @@ class Attack(Protocol):
         generator: torch.Generator,
         progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        """Reconstruct what is behind each update."""
+        """Reconstruct what is behind each update.
+
+        Args:
+            updates: u updates, each made as the knowledge says.
+            model: as far as the attacker knows it. It is not changed, and its own public values do
+                not matter.
+            knowledge: what else the attacker knows.
+            generator: of all that is drawn; the same state gives the same result.
+            progress: called with evaluations done and evaluations in all.
+
+        Raises:
+            AttackError: level, updates, model and knowledge do not fit together or the attack,
+                before any work is done.
+
+        """
 
 
 def check_level(attack: Attack, level: str) -> None:

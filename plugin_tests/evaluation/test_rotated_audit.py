@@ -1,4 +1,4 @@
-"""Audits of a lock on the whole state: what is sent is disguised, and who has the key opens it."""
+"""Audits of lock: rotated: what is sent is rotated and masked, and who has the key opens it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
-from fedml_keylock.locks.rotated import Masks, RotationTransform
-from fedml_keylock.types import ClientUpdate
+from fedml_keylock.locks.job_key import JobKey
+from fedml_keylock.locks.rotated.transform import RotationTransform
+from fedml_keylock.types import ClientUpdate, JobSecrets
 
 
 def subject_of(pictures, count=4, **settings):
     model = net()
-    defense = keylock({"module": "whole", **settings})
+    defense = keylock(settings)
     images, labels = (part[:count] for part in pictures)
     public = PublicData(*(part[20:] for part in pictures))
     known = Protection(defense.title, defense.surrogate(model))
@@ -58,11 +59,12 @@ def test_who_has_everything_opens_updates_and_who_colludes_no_masks(digits, mask
 @pytest.mark.parametrize("peers", [1, 2])
 def test_of_two_silos_the_mask_is_the_other_ones_too(digits, peers):  # noqa: F811
     (plain, *_), model = undefended(subject_of(digits)), net()
-    update_transform = RotationTransform.of(model, peers=peers)
-    sent, private = update_transform.protect(plain, torch.Generator().manual_seed(0))
-    turned = RotationTransform.of(model).recover(sent, private | Masks((), (), 1.0).tensors)
+    transform = RotationTransform.of(model, peers=peers)
+    sent, private = transform.protect(plain, torch.Generator().manual_seed(0))
+    unmasked = JobKey.from_tensors(private).unpaired().tensors
+    turned = RotationTransform.of(model).recover(sent, private | unmasked)
     assert distance(turned.after, plain.after) > 10  # what is sent is masked
-    found = update_transform.recover(sent, private, colluding=True)
+    found = transform.recover(sent, private, colluding=True)
     assert (distance(found.after, plain.after) > 10) == (peers > 1)
 
 
@@ -86,22 +88,22 @@ def test_an_audit_says_that_the_key_is_what_others_lack(digits, tmp_path):  # no
         (row.defense, row.knowledge): row.metrics["ssim_aligned"]["mean"] for row in report.leakage
     }
     assert scores["none", "none"] > 0.6
-    assert scores["keylock:whole:all", "oracle"] > 0.6
+    assert scores["keylock:rotated", "oracle"] > 0.6
     for level in levels:
-        assert scores["keylock:whole:all", level] < 0.15
-    assert "keylock:whole:all: withstood the attacks tried" in str(report.verdict())
+        assert scores["keylock:rotated", level] < 0.15
+    assert "keylock:rotated: withstood the attacks tried" in str(report.verdict())
 
 
 def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
     model = net()
-    update_transform = keylock({"module": "whole", "mask": False}).surrogate(model).update_transform
+    transform = keylock({"mask": False}).surrogate(model).update_transform
     update = train_update(model, *(part[:1] for part in digits), learning_rate=0.1)
     seen = []
     for seed in range(3):
-        sent, _ = update_transform.protect(update, torch.Generator().manual_seed(seed))
+        sent, _ = transform.protect(update, torch.Generator().manual_seed(seed))
         assert distance(sent.after, update.after) > 0.1
         states = [{n: t[None] for n, t in state.items()} for state in (sent.before, sent.after)]
-        seen.append(update_transform.observable(*states))
+        seen.append(transform.observable(*states))
     torch.testing.assert_close(seen[0], seen[1], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(seen[0], seen[2], atol=1e-4, rtol=1e-3)
     assert seen[0].shape == (1, 1)  # one length, of all parameters together
@@ -110,15 +112,15 @@ def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
 @pytest.mark.parametrize("peers", [0, 1, 2])
 def test_who_simulates_masks_sees_what_silos_send(digits, peers):  # noqa: F811
     """Or a decoder would be shown what it was not trained on, and its failure would say nothing."""
-    update_transform, draw = RotationTransform.of(net(), peers=peers), torch.Generator().manual_seed(0)
+    transform, draw = RotationTransform.of(net(), peers=peers), torch.Generator().manual_seed(0)
     update = train_update(net(), *(part[:1] for part in digits), learning_rate=0.1)
     before, after = (
         {n: t.expand(64, *t.shape) for n, t in state.items()}
         for state in (update.before, update.after)
     )
-    simulated = update_transform.observable(before, update_transform.simulate(before, after, draw))
-    sent = [update_transform.protect(update, draw)[0].after for _ in range(64)]
-    seen = update_transform.observable(before, {n: torch.stack([one[n] for one in sent]) for n in after})
+    simulated = transform.observable(before, transform.simulate(before, after, draw))
+    sent = [transform.protect(update, draw)[0].after for _ in range(64)]
+    seen = transform.observable(before, {n: torch.stack([one[n] for one in sent]) for n in after})
     torch.testing.assert_close(simulated.mean(0), seen.mean(0), rtol=0.02, atol=1e-6)
     if peers:
         assert 0.5 < float(simulated.std() / seen.std()) < 2
@@ -130,14 +132,14 @@ def test_a_decoder_is_trained_on_what_a_turn_leaves(digits, tmp_path):  # noqa: 
     attacks = {"learned": learned(steps=20)}
     report = audit(subject, attacks, ["simulating"], output=tmp_path)
     rows = {(row.defense, row.knowledge): row for row in report.leakage}
-    locked = rows["keylock:whole:all:unmasked", "simulating"].metrics["ssim_aligned"]["mean"]
+    locked = rows["keylock:rotated:unmasked", "simulating"].metrics["ssim_aligned"]["mean"]
     assert locked < rows["none", "simulating"].metrics["ssim_aligned"]["mean"]
 
 
 def test_a_capture_is_opened_by_the_silos_vaults(digits, tmp_path):  # noqa: F811
     """Rounds turned anew, under masks, as a job of three silos leaves them."""
     model = net()
-    settings = {"module": "whole", "keep_history": True, "vault": tmp_path / "vault"}
+    settings = {"keep_history": True, "vault": tmp_path / "vault"}
     defenses = [keylock(settings) for _ in range(3)]
     agreement = defenses[0].describe(model)
     pairs = {(0, 1): bytes([1] * 32), (0, 2): bytes([2] * 32), (1, 2): bytes([3] * 32)}
@@ -146,7 +148,7 @@ def test_a_capture_is_opened_by_the_silos_vaults(digits, tmp_path):  # noqa: F81
         own = net()
         defense.protect(own, silo=silo, agreement=agreement)
         shared = {b if a == silo else a: s for (a, b), s in pairs.items() if silo in (a, b)}
-        defense.share(b"s" * 32, silo=silo, pairs=shared, samples=dict.fromkeys(range(3), 1))
+        defense.share(JobSecrets(b"s" * 32, silo, shared, dict.fromkeys(range(3), 1)))
         silos.append(own)
     meta = {
         "learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1, "rounds": 2,
@@ -187,10 +189,10 @@ def test_a_capture_is_opened_by_the_silos_vaults(digits, tmp_path):  # noqa: F81
         for row in report["leakage"]
     }
     for index in range(2):
-        assert scores["keylock:whole:all", "oracle", index] > 0.5
+        assert scores["keylock:rotated", "oracle", index] > 0.5
         assert scores["none", "none", index] > 0.5
         for level in ("adaptive", "insider"):
-            assert scores["keylock:whole:all", level, index] < 0.15
+            assert scores["keylock:rotated", level, index] < 0.15
 
 
 def test_labels_that_a_decoder_is_given_stay_what_they_are():
@@ -203,8 +205,9 @@ def test_labels_that_a_decoder_is_given_stay_what_they_are():
     ]
     public = PublicData(torch.rand(40, 1, 12, 12), torch.arange(40) % 4)
     given = torch.tensor([[1], [2]])
+    transform = RotationTransform.of(model)
     known = Knowledge(
-        "simulating", (1, 12, 12), 4, labels=given, public=public, update_transform=RotationTransform.of(model)
+        "simulating", (1, 12, 12), 4, labels=given, public=public, update_transform=transform
     )
     generator = torch.Generator().manual_seed(0)
     found = learned(steps=3, locks=4).reconstruct(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialized
 
 from fedml_keylock.errors import AttackError
-from fedml_keylock.evaluation import trials as run
+from fedml_keylock.evaluation import trials
 from fedml_keylock.evaluation.trials import save_reconstruction
 from fedml_keylock.types import ClientUpdate, Reconstruction
 
@@ -42,7 +42,7 @@ def test_it_is_its_owners_only(tmp_path, monkeypatch):
     def plainly(tensors, part, metadata):  # as older releases of safetensors write
         part.write_bytes(serialized(tensors, metadata))
 
-    monkeypatch.setattr(run, "save_file", plainly)
+    monkeypatch.setattr(trials, "save_file", plainly)
     path = tmp_path / NAME
     path.touch()
     path.chmod(0o666)
@@ -61,7 +61,7 @@ def test_one_that_was_not_finished_leaves_the_old_one_and_nothing_beside_it(tmp_
         part.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(run, "save_file", full)
+    monkeypatch.setattr(trials, "save_file", full)
     with pytest.raises(AttackError, match=f"{NAME}: cannot be written: disk full"):
         save(tmp_path, 2.0)
     assert torch.equal(load_file(path)["images"], torch.ones(1, 2, 1, 4, 4))

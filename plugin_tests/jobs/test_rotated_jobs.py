@@ -1,28 +1,25 @@
-"""Jobs under a lock on the whole state: they learn as without it, and what they send is turned."""
+"""Jobs under lock: rotated: they learn as without it, and what they send is rotated and masked."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from job_parts import Net
 from test_matrix import KEPT, ONE_PROCESS, SIMULATED, ended, models
 from test_wire import runs_of, windows
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.host.observer import Observer
-from fedml_keylock.host.session import Session
-from fedml_keylock.locks.rotated import Masks, scales_of
+from fedml_keylock.host.key_agreement import check_channel
+from fedml_keylock.locks.job_key import JobKey
+from fedml_keylock.locks.rotated.mask import masked, scales_of
 from fedml_keylock.locks.rotated.turns import Turns, parts_of
 from fedml_keylock.locks.vault.file import Stored
 
 ROUNDS = 3
-
-
-LOCK = {"module": "whole", "keep_history": True}
+LOCK = {"keep_history": True}
 """The default lock: silos agree on its secret by themselves."""
 
 
@@ -34,13 +31,6 @@ def secret(tmp_path_factory):
     return path
 
 
-def net():
-    """The job's own, whose names and shapes are what counts."""
-    import job_main
-
-    return job_main.Net()
-
-
 def kept(job, silo=0):
     """What a silo's vault has of the lock, by short names."""
     stored = Stored.read(job.folder / "keylock_vault" / f"silo-{silo}.safetensors").state(None)
@@ -49,16 +39,15 @@ def kept(job, silo=0):
 
 def unmasked(job, state, round_index, silo, received):
     """What a silo sent in a round, without its masks: only its own vault takes them off."""
-    private, parts = kept(job, silo), parts_of(net())
-    key, scales = bytes(private["key"].tolist()), scales_of(parts, received)
-    masks = Masks.from_tensors(private)
-    return {**state, **masks.masked(state, parts, scales, key, round_index, undo=True)}
+    key, parts = JobKey.from_tensors(kept(job, silo)), parts_of(Net())
+    scales = scales_of(parts, received)
+    return {**state, **masked(state, parts, scales, key, round_index, undo=True)}
 
 
 def opened(job, state, round_index, silo=0):
     """A state of a round, as a silo that has the key reads it."""
-    key = bytes(kept(job, silo)["key"].tolist())
-    return {**state, **Turns(parts_of(net()), key, round_index).opened(state)}
+    key = JobKey.from_tensors(kept(job, silo))
+    return {**state, **Turns(parts_of(Net()), key, round_index).opened(state)}
 
 
 def assert_near(one, other, tolerance=2e-4):
@@ -75,52 +64,70 @@ def assert_far(one, other):
             assert not torch.allclose(one[name], tensor, atol=1e-2), name
 
 
-@pytest.mark.parametrize(
-    ("case", "ranks"), [pytest.param("", 3, marks=pytest.mark.long), ("custom", 4)]
-)
-def test_a_job_learns_what_it_learns_without_a_lock(run_job, monkeypatch, case, ranks):
-    """Of two silos, and of three, of which two masks hide each one."""
-    plain = ended(run_job(case, settings=None, ranks=ranks, comm_round=ROUNDS))
-    job = ended(run_job(case, settings=LOCK, ranks=ranks, comm_round=ROUNDS))
-    monkeypatch.syspath_prepend(str(job.folder))
-    sent, without, silos = models(job, 0), models(plain, 0), range(ranks - 1)
-    assert len(kept(job)["pairs"]) == ranks - 2
-    assert len({bytes(kept(job, silo)["key"].tolist()) for silo in silos}) == 1
-    assert_near(sent[0], without[0], 0.0)  # the server's first model is nobody's secret
-    received = [sent[0]]
-    for index in range(ROUNDS):
-        place = (1 - ranks) * (ROUNDS - index)  # to every silo, once a round
-        assert_near(opened(job, sent[place], index), without[place])
-        assert_far(sent[place], without[place])
-        received.append(sent[place])
-    for silo in silos:
+@pytest.fixture(scope="module")
+def plain(run_job):
+    """Three silos whose trainer and aggregator override every hook, without a lock."""
+    return ended(run_job("custom", settings=None, ranks=4, comm_round=ROUNDS))
+
+
+@pytest.fixture(scope="module")
+def locked(run_job, secret):
+    """The same under the lock, whose secret is a file's and what silos agree on."""
+    settings = LOCK | {"group_key": str(secret)}
+    return ended(run_job("custom", settings=settings, ranks=4, comm_round=ROUNDS))
+
+
+def received_by(job, silos):
+    """What every silo was sent, in order: the first model, and each round's average."""
+    sent = models(job, 0)
+    return [sent[0], *(sent[-silos * (ROUNDS - index)] for index in range(ROUNDS))]
+
+
+def assert_learns_the_same(job, plain, silos):
+    averages, without = received_by(job, silos), received_by(plain, silos)
+    assert {len(kept(job, silo)["pairs"]) for silo in range(silos)} == {silos - 1}
+    assert len({bytes(kept(job, silo)["key"].tolist()) for silo in range(silos)}) == 1
+    assert_near(averages[0], without[0], 0.0)  # the server's first model is nobody's secret
+    for index, (average, other) in enumerate(zip(averages[1:], without[1:], strict=True)):
+        assert_near(opened(job, average, index), other)
+        assert_far(average, other)
+    for silo in range(silos):
         for index, (upload, other) in enumerate(
             zip(models(job, silo + 1), models(plain, silo + 1), strict=True)
         ):
-            bare = unmasked(job, upload, index, silo, received[index])
+            bare = unmasked(job, upload, index, silo, averages[index])
             # without masks there is still the turn, and without the turn there are still masks
             assert_near(opened(job, bare, index, silo), other, 1e-3)
             assert_far(bare, other)
             assert_far(opened(job, upload, index, silo), other)
 
 
-def test_neither_a_secret_nor_a_key_nor_a_weight_crosses_the_wire(run_job, secret, monkeypatch):
-    job = ended(run_job(settings=LOCK | {"group_key": str(secret)}, ranks=4))
-    monkeypatch.syspath_prepend(str(job.folder))
-    crossed = job.wire()
-    private = [secret.read_bytes(), bytes(kept(job)["key"].tolist())]
-    private += [bytes(pair) for silo in range(3) for pair in kept(job, silo)["pairs"].tolist()]
+def test_a_job_learns_what_it_learns_without_a_lock(locked, plain):
+    """Of three silos, of which two masks hide each one."""
+    assert_learns_the_same(locked, plain, 3)
+
+
+@pytest.mark.long
+def test_two_silos_learn_what_they_learn_without_a_lock(run_job):
+    """With FedML's own trainer and aggregator, and no file."""
+    plain, job = (ended(run_job(settings=s, comm_round=ROUNDS)) for s in (None, LOCK))
+    assert_learns_the_same(job, plain, 2)
+
+
+def test_neither_a_secret_nor_a_key_nor_a_weight_crosses_the_wire(locked, secret):
+    crossed = locked.wire()
+    private = [secret.read_bytes(), bytes(kept(locked)["key"].tolist())]
+    private += [bytes(pair) for silo in range(3) for pair in kept(locked, silo)["pairs"].tolist()]
     assert len(set(private)) == 2 + 3  # each pair's is in two vaults
     for one in private:
         assert not any(one[at : at + 8] in crossed for at in range(len(one) - 7))
     seen = windows(crossed)
-    first = models(job, 0)[0]  # is everybody's: a bias in front of a norm stays what it was
+    averages = received_by(locked, 3)
+    first = averages[0]  # is everybody's: a bias in front of a norm stays what it was
     for rank in (1, 2, 3):
-        for index, upload in enumerate(models(job, rank)):
-            bare = unmasked(
-                job, upload, index, rank - 1, first if index == 0 else models(job, 0)[-6]
-            )
-            for state in (bare, opened(job, bare, index, rank - 1)):
+        for index, upload in enumerate(models(locked, rank)):
+            bare = unmasked(locked, upload, index, rank - 1, averages[index])
+            for state in (bare, opened(locked, bare, index, rank - 1)):
                 for name, tensor in state.items():
                     if tensor.is_floating_point() and tensor.numel() > 2:
                         new = ~np.isin(runs_of(tensor), runs_of(first[name]))
@@ -130,11 +137,10 @@ def test_neither_a_secret_nor_a_key_nor_a_weight_crosses_the_wire(run_job, secre
 
 
 @pytest.mark.long
-def test_silos_in_turn_turn_alike(run_job, monkeypatch):
+def test_silos_in_turn_rotate_alike(run_job):
     turns = {"client_num_in_total": 5, "client_num_per_round": 3, "comm_round": ROUNDS}
     plain = ended(run_job(settings=None, ranks=4, **turns))
     job = ended(run_job(settings=LOCK, ranks=4, **turns))
-    monkeypatch.syspath_prepend(str(job.folder))
     last = max(range(5), key=lambda silo: rounds(job, silo))
     assert len(kept(job, last)["pairs"]) == 0
     final, other = models(job, 0)[-1], models(plain, 0)[-1]
@@ -148,14 +154,11 @@ def test_silos_in_turn_turn_alike(run_job, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "ranks", "last"), [(SIMULATED, 3, ROUNDS - 2), (ONE_PROCESS, 1, ROUNDS - 1)]
 )
-def test_simulations_learn_what_they_learn_without_a_lock(
-    run_job, monkeypatch, changes, ranks, last
-):
+def test_simulations_learn_what_they_learn_without_a_lock(run_job, changes, ranks, last):
     jobs = [
         ended(run_job("", settings=lock, ranks=ranks, comm_round=ROUNDS, **changes, **KEPT))
         for lock in (None, LOCK)
     ]
-    monkeypatch.syspath_prepend(str(jobs[1].folder))
     plain, locked = (Capture.open(job.folder / "leakage" / "capture") for job in jobs)
     assert_near(opened(jobs[1], locked.final(), last), plain.final())
     assert_far(locked.final(), plain.final())
@@ -172,10 +175,9 @@ def rounds(job, silo):
 
 
 @pytest.mark.long
-def test_over_grpc_a_file_has_the_secret(run_grpc, secret, monkeypatch):
+def test_over_grpc_a_file_has_the_secret(run_grpc, secret):
     job = run_grpc(settings=LOCK | {"group_key": str(secret)})
     assert job.status == 0, job.output[-3000:]
-    monkeypatch.syspath_prepend(str(job.folder))
     assert len(kept(job)["pairs"]) == 0
     for rank in (1, 2):
         for index, upload in enumerate(models(job, rank)):
@@ -185,10 +187,8 @@ def test_over_grpc_a_file_has_the_secret(run_grpc, secret, monkeypatch):
 
 
 def test_without_mpi_and_without_a_file_the_remedy_is_named():
-    args = SimpleNamespace(role="server", rank=0, client_num_in_total=2, client_num_per_round=2)
-    session = Session(args, "keylock", keylock({}), Observer(args))
     with pytest.raises(ConfigError, match=r"group_key: without MPI silos cannot.*openssl rand"):
-        session.agree([None] * 8)
+        check_channel(keylock({}), None)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,11 @@ def test_noise_that_the_server_adds_is_not_taken_for_masks_that_have_not_cancell
 @pytest.mark.long
 def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
     local = {"dp_solution_type": "ldp", **NOISE}
-    job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, byzantine_client_num=0, **local))
+    job = ended(
+        run_job(
+            settings=LOCK | {"robust_aggregation": "krum"}, ranks=4, byzantine_client_num=0, **local
+        )
+    )
     # one silo's state was chosen, and it was not masked
     last = models(job, 0)[-1]
     same = [
@@ -251,8 +255,7 @@ def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
 
 
 def test_what_compares_with_the_model_that_was_sent_is_refused():
-    assert keylock({"then": "krum"}).then == "krum"
-    with pytest.raises(
-        ConfigError, match=r"keylock\.then: 'cclip' does not run under module: whole"
-    ):
-        keylock({"then": "cclip"})
+    assert keylock({"robust_aggregation": "krum"}).robust_aggregation == "krum"
+    said = r"keylock\.robust_aggregation: 'cclip' does not run under lock: rotated"
+    with pytest.raises(ConfigError, match=said):
+        keylock({"robust_aggregation": "cclip"})

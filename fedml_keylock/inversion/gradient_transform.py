@@ -36,10 +36,7 @@ class Clip:
     """Scaled down to a norm, as DP-SGD does (Abadi et al. 2016, algorithm 1).
 
     Attributes:
-        norm: greatest L2 norm of all layers together.
-
-    Raises:
-        ConfigError: the norm is not above 0.
+        norm: greatest L2 norm of all layers together, above 0.
 
     Example:
         >>> Clip(1.0).apply({"w": torch.tensor([3.0, 4.0])}, torch.Generator())
@@ -69,10 +66,7 @@ class Noise:
     """Normal noise of its own in every entry, which no attacker can replay.
 
     Attributes:
-        deviation: in the gradient's unit.
-
-    Raises:
-        ConfigError: the deviation is below 0.
+        deviation: in the gradient's unit, from 0 on.
 
     Example:
         >>> Noise(0.0).apply({"w": torch.ones(2)}, torch.Generator())
@@ -105,10 +99,7 @@ class Prune:
     The attacker sees which: he compares those alone.
 
     Attributes:
-        keep: share of entries that are sent, by magnitude.
-
-    Raises:
-        ConfigError: the share is not above 0 and at most 1.
+        keep: share of entries that are sent, by magnitude; above 0, at most 1.
 
     Example:
         >>> Prune(0.5).apply({"w": torch.tensor([3.0, -4.0, 1.0, 0.5])}, torch.Generator())
@@ -142,10 +133,7 @@ class Quantise:
     The attacker rounds as well, and differentiates as if he had not (straight through).
 
     Attributes:
-        bits: of one entry.
-
-    Raises:
-        ConfigError: the bits are not 1 to 16.
+        bits: of one entry, 1 to 16.
 
     Example:
         >>> Quantise(1).apply({"w": torch.tensor([0.0, 0.4, 0.7, 1.0])}, torch.Generator())

@@ -18,9 +18,9 @@ import pytest
 from job_harness import run_line
 
 from fedml_keylock.errors import HostError
-from fedml_keylock.host import agree
-from fedml_keylock.host.agree import ANSWER, HELLO
+from fedml_keylock.host.key_agreement import ANSWER, HELLO, NONCE, TAG, agree
 from fedml_keylock.host.launch import find_mpiexec
+from fedml_keylock.types import JobSecrets
 
 SERVER, LEADER, SILOS = 0, 1, (1, 2, 3)
 RUN = 8
@@ -33,7 +33,7 @@ import json, sys, time
 from pathlib import Path
 from mpi4py import MPI
 from fedml_keylock.errors import HostError
-from fedml_keylock.host.agree import ANSWER, HELLO, TAG, agree
+from fedml_keylock.host.key_agreement import ANSWER, HELLO, TAG, agree
 
 comm = MPI.COMM_WORLD
 rank = comm.Get_rank()
@@ -58,9 +58,10 @@ class Comm:
 def attempt(through, wait):
     began, worked = time.monotonic(), time.process_time()
     try:
-        agreed = agree(through, number=100 + rank, wait=wait)
-        pairs = {other: secret.hex() for other, secret in agreed.pairs.items()}
-        found = {"secret": agreed.secret.hex(), "pairs": pairs, "numbers": agreed.numbers}
+        agreed = agree(through, samples=100 + rank, wait=wait)
+        pairs = {other + 1: secret.hex() for other, secret in agreed.pairs.items()}
+        found = {"secret": agreed.group.hex(), "pairs": pairs, "samples": agreed.samples}
+        assert agreed.silo == rank - 1
     except HostError as error:
         found = {"error": str(error)}
     found["seconds"] = time.monotonic() - began
@@ -182,8 +183,8 @@ def test_what_crosses_is_keys_and_sealed_secrets_and_nothing_of_a_secret(agreed)
             for rank in SILOS
             for dest, tag, m in told_by(ranks, rank)
         ]
-        keys = [(a, b, agree.TAG, HELLO) for a in SILOS for b in SILOS if a != b]
-        answers = [(LEADER, rank, agree.TAG, ANSWER) for rank in SILOS[1:]]
+        keys = [(a, b, TAG, HELLO) for a in SILOS for b in SILOS if a != b]
+        answers = [(LEADER, rank, TAG, ANSWER) for rank in SILOS[1:]]
         assert sorted(sent) == sorted(keys + answers)
         messages = [bytes.fromhex(m) for rank in SILOS for *_, m in told_by(ranks, rank)]
         for secret in secrets(ranks):
@@ -198,8 +199,8 @@ def test_no_key_nonce_or_sealed_secret_serves_twice(agreed):
     # each silo's own goes to both others
     assert len({m for m in sent if len(m) == HELLO}) == 2 * len(SILOS)
     answers = [m for m in sent if len(m) == ANSWER]
-    assert len({m[: agree.NONCE] for m in answers}) == len(answers) == 4
-    assert len({m[agree.NONCE :] for m in answers}) == 4
+    assert len({m[:NONCE] for m in answers}) == len(answers) == 4
+    assert len({m[NONCE:] for m in answers}) == 4
 
 
 SILENT = """
@@ -370,32 +371,33 @@ def alone(rank: int, size: int) -> Any:
 
 
 def test_a_silo_without_others_draws_its_secret():
-    first, second = agree.agree(alone(1, 2)), agree.agree(alone(1, 2))
-    assert len(first.secret) == len(second.secret) == 32
-    assert first.secret != second.secret
+    first, second = agree(alone(1, 2)), agree(alone(1, 2))
+    assert len(first.group) == len(second.group) == 32
+    assert first.group != second.group
     assert first.pairs == {}
-    assert len(agree.agree(alone(0, 2), server=1).secret) == 32
+    assert len(agree(alone(0, 2), server=1).group) == 32
 
 
 def test_nothing_of_it_is_shown():
-    assert repr(agree.Agreed(b"all", {2: b"two"}, {2: 7})) == "Agreed(numbers={2: 7})"
+    shown = repr(JobSecrets(b"all", 1, {2: b"two"}, {2: 7}))
+    assert shown == "JobSecrets(silo=1, samples={2: 7})"
 
 
 @pytest.mark.parametrize("server", [0, 1])
 def test_the_server_gets_none(server):
     with pytest.raises(HostError, match=f"rank {server} is the server's"):
-        agree.agree(alone(server, 2), server=server)
+        agree(alone(server, 2), server=server)
 
 
 def test_every_silo_knows_what_the_others_told_it(agreed):
     for ranks in agreed:
         for rank in SILOS:
-            assert ranks[rank]["numbers"] == {"1": 101, "2": 102, "3": 103}
+            assert ranks[rank]["samples"] == {"0": 101, "1": 102, "2": 103}
 
 
 def test_its_import_costs_nothing():
     script = (
-        "import sys, fedml_keylock.host.agree\n"
+        "import sys, fedml_keylock.host.key_agreement\n"
         "print({'torch', 'fedml', 'mpi4py', 'cryptography'} & {*sys.modules})"
     )
     done = subprocess.run(

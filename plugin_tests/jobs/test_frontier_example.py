@@ -68,7 +68,7 @@ def good_row():
     }
     return {
         "point": "some-lock",
-        "family": "weights",
+        "family": "paper",
         "net": "lenet",
         "data": "mnist",
         "silos": 3,
@@ -220,7 +220,7 @@ def test_a_training_that_diverged_is_a_result_and_not_drawn_again(frontier, tmp_
     setting = frontier.splits.Setting("lenet", "mnist", 3, "iid", 0, 2)
     for _ in range(2):
         with pytest.raises(frontier.training.DivergedError, match="not finite"):
-            frontier.training.train(frontier.points.POINTS["weights-all"], setting, tmp_path / "a")
+            frontier.training.train(frontier.points.POINTS["paper-all"], setting, tmp_path / "a")
     assert len(ran) == 1
 
 
@@ -243,7 +243,7 @@ def subject_of(frontier, tmp_path, point, name):
 
 
 def test_rounds_are_pooled_of_silos_that_have_one_lock_each(frontier, tmp_path):
-    subject, _ = subject_of(frontier, tmp_path, "weights-all", "temporal")
+    subject, _ = subject_of(frontier, tmp_path, "paper-all", "temporal")
     assert [update.silo for update in subject.updates] == [0, 1, 2, 0, 1, 2]
     for value in subject.secrets.values():
         assert torch.equal(value[:3], value[3:])
@@ -251,7 +251,7 @@ def test_rounds_are_pooled_of_silos_that_have_one_lock_each(frontier, tmp_path):
 
 
 def test_every_other_attacker_meets_a_lock_of_its_own(frontier, tmp_path):
-    subject, tasks = subject_of(frontier, tmp_path, "weights-all", "joint")
+    subject, tasks = subject_of(frontier, tmp_path, "paper-all", "joint")
     for value in subject.secrets.values():
         assert len({tuple(one.flatten().tolist()) for one in value}) == 6
     assert {task.trial.level for task in tasks} == {"adaptive"}
@@ -270,13 +270,13 @@ def test_an_attacker_knows_what_a_rival_does_and_the_oblivious_does_not(frontier
 def test_the_oracle_who_simulates_has_the_silos_own_locks_and_a_result_of_his_own(
     frontier, tmp_path
 ):
-    subject, (task,) = subject_of(frontier, tmp_path, "weights-all", "oracle")
+    subject, (task,) = subject_of(frontier, tmp_path, "paper-all", "oracle")
     draw = torch.Generator().manual_seed(0)
     drawn = task.knowledge().secrets.draw(50, draw)
     for name, value in subject.secrets.items():
         own = {tuple(one.flatten().tolist()) for one in value}
         assert {tuple(one.flatten().tolist()) for one in drawn[name]} == own
-    _, (ignorant,) = subject_of(frontier, tmp_path, "weights-all", "simulating")
+    _, (ignorant,) = subject_of(frontier, tmp_path, "paper-all", "simulating")
     assert ignorant.trial.level == task.trial.level == "simulating"
     assert task.id != ignorant.id
 
@@ -286,7 +286,7 @@ TARGETS = ("features.2.weight", "classifier.weight")
 
 def small(output, *more):
     line = [sys.executable, str(FRONTIER / "run.py"), "--output", str(output), "--seeds", "1"]
-    line += ["--points", "mixing-all,dp-1e-2", "--rounds", "2", "--images", "2", "--restarts"]
+    line += ["--points", "paper-all,dp-1e-2", "--rounds", "2", "--images", "2", "--restarts"]
     line += ["1", "--steps", "5", "--learning", "3", "--batches", "1", "--workers", "1", *more]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -300,9 +300,9 @@ def test_points_end_to_end_and_once_more(tmp_path):
     rows = {
         row["point"]: row for row in json.loads((tmp_path / "frontier.json").read_text())["rows"]
     }
-    assert list(rows) == ["none", "mixing-all", "dp-1e-2"]
+    assert list(rows) == ["none", "paper-all", "dp-1e-2"]
     assert not any(row["not_measured"] for row in rows.values())
-    assert set(rows["mixing-all"]["stages"]) == {"untrained", "trained"}
+    assert set(rows["paper-all"]["stages"]) == {"untrained", "trained"}
     for name in ("table.md", "frontier.png"):
         assert (tmp_path / name).stat().st_size > 1000
     again = small(tmp_path, "--attackers", "oblivious,joint,simulating,oracle,twin")
