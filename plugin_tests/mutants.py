@@ -1,4 +1,4 @@
-"""Takes protections out of a copy of the product, one at a time, and runs the tests that should see it.
+"""Takes protections out of a copy, one at a time, and runs the tests that should see it.
 
 `python plugin_tests/mutants.py` runs all, `python plugin_tests/mutants.py gate vault` those whose
 name has one of the words. Exit status 1 when a mutant was not seen.
@@ -255,8 +255,8 @@ MUTANTS = [
     Mutant(
         "rotated: a second state in a round is sent",
         "locks/rotated/lock.py",
-        "        if self._sent is not None and self._sent[0] >= sending[0] and self._sent != sending:\n",
-        "        if False:\n",
+        "if self._sent is not None and self._sent[0] >= sending[0] and self._sent != sending:\n",
+        "if False:\n",
         f"{LOCKS}/rotated",
     ),
     Mutant(
