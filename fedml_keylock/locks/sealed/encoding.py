@@ -190,7 +190,7 @@ class Encoding:
             >>> base = {"w": torch.full((2, 2), 0.7)}
             >>> encoding = Encoding.of(base, Shares((1, 1)))
             >>> encoding.steps
-            (-29,)
+            (-27,)
 
         """
         entries = entries_of(base)
@@ -233,8 +233,7 @@ class Encoding:
         if entry.kind == "matrix":
             for start in pieces:
                 part = slice(start, start + CHUNK)
-                words = self._rounded(entry, step, own[part], base[part], place, counts)
-                yield words.to(torch.int32).numpy()
+                yield self._rounded(entry, step, own[part], base[part], place, counts).numpy()
             return
         wide = [
             (self._integers if entry.kind == "integer" else self._rounded)(
@@ -267,14 +266,15 @@ class Encoding:
         high = words[entry.numel :]
         for start in range(0, entry.numel, CHUNK):
             part = slice(start, start + CHUNK)
-            sums = torch.from_numpy(low[part].astype(np.int64))
             if entry.kind == "integer":
+                sums = torch.from_numpy(low[part].astype(np.int64))
                 sums += torch.from_numpy(high[part].astype(np.int64)) << self.shares.low_bits
                 total = round(self.shares.total / share)
                 mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
                 made[part] = (flat[part].to(torch.int64) + mean).to(entry.dtype)
                 continue
-            moved = sums.double() * 2.0**step
+            moved = torch.from_numpy(low[part].astype(np.float64))
+            moved *= 2.0**step
             if entry.kind != "matrix":
                 above = torch.from_numpy(high[part].astype(np.float64))
                 moved += above * 2.0 ** (step + self.shares.low_bits)
@@ -289,22 +289,26 @@ class Encoding:
         """``n_i (own - base) / (n 2^step)``, rounded to the nearest even, and clipped."""
         moved = own.to(torch.float64, copy=True)  # the payload is the silo's own model
         moved -= base.double()
-        infinite = 0
-        if not bool(torch.isfinite(moved).all()):
+        infinite, largest = 0, _largest(moved)
+        if not math.isfinite(largest):
             # what was infinite when it came, such as a causal mask, stays what it is
             infinite = int((~torch.isfinite(moved) & torch.isfinite(base)).sum())
             moved = torch.where(torch.isfinite(moved), moved, 0.0)
-        moved *= self.shares.samples[place] / self.shares.total * 2.0**-step
+            largest = _largest(moved)
+        factor = self.shares.samples[place] / self.shares.total * 2.0**-step
+        moved *= factor
         moved.round_()
-        bound = self.shares.bound(place)
-        if entry.kind != "matrix":
+        bound, wide = self.shares.bound(place), entry.kind != "matrix"
+        if wide:
             bound <<= self.shares.low_bits
         clipped = 0
-        if len(moved) and float(moved.abs().max()) > bound:
+        if largest * factor > bound:
             clipped = int((moved.abs() > bound).sum())
-            # float64 may round the bound of two words up: the integers are clipped once more
             moved.clamp_(-float(bound), float(bound))
         counts.add(entry.name, clipped, infinite)
+        if not wide:
+            return moved.to(torch.int32)
+        # float64 may round the bound of two words up: the integers are clipped once more
         return moved.to(torch.int64).clamp_(-bound, bound)
 
     def _integers(
@@ -322,9 +326,22 @@ class Encoding:
 def _size(tensor: Tensor) -> int:
     """The exponent of a tensor's largest finite number, rounded up to a power of two."""
     flat = tensor.detach().reshape(-1)
-    if not bool(torch.isfinite(flat).all()):
-        flat = flat[torch.isfinite(flat)]
-    return _exponent(float(flat.abs().max()) if len(flat) else 0.0)
+    size = _largest(flat)
+    return _exponent(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
+
+
+def _largest(flat: Tensor) -> float:
+    """The largest magnitude of a vector's entries, in one pass; NaN or infinite if one of them is.
+
+    Example:
+        >>> _largest(torch.tensor([1.0, -3.0])), _largest(torch.tensor([1.0, math.nan]))
+        (3.0, nan)
+
+    """
+    if not len(flat):
+        return 0.0
+    least, most = torch.aminmax(flat)
+    return max(-float(least), float(most))
 
 
 def _exponent(size: float) -> int:

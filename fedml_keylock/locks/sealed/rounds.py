@@ -127,9 +127,8 @@ class Rounds(Private):
             opened = self.record.open(message)
         except UpdateRefused as error:
             raise UpdateRefused(f"round {self.round}: {error}") from None
-        tags = b"".join(tag.to_bytes(8, "big") for tag in opened.tags)
-        # whoever has the same tags opened the same, so that the chain stands for the payload
-        self._chain = hashlib.sha256(framed(b"chain", self._chain, tags)).digest()
+        # the first model and all words since: silos with the same chain have received the same
+        self._chain = hashlib.sha256(framed(b"chain", self._chain, opened.digest)).digest()
         self.base, self.round = _kept(opened.state), self.round + 1
         self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)

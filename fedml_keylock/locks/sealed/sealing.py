@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,13 +116,14 @@ class Opened:
     Attributes:
         state: the average, name to tensor.
         counts: of all participants together.
-        tags: of the sum: whoever has the same opened the same.
+        digest: SHA-256 of the opened words. Not the tags: whoever has their key, as every silo
+            has, can make other words with the same.
 
     """
 
     state: dict[str, Tensor] = field(repr=False)
     counts: Counts
-    tags: tuple[int, int] = field(repr=False)
+    digest: bytes = field(repr=False)
 
 
 def open_sum(
@@ -140,7 +142,7 @@ def open_sum(
 
     """
     check_form(encoding, message)
-    tag, pad = Tag(tag_key), Keystream(pad_key)
+    tag, pad, digest = Tag(tag_key), Keystream(pad_key), hashlib.sha256()
     state: dict[str, Tensor] = OrderedDict()
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
@@ -148,16 +150,17 @@ def open_sum(
             part = words[start : start + CHUNK]
             np.subtract(part, pad.words(len(part)), out=part)
             tag.update(part)
+            digest.update(part.data)
         state[entry.name] = encoding.decode(entry, step, words)
     trailer = message[TRAILER].detach().cpu().numpy() - pad.words(COUNTERS + TAG_WORDS)
     tag.update(trailer[:COUNTERS])
-    if join_tags(trailer[COUNTERS:]) != tag.value:
+    if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:
         raise UpdateRefused(
             "the average that came is not the sum of what the silos sent in this round, with each "
             "of them once: the server, or who stands between, has changed it; nothing was loaded"
         )
     counts = Counts(int(trailer[0]), int(trailer[1]))
-    return Opened(state, counts, tag.value)
+    return Opened(state, counts, digest.digest())
 
 
 def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from .keystream import Keystream
 __all__ = ["TAG_WORDS", "Tag", "join_tags", "split_tags"]
 
 LIMB = 16
-"""Bits of a tag that one word carries: words of up to 65,536 silos add up without a carry lost."""
+"""Bits of a tag that one word carries: words of up to 32,768 silos add up below 2^31."""
 LIMBS = 64 // LIMB
 TAG_WORDS = 2 * LIMBS
 """Words that the two tags of a message take."""
@@ -67,16 +67,28 @@ def split_tags(value: tuple[int, int]) -> NDArray[np.int32]:
     return np.array(limbs, dtype=np.int32)
 
 
-def join_tags(words: NDArray[np.int32]) -> tuple[int, int]:
+def join_tags(words: NDArray[np.int32], silos: int) -> tuple[int, int] | None:
     """The sums of tags from the sums of their words: the inverse of `split_tags`, of many silos.
 
+    Args:
+        words: ``(TAG_WORDS,)``.
+        silos: how many have sent them.
+
+    Returns:
+        None where so many silos' words have no such sums. A change of the words could otherwise
+        shift a tag by one of several numbers, as its sums wrap or not, and each is a guess.
+
     Example:
-        >>> join_tags(split_tags((3, 5)) + split_tags((2**64 - 1, 1)))
+        >>> join_tags(split_tags((3, 5)) + split_tags((2**64 - 1, 1)), 2)
         (2, 6)
+        >>> join_tags(split_tags((3, 5)) - 4, 2) is None
+        True
 
     """
+    if words.min() < 0 or words.max() > silos * (2**LIMB - 1):
+        return None
     sums = [
-        sum(int(word) % 2**32 << (LIMB * k) for k, word in enumerate(half)) % 2**64
+        sum(int(word) << (LIMB * k) for k, word in enumerate(half)) % 2**64
         for half in (words[:LIMBS], words[LIMBS:])
     ]
     return sums[0], sums[1]

@@ -374,8 +374,9 @@ class Silo:
         if joined(opened.trailer[2:]) != both:
             return None
         made = {n: decoded(self.base[n], opened.words[n], self.samples) for n in opened.words}
+        received = b"".join(struct.pack("<i", word) for word in opened.line[:-10])
         self.chain = hashlib.sha256(
-            framed([b"chain", self.chain, struct.pack(">QQ", *both)])
+            framed([b"chain", self.chain, hashlib.sha256(received).digest()])
         ).digest()
         self.base, self.round = made, self.round + 1
         self.context = self.made_context()
