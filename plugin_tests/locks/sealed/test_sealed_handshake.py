@@ -8,6 +8,7 @@ from itertools import permutations
 from threading import Lock
 from types import SimpleNamespace
 
+import naive_sealed as naive
 import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -73,6 +74,9 @@ def test_all_silos_derive_the_same(signed):
     for one, two in permutations(made.values(), 2):
         assert one.pairs[two.silo] == two.pairs[one.silo]
         assert one.pairs.keys() == {0, 1, 2} - {one.silo}
+    # of what the server has seen, without the file, the group's secret does not follow
+    seen = key_agreement.LABEL + b"group" + made[1].transcript
+    assert made[1].group == naive.hkdf(FILE, seen)
     pairs = {pair for each in made.values() for pair in each.pairs.values()}
     assert len(pairs | {made[1].group, made[1].transcript, FILE}) == 6
     assert all(each.samples == {0: 100.0, 1: 50.5, 2: 7.0} for each in made.values())
@@ -153,7 +157,10 @@ def test_an_own_hello_that_came_back_changed_is_refused():
         made = silos[1].complete(stale)
         with pytest.raises(HostError, match="rank 2: its own hello came back changed"):
             silos[2].complete(stale)
-        assert made.transcript != silos[1].complete(hellos).transcript
+        # and what two others share depends on all hellos
+        right = silos[1].complete(hellos)
+        assert made.transcript != right.transcript
+        assert made.pairs[2] != right.pairs[2]
 
 
 def test_hellos_in_each_others_place_are_refused():
@@ -290,7 +297,9 @@ class Comm:
     def Recv(self, buffer, source, tag):  # noqa: N802
         assert tag == key_agreement.TAG
         with self.world.lock:
-            buffer[:] = self.box(source, self.Get_rank()).popleft()
+            message = self.box(source, self.Get_rank()).popleft()
+        assert len(message) <= len(buffer), "MPI ends the job: MPI_ERR_TRUNCATE"
+        buffer[: len(message)] = message
 
 
 class Status:
@@ -359,11 +368,10 @@ def test_the_leader_draws_the_group_secret_for_each_job(world):
 def test_the_file_s_secret_is_part_of_the_group_s(world, monkeypatch):
     """Guards ``group + handshake.file``."""
     monkeypatch.setattr(key_agreement.os, "urandom", lambda count: bytes(count))
-    silos = shakes(file=b"")
-    plain = agreed(world, silos, wait=20)
-    for shake in silos.values():
-        shake.file = FILE
-    assert plain[1].group != agreed(world, silos, wait=20)[1].group
+    for file in (b"", FILE):
+        made = agreed(world, shakes(file=file), wait=20)[1]
+        info = key_agreement.LABEL + b"group" + made.transcript
+        assert made.group == naive.hkdf(bytes(32) + file, info)
 
 
 @pytest.mark.parametrize(("sender", "receiver"), [*permutations(RANKS, 2)])

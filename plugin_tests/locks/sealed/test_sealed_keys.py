@@ -19,6 +19,7 @@ from fedml_keylock.locks.sealed.rounds import Rounds, ratcheted
 from fedml_keylock.locks.sealed.sealing import RoundKeys, add_up
 
 FIRST = {"w": torch.ones(2, 2), "b": torch.zeros(3)}
+TWO = {"v": torch.ones(2, 2), "w": torch.ones(2, 2)}
 NEW = {**FIRST, "new": torch.ones(2, 2)}
 
 
@@ -71,7 +72,7 @@ BASE = {
     "transcript": lambda: silos_in(0),
     "round": lambda: silos_in(0),
     "first model": lambda: silos_in(0),
-    "schema": lambda: silos_in(0),
+    "schema": lambda: silos_in(0, TWO),
     "shares": lambda: silos_in(0),
     "participants": lambda: silos_in(0, samples=(2, 1, 1, 1)),
     "who takes part": lambda: silos_in(0),
@@ -84,7 +85,7 @@ OTHER = {
     "transcript": lambda: silos_in(0, transcript=b"another"),
     "round": lambda: silos_in(1),
     "first model": lambda: silos_in(0, {**FIRST, "b": torch.tensor([0.0, 0.0, -0.0])}),
-    "schema": lambda: silos_in(0),
+    "schema": lambda: silos_in(0, TWO),
     "shares": lambda: silos_in(0, samples=(1, 2, 1)),
     "participants": lambda: silos_in(0),
     "who takes part": lambda: moved(1),
@@ -94,7 +95,7 @@ OTHER = {
     "seed": lambda: silos_in(0, seed=1),
 }
 PAYLOADS = {
-    "schema": (FIRST, {"w": FIRST["w"]}),
+    "schema": ({"v": TWO["v"]}, {"w": TWO["w"]}),  # of the same steps
     "steps": (NEW, NEW),
 }
 

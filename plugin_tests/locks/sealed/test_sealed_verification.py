@@ -105,7 +105,9 @@ class Job:
         self.last = add_up(self.before)
         for silo in self.silos:
             silo.open(self.last)
-        self.sent = send(self.silos, payloads(2))
+        self.own = payloads(2)
+        self.own[1]["b"][0] = 1e12  # so that a counter is not 0
+        self.sent = send(self.silos, self.own)
         self.total = add_up(self.sent)
 
 
@@ -141,8 +143,9 @@ def test_what_is_no_sum_is_refused_and_changes_nothing(change):
     assert [standing(silo) for silo in job.silos] == before
     opened = [silo.open(right) for silo in job.silos]
     assert [bits_of(one.state) for one in opened] == [bits_of(opened[0].state)] * 3
-    mean = sum(n * p["w"] for n, p in zip(SAMPLES, payloads(2), strict=True)) / sum(SAMPLES)
+    mean = sum(n * p["w"] for n, p in zip(SAMPLES, job.own, strict=True)) / sum(SAMPLES)
     assert torch.allclose(opened[0].state["w"], mean, atol=1e-6)
+    assert opened[0].counts.clipped == 1
 
 
 def test_the_message_says_what_has_happened():
@@ -199,6 +202,10 @@ def test_tags_are_exact_at_both_ends_of_words_and_of_silos():
     for part in np.split(words, [0, 1, 7, 7, 600]):
         parts.update(part)
     assert whole.value == parts.value
+    secret = Keystream(bytes(32)).longs(1001).tolist()
+    for row in (0, 1):
+        pairs = zip(secret[row:], words.tolist(), strict=False)
+        assert whole.value[row] == sum(r * x for r, x in pairs) % 2**64
     for silos in (1, 2, 32_768):
         value = (2**64 - 1, 12345678901234567890)
         total = (split_tags(value).astype(np.int64) * silos).astype(np.int32)
