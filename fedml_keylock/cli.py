@@ -14,6 +14,7 @@ from .commands.audit import audit
 from .commands.check import check
 from .commands.enable import disable, enable
 from .commands.export import export
+from .commands.options import FOLDER
 from .commands.report import report
 from .commands.vault import vault
 from .errors import KeyLockError
@@ -63,7 +64,7 @@ def main() -> None:
 @main.command()
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     default=Path("keylock-demo"),
     show_default=True,
     help="Folder for the report, the jobs' logs and what was captured.",
@@ -84,9 +85,7 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     run_demo(output, quick=quick, seed=seed, attack=not train_only, say=click.echo)
 
 
-@main.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "-n",
     "--ranks",

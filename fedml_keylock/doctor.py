@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from .errors import KeyLockError, first_line
@@ -54,7 +55,7 @@ def _setuptools() -> Check:
 def _torch() -> Check:
     found = f"torch {_installed('torch')}, torchvision {_installed('torchvision')}"
     try:
-        import torchvision
+        import_module("torchvision")
     except (ImportError, RuntimeError) as error:
         wants = [
             r for r in requires("torchvision") or [] if r.startswith("torch ") or "torch=" in r
@@ -62,7 +63,6 @@ def _torch() -> Check:
         found += f": {first_line(error)}"
         remedy = f"they must be a pair; torchvision asks for {', '.join(wants)}"
         return Check("torch and torchvision", False, found, remedy)
-    assert torchvision
     return Check("torch and torchvision", True, found)
 
 
@@ -149,12 +149,10 @@ def _seams() -> Iterator[Check]:
             "import fedml", False, f"{type(error).__name__}: {error}", "see the lines above"
         )
         return
+    remedy = "this fedml differs from the release that was tested"
     for seam in found:
         problem = seam.problem()
-        yield Check(f"seam {seam.label}", problem is None, problem or "fits", _SEAM_REMEDY)
-
-
-_SEAM_REMEDY = "this fedml differs from the release that was tested"
+        yield Check(f"seam {seam.label}", problem is None, problem or "fits", remedy)
 
 
 def _plugins() -> Iterator[Check]:

@@ -184,7 +184,7 @@ def attack_of(name: str, fields: Mapping[str, Any]) -> Attack:
         5
 
     """
-    from .inversion.protocol import Attack
+    from .inversion.base import Attack
 
     factory = one_of("attacks", name)
     try:

@@ -1,9 +1,10 @@
-"""Tensors as they are kept: as bytes, in a digest, and as copies."""
+"""Small things about tensors: bytes, digests, copies, names, and threads."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .errors import first_line
 
-__all__ = ["copied", "fingerprint", "raw", "tensors_of"]
+__all__ = ["copied", "fingerprint", "one_thread", "raw", "tensors_of", "under"]
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
@@ -79,3 +80,32 @@ def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:
         digest.update(str((tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(raw(tensor))
     return digest.hexdigest()[:16]
+
+
+def under(owner: str, name: str) -> str:
+    """The full name of something that a module has; the model's own name is empty.
+
+    Example:
+        >>> under("layer1.0", "weight"), under("", "weight")
+        ('layer1.0.weight', 'weight')
+
+    """
+    return ".".join(filter(None, (owner, name)))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one: the same figures on every machine, and a process a core does more anyway.
+
+    Example:
+        >>> with one_thread():
+        ...     torch.get_num_threads()
+        1
+
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

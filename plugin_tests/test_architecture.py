@@ -5,8 +5,10 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,11 +24,20 @@ LAYERS = [
     {"errors"},
     {"types", "settings", "files", "lazy", "mpi", "names", "tensors", "threads"},
     {"locks", "inversion", "evaluation", "hookspecs"},
-    {"plugins", "builtin"},
+    {"plugins", "builtin", "silos"},
     {"host"},
 ]
 # and beside it, only this
 BESIDE = {("evaluation", "inversion")}
+# a folder of locks/ that is a world of its own; who may look into one from outside of it
+ROOMS = sorted(path.parent.name for path in (ROOT / "locks").glob("*/__init__.py"))
+LOCKS = "fedml_keylock.locks"
+TABLE = f"{LOCKS}.model"
+# what only a room's lock.py has to do with
+CONTRACT = {f"{LOCKS}.protocol", f"{LOCKS}.vault"}
+# names that are used more than once, each in its own room
+OFTEN = {"__init__.py", "__main__.py", "lock.py"}
+RETIRED = ("module: whole", "is_whole", "lock_of", "SharesSecret", "Disguise")
 # the shared records know nothing of their users
 KNOWS_NOTHING = {"errors", "types"}
 
@@ -38,6 +49,7 @@ def modules():
 
 
 MODULES = [*modules()]
+IMPORTABLE = {*MODULES, "fedml_keylock"}
 READABLE = [name for name in MODULES if not name.startswith(HOST_OF_FEDML)]
 
 
@@ -97,6 +109,12 @@ def test_there_is_something_to_hold():
     assert set().union(*LAYERS) <= parts
 
 
+def test_no_file_is_overlooked():
+    """A folder without an __init__.py can be imported, and would not be found here."""
+    found = {source_of(name) for name in MODULES}
+    assert found == {*ROOT.rglob("*.py")} - {ROOT / "__init__.py"}
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name):
     assert list(broken_rules(name, imported(name))) == []
@@ -106,20 +124,148 @@ def test_imports_point_downwards(name):
     ("name", "line"),
     [
         ("fedml_keylock.types", "from .errors import ConfigError"),
-        ("fedml_keylock.settings", "from .locks import KeyLock"),
+        ("fedml_keylock.settings", "from .locks import KeyLockConfig"),
+        ("fedml_keylock.locks.entropy", "from ..inversion import dlg"),
         ("fedml_keylock.locks.paper.module", "from ...inversion import dlg"),
         ("fedml_keylock.locks.paper.module", "from ... import evaluation"),
+        ("fedml_keylock.locks.vault.silo", "from ...silos import own_locks"),
         ("fedml_keylock.inversion.attack", "from ..evaluation import metrics"),
         ("fedml_keylock.inversion.attack", "import fedml_keylock.locks.entropy"),
         ("fedml_keylock.evaluation.metrics", "def f():\n    from ..locks import KeyLock"),
         ("fedml_keylock.evaluation.metrics", "from ..plugins import attacks"),
         ("fedml_keylock.plugins", "from .host import gate"),
+        ("fedml_keylock.silos", "from .host.gate import EntryNames"),
         ("fedml_keylock.host.gate", "from ..cli import main"),
     ],
 )
 def test_an_import_that_points_upwards_is_seen(name, line):
     package = name.split(".")[:-1]
     assert list(broken_rules(name, imports_in(ast.parse(line), package)))
+
+
+def home_of(target):
+    """The module that an imported name is in."""
+    while target and target not in IMPORTABLE:
+        target = target.rpartition(".")[0]
+    return target
+
+
+def room_of(name):
+    parts = f"{name}.".removeprefix(f"{LOCKS}.").split(".")
+    return parts[0] if name.startswith(f"{LOCKS}.") and parts[0] in ROOMS else None
+
+
+def broken_rooms(name, imports):
+    """What a module imports of the rooms of locks/, and may not."""
+    own, is_lock = room_of(name), name.endswith(".lock")
+    for target in map(home_of, imports):
+        other = room_of(target)
+        if own is None:
+            allowed = other in (None, "vault") or name == TABLE
+        elif is_lock:  # it may have to do with the vault, through the protocol
+            allowed = other in (None, own, "vault")
+        else:
+            allowed = other in (None, own) and (own == "vault" or target not in CONTRACT)
+        if not allowed or (own is not None and target in (LOCKS, TABLE)):
+            yield f"{name} imports {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_lock_is_a_room_of_its_own_into_which_only_the_table_looks(name):
+    assert list(broken_rooms(name, imported(name))) == []
+
+
+def test_the_table_has_each_lock_from_its_room():
+    found = {home_of(target) for target in imported(TABLE)}
+    assert {f"{LOCKS}.paper.lock", f"{LOCKS}.rotated.lock"} <= found
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("fedml_keylock.locks.paper.module", "from ..rotated.state import StateLock"),
+        ("fedml_keylock.locks.paper.lock", "from ..rotated.turns import digest"),
+        ("fedml_keylock.locks.paper.export.folding", "from ...rotated import turns"),
+        ("fedml_keylock.locks.rotated.state", "from ..paper.module import KeyLock"),
+        ("fedml_keylock.locks.rotated.state", "from ..vault import Vault"),
+        ("fedml_keylock.locks.rotated.mask", "def f():\n    from ..protocol import Lock"),
+        ("fedml_keylock.locks.paper.attach", "from ..model import lock_model"),
+        ("fedml_keylock.locks.paper.attach", "from .. import lock_model"),
+        ("fedml_keylock.locks.vault.silo", "from ..rotated.lock import RotatedLock"),
+        ("fedml_keylock.locks.protocol", "from .paper.lock import PaperLock"),
+        ("fedml_keylock.builtin", "from .locks.rotated.lock import RotatedLock"),
+        ("fedml_keylock.commands.check", "from ..locks.paper import placement"),
+    ],
+)
+def test_a_look_into_anothers_room_is_seen(name, line):
+    package = name.split(".")[:-1]
+    assert list(broken_rooms(name, imports_in(ast.parse(line), package)))
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("fedml_keylock.locks.paper.lock", "from ..protocol import Lock"),
+        ("fedml_keylock.locks.rotated.lock", "from ..vault import Vault"),
+        ("fedml_keylock.locks.rotated.lock", "from .state import StateLock"),
+        ("fedml_keylock.locks.paper.export.folding", "from ..attach import detach"),
+        ("fedml_keylock.locks.vault.file", "from .disk import open_private"),
+        ("fedml_keylock.locks.model", "from .paper.lock import PaperLock"),
+        ("fedml_keylock.commands.deploy", "from ..locks.vault.file import Stored"),
+    ],
+)
+def test_what_a_room_may_use_is_let_through(name, line):
+    package = name.split(".")[:-1]
+    assert not list(broken_rooms(name, imports_in(ast.parse(line), package)))
+
+
+def circles(graph):
+    """Groups of modules that import one another, each by way of the others."""
+    reached = {}
+    for start in graph:
+        seen, todo = set(), [*graph[start]]
+        while todo:
+            here = todo.pop()
+            if here not in seen:
+                seen.add(here)
+                todo += graph.get(here, ())
+        reached[start] = seen
+    return {
+        tuple(sorted(other for other in graph if other in reached[name] and name in reached[other]))
+        for name in graph
+        if name in reached[name]
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Not in a function or for type checking either: what is apart can be read apart."""
+    graph = {name: {home_of(target) for target in imported(name)} - {name, ""} for name in MODULES}
+    assert circles(graph) == set()
+
+
+def test_a_circle_is_found():
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": {"a"}, "d": set(), "e": {"a"}}
+    assert circles(graph) == {("a", "b", "c")}
+
+
+def test_no_two_modules_have_one_name():
+    names = Counter(path.name for path in ROOT.rglob("*.py"))
+    assert {name for name, count in names.items() if count > 1} <= OFTEN
+
+
+def written_in(text):
+    return [word for word in RETIRED if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text)]
+
+
+def test_no_retired_word_is_left_in_the_package():
+    texts = [path for path in ROOT.rglob("*") if path.suffix in (".py", ".html", ".j2", ".yaml")]
+    assert len(texts) > len(MODULES)
+    assert {str(path): words for path in texts if (words := written_in(path.read_text()))} == {}
+
+
+def test_a_retired_word_is_found():
+    assert written_in("of module: whole; is_whole(x), y.lock_of(m)") == list(RETIRED[:3])
+    assert written_in("self._lock_of_job, block_of(x), Disguised") == []
 
 
 def test_only_one_package_imports_fedml():

@@ -39,41 +39,43 @@ def test_every_command_has_help_and_is_listed(command):
 
 
 def test_check_says_what_would_be_locked_and_what_would_not():
-    affine = ("--module", "affine", "--targets", "all")
-    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *affine)
+    paper = ("--lock", "paper", "--layers", "all")
+    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *paper)
     assert result.exit_code == 0
-    assert result.stderr.startswith("affine does not withstand an attacker who knows of it")
+    assert result.stderr.startswith(
+        "lock: paper does not withstand an attacker who knows of it, as the README shows; lock: "
+        "rotated, the default, has withstood more\n"
+    )
     lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["features.0", "locked"]
     assert "classifier.1" in lines[-2]
     assert "the head" in lines[-2]
     assert lines[-1].startswith("constant: 0; shared: ")
-    strong = ("--targets", "all", "--preset", "strong")
-    result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *strong)
-    assert "affine" not in result.output
-    assert "by a lock on its weights, with a batch norm of its own" in result.output
-    result = invoke("check", "--model", "torch.nn:Identity", "--preset", "paper")
+    assert "by a lock on it, with a batch norm of its own" in lines[0]
+    result = invoke("check", "--model", "torch.nn:Identity", "--lock", "paper")
     assert result.exit_code == 1
     assert "cannot lock the model: Identity has no convolution" in result.output
-    some = ("--module", "affine", "--targets", "features.*,x")
+    some = ("--lock", "paper", "--layers", "features.*,x")
     result = invoke("check", "--model", "torchvision.models:alexnet", *some)
     assert result.exit_code == 1
     assert "'x' matches no convolution" in result.output
 
 
 def test_check_warns_of_a_first_layer_that_is_left_open():
-    fc = ("--module", "mixing", "--targets", "fc")
+    fc = ("--lock", "paper", "--layers", "fc")
     result = invoke("check", "--model", "torchvision:resnet18", *fc)
     assert result.exit_code == 0
-    assert result.stderr == (
+    of_the_lock, of_the_layers = result.stderr.splitlines()
+    assert of_the_lock.startswith("lock: paper does not withstand")
+    assert of_the_layers == (
         "the first layer, conv1, is open, and no lock behind an open first layer hides its input; "
-        "add conv1 to the targets\n"
+        "add conv1 to keylock.layers"
     )
     result = invoke("check", "--model", "torchvision:resnet18", *fc[:3], "fc,conv1")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr.splitlines()) == (0, [of_the_lock])
 
 
-@pytest.mark.parametrize("lock", [(), ("--module", "whole")])
+@pytest.mark.parametrize("lock", [(), ("--lock", "rotated")])
 def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)
     assert result.exit_code == 0
@@ -85,9 +87,20 @@ def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torch.nn:Identity", *lock)
     assert result.exit_code == 1
     assert "cannot lock the model: Identity has no parameters to lock" in result.output
-    result = invoke("check", "--model", "torch.nn:Identity", *lock, "--targets", "first")
+    result = invoke("check", "--model", "torch.nn:Identity", *lock, "--layers", "all")
     assert result.exit_code == 1
-    assert result.output.startswith("fedml-keylock: keylock.targets: 'first' is of locks on layers")
+    assert result.output.startswith("fedml-keylock: keylock.layers: 'all' is of lock: paper, and")
+
+
+@pytest.mark.parametrize(
+    "options", [("--module", "affine"), ("--preset", "paper"), ("--lock", "x")]
+)
+def test_check_knows_no_other_locks(options):
+    result = invoke("check", "--model", "torch.nn:Identity", *options)
+    assert result.exit_code == 2
+    assert (
+        "No such option" in result.output or "'x' is not one of 'rotated', 'paper'" in result.output
+    )
 
 
 def test_plugins_lists_what_is_registered():

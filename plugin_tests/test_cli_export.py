@@ -33,18 +33,18 @@ class Net(nn.Sequential):
             nn.Linear(80, 3),
         )
 
-class Grouped(nn.Sequential):
+class Other(nn.Sequential):
     def __init__(self):
         super().__init__(
             nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.GroupNorm(1, 5), nn.Flatten(),
             nn.Linear(80, 3),
         )
 
-class Unscriptable(Grouped):
+class Unscriptable(Net):
     def forward(self, x, *others):
         return super().forward(x)
 
-class Reads(Grouped):
+class Reads(Other):
     def forward(self, x):
         return super().forward(x) + self[0].weight.sum()
 
@@ -57,7 +57,12 @@ defense_args:
   defense_type: keylock
   keylock: {{{lock}{more}}}
 """
-WHOLE = "module: whole, group_key: group"
+LOCKS = {
+    "rotated": "lock: rotated, group_key: group",
+    "paper": "lock: paper, key_length: 16, layers: all",
+    # the last one is linear, and its lock needs a norm that the class does not have
+    "every layer": "lock: paper, key_length: 16, layers: ['*']",
+}
 
 
 @pytest.fixture
@@ -68,8 +73,8 @@ def job(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "export_main", raising=False)
     (tmp_path / "export_main.py").write_text(MAIN)
 
-    def leave(name="Net", module="affine", more="", settings=None):
-        lock = WHOLE if module == "whole" else f"key_length: 16, module: {module}, targets: all"
+    def leave(name="Net", lock="paper", more="", settings=None):
+        lock = LOCKS[lock]
         settings = {**yaml.safe_load(f"{{{lock}}}"), **(settings or {})}
         (tmp_path / "config.yaml").write_text(CONFIG.format(lock=lock, more=more))
         (tmp_path / "group").touch(mode=0o600)
@@ -142,10 +147,9 @@ def same(model, loaded):
     return torch.allclose(wanted, got, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", ["affine", "mixing", "weights"])
 @pytest.mark.parametrize("silo", [0, 1])
-def test_a_state_dict_for_the_jobs_own_class(job, module, silo, tmp_path):
-    made, silos = job(module=module)
+def test_a_state_dict_for_the_jobs_own_class(job, silo, tmp_path):
+    made, silos = job()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     wrote, warned = ok("--example-shape", "1,8,8", silo=silo)
     assert re.fullmatch(
@@ -164,15 +168,15 @@ def test_a_state_dict_for_the_jobs_own_class(job, module, silo, tmp_path):
     assert after == before
 
 
-def test_a_model_that_was_turned_as_a_whole_is_turned_back_by_any_silo(job, tmp_path):
-    made, silos = job(module="whole")
+def test_a_model_that_was_rotated_is_rotated_back_by_any_silo(job, tmp_path):
+    made, silos = job(lock="rotated")
     (tmp_path / "group").unlink()  # what is needed of it is in the vault
     served = made()
     served.load_state_dict(torch.load("global.pt", weights_only=True))
     for silo in (0, 1):
         wrote, warned = ok("--example-shape", "1,8,8", silo=silo)
         assert re.fullmatch(
-            rf"wrote exported.pt: state_dict, turned back by silo {silo} after round 0, \d+ bytes"
+            rf"wrote exported.pt: state_dict, rotated back by silo {silo} after round 0, \d+ bytes"
             r"; outputs up to \S+ differ by at most \S+ from the locked ones",
             wrote,
         )
@@ -185,22 +189,22 @@ def test_a_model_that_was_turned_as_a_whole_is_turned_back_by_any_silo(job, tmp_
         assert not same(plain, served.eval())  # the control: the server has another model
 
 
-def test_what_another_round_or_job_left_is_not_turned_back_to_noise(job, tmp_path):
-    job(module="whole")
+def test_what_another_round_or_job_left_is_not_rotated_back_to_noise(job, tmp_path):
+    job(lock="rotated")
     assert "after round 0" in ok("--round", 0)[0]
-    said = r"global.pt: not the average of round {}, as turned back so it is noise: name the round"
+    said = r"global.pt: not the average of round {}, as rotated back so it is noise: name the round"
     (tmp_path / "exported.pt").unlink()
     assert re.search(said.format(1), fails("--round", 1))
     (tmp_path / "group2").touch(mode=0o600)
     (tmp_path / "group2").write_bytes(bytes(range(1, 33)))
     one = torch.load("global.pt", weights_only=True)
-    job(module="whole", settings={"vault": "another", "group_key": "group2"})
+    job(lock="rotated", settings={"vault": "another", "group_key": "group2"})
     torch.save(one, "global.pt")
     assert re.search(said.format(0), fails("--vault", "another"))
     assert not (tmp_path / "exported.pt").exists()
     ok()  # the control: by its own job's vault
     job(settings={"vault": "layers"})
-    assert "--round: of module: whole only" in fails("--vault", "layers", "--round", 0)
+    assert "--round: of lock: rotated only" in fails("--vault", "layers", "--round", 0)
 
 
 def test_without_an_example_nothing_is_compared(job):
@@ -213,25 +217,25 @@ def test_without_an_example_nothing_is_compared(job):
 
 
 def test_layers_that_the_class_does_not_have(job):
-    _, silos = job("Grouped", "mixing")
-    need, wrote, _ = ok(model="Grouped")
+    _, silos = job(lock="every layer")
+    need, wrote, _ = ok()
     assert need == (
-        "the lock needs 3.0.weight, which the class of export_main:Grouped does not have: the "
+        "the lock needs 5.0.weight, which the class of export_main:Net does not have: the "
         "format is torchscript"
     )
     assert wrote.startswith("wrote exported.pt: torchscript")
     with pytest.warns(FutureWarning):
         assert same(silos[0], torch.jit.load("exported.pt"))
-    assert "3.0.weight" in fails("--format", "state_dict", model="Grouped")
-    need, wrote, _ = ok("--example-shape", "1,8,8", model="Grouped")
+    assert "5.0.weight" in fails("--format", "state_dict")
+    need, wrote, _ = ok("--example-shape", "1,8,8")
     assert need.endswith("the format is exported")
     assert wrote.startswith("wrote exported.pt2: exported")
     assert same(silos[0], torch.export.load("exported.pt2").module())
-    assert "end in .pt2" in fails("--example-shape", "1,8,8", "-o", "model.pt", model="Grouped")
+    assert "end in .pt2" in fails("--example-shape", "1,8,8", "-o", "model.pt")
 
 
 def test_what_cannot_be_scripted_is_traced_on_an_example(job):
-    _, silos = job("Unscriptable", "mixing")
+    _, silos = job("Unscriptable", "every layer")
     line = fails("--format", "torchscript", model="Unscriptable")
     assert "cannot be scripted" in line
     assert "--example-shape" in line
@@ -242,9 +246,9 @@ def test_what_cannot_be_scripted_is_traced_on_an_example(job):
 
 
 def test_it_loads_where_neither_this_package_nor_the_jobs_code_is(job, tmp_path):
-    _, silos = job("Grouped", "mixing")
-    ok("--example-shape", "1,8,8", "-o", "model.pt2", model="Grouped")
-    ok("--format", "torchscript", "-o", "model.pt", model="Grouped")
+    _, silos = job(lock="every layer")
+    ok("--example-shape", "1,8,8", "-o", "model.pt2")
+    ok("--format", "torchscript", "-o", "model.pt")
     script = (
         "import sys, warnings; warnings.simplefilter('ignore')\n"
         "sys.modules['fedml_keylock'] = sys.modules['export_main'] = None\n"
@@ -364,13 +368,17 @@ class TestErrors:
     def test_another_jobs_settings(self, tmp_path):
         config = tmp_path / "config.yaml"
         kept = config.read_text()
-        config.write_text(kept.replace("affine", "mixing"))
+        config.write_text(kept.replace("key_length: 16", "key_length: 17"))
+        assert "these settings has layout" in fails()
+        config.write_text(kept.replace(LOCKS["paper"], "lock: rotated"))
         assert "these settings has layout" in fails()
         config.write_text(kept.replace("all", "first"))
         assert "with layout" in (line := fails())
         assert "give the job's own --model and --config" in line
-        config.write_text(kept.replace("affine", "afine"))
-        assert "keylock.module: 'afine' is not allowed" in fails()
+        config.write_text(kept.replace("paper", "papr"))
+        assert "keylock.lock: 'papr' is not allowed" in fails()
+        config.write_text(kept.replace("lock: paper", "module: affine"))
+        assert "keylock.module: it is called lock: paper now" in fails()
         config.write_text(kept.replace("key_length", "keylength"))
         assert "keylock.keylength: no such field" in fails()
         config.write_text(kept.replace("type: keylock", "type: krum"))
@@ -389,7 +397,7 @@ class TestErrors:
         assert message in fails(model=model)
 
     def test_a_model_that_is_not_the_jobs(self):
-        assert "global.pt: not of this model" in fails(model="Grouped")
+        assert "global.pt: not of this model" in fails(model="Other")
 
     def test_an_example_that_does_not_fit(self):
         result = invoke("--example-shape", "3,x")
@@ -412,7 +420,7 @@ class TestErrors:
 
 
 def test_a_layer_that_cannot_be_exported_is_named(job):
-    job("Reads", "mixing")
+    job("Reads")
     assert "0: the model reads this layer's weight" in fails(model="Reads")
 
 
@@ -431,9 +439,9 @@ def test_the_folder_of_the_output_is_made(job, tmp_path):
     assert (tmp_path / "to/deploy/model.pt").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.parametrize("module", ["affine", "whole"])
-def test_a_shape_that_the_model_does_not_take_is_refused_in_one_line(job, module):
-    job(module=module)
+@pytest.mark.parametrize("lock", ["paper", "rotated"])
+def test_a_shape_that_the_model_does_not_take_is_refused_in_one_line(job, lock):
+    job(lock=lock)
     assert "--example-shape 3,8,8: the model does not take it: " in fails(
         "--example-shape", "3,8,8"
     )

@@ -38,7 +38,7 @@ def ssim(report, defense, knowledge, stage="untrained", attack="inverting_gradie
     return row["ssim_aligned"]["mean"]
 
 
-AFFINE, WHOLE = "keylock:affine:first", "keylock:whole:all"
+PAPER, ROTATED = "keylock:paper:first", "keylock:rotated"
 
 
 class Pictures(HTMLParser):
@@ -69,13 +69,13 @@ def test_the_quick_demo_tells_its_story(tmp_path):
     report, said = run_demo(tmp_path, "--quick")
     assert report["schema"] == "fedml-keylock/report/1"
     assert ssim(report, "none", "none") > 0.6
-    assert ssim(report, AFFINE, "adaptive") > ssim(report, AFFINE, "oblivious") + 0.05
-    assert ssim(report, WHOLE, "adaptive") < 0.15
-    assert ssim(report, WHOLE, "oracle") > 0.3
+    assert ssim(report, PAPER, "adaptive") > ssim(report, PAPER, "oblivious") + 0.05
+    assert ssim(report, ROTATED, "adaptive") < 0.15
+    assert ssim(report, ROTATED, "oracle") > 0.3
     accuracy = {name: scores["server"]["mean"] for name, scores in report["accuracy"].items()}
     assert accuracy["none"] > 0.85
-    assert report["accuracy"][WHOLE]["own_lock"]["mean"] > 0.5
-    assert report["accuracy"][WHOLE]["fresh_lock"]["mean"] < 0.3
+    assert report["accuracy"][ROTATED]["own_lock"]["mean"] > 0.5
+    assert report["accuracy"][ROTATED]["fresh_lock"]["mean"] < 0.3
     assert report["verdict"] in said
     assert (tmp_path / "leakage.png").stat().st_size > 10_000
     page = Pictures()
@@ -90,11 +90,11 @@ def test_the_quick_demo_tells_its_story(tmp_path):
 @pytest.mark.long
 def test_the_full_demo(tmp_path):
     report, _ = run_demo(tmp_path)
-    assert ssim(report, AFFINE, "adaptive") >= ssim(report, AFFINE, "oblivious") + 0.2
+    assert ssim(report, PAPER, "adaptive") >= ssim(report, PAPER, "oblivious") + 0.2
     for attack in ("inverting_gradients", "dlg"):
         assert ssim(report, "none", "none", attack=attack) > 0.6
-        assert ssim(report, WHOLE, "adaptive", attack=attack) < 0.15
-        assert ssim(report, WHOLE, "oracle", attack=attack) > 0.3
+        assert ssim(report, ROTATED, "adaptive", attack=attack) < 0.15
+        assert ssim(report, ROTATED, "oracle", attack=attack) > 0.3
 
 
 @pytest.mark.long
@@ -108,12 +108,14 @@ def test_accuracy_over_three_seeds(tmp_path):
         return sum(r[defense][kind]["mean"] for r in reports) / len(reports)
 
     plain = mean("none", "server")
-    figures = {f"{d}, {k}": mean(d, k) for d in (AFFINE, WHOLE) for k in ("own_lock", "fresh_lock")}
+    figures = {
+        f"{d}, {k}": mean(d, k) for d in (PAPER, ROTATED) for k in ("own_lock", "fresh_lock")
+    }
     (tmp_path / "accuracy.json").write_text(json.dumps({"none": plain, **figures}))
     print(json.dumps({"none": plain, **figures}, indent=1))  # noqa: T201  # shown with -s
-    for defense in (AFFINE, WHOLE):
+    for defense in (PAPER, ROTATED):
         assert mean(defense, "own_lock") > plain - 0.01
-    assert mean(WHOLE, "fresh_lock") < 0.3
+    assert mean(ROTATED, "fresh_lock") < 0.3
 
 
 @pytest.mark.long
@@ -124,4 +126,4 @@ def test_accuracy_over_three_seeds(tmp_path):
 )
 def test_a_fresh_published_lock_is_useless(tmp_path):
     report, _ = run_demo(tmp_path, "--train-only")
-    assert report["accuracy"][AFFINE]["fresh_lock"]["mean"] < 0.3
+    assert report["accuracy"][PAPER]["fresh_lock"]["mean"] < 0.3

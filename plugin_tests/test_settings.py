@@ -1,5 +1,6 @@
 """Sections of a job's YAML: whatever is wrong in them is one line that a user can act on."""
 
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +11,7 @@ from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.inversion import Knowledge, LocalTraining, Secrets
 from fedml_keylock.locks import KeyLockConfig
+from fedml_keylock.locks.config import OF_ONE_LOCK
 from fedml_keylock.plugins import attack_of
 from fedml_keylock.settings import Settings
 
@@ -34,31 +36,34 @@ def refusal(settings, section):
         ("key_length: true", "key_length", "True", "integer"),
         ("key_length: null", "key_length", "None", "integer"),
         ("key_length: [1, 2]", "key_length", "[1, 2]", "integer"),
-        ("module: mix", "module", "'mix'", "use one of affine, mixing, weights"),
-        ("module: 3", "module", "3", "use one of affine, mixing, weights"),
-        ("module: null", "module", "None", "use one of affine, mixing, weights"),
-        ("targets: frist", "targets", "'frist'", "first, all, or a list of module-name globs"),
-        ("targets: layer1.*", "targets", "'layer1.*'", "such as ['layer1.*']"),
-        ("targets: []", "targets", "[]", "first, all, or a list of module-name globs"),
-        ("targets: [1]", "targets", "[1]", "string"),
-        ("targets: [conv1, [a]]", "targets", "['conv1', ['a']]", "string"),
-        ("targets: 5", "targets", "5", "'first' or 'all'"),
-        ("targets: null", "targets", "None", "'first' or 'all'"),
-        ("targets: {a: 1}", "targets", "{'a': 1}", "'first' or 'all'"),
-        ("activation: tanh", "activation", "'tanh'", "'relu', 'sigmoid', 'softplus' or 'identity'"),
+        ("lock: whole", "lock", "'whole'", "'rotated' or 'paper'"),
+        ("lock: 3", "lock", "3", "'rotated' or 'paper'"),
+        ("lock: null", "lock", "None", "'rotated' or 'paper'"),
+        ("lock: [paper]", "lock", "['paper']", "'rotated' or 'paper'"),
+        ("layers: frist", "layers", "'frist'", "first, all, or a list of module-name globs"),
+        ("layers: layer1.*", "layers", "'layer1.*'", "such as ['layer1.*']"),
+        ("layers: []", "layers", "[]", "first, all, or a list of module-name globs"),
+        ("layers: [1]", "layers", "[1]", "string"),
+        ("layers: [conv1, [a]]", "layers", "['conv1', ['a']]", "string"),
+        ("layers: 5", "layers", "5", "'first' or 'all'"),
+        ("layers: null", "layers", "None", "'first' or 'all'"),
+        ("layers: {a: 1}", "layers", "{'a': 1}", "'first' or 'all'"),
+        ("activation: tanh", "activation", "'tanh'", "'relu' or 'sigmoid'"),
         ("activation: ReLU", "activation", "'ReLU'", "'relu'"),
+        ("activation: identity", "activation", "'identity'", "'relu' or 'sigmoid'"),
+        ("chained: 1", "chained", "1", "boolean"),
         ("share_norm_statistics: 1", "share_norm_statistics", "1", "boolean"),
         ("share_norm_statistics: 'yes'", "share_norm_statistics", "'yes'", "boolean"),
         ("keep_history: 'no'", "keep_history", "'no'", "boolean"),
         ("keep_history: null", "keep_history", "None", "boolean"),
-        ("then: 5", "then", "5", "string"),
+        ("robust_aggregation: 5", "robust_aggregation", "5", "string"),
         ("vault: 5", "vault", "5", "path"),
         ("vault: null", "vault", "None", "path"),
         ("vault: [a]", "vault", "['a']", "path"),
     ],
 )
 def test_keylock_names_field_value_and_what_is_allowed(section, field, value, allowed):
-    lock = "" if field == "module" else "module: affine\n"
+    lock = "" if field == "lock" else "lock: paper\n"
     message = refusal(KeyLockConfig, lock + section)
     assert message.startswith(f"keylock.{field}: {value} is not allowed: ")
     assert allowed in message.removeprefix(f"keylock.{field}: {value} is not allowed: ")
@@ -129,22 +134,24 @@ def test_attacks_are_a_list_or_have_fields_of_their_own():
 def test_every_field_can_be_set_from_yaml():
     config = KeyLockConfig.from_mapping(
         yaml.safe_load(
-            "{key_length: 64, module: mixing, targets: [conv1, layer*], activation: softplus, "
+            "{lock: paper, key_length: 64, layers: [conv1, layer*], activation: sigmoid, "
             "share_norm_statistics: true, vault: /var/lib/vault, keep_history: true,"
-            "chained: true, encrypt_vault: true, then: krum, own_accuracy: false, "
-            "log_training: true, mixed: inner, form: grouped, rotate_every: 3}"
+            "chained: true, encrypt_vault: true, robust_aggregation: krum, own_accuracy: false, "
+            "log_training: true}"
         )
     )
-    whole = KeyLockConfig.from_mapping(yaml.safe_load("{group_key: /etc/group, mask: false}"))
+    rotated = KeyLockConfig.from_mapping(yaml.safe_load("{group_key: /etc/group, mask: false}"))
     default = KeyLockConfig().model_dump()
-    changed = {n for c in (config, whole) for n, v in c.model_dump().items() if v != default[n]}
-    # a preset becomes what it stands for
-    assert changed == KeyLockConfig.model_fields.keys() - {"preset"}
-    assert config.targets == ("conv1", "layer*")
+    changed = {n for c in (config, rotated) for n, v in c.model_dump().items() if v != default[n]}
+    assert changed == KeyLockConfig.model_fields.keys()
+    assert config.layers == ("conv1", "layer*")
     assert str(config.vault) == "/var/lib/vault"
-    assert KeyLockConfig.from_mapping({"module": "affine", "targets": "all"}).targets == "all"
-    assert KeyLockConfig.from_mapping({"module": "affine"}).targets == "first"
-    assert KeyLockConfig.from_mapping({}).targets == "all"
+    for made in (config, rotated):
+        assert KeyLockConfig(**made.model_dump()) == made  # as an audit reads it of a capture
+        assert KeyLockConfig.from_mapping(made.model_dump(mode="json")) == made
+    assert KeyLockConfig.from_mapping({"lock": "paper", "layers": "all"}).layers == "all"
+    assert KeyLockConfig.from_mapping({"lock": "paper"}).layers == "first"
+    assert KeyLockConfig.from_mapping({}) == KeyLockConfig(lock="rotated")
 
 
 @pytest.mark.parametrize("settings", [KeyLockConfig(), InversionSettings()])
@@ -155,18 +162,18 @@ def test_settings_do_not_change_after_they_were_checked(settings):
 
 
 def test_reading_does_not_change_what_was_read():
-    section = {"module": "affine", "targets": ["a"], "key_length": 4}
+    section = {"lock": "paper", "layers": ["a"], "key_length": 4}
     KeyLockConfig.from_mapping(section)
-    assert section == {"module": "affine", "targets": ["a"], "key_length": 4}
+    assert section == {"lock": "paper", "layers": ["a"], "key_length": 4}
 
 
 def test_the_first_of_many_mistakes_is_one_line():
-    message = refusal(KeyLockConfig, "{module: x, key_length: y, targets: z, nose: 1}")
+    message = refusal(KeyLockConfig, "{lock: x, key_length: y, layers: z, nose: 1}")
     assert message.count("is not allowed") + message.count("no such field") == 1
 
 
 def test_a_value_of_many_lines_is_one_line():
-    assert "\\n" in refusal(KeyLockConfig, "module: |\n  a\n  b\n")
+    assert "\\n" in refusal(KeyLockConfig, "lock: |\n  a\n  b\n")
 
 
 def test_a_field_named_in_a_section_of_ones_own():
@@ -180,7 +187,7 @@ def test_a_field_named_in_a_section_of_ones_own():
 @pytest.mark.parametrize("section", ["1: 2", "on: 2"])
 def test_a_field_that_is_no_string_is_an_unknown_field(section):
     message = refusal(KeyLockConfig, section)
-    assert "no such field; allowed: key_length" in message
+    assert "no such field; allowed: lock, group_key" in message
 
 
 @pytest.mark.parametrize(
@@ -212,28 +219,110 @@ def test_what_is_not_of_that_side_is_refused(section, said):
     assert refusal(InversionSettings, section).startswith(f"gradient_inversion.{said}")
 
 
+RETIRED = {
+    "module": {
+        "whole": "it is called lock: rotated now",
+        "affine": "it is called lock: paper now",
+        "mixing": "'mixing' is of locks that are gone",
+        "weights+norm": "'weights+norm' is of locks that are gone",
+        "[mixing, stem]": "['mixing', 'stem'] is of locks that are gone",
+        "null": "None is of locks that are gone",
+    },
+    "preset": {
+        "paper": "it is called lock: paper now",
+        "strong": "'strong' is of locks that are gone",
+    },
+    "targets": {
+        "all": "it is called layers now",
+        "[conv1]": "it is called layers now",
+        "frist": "it is called layers now",
+    },
+    "then": {"krum": "it is called robust_aggregation now"},
+    "form": {"full": "'full' is of locks that are gone"},
+    "mixed": {"inner": "'inner' is of locks that are gone"},
+    "rotate_every": {"1": "1 is of locks that are gone"},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in RETIRED.items() for value in values]
+)
+@pytest.mark.parametrize("beside", ["", "lock: paper\n", "lock: rotated\n"])
+def test_a_field_of_earlier_versions_is_refused_with_what_to_write_now(name, value, beside):
+    said = refusal(KeyLockConfig, f"{beside}{name}: {value}")
+    assert said.startswith(f"keylock.{name}: {RETIRED[name][value]}")
+    if "are gone" in said:
+        assert "docs/what-we-tried.md says why" in said
+        assert said.endswith("leave it out, or use lock: rotated or lock: paper")
+    # what is written in its place is a field that there is
+    else:
+        (field,) = (f for f in KeyLockConfig.model_fields if f"called {f}" in said)
+        assert field in ("lock", "layers", "robust_aggregation")
+
+
+def test_where_to_read_why_they_are_gone_is_there():
+    assert (Path(__file__).parents[1] / "docs/what-we-tried.md").is_file()
+
+
+OF_PAPER = [
+    *(("key_length", 16), ("layers", "all"), ("layers", ["conv*"]), ("activation", "sigmoid")),
+    *(("chained", True), ("share_norm_statistics", True)),
+]
+OF_ROTATED = [("group_key", "group"), ("mask", False)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "of", "under"),
+    [
+        *((field, value, "paper", "rotated") for field, value in OF_PAPER),
+        *((field, value, "rotated", "paper") for field, value in OF_ROTATED),
+    ],
+)
+def test_what_is_of_one_lock_is_refused_under_the_other_with_both_their_names(
+    field, value, of, under
+):
+    sections = [{"lock": under, field: value}] + [{field: value}] * (under == "rotated")
+    for section in sections:
+        said = refusal(KeyLockConfig, yaml.safe_dump(section))
+        shown = tuple(value) if isinstance(value, list) else value
+        assert said == (
+            f"keylock.{field}: {shown!r} is of lock: {of}, and lock is {under}; leave it out, or "
+            f"set lock: {of}"
+        )
+    KeyLockConfig.from_mapping({"lock": of, field: value})
+
+
+def test_what_is_of_one_lock_is_known_as_such():
+    """Of each field either lock makes use, or it is refused under the other."""
+    assert {field for field, _ in OF_PAPER + OF_ROTATED} == set(OF_ONE_LOCK)
+
+
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("module: affine\nform: grouped", "keylock.form: 'grouped' is of a matrix"),
-        ("module: affine\nmixed: inner", "keylock.mixed: 'inner' is of a matrix"),
-        ("module: affine+head\nmixed: inner", "keylock.mixed: 'inner' is of a matrix"),
-        ("then: krum\nmask: true", "keylock.mask: krum looks at single states"),
-        ("then: weak_dp", "keylock.then: 'weak_dp' does not run under module: whole"),
+        ("robust_aggregation: krum\nmask: true", "keylock.mask: krum looks at single states"),
+        (
+            "robust_aggregation: weak_dp",
+            "keylock.robust_aggregation: 'weak_dp' does not run under lock: rotated",
+        ),
     ],
 )
 def test_what_would_be_without_effect_is_refused(section, said):
     assert refusal(KeyLockConfig, section).startswith(said)
 
 
-def test_what_goes_together_and_how_it_is_called():
-    assert KeyLockConfig(module="affine+head", form="grouped").form == "grouped"
-    assert KeyLockConfig(then="krum").title == "keylock:whole:all:unmasked"
+def test_states_that_are_compared_one_by_one_are_not_masked():
+    assert KeyLockConfig().masks
+    assert not KeyLockConfig(mask=False).masks
+    assert not KeyLockConfig(robust_aggregation="krum").masks
+    assert KeyLockConfig(robust_aggregation="krum", mask=False) != KeyLockConfig()
+    # on layers there is none, and FedML's own defense may be any
+    assert KeyLockConfig(lock="paper", robust_aggregation="weak_dp").lock == "paper"
 
 
 def test_a_wrong_argument_in_python_is_a_config_error():
     with pytest.raises(ConfigError, match=r"keylock\.key_length: 0 is not allowed"):
-        KeyLockConfig(module="affine", key_length=0)
+        KeyLockConfig(lock="paper", key_length=0)
 
 
 def test_a_path_that_is_no_text_is_refused_in_a_users_words():

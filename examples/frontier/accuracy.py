@@ -23,7 +23,7 @@ from fedml_keylock.inversion import PublicData
 from fedml_keylock.locks import lock_model
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.silos import fresh_lock_accuracy
-from fedml_keylock.threads import one_thread
+from fedml_keylock.tensors import one_thread
 from fedml_keylock.types import Surrogate
 
 PUBLIC = 64

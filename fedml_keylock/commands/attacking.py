@@ -22,12 +22,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def attacks_of(request: Request) -> dict[str, Attack]:
-    """The attacks by name, with their settings.
-
-    Raises:
-        KeyLockError: one does not exist, or a setting is wrong.
-
-    """
+    """The attacks by name; KeyLockError if one does not exist, or a setting is wrong."""
     names = _listed(request.attacks)
     for field in request.fields:
         name, dot, rest = field.partition(".")
@@ -53,12 +48,7 @@ def differs(name: str, request: Request) -> dict[str, Any]:
 
 
 def levels_of(request: Request) -> list[str]:
-    """The levels of knowledge.
-
-    Raises:
-        ConfigError: there is none of that name.
-
-    """
+    """The levels of knowledge; ConfigError if there is none of that name."""
     levels = _listed(request.knowledge)
     check_known_levels(levels)
     return levels

@@ -7,20 +7,17 @@ from typing import Any
 
 import click
 
-from .options import lock_options
+from .options import FILE, FOLDER, lock_options
 from .request import Request
 
 __all__ = ["audit"]
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-
 
 @click.command()
-@click.argument("capture", required=False, type=_FOLDER)
+@click.argument("capture", required=False, type=FOLDER)
 @click.option(
     "--truth",
-    type=_FILE,
+    type=FILE,
     help="With CAPTURE: what the silos trained on, as "
     "fedml_keylock.evaluation.audit.save_truth writes it.",
 )
@@ -34,25 +31,25 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option(
     "--data",
-    type=_FOLDER,
+    type=FOLDER,
     help="A folder of PNG or JPEG pictures, a sub-folder for each class. Without CAPTURE, those "
     "that are not attacked are the attacker's public data; beside one, all of them are, and "
     "accuracy is measured on them.",
 )
-@click.option("--labels", type=_FILE, help="With --data: a CSV of lines like cat.png,3 instead.")
+@click.option("--labels", type=FILE, help="With --data: a CSV of lines like cat.png,3 instead.")
 @click.option(
     "--size",
     type=click.IntRange(11),
     help="Height and width of the model's pictures. By default what a torchvision model was "
     "published for, else the first of 32, 28, 64 and 224 that fits.",
 )
-@click.option("--weights", type=_FILE, help="Without CAPTURE: the model's state, safetensors.")
+@click.option("--weights", type=FILE, help="Without CAPTURE: the model's state, safetensors.")
 @click.option("--defense", help="Without CAPTURE: keylock (the default), none, or a plugin's.")
-@click.option("--config", type=_FILE, help="A job's fedml_config.yaml, for its keylock section.")
+@click.option("--config", type=FILE, help="A job's fedml_config.yaml, for its keylock section.")
 @lock_options
 @click.option(
     "--vault",
-    type=_FOLDER,
+    type=FOLDER,
     help="With CAPTURE: the silos' own vaults, kept with keep_history: the oracle's knowledge.",
 )
 @click.option(
@@ -91,7 +88,7 @@ _FOLDER = click.Path(path_type=Path, file_okay=False)
 )
 @click.option("--workers", type=click.IntRange(1), help="Processes; one a core by default.")
 @click.option(
-    "--output", type=_FOLDER, default=Path("keylock-audit"), show_default=True, help="Folder."
+    "--output", type=FOLDER, default=Path("keylock-audit"), show_default=True, help="Folder."
 )
 @click.option("--no-images", is_flag=True, help="Leave all pictures out of the report.")
 def audit(**options: Any) -> None:

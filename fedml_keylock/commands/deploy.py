@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..builtin import keylock
 from ..errors import ConfigError, VaultError, first_line
+from ..locks import Lock
 from ..locks.entropy import secret_uniform
 from ..locks.vault.cipher import Cipher
 from ..locks.vault.file import Stored
@@ -56,7 +55,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 def lock_as_silo(
     model: nn.Module,
-    settings: Mapping[str, Any],
+    defense: Lock,
     stored: Stored,
     cipher: Cipher | None,
     *,
@@ -69,22 +68,20 @@ def lock_as_silo(
 
     Args:
         model: as the job makes it, not locked; changed in place.
-        settings: the job's `keylock` section.
+        defense: the job's.
         stored: the silo's file in the vault.
         cipher: of the vault, None when it is plain.
         silo: index of the silo.
         state: of the global model.
         source: where the state is from, for messages.
-        round_index: under lock: rotated the round whose average it is; None: the vault's last.
+        round_index: of the round whose average it is; None: the vault's last.
 
     Raises:
-        ConfigError: a setting is wrong, or the state is not that of this job's global model, or not
-            of that round.
+        ConfigError: the state is not that of this job's global model, or not of that round.
         LockError: the model cannot be locked so.
         VaultError: the vault is another silo's or another job's, or cannot be read.
 
     """
-    defense = keylock(settings)
     agreed = defense.describe(model)
     defense.check_fit(model, state, agreed.constants, source)
     check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")

@@ -11,17 +11,9 @@ from ..host.startup_file import StartUp
 __all__ = ["disable", "enable"]
 
 
-def _choose(
-    _context: click.Context, _option: click.Parameter, folder: Path | None
-) -> StartUp | None:
-    return None if folder is None else StartUp(folder)
-
-
 _into = click.option(
     "--into",
-    "place",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    callback=_choose,
     hidden=True,
     help="Another folder than this environment's site-packages.",
 )
@@ -29,7 +21,7 @@ _into = click.option(
 
 @click.command()
 @_into
-def enable(place: StartUp | None) -> None:
+def enable(into: Path | None) -> None:
     """Activate the plugin wherever this environment imports fedml.
 
     For jobs that something else launches, where `python -m fedml_keylock` cannot be put in front:
@@ -45,7 +37,7 @@ def enable(place: StartUp | None) -> None:
     See whether it is:         fedml-keylock doctor
     Take it back:              fedml-keylock disable
     """  # noqa: D301  # click's mark for lines that are to stay as they are
-    place = place or StartUp.of_this_interpreter()
+    place = StartUp(into) if into else StartUp.of_this_interpreter()
     if not place.write():
         click.echo(f"enabled already in {place.folder}")
         return
@@ -56,7 +48,7 @@ def enable(place: StartUp | None) -> None:
 
 @click.command()
 @_into
-def disable(place: StartUp | None) -> None:
+def disable(into: Path | None) -> None:
     """Take back what `fedml-keylock enable` wrote, and nothing else.
 
     Programs that run already keep the plugin until they end. `python -m fedml_keylock` and
@@ -64,7 +56,7 @@ def disable(place: StartUp | None) -> None:
 
     Example: fedml-keylock disable
     """
-    place = place or StartUp.of_this_interpreter()
+    place = StartUp(into) if into else StartUp.of_this_interpreter()
     removed = place.remove()
     if removed:
         names = " and ".join(path.name for path in removed)

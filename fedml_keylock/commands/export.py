@@ -9,7 +9,7 @@ import click
 
 from ..errors import ConfigError
 from ..files import check_place
-from .options import config_option, model_option
+from .options import FILE, FOLDER, config_option, model_option
 
 __all__ = ["export"]
 
@@ -26,33 +26,18 @@ def _sizes(
     return tuple(map(int, sizes))
 
 
-def _check_output(output: Path) -> None:
-    """Refuse what would be replaced, before the work is done."""
-    try:
-        check_place(output)
-    except OSError as error:
-        raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"-o {folder}: cannot be made: {error.strerror}") from None
-
-
 @click.command()
 @model_option
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     required=True,
     help="The global model's state_dict: a .safetensors file, or what torch.save wrote.",
 )
 @click.option(
     "--vault",
     "folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER,
     help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
 )
 @click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
@@ -67,13 +52,13 @@ def _make_folder(folder: Path) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="File to write; exported.pt, or exported.pt2 for the format exported.",
 )
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["auto", "state_dict", "torchscript", "exported"]),
+    type=click.Choice(["auto", "state_dict", "exported"]),
     default="auto",
     show_default=True,
     help="state_dict needs the model's class to load, the others need torch only.",
@@ -110,8 +95,8 @@ def export(
 
     With the format auto it writes a state_dict for the job's own model class when the lock folds
     into that, as it does for a LeNet or a ResNet. A lock on a linear layer needs a norm that the
-    class does not have: then it is torch.export's format when there is an --example-shape, and
-    TorchScript if not. The file is for evaluation, and not for training.
+    class does not have: then it is torch.export's format, which needs an --example-shape. The file
+    is for evaluation, and not for training.
 
     The file is readable by its owner only. It holds the model that the server cannot read; of a
     lock on layers, the lock in the open, with which one can read what the silo sent. The passphrase
@@ -126,10 +111,12 @@ def export(
     from .job import build_model, keylock_settings, read_silo
     from .vault import current_cipher
 
-    if output is not None:
-        _check_output(output)
-    settings = keylock_settings(config)
-    lock = keylock(settings)
+    if output is not None:  # what would be replaced is refused before the work is done
+        try:
+            check_place(output)
+        except OSError as error:
+            raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
+    lock = keylock(keylock_settings(config))
     folder = folder or lock.config.vault
     stored = read_silo(folder, silo)
     state = read_checkpoint(checkpoint)
@@ -138,7 +125,7 @@ def export(
     cipher = current_cipher() if stored.sealed else None
     lock_as_silo(
         model,
-        settings,
+        lock,
         stored,
         cipher,
         silo=silo,
@@ -164,7 +151,10 @@ def export(
     if example is not None:
         most, largest = pack.difference(model, package.loaded, example)
         compared = f"outputs up to {largest:.3g} differ by at most {most:.1e} from the locked ones"
-    _make_folder(output.parent)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"-o {output.parent}: cannot be made: {error.strerror}") from None
     write_private(output, package.content, what="-o")
     what, holds = lock.deployed(model, silo=silo, round_index=stored.round_index)
     click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")

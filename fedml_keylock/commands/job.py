@@ -25,11 +25,9 @@ __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "r
 def lock_settings(
     config: Path | None, *, lock_kind: str | None, layers: str | None
 ) -> dict[str, Any]:
-    """A `keylock` section: a job's, or what `lock_options` say.
+    """A `keylock` section: what `keylock_settings` reads, or what `lock_options` say.
 
-    Raises:
-        ConfigError: the file cannot be read, or its job is not defended by keylock.
-        UsageError: both are given.
+    A UsageError where both are given.
 
     Example:
         >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
@@ -48,8 +46,7 @@ def lock_settings(
 def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     """The `keylock` section of a job's YAML; empty without a file.
 
-    Raises:
-        ConfigError: the file cannot be read, or its job is not defended by keylock.
+    A ConfigError where the file cannot be read, or its job is not defended by keylock.
 
     Example:
         >>> keylock_settings(None)
@@ -133,18 +130,13 @@ def _torchvision(name: str) -> nn.Module:
 
     if name not in models.list_models(module=models):
         raise ConfigError(f"--model torchvision:{name}: torchvision has no such classifier")
-    own = {"googlenet": {"aux_logits": False}, "inception_v3": {"aux_logits": False}}
-    model: nn.Module = models.get_model(name, weights=None, **own.get(name, {}))
+    plain = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = models.get_model(name, weights=None, **plain)
     return model
 
 
 def read_silo(folder: Path, silo: int) -> Stored:
-    """Read a silo's file in a vault.
-
-    Raises:
-        VaultError: there is none, and whose there are; or it cannot be read.
-
-    """
+    """Read a silo's file in a vault; VaultError without one, or if it cannot be read."""
     path = silo_path(folder, silo)
     if not os.path.lexists(path):
         there = ", ".join(map(str, silos_in(folder)))
@@ -156,12 +148,7 @@ def read_silo(folder: Path, silo: int) -> Stored:
 
 
 def check_owner(stored: Stored, silo: int, layout: str, *, hint: str = "") -> None:
-    """Check that a vault's file is this silo's, for this job's model and settings.
-
-    Raises:
-        VaultError: it is another's; the hint ends the message.
-
-    """
+    """Refuse a vault's file of another silo, model or settings: a VaultError that the hint ends."""
     if (stored.silo, stored.layout) != (silo, layout):
         raise VaultError(
             f"vault {stored.path}: it is silo {stored.silo}'s with layout {stored.layout}; silo "

@@ -8,7 +8,10 @@ from typing import Any
 
 import click
 
-__all__ = ["config_option", "lock_options", "model_option"]
+__all__ = ["FILE", "FOLDER", "config_option", "lock_options", "model_option"]
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
 
 model_option = click.option(
     "--model",
@@ -21,26 +24,21 @@ model_option = click.option(
 
 config_option = click.option(
     "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
 )
 
-_LOCK = (
-    click.option(
-        "--lock",
-        "lock_kind",
-        type=click.Choice(["rotated", "paper"]),
-        help="Without --config: rotated, the default, or paper, the published lock.",
-    ),
-    click.option(
-        "--layers",
-        help="Of lock: paper: first, all, or globs with commas between them.",
-    ),
+_lock = click.option(
+    "--lock",
+    "lock_kind",
+    type=click.Choice(["rotated", "paper"]),
+    help="Without --config: rotated, the default, or paper, the published lock.",
+)
+_layers = click.option(
+    "--layers", help="Of lock: paper: first, all, or globs with commas between them."
 )
 
 
 def lock_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Options that say what lock it is, where no job's YAML does: `lock_settings` reads them."""
-    for option in reversed(_LOCK):
-        command = option(command)
-    return command
+    return _lock(_layers(command))

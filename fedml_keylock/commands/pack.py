@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -25,7 +24,7 @@ class Package:
     """A file's content, and the model that was loaded from it.
 
     Attributes:
-        form: state_dict, torchscript or exported.
+        form: state_dict or exported.
         content: of the file.
         loaded: computes what whoever loads the file will.
         missing: a name that the job's model class does not have, "" when it has all.
@@ -39,12 +38,12 @@ class Package:
 
 
 def pack(exported: nn.Module, plain: nn.Module, form: str, example: Tensor | None) -> Package:
-    """Put an exported model in a form that loads where this package is not.
+    """Put what `export_model` made in a form that loads where this package is not.
 
     Args:
-        exported: by `export_model`.
+        exported: the model.
         plain: the job's model as it was before it was locked; a state_dict is loaded into it.
-        form: state_dict, torchscript, exported, or auto for the one that fits.
+        form: state_dict, exported, or auto for the one that fits.
         example: an input of the model, if there is one.
 
     Raises:
@@ -58,42 +57,23 @@ def pack(exported: nn.Module, plain: nn.Module, form: str, example: Tensor | Non
     state, names = exported.state_dict(), plain.state_dict().keys()
     missing = next((name for name in state if name not in names), "")
     if form == "auto":
-        form = "state_dict" if not missing else "torchscript" if example is None else "exported"
+        form = "exported" if missing else "state_dict"
     if form == "state_dict":
         if missing:
             raise ConfigError(
                 f"--format state_dict: the lock needs {missing}, which the model's class does not "
-                "have; use --format exported or torchscript"
+                "have; use --format exported"
             )
         content = _saved(torch.save, state)
         plain.load_state_dict(torch.load(BytesIO(content), weights_only=True))
         return Package(form, content, plain.eval())
-    make = _exported if form == "exported" else _scripted
-    return Package(form, *make(exported, example), missing)
+    return Package(form, *_exported(exported, example), missing)
 
 
 def _saved(save: Callable[[Any, Any], None], what: Any) -> bytes:
     file = BytesIO()
     save(what, file)
     return file.getvalue()
-
-
-def _scripted(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable[[Tensor], Any]]:
-    jit: Any = torch.jit  # some of it has no types
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is old, and what it says of the user's code
-        try:
-            made = jit.script(model)
-        except Exception as error:  # the model is anyone's code
-            if example is None:
-                raise ConfigError(
-                    f"--format torchscript: the model cannot be scripted ({first_line(error)}); "
-                    "with --example-shape it can be traced"
-                ) from None
-            with torch.no_grad():
-                made = jit.trace(model, example, check_trace=False)
-        content = _saved(jit.save, made)
-        return content, jit.load(BytesIO(content))
 
 
 def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable[[Tensor], Any]]:
@@ -104,22 +84,15 @@ def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
         program = torch.export.export(model, (example,), dynamic_shapes=any_batch)
     except Exception as error:  # the model is anyone's code
         raise ConfigError(
-            f"--format exported: torch.export cannot take the model ({first_line(error)}); use "
-            "--format torchscript"
+            f"--format exported: torch.export cannot take the model ({first_line(error)}); export "
+            "it in Python: fedml_keylock.export_model(model)"
         ) from None
     content = _saved(torch.export.save, program)
     return content, torch.export.load(BytesIO(content)).module()
 
 
 def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Two random inputs of a model, which takes them.
-
-    Args:
-        model: has the type and the device that they get; in eval mode.
-        shape: of one, without the batch.
-
-    Raises:
-        ConfigError: the model does not take them.
+    """Two random inputs of a model in eval mode, each of this shape; ConfigError if it takes none.
 
     Example:
         >>> random_input(nn.Linear(3, 2), (3,)).shape
@@ -145,8 +118,7 @@ def difference(
 ) -> tuple[float, float]:
     """The largest difference of two models' outputs on an input, and the largest output.
 
-    Raises:
-        ConfigError: the loaded one does not run, or they differ by more than rounding explains.
+    A ConfigError where the loaded one does not run, or they differ by more than rounding explains.
 
     Example:
         >>> difference(nn.Identity(), nn.Identity(), torch.ones(2))

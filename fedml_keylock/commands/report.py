@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .options import FILE
+
 __all__ = ["report"]
 
 
@@ -24,7 +26,7 @@ def report() -> None:
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option(
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     default=Path("compare.html"),
     show_default=True,
     help="The page to write: one file that needs nothing else.",

@@ -62,12 +62,7 @@ class Material:
 
 
 def captured(request: Request) -> Material:
-    """What a job captured, with its truth.
-
-    Raises:
-        KeyLockError: in one line.
-
-    """
+    """What a job captured, with its truth."""
     assert request.capture is not None
     assert request.truth is not None
     capture = Capture.open(request.capture)
@@ -139,12 +134,7 @@ def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | 
 
 
 def probes(request: Request) -> Material:
-    """What a model would send, one subject a seed.
-
-    Raises:
-        KeyLockError: in one line.
-
-    """
+    """What a model would send, one subject a seed."""
     assert request.data is not None
     model = _model(request, 0)
     channels = _channels(model)
@@ -196,11 +186,16 @@ def probes(request: Request) -> Material:
     return Material(subjects, facts)
 
 
-def _model(request: Request, seed: int) -> nn.Module:
-    """The model, its own random start drawn from the seed, or with the weights of a file."""
+def _built(builder: str, seed: int) -> nn.Module:
+    """A model, its own random start drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = build_model(request.builder)
+        return build_model(builder)
+
+
+def _model(request: Request, seed: int) -> nn.Module:
+    """The model as `_built`, or with the weights of a file."""
+    model = _built(request.builder, seed)
     if request.weights is not None:
         try:
             model.load_state_dict(load_file(request.weights))
@@ -216,9 +211,7 @@ def _rebuild(
     builder: str, defense: str | None, settings: Mapping[str, Any]
 ) -> tuple[nn.Module, Surrogate | None]:
     """The attacker's models, in another rank. Their weights do not matter: he has what was sent."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = build_model(builder)
+    model = _built(builder, 0)
     return model, _protection(defense, settings, model)[0].surrogate if defense else None
 
 
@@ -240,10 +233,7 @@ def _size(builder: str, model: nn.Module, channels: int) -> int:
 
 
 def _channels(model: nn.Module) -> int:
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
+    return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
 
 
 def _settings(request: Request, name: str) -> dict[str, Any]:
@@ -258,9 +248,7 @@ def _protection(
     name: str, settings: Mapping[str, Any], model: nn.Module
 ) -> tuple[Protection, Defense]:
     defense = defense_of(name, settings)
-    if not isinstance(defense, Lock):
-        return Protection(defense.title, defense.surrogate(model)), defense
-    fresh = partial(_fresh, defense)
+    fresh = partial(_fresh, defense) if isinstance(defense, Lock) else None
     return Protection(defense.title, defense.surrogate(model), fresh), defense
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from ..errors import VaultError
-from .options import config_option, model_option
 
 if TYPE_CHECKING:
     from ..locks.vault.cipher import Cipher
@@ -35,7 +34,6 @@ def vault() -> None:
     What is there:          fedml-keylock vault list
     Is all of it whole:     fedml-keylock vault verify
     Encrypt it:             fedml-keylock vault rekey --encrypt
-    A new lock for silo 2:  fedml-keylock vault rotate --silo 2 --model main:Net --config c.yaml
 
     None of these ever prints a private value. The passphrase of an encrypted vault is never an
     argument: it is in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that
@@ -175,8 +173,8 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
     Every file is read before one is changed, each is replaced whole or not at all, and the history
     is done with the rest. If it is interrupted, run it again: what is done already is left alone.
-    The disk or a backup may still hold the files as they were; when a passphrase got out, give the
-    silo a new lock with rotate, if it has one on layers; under lock: rotated each job has another.
+    The disk or a backup may still hold the files as they were; when a passphrase got out, start a
+    job with another vault: under the default lock every job has another key anyway.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
@@ -195,50 +193,6 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     if way:
         wanted = str(way == "encrypt").lower()
         click.echo(f"set keylock.encrypt_vault to {wanted} in the YAML of this silo")
-
-
-@vault.command()
-@click.argument("folder", type=click.Path(path_type=Path), required=False)
-@_silo(required=True)
-@model_option
-@config_option
-@click.option("--keep-old", is_flag=True, help="Keep the old lock's file and history.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def rotate(
-    folder: Path | None, silo: int, builder: str, config: Path | None, keep_old: bool, yes: bool
-) -> None:
-    """Give a silo a fresh lock.
-
-    It is in FOLDER, or in the vault that --config names. Its key, weights and mixing are drawn from
-    the operating system's entropy. Do it when a silo's private state may have been seen. The silo's
-    accuracy under its own lock drops until it has trained again; its normalisation statistics are
-    kept. The old lock is deleted, and with it the history of past rounds: whoever has it can still
-    read what was sent under it. With --keep-old it stays, as silo-N.rotated-ROUND.safetensors.
-
-    It is for locks on layers, which --config names: under lock: rotated, the default, every job
-    and every round is rotated anew.
-
-    Example: fedml-keylock vault rotate --silo 2 --model main:Net --config fedml_config.yaml
-    """
-    from .job import build_model, keylock_settings
-    from .rotate import rotate_silo, rotated
-
-    settings = keylock_settings(config)
-    job = rotated(settings).config  # refused before anything is asked
-    folder = folder or job.vault
-    found = _read(folder, silo)
-    cipher = current_cipher() if found.sealed else None
-    model = build_model(builder)
-    click.echo(
-        f"silo {silo}: its accuracy drops until it has trained again under a fresh lock; the old "
-        + ("one is kept" if keep_old else "one and its history are deleted for good")
-    )
-    if not yes:
-        click.confirm("Rotate?", abort=True)
-    aside = rotate_silo(folder, silo, model, settings, cipher, keep_old=keep_old)
-    click.echo(f"silo {silo}: fresh lock, round {found.round_index}, in {found.path}")
-    if aside is not None:
-        click.echo(f"silo {silo}: the old lock is in {aside}, its history where it was")
 
 
 NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a variable

@@ -56,16 +56,11 @@ class Capture:
     meta: dict[str, Any] = field(default_factory=dict)
     _files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _sent: tuple[int, dict[str, Tensor]] = field(default=(-1, {}), repr=False)
-    _layout: dict[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
+    _layout: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> Capture:
-        """Start a capture in an empty or new folder.
-
-        Raises:
-            AttackError: the folder holds a capture already, or cannot be written.
-
-        """
+        """Start a capture in a new folder; AttackError if one is there, or it cannot be written."""
         capture = cls(folder, {"schema": SCHEMA, **meta})
         if (folder / META).exists():
             raise AttackError(f"{folder} holds a capture already; move it away or name another")
@@ -116,12 +111,7 @@ class Capture:
         return capture
 
     def add(self, update: ClientUpdate) -> None:
-        """Keep one update: what was sent once a round, and what came back.
-
-        Raises:
-            AttackError: it cannot be written.
-
-        """
+        """Keep one update, and once a round what was sent; AttackError if it cannot be written."""
         folder = _round(update.round)
         try:
             (self.folder / folder).mkdir(exist_ok=True)
@@ -137,12 +127,7 @@ class Capture:
         self._write(FINAL, save(_plain(final)))
 
     def final(self) -> dict[str, Tensor]:
-        """The public state that training ended with.
-
-        Raises:
-            AttackError: there is none, because the job did not end; or it is damaged.
-
-        """
+        """The public state that training ended with; AttackError without one, or if damaged."""
         if not self.ended:
             raise AttackError(f"capture {self.folder}: the job did not end: there is no {FINAL}")
         return self._load(FINAL)
@@ -168,12 +153,7 @@ class Capture:
         return sorted({index for index, _ in self.entries()})
 
     def sent(self, round_index: int) -> dict[str, Tensor]:
-        """The public state that a round began with. The last one asked for is kept.
-
-        Raises:
-            AttackError: as `load`.
-
-        """
+        """The public state that a round began with; errors as of `load`. The last is kept."""
         if self._sent[0] != round_index:
             self._sent = (round_index, self._load(f"{_round(round_index)}/sent.safetensors"))
         return self._sent[1]
@@ -200,25 +180,15 @@ class Capture:
             round=round_index,
         )
 
-    def each(self) -> Iterator[ClientUpdate]:
-        """Every update, by round and silo, one at a time.
-
-        Raises:
-            AttackError: as `load`.
-
-        """
-        for round_index, silo in self.entries():
-            yield self.load(round_index, silo)
+    def each(self, round_index: int | None = None) -> Iterator[ClientUpdate]:
+        """The updates of one round, or of all, by round and silo; errors as of `load`."""
+        for entry in self.entries():
+            if round_index in (None, entry[0]):
+                yield self.load(*entry)
 
     def updates(self, round_index: int | None = None) -> list[ClientUpdate]:
-        """The updates of one round, or of all: then all of them are in memory.
-
-        Raises:
-            AttackError: as `load`.
-
-        """
-        wanted = [entry for entry in self.entries() if round_index in (None, entry[0])]
-        return [self.load(*entry) for entry in wanted]
+        """What `each` gives, all of it in memory at once."""
+        return list(self.each(round_index))
 
     def _write(self, name: str, content: bytes, **facts: float) -> None:
         """A file, whole or not at all, and then its line in the index."""
@@ -268,15 +238,15 @@ class Capture:
             ) from None
         # not its types: FedML's averages and noise turn integers into floating point
         layout = {key: tuple(value.shape) for key, value in state.items()}
-        if not self._layout:
-            self._layout.update(layout)
+        self._layout = self._layout or layout
         # a job's own trainer may send fewer names than it got
-        whole = () if "/silo-" in name else self._layout
-        for key in sorted({*whole, *layout}):
-            if layout.get(key) != self._layout.get(key):
+        names = layout if "/silo-" in name else {*layout, *self._layout}
+        for key in sorted(names):
+            found, first = layout.get(key), self._layout.get(key)
+            if found != first:
                 raise AttackError(
-                    f"capture {self.folder / name}: {key} is {_said(layout.get(key))}, and was "
-                    f"{_said(self._layout.get(key))} in what was read first: it is of another job"
+                    f"capture {self.folder / name}: {key} is {_said(found)}, and was "
+                    f"{_said(first)} in what was read first: it is of another job"
                 )
         return state
 

@@ -15,13 +15,9 @@ __all__ = ["mean_interval"]
 
 
 def mean_interval(values: Sequence[float] | Tensor) -> dict[str, float | int | None]:
-    """Mean and 95 % interval of Student's t.
+    """Mean and 95 % interval of Student's t, of one value for each image.
 
-    Args:
-        values: ``(n,)`` one for each image.
-
-    Returns:
-        ``mean``, ``low``, ``high`` and ``n``. One value has no interval: low and high are None.
+    Gives ``mean``, ``low``, ``high`` and ``n``. One value has no interval: low and high are None.
 
     Raises:
         ConfigError: there is no value, or one is not finite.

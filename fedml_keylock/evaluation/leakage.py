@@ -9,6 +9,13 @@ from ..errors import ConfigError
 
 __all__ = ["CostCurve", "Interval", "LeakageRow"]
 
+UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
+"""A row's defense where there is none, and its knowledge where it is no attacker's."""
+NEAREST = "nearest public image"
+"""A baseline that is chosen by the truth, so that it is shown and excuses nothing."""
+PUBLIC_NORM = "public norm"
+"""The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
+
 Interval = dict[str, float | int | None]
 """``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""
 

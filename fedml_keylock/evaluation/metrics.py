@@ -1,4 +1,9 @@
-"""How much of a picture came back. Images are ``(n, c, h, w)`` on [0, 1]."""
+"""How much of a picture came back.
+
+Every metric takes reconstructions and what they should be, in the same order: both are
+``(n, c, h, w)`` on [0, 1], to which the reconstructions are clamped. It gives ``(n,)`` values.
+Shapes that differ or are not those of images, and values that are not finite, are a ConfigError.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ from torchmetrics.functional.image import (
 )
 
 from ..errors import ConfigError
+from .matching import check_pair
 
 __all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
 
@@ -19,15 +25,7 @@ _MOST_DECIBELS = 100.0
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio, ``10 log10(1 / MSE)``, after clamping the images to [0, 1].
 
-    Args:
-        images: ``(n, c, h, w)`` reconstructions.
-        truth: ``(n, c, h, w)`` what they should be, each the same place's.
-
-    Returns:
-        ``(n,)`` decibels, at most 100: an exact copy has no finite ratio.
-
-    Raises:
-        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+    In decibels, at most 100: an exact copy has no finite ratio.
 
     Example:
         >>> psnr(torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.5)).round()
@@ -42,16 +40,10 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), Gaussian window of 11, after clamping to [0, 1].
 
-    Args:
-        images: ``(n, c, h, w)`` reconstructions.
-        truth: ``(n, c, h, w)`` what they should be, each the same place's.
-
-    Returns:
-        ``(n,)`` from -1 to 1, which is an exact copy.
+    From -1 to 1, which is an exact copy.
 
     Raises:
-        ConfigError: the shapes differ or are not those of images, or a value is not finite; or the
-            images are smaller than the window.
+        ConfigError: the images are smaller than the window, beside what every metric refuses.
 
     Example:
         >>> x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -72,17 +64,7 @@ def align(images: Tensor, truth: Tensor) -> Tensor:
     """Give each channel the scale and offset that bring it closest to the truth (least squares).
 
     Someone who looks at a picture sees through wrong contrast and brightness. A scale may be
-    negative: a photographic negative shows what it shows.
-
-    Args:
-        images: ``(n, c, h, w)`` reconstructions, clamped to [0, 1] first.
-        truth: ``(n, c, h, w)`` what they should be.
-
-    Returns:
-        ``(n, c, h, w)`` on [0, 1].
-
-    Raises:
-        ConfigError: the shapes differ or are not those of images, or a value is not finite.
+    negative: a photographic negative shows what it shows. Images ``(n, c, h, w)`` on [0, 1] again.
 
     Example:
         >>> x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -125,11 +107,5 @@ def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def _checked(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    if images.shape != truth.shape or images.ndim != 4 or not len(images):
-        raise ConfigError(
-            "images and truth must both be (n, c, h, w), not "
-            f"{tuple(images.shape)} and {tuple(truth.shape)}"
-        )
-    if not (images.isfinite().all() and truth.isfinite().all()):
-        raise ConfigError("images and truth must be finite: a pixel is NaN or infinite")
+    check_pair(images, truth, images.ndim == 4 and len(images) > 0, "(n, c, h, w)")
     return images.detach().float().clamp(0, 1), truth.detach().float().clamp(0, 1)

@@ -23,7 +23,7 @@ _LARGEST, _MOST_IN_A_LINE = 112, 16
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Raise unless these are pictures that can be shown: ``(n, c, h, w)``, finite, c 1 or 3.
+    """Refuse what are no pictures to be shown: ``(n, c, h, w)``, finite, c 1 or 3.
 
     Raises:
         ConfigError: naming them, and what is wrong.
@@ -39,10 +39,7 @@ def check_images(name: str, images: Tensor) -> None:
 
 
 def data_uris(images: Tensor) -> list[str]:
-    """Each image as a PNG that stands in the page itself.
-
-    Args:
-        images: ``(n, c, h, w)`` on [0, 1], clamped.
+    """Each of the images ``(n, c, h, w)`` on [0, 1], clamped, as a PNG for the page itself.
 
     Example:
         >>> data_uris(torch.rand(1, 1, 8, 8))[0][:22]
@@ -60,10 +57,8 @@ def data_uris(images: Tensor) -> list[str]:
 def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes:
     """The originals, and below them one labelled row for each gallery.
 
-    Args:
-        originals: ``(n, c, h, w)`` on [0, 1]; n may be 0, and then the picture says so.
-        rows: title and ``(n, c, h, w)`` of each gallery. Of more than 16 images the first 16 are
-            shown, and each title says so.
+    All are ``(n, c, h, w)`` on [0, 1]; n may be 0, and then the picture says so. Of more than 16
+    the first 16 are shown, and each title says so.
 
     Example:
         >>> overview_png(torch.rand(2, 1, 8, 8), [("dlg", torch.rand(2, 1, 8, 8))])[1:4]
@@ -74,10 +69,10 @@ def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes
     part = f" (the first {shown} of {len(originals)})" if shown < len(originals) else ""
     lines = [("originals" + part, originals[:shown])]
     lines += [(title + part, images[:shown]) for title, images in rows]
-    strips = [(title, _strip(images, shown)) for title, images in lines] if shown else []
-    blank = [("Nothing was attacked: there are no pictures.", torch.ones(1, 1, 3))]
-    strips = strips or blank
-    width = max(_NARROW, 2 * _MARGIN + strips[0][1].shape[1]) if shown else _NARROW
+    strips = [(title, _strip(images, shown)) for title, images in lines if shown]
+    if not strips:
+        strips = [("Nothing was attacked: there are no pictures.", torch.ones(1, 1, 3))]
+    width = max(_NARROW, 2 * _MARGIN + strips[0][1].shape[1])
     height = 2 * _MARGIN + sum(_LABEL + len(strip) + 2 * _GAP for _, strip in strips)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
     FigureCanvasAgg(figure)  # becomes the figure's canvas; no display, no global state

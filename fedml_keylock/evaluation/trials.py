@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,7 +20,6 @@ from ..inversion import (
     Attack,
     GradientInversion,
     Knowledge,
-    LocalTraining,
     PublicData,
     Secrets,
     check_level,
@@ -34,14 +34,8 @@ def trials(
 ) -> list[tuple[str, str]]:
     """Each attack at each level that it can run at and that there is something to know at.
 
-    Args:
-        attacks: by name.
-        levels: of knowledge.
-        defended: without a defense the levels at which an attacker knows of one, and no more, are
-            the oblivious one again.
-
-    Returns:
-        ``(name, level)``, attack by attack.
+    Each is ``(name, level)``, attack by attack. Without a defense the levels at which an attacker
+    knows of one, and no more, are the oblivious one again.
 
     Raises:
         AttackError: an attack can run at none of the levels.
@@ -75,31 +69,20 @@ def trials(
 def knowledge_of(
     level: str,
     *,
-    input_shape: tuple[int, ...],
-    classes: int,
     surrogate: Surrogate | None,
     given: Mapping[str, Tensor] | None = None,
-    peers: Mapping[str, Tensor] | None = None,
     public: PublicData | None = None,
-    statistics: Mapping[str, tuple[Tensor, Tensor]] | None = None,
-    batch: int = 1,
-    bounds: tuple[float, float] = (0.0, 1.0),
-    training: LocalTraining | None = None,
+    **known: Any,
 ) -> Knowledge:
     """What an attacker of that level knows.
 
     Args:
         level: one of ``inversion.LEVELS``.
-        input_shape: ``(c, h, w)``.
-        classes: how many the model has.
         surrogate: the defended model as the attacker knows it; None where nothing is defended.
-        given: for the oracle, name to ``(u, *shape)``: the silos' own private state.
-        peers: for the insider, name to ``(p, *shape)``: that of colluding silos.
+        given: private state by name: for the oracle the silos' own, ``(u, *shape)``; for the
+            insider that of colluding silos, ``(p, *shape)``.
         public: for the simulating attacker: used at no other level.
-        statistics: for the level of that name: see ``Knowledge``.
-        batch: images in each update.
-        bounds: least and greatest pixel value.
-        training: how the silos trained; None for one step on all the images.
+        known: other fields of ``Knowledge``.
 
     Raises:
         AttackError: the level needs what is not there.
@@ -110,28 +93,18 @@ def knowledge_of(
 
     """
     grants = GRANTS[level]
-    secrets, update_transform = None, None if surrogate is None else surrogate.update_transform
+    if "public data" in grants:
+        known |= {"public": public, "update_transform": surrogate and surrogate.update_transform}
     if surrogate is not None and surrogate.names:
-        secrets = Secrets(
+        known["secrets"] = Secrets(
             surrogate.names,
             draw=surrogate.draw if "kind" in grants else None,
             given=given if "private state" in grants else None,
-            peers=peers if "peer" in grants else None,
+            peers=given if "peer" in grants else None,
         )
     elif surrogate is None and level not in ("oblivious", "simulating"):
         raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
-    return Knowledge(
-        level,
-        input_shape,
-        classes,
-        batch,
-        bounds=bounds,
-        secrets=secrets,
-        statistics=statistics if "statistics" in grants else None,
-        public=public if "public data" in grants else None,
-        training=training,
-        update_transform=update_transform if "public data" in grants else None,
-    )
+    return Knowledge(level, **known)
 
 
 def attack_updates(
@@ -145,17 +118,10 @@ def attack_updates(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Reconstruction:
-    """Reconstruct, on the attacker's model: the surrogate where there is a defense.
+    """Reconstruct as by `Attack.reconstruct`, on the attacker's model, from a seed.
 
-    Args:
-        attack: the configured attack.
-        updates: as the knowledge says that they were made.
-        model: the public model.
-        knowledge: as `knowledge_of` makes it.
-        surrogate: as given to `knowledge_of`.
-        seed: of the attacker's own generator.
-        progress: called with evaluations done and evaluations in all.
-        checkpoint: a file to go on from, for an attack that searches; others begin anew.
+    His model is the surrogate where there is a defense, and the public one where there is none. The
+    checkpoint is a file to go on from, for an attack that searches; others begin anew.
 
     Raises:
         AttackError: the updates, the model and the knowledge do not fit together.
@@ -178,11 +144,8 @@ def save_reconstruction(
 ) -> Path:
     """Write images and labels ``(u, n, ...)`` beside each other, with where they come from.
 
-    The file is whole or not there, and its owner's only: they are pictures of somebody's data.
-
-    Raises:
-        AttackError: the file cannot be written.
-
+    The file is whole or not there, or else this is an AttackError. It is its owner's only: they are
+    pictures of somebody's data.
     """
     path = folder / f"{reconstruction.attack}-{reconstruction.knowledge}.safetensors"
     source = [{"round": update.round, "silo": update.silo} for update in updates]

@@ -128,10 +128,8 @@ def accuracy_text(
 ) -> str:
     """What a defense costs in accuracy, and for whom the model still works.
 
-    Args:
-        measured: the defense's own intervals, of ``own_lock``, ``fresh_lock`` and ``server``.
-        plain: the interval without a defense.
-        undefended: these are the accuracies without a defense themselves.
+    Of the defense's own intervals of ``own_lock``, ``fresh_lock`` and ``server``, and of the plain
+    one without a defense; or, undefended, of the latter alone.
 
     Example:
         >>> accuracy_text({"own_lock": {"mean": 0.9}, "fresh_lock": {"mean": 0.1}}, {"mean": 0.95})
@@ -143,7 +141,7 @@ def accuracy_text(
     if undefended:
         known = mean_of(measured.get("server")) is not None
         return f"Accuracy is {_share(measured['server'])}." if known else ""
-    if not any(mean_of(interval) is not None for interval in measured.values()):
+    if all(mean_of(interval) is None for interval in measured.values()):
         return ""
     own, base = mean_of(measured.get("own_lock")), mean_of(plain)
     if own is None:
@@ -178,9 +176,8 @@ def number(value: float | None) -> str:
 def columns(lines: Sequence[Sequence[str]], *, limit: int = 100) -> str:
     """Text in left-aligned columns.
 
-    Args:
-        lines: cells of each line, as many in each; a line of one cell is a heading of its own.
-        limit: columns of the terminal. The first cells give way, then the line's end.
+    Each line has as many cells; one of a single cell is a heading of its own. Where the terminal's
+    columns are not enough, the first cells give way, then the line's end.
 
     Example:
         >>> print(columns([["a", "b"], ["long", "c"]]))

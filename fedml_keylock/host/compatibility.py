@@ -93,12 +93,7 @@ def unsupported(version: str, problems: Sequence[str] = ()) -> str | None:
 
 
 def check_job(args: Arguments, defense: str | None, robust_aggregation: str | None) -> None:
-    """Check that the defense was tested in this kind of job.
-
-    Args:
-        args: FedML's.
-        defense: the name of our defense, which is its section in the YAML.
-        robust_aggregation: the name of FedML's own beside it, or None.
+    """Check that a defense, and FedML's own beside it, were tested in this kind of job.
 
     Raises:
         HostError: naming the field, its value and what is supported.
@@ -137,13 +132,7 @@ def check_model(
     robust_aggregation: str | None,
     dtypes: Mapping[str, torch.dtype],
 ) -> None:
-    """Check that FedML's own defense and clipping can run on a model.
-
-    Args:
-        args: FedML's.
-        defense: see `check_job`.
-        robust_aggregation: see `check_job`.
-        dtypes: of the model's public state, name to dtype.
+    """Check that FedML's own defense and clipping can run on a model's public state.
 
     Raises:
         ConfigError: one of them cannot, naming the part of the model.
@@ -215,53 +204,32 @@ def _rules(args: Arguments) -> list[tuple[bool, str, Any, str]]:
 
     kind, backend, optimizer = map(field, ("training_type", "backend", "federated_optimizer"))
     where, tested = f"training_type: {kind}", _BACKENDS.get(str(kind), ())
+    both = f"{where} and backend: {backend}"
     scenario, engine = field("scenario", "horizontal"), field("ml_engine", "torch")
     encrypts, noise = bool(field("enable_fhe")), bool(field("enable_dp"))
     solution, attack = word(args, "dp_solution_type"), word(args, "attack_type")
     theirs = attack if field("enable_attack") and attack != INVERSION else None
-    noise_fits = not noise or _is_plain(args)
+    noise_fits, attack_fits = (_is_plain(args) or unused for unused in (not noise, theirs is None))
+    known = not noise or solution in ("ldp", "cdp")
+    accountant = noise and field("enable_rdp_accountant")
     total, each, workers = map(field, ("client_num_in_total", "client_num_per_round", "worker_num"))
     enough = total is not None and each is not None and total >= each
     # FedML's server waits for every rank, and asks only so many; the simulation counts itself
     silos = workers - 1 if kind == "simulation" and isinstance(workers, int) else workers
     ranks = f"worker_num ({silos})" if silos == workers else f"{silos}"
+    asked = backend == "sp" or silos == each
     return [
         (bool(tested), "training_type", kind, " and ".join(_BACKENDS)),
         (backend in tested, "backend", backend, f"{' and '.join(tested)} with {where}"),
-        (
-            optimizer == _OPTIMIZER,
-            "federated_optimizer",
-            optimizer,
-            f"{_OPTIMIZER} with {where} and backend: {backend}",
-        ),
+        (optimizer == _OPTIMIZER, "federated_optimizer", optimizer, f"{_OPTIMIZER} with {both}"),
         (scenario == "horizontal", "scenario", scenario, "horizontal"),
         (engine == "torch", "ml_engine", engine, "torch"),
         (not encrypts, "enable_fhe", encrypts, "False"),
         (noise_fits, "enable_dp", noise, f"it with {_PLAIN}: FedML adds no noise elsewhere"),
-        (
-            theirs is None or _is_plain(args),
-            "attack_type",
-            theirs,
-            f"FedML's own attacks with {_PLAIN}",
-        ),
-        (
-            not noise or solution in ("ldp", "cdp"),
-            "dp_solution_type",
-            solution,
-            "ldp and cdp, which FedML adds",
-        ),
-        (
-            not (noise and field("enable_rdp_accountant")),
-            "enable_rdp_accountant",
-            True,
-            "False: FedML's accountant cannot be made",
-        ),
+        (attack_fits, "attack_type", theirs, f"FedML's own attacks with {_PLAIN}"),
+        (known, "dp_solution_type", solution, "ldp and cdp, which FedML adds"),
+        (not accountant, "enable_rdp_accountant", True, "False: FedML's accountant cannot be made"),
         (theirs != "dlg", "attack_type", theirs, f"{INVERSION}: FedML's own dlg never optimises"),
         (enough, "client_num_in_total", total, f"client_num_per_round ({each}) or more"),
-        (
-            backend == "sp" or silos == each,
-            "client_num_per_round",
-            each,
-            f"{ranks}: every rank but the server's",
-        ),
+        (asked, "client_num_per_round", each, f"{ranks}: every rank but the server's"),
     ]

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import UpdateRefused
 from ..types import Agreement
 from .public_state import check_payload, check_state, check_words, pinned, public_copy
-from .update_history import DuplicateDetector, Sender, check_attackable, check_names
+from .update_history import Sender, UpdateHistory, check_attackable
 
 __all__ = [
     "HELLO",
@@ -64,18 +64,18 @@ class EntryNames:
 
 @dataclass
 class ServerGate:
-    """The server's gate, with its memory of the job's messages.
+    """The server's gate.
 
     Attributes:
         nonce: of the job, in hexadecimal.
         reads_states: whether attacks read updates, which must then be whole states.
+        history: of the job's messages.
 
     """
 
     nonce: str = field(default_factory=lambda: os.urandom(16).hex())
     reads_states: bool = False
-    _duplicates: DuplicateDetector = field(default_factory=DuplicateDetector)
-    _first: tuple[Sender, frozenset[str]] | None = None
+    history: UpdateHistory = field(default_factory=UpdateHistory)
 
     def admit(
         self,
@@ -108,11 +108,8 @@ class ServerGate:
                 check_words(update, who=who)
             else:
                 check_state(update, agreement, who=who, partial=True)
-            if self._first is None or self._first[0].round != sender.round:
-                self._first = sender, frozenset(update)
-            check_names(update, self._first[1], who=who, whose=self._first[0].name)
             samples = check_samples(entries.get(names.samples), who=f"{who}: {names.samples}")
-            self._duplicates.check(update, sender)
+            self.history.add(update, sender)
         if self.reads_states:
             check_attackable(update, before or {}, who=who)
         return update, float(samples)
@@ -138,7 +135,7 @@ class ServerGate:
         if isinstance(state, MutableMapping) and not is_sum:
             state.update(pinned(state, agreement))
         if isinstance(state, Mapping):
-            self._duplicates.sending(receiver, state)
+            self.history.sending(receiver, state)
         entries[JOB_NONCE] = self.nonce
 
 

@@ -1,4 +1,4 @@
-"""What a job's updates are shown to: a server's capture, a silo's audit, and plugins that watch."""
+"""Whoever sees a job's updates: a server's capture, a silo's audit, and plugins that watch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from .silo_round import SiloRound
 
 if TYPE_CHECKING:
     from .self_audit import SelfAudit
-    from .server_attacker import Attacker
-    from .server_capture import ServerCapture
+    from .server_attacker import Attacker, ServerCapture
 
 __all__ = ["Observer"]
 
@@ -95,7 +94,7 @@ class Observer:
     ) -> None:
         """On a server that attacks: begin its capture, of the still unprotected model."""
         if self.attacker is not None and not self.attacks_itself:
-            from .server_capture import ServerCapture
+            from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
                 self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
@@ -121,7 +120,6 @@ class Observer:
         self,
         hook: str,
         state: Mapping[str, Tensor],
-        *,
         samples: float,
         silo: int | None,
         round_index: int,
@@ -129,20 +127,14 @@ class Observer:
         """Give the capture an update, and plugins a copy of it."""
         if self.received is None or silo is None:
             return
-        update = ClientUpdate(
-            before=self.received,
-            after=state,
-            learning_rate=float(self.args.learning_rate),
-            samples=int(samples),
-            silo=silo,
-            round=round_index,
-        )
+        rate = float(self.args.learning_rate)
+        update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)
         if _watched(hook):
-            shown = replace(update, before=copied(update.before), after=copied(update.after))
-            getattr(manager().hook, hook)(update=shown)
+            copy = replace(update, before=copied(update.before), after=copied(update.after))
+            getattr(manager().hook, hook)(update=copy)
 
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""

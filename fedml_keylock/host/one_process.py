@@ -122,7 +122,7 @@ class OneProcess(SiloSession):
         self, state: Mapping[str, Tensor], *, samples: float, silo: int | None, round_index: int
     ) -> None:
         for hook in ("before_upload", "after_upload"):
-            self.observer.show(hook, state, samples=samples, silo=silo, round_index=round_index)
+            self.observer.show(hook, state, samples, silo, round_index)
 
     @contextmanager
     def as_server(self, trainer: Any) -> Iterator[None]:
@@ -148,6 +148,10 @@ class OneProcess(SiloSession):
     @property
     def _logs_training(self) -> bool:
         return True  # no other host reads this process's log
+
+    @property
+    def _tells_accuracy(self) -> bool:
+        return True
 
     def _prepare(self, model: nn.Module) -> None:
         self._plain = deepcopy(model)

@@ -124,16 +124,13 @@ class Patches:
                 setattr(seam.owner, seam.name, replacement)
                 self._raw.append((seam.owner, seam.name, raw))
         except BaseException:
-            self._put_back()
+            self.restore()
             raise
         self.applied = True
 
     def restore(self) -> None:
         """Put every original back, as it was found."""
-        self._put_back()
-        self.applied = False
-
-    def _put_back(self) -> None:
         while self._raw:
             owner, name, raw = self._raw.pop()
             setattr(owner, name, raw)
+        self.applied = False

@@ -91,7 +91,7 @@ def epitaph(doing: str, number: int) -> str:
         name += ": often for want of memory, see dmesg"
     return (
         f"fedml-keylock: {doing}, it was killed (signal {number}, {name}); the job ends on every "
-        "rank. Started again, it begins at round 0; locks on layers go on from the silos' vaults"
+        "rank. Started again, it begins at round 0; lock: paper goes on from the silos' vaults"
     )
 
 

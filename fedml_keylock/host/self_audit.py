@@ -109,7 +109,7 @@ class SelfAudit:
         Args:
             turn: whose round it is.
             protected: the silo's model, with the server's weights.
-            data: that it trains on; the first images are taken.
+            data: that it trains on, of which it audits the first images.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.
@@ -151,8 +151,7 @@ class SelfAudit:
             turn: whose round it is.
             state: as it will be sent.
             data: that it trained on.
-            received: the state that came from the server; None where none came, and the model is
-                as it was.
+            received: the state that the server sent; None where the model is as it was.
 
         Raises:
             UpdateRefused: a score is above what `abort_above` allows, or there is none.

@@ -1,9 +1,9 @@
-"""The server as an attacker: what it is configured to try, and with what after the last round."""
+"""A job's own attacks: what its YAML asks for, and a server that tries it on what silos sent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,9 +18,10 @@ from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
 from ..inversion import Attack, PublicData
 from ..plugins import attack_of, manager, metrics
-from ..types import Defense
+from ..types import Agreement, ClientUpdate, Defense
+from .job_configuration import Arguments
 
-__all__ = ["Attacker", "images_of"]
+__all__ = ["Attacker", "ServerCapture", "images_of"]
 
 _PUBLIC = 1000
 """How many of the server's test images a simulating attacker has."""
@@ -77,57 +78,119 @@ class Attacker:
             if low < 0 or high > 1:  # normalised by the job's own loader
                 self.bounds = low, high
 
-    def run(
-        self,
-        capture: Capture,
+
+@dataclass
+class ServerCapture:
+    """A server's capture of what silos sent it, which it attacks.
+
+    Attributes:
+        attacker: the section's attacks, which see the test data first.
+        capture: on disk.
+        model: the job's, as it was before it was protected.
+        defense: the job's, or None.
+        each: updates that a round brings.
+        seed: of the attacks.
+
+    """
+
+    attacker: Attacker
+    capture: Capture
+    model: nn.Module = field(repr=False)
+    defense: Defense | None
+    each: int
+    seed: int
+    _count: int = 0
+
+    @classmethod
+    def begin(
+        cls,
+        attacker: Attacker,
+        args: Arguments,
         model: nn.Module,
         defense: Defense | None,
         *,
-        seed: int,
-        round_index: int | None = None,
-    ) -> None:
+        name: str | None,
+        agreement: Agreement | None,
+    ) -> ServerCapture:
+        """Begin the capture; the defense's name and its agreement go into the capture's notes.
+
+        Raises:
+            AttackError: the folder holds a capture already, or cannot be written.
+
+        """
+        meta = {
+            "learning_rate": float(args.learning_rate),
+            "client_optimizer": str(getattr(args, "client_optimizer", "")),
+            "batch_size": int(getattr(args, "batch_size", 0)),
+            "epochs": int(getattr(args, "epochs", 1) or 1),
+            "rounds": int(args.comm_round),
+            "bounds": list(attacker.bounds),
+            "defense": name,
+            "settings": dict(agreement.settings) if agreement else {},
+            "layers": list(agreement.layers) if agreement else [],
+        }
+        capture = Capture.create(attacker.settings.output / "capture", meta)
+        each, seed = int(args.client_num_per_round), int(getattr(args, "random_seed", 0))
+        return cls(attacker, capture, model, defense, each, seed)
+
+    def add(self, update: ClientUpdate) -> None:
+        """Keep an update of a round that is captured; attack the round when it is complete.
+
+        Raises:
+            AttackError: it cannot be kept, or not be attacked.
+
+        """
+        self.capture.add(update)
+        self._count += 1
+        if self.attacker.settings.when == "inline" and self._count % self.each == 0:
+            self._attack(update.round)  # while FedML waits to aggregate
+
+    def finish(self, received: Mapping[str, Tensor] | None) -> None:
+        """Called when the job is over, with the model that the server sent last: attack it all."""
+        if received is not None:
+            self.capture.finish(received)
+        if self.attacker.settings.when == "after":
+            self._attack()
+
+    def _attack(self, only: int | None = None) -> None:
         """Reconstruct what the captured updates give away, and say where the pictures are.
 
         It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user
         asked for. An attack that fails is reported and does not stop the others: training is over.
 
         Args:
-            capture: what was captured.
-            model: the job's.
-            defense: the job's, or None.
-            seed: of the attacker.
-            round_index: attack what this round brought, into a folder of its own; None for all.
+            only: attack the updates of this round, into a folder of its own; None for all.
 
         Raises:
             AttackError: the job's data are not images, or the capture is damaged.
 
         """
-        if self.public is None:
+        attacker, output = self.attacker, self.attacker.settings.output
+        if attacker.public is None:
             raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
-        chosen = [e for e in capture.entries() if round_index in (None, e[0])]
-        updates = [capture.load(*entry) for entry in chosen[: self.settings.images]]
-        output = self.settings.output
-        if round_index is not None:
-            output = output / f"round-{round_index:05d}"
-        surrogate = defense.surrogate(model) if defense else None
-        for name, level in self.trials:
+        chosen = [e for e in self.capture.entries() if only in (None, e[0])]
+        updates = [self.capture.load(*entry) for entry in chosen[: attacker.settings.images]]
+        if only is not None:
+            output = output / f"round-{only:05d}"
+        surrogate = self.defense.surrogate(self.model) if self.defense else None
+        for name, level in attacker.trials:
             knowledge = knowledge_of(
                 level,
-                input_shape=tuple(self.public.images.shape[1:]),
-                classes=self.classes,
+                input_shape=tuple(attacker.public.images.shape[1:]),
+                classes=attacker.classes,
                 surrogate=surrogate,
-                public=self.public,
-                bounds=self.bounds,
+                public=attacker.public,
+                bounds=attacker.bounds,
             )
             try:
                 with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
                     made = attack_updates(
-                        self.attacks[name],
+                        attacker.attacks[name],
                         updates,
-                        model,
+                        self.model,
                         knowledge=knowledge,
                         surrogate=surrogate,
-                        seed=seed,
+                        seed=self.seed,
                         progress=partial(_advance, bar),
                     )
             except AttackError as error:

@@ -133,9 +133,7 @@ class ServerSession(Session):
         self._note("while collecting updates", self.round)
         self._next_round = self.round + 1
         state, samples = update
-        self.observer.show(
-            "after_upload", state, samples=samples, silo=silo, round_index=self.round
-        )
+        self.observer.show("after_upload", state, samples, silo, self.round)
 
     def finish(self) -> None:
         """Attack what was captured."""

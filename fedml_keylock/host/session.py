@@ -97,9 +97,6 @@ class Session(ABC):
     def agree(self, dataset: Sequence[Any]) -> None:
         """Before FedML's messages begin: check that silos can agree on the secrets they need.
 
-        Args:
-            dataset: FedML's tuple, which says how many samples this silo has.
-
         Raises:
             ConfigError: silos cannot talk to one another; or the server would read or change single
                 updates, or the average.
@@ -148,12 +145,7 @@ class Session(ABC):
         return getattr(self.args, "comm", None)
 
     def _agreed(self) -> Agreement:
-        """The agreement on the job's model.
-
-        Raises:
-            HostError: the model is not known yet.
-
-        """
+        """The agreement on the job's model, or HostError as long as that is not known."""
         if self.agreement is None:
             raise HostError(f"{self.who}: a message was sent before the job's model was locked")
         return self.agreement

@@ -67,7 +67,7 @@ class SiloSession(Session):
             super().see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Before FedML's messages begin: agree with the other silos on the secrets locks need.
+        """Before FedML's messages begin: agree with the other silos on the secrets they need.
 
         Args:
             dataset: FedML's tuple, which says how many samples this silo has.
@@ -156,7 +156,7 @@ class SiloSession(Session):
         line = (
             f"silo {turn.silo}, aggregate of round {turn.round}: accuracy in the silo {share:.4f}"
         )
-        if self.defense.tells_accuracy:
+        if self._tells_accuracy:
             logging.info(line)
             turn.tell_score("accuracy_with_own_key", share)
         else:
@@ -184,13 +184,8 @@ class SiloSession(Session):
         if state is not None and not self.defense.tells_samples:
             entries[names.samples] = 1
         if state is not None:
-            self.observer.show(
-                "before_upload",
-                state,
-                samples=float(entries.get(names.samples, 1)),
-                silo=self.silo,
-                round_index=self.round,
-            )
+            samples = float(entries.get(names.samples, 1))
+            self.observer.show("before_upload", state, samples, self.silo, self.round)
 
     def sent(self) -> None:
         """Called after a message was sent."""
@@ -291,6 +286,11 @@ class SiloSession(Session):
         if trained is False:
             self._check_untrained(result[0] if isinstance(result, tuple) else result)
         return result
+
+    @property
+    def _tells_accuracy(self) -> bool:
+        """Whether what is measured in the silo leaves it."""
+        return self.defense is None or self.defense.tells_accuracy
 
     @property
     def _logs_training(self) -> bool:

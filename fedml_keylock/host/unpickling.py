@@ -1,28 +1,23 @@
-"""Messages of other ranks, read without running anything that they name.
+"""Messages of other ranks: what they may hold, and how each part of that is built.
 
-A pickle is a program: it imports what it names, calls it, and sets attributes of what it gets. Here
-it gets nothing of that. Each call is kept as a record, and all that a pickle can do to a record is
-to give it a state and entries. Only when all has been read, the records of models and numbers are
-made into these, one by one, each after a look at what it says.
+`pickle_records` reads them without running anything that they name.
 """
 
 from __future__ import annotations
 
-import copyreg
 import io
 import math
-import pickle
-import pickletools
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused, first_line
+from .pickle_records import Build, Reader, built, plain, record_kind
 
 __all__ = ["load"]
 
@@ -49,144 +44,21 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
  number needs; nothing of it was run
 
     """
-    envelope = _kind(f"{message.__module__}.{message.__qualname__}", _message_of(message))
+    name = f"{message.__module__}.{message.__qualname__}"
+    envelope = record_kind(name, _message_of(message))
     try:
-        read = _Unpickler(file, {**_NAMES, envelope.name: envelope}).read()
-        return _Making().of(read)
+        return built(Reader(file, {**_NAMES, name: envelope}).read())
     except UpdateRefused as error:
         raise UpdateRefused(f"{who}: {error}") from None
     except Exception as error:  # of a damaged pickle Python raises whatever comes first
         raise UpdateRefused(
             f"{who}: a message is no pickle of a model or numbers ({type(error).__name__}: "
-            f"{_plain(first_line(error))}); nothing of it was run"
+            f"{plain(first_line(error))}); nothing of it was run"
         ) from None
 
 
-def _held(thing: str) -> UpdateRefused:
-    return UpdateRefused(
-        f"a message held {_plain(thing)}, which no model or number needs; nothing of it was run"
-    )
-
-
-def _plain(text: str) -> str:
-    """A text of somebody else's, for a line of ours."""
-    return re.sub(r"[^ -~]", "?", text)[:120]
-
-
-MOST_TUPLES = 50_000
-"""In one message; a tensor takes four. Python's own stack ends at twice as many, each in the next,
-when it looks for the outermost in a dict."""
-
-
-def _check_cost(file: io.BytesIO) -> None:
-    """Refuse a pickle that a few bytes make into a memory or a stack that Python does not have."""
-    tuples = 0
-    for number, (code, arg, _) in enumerate(pickletools.genops(file)):
-        tuples += code.name.startswith("TUPLE")
-        # a place in the list of what has been read, which is made as long as that
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (arg or 0) <= number:
-            raise _held("more places than things")
-        if tuples > MOST_TUPLES:
-            raise _held(f"more than {MOST_TUPLES} tuples")
-
-
-class _Unpickler(pickle.Unpickler):
-    """Finds what it is given by its whole name, and nothing else."""
-
-    def __init__(self, file: io.BytesIO, names: Mapping[str, Any]) -> None:
-        super().__init__(file)
-        self._file, self._names = file, names
-
-    def read(self) -> Any:
-        start = self._file.tell()
-        _check_cost(self._file)
-        self._file.seek(start)
-        # what an extension code stood for once is kept here, and taken without a look at its name
-        copyreg.clear_extension_cache()
-        try:
-            return self.load()
-        finally:
-            copyreg.clear_extension_cache()
-
-    def find_class(self, module: str, name: str) -> Any:
-        found = self._names.get(f"{module}.{name}") if "." not in name else None
-        if found is None:
-            raise _held(f"{module}.{name}")
-        return found
-
-    def persistent_load(self, _pid: Any) -> Any:
-        raise _held("a persistent id")
-
-
-_Make = Callable[[tuple[Any, ...], Any], Any]
-"""Makes what a call stands for from its arguments and its state; None: it does not fit."""
-
-
-class _Record:
-    """A call that a pickle asks for, and all that is said to what it would give."""
-
-    __slots__ = ("args", "entries", "state")
-    name: ClassVar[str]
-    make: ClassVar[_Make]
-    args: tuple[Any, ...]
-    entries: dict[Any, Any]
-    state: Any
-
-    def __new__(cls, *args: Any) -> _Record:
-        record = super().__new__(cls)
-        record.args, record.entries, record.state = args, {}, None
-        return record
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.entries[key] = value
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state  # without this method, a state would set attributes
-
-
-def _kind(name: str, make: _Make) -> type[_Record]:
-    """The records of calls of one name: a class, as a pickle calls some and makes others anew."""
-    spaces = {"__slots__": (), "name": name, "make": staticmethod(make)}
-    return type("_Record", (_Record,), spaces)
-
-
-class _Making:
-    """Makes what was read into what it stands for; what is there once is made once."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[Any, Any]] = {}
-
-    def of(self, value: Any) -> Any:
-        kind = type(value)
-        if kind in _PLAIN:
-            return value
-        if id(value) in self._made:
-            _, made = self._made[id(value)]
-            if made is self:
-                raise _held("something that holds itself")
-            return made
-        # with the value, whose identity would be another's if it were gone
-        self._made[id(value)] = (value, self)
-        if kind is dict:
-            made = {self.of(key): self.of(entry) for key, entry in value.items()}
-        elif kind in (list, tuple, set, frozenset):
-            made = kind([x if type(x) in _PLAIN else self.of(x) for x in value])
-        elif isinstance(value, _Record):
-            args = (*value.args, value.entries) if value.entries else value.args
-            made = type(value).make(self.of(args), self.of(value.state))
-            if made is None:
-                raise _held(f"{value.name} of other parts")
-        else:  # what a call was to be of
-            raise _held(f"{getattr(value, 'name', kind.__name__)} itself")
-        self._made[id(value)] = (value, made)
-        return made
-
-
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype}
-
-
-def _message_of(message: type) -> _Make:
-    def make(args: tuple[Any, ...], state: Any) -> Any:
+def _message_of(message: type) -> Build:
+    def build(args: tuple[Any, ...], state: Any) -> Any:
         usual = vars(message())
         # an attribute of another name could stand before a method
         if args or type(state) is not dict or state.keys() != usual.keys():
@@ -197,7 +69,17 @@ def _message_of(message: type) -> _Make:
         vars(made).update(state)
         return made
 
-    return make
+    return build
+
+
+def _call(function: Callable[..., Any], *signatures: tuple[type, ...]) -> Build:
+    """Builds a call without a state, of arguments of these very types."""
+
+    def build(args: tuple[Any, ...], state: Any) -> Any:
+        fits = state is None and tuple(map(type, args)) in signatures
+        return function(*args) if fits else None
+
+    return build
 
 
 def _ordered(args: tuple[Any, ...], state: Any) -> Any:
@@ -253,7 +135,7 @@ _STORAGES = {
 _IN_STORAGE = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items()}
 
 
-class _Head(_Unpickler):
+class _Head(Reader):
     """The head of a storage that torch.save has written, in which its kind is a persistent id."""
 
     def persistent_load(self, pid: Any) -> Any:
@@ -289,13 +171,6 @@ def _size(args: tuple[Any, ...], state: Any) -> Any:
     match args, state:
         case (tuple(size),), None if all(type(n) is int for n in size):
             return torch.Size(size)
-    return None
-
-
-def _device(args: tuple[Any, ...], state: Any) -> Any:
-    match args, state:
-        case (((str(),) | (str(), int())), None):
-            return torch.device(*args)
     return None
 
 
@@ -344,29 +219,15 @@ def _array(raw: bytes | bytearray, dtype: Any, shape: Any, order: Any) -> Any:
     return array if array.flags.writeable else array.copy("K")
 
 
-def _complex(args: tuple[Any, ...], state: Any) -> Any:
-    match args, state:
-        case (float(), float()), None:
-            return complex(*args)
-    return None
-
-
-def _bytearray(args: tuple[Any, ...], state: Any) -> Any:
-    match args, state:
-        case ((() | (bytes(),)), None):
-            return bytearray(*args)
-    return None
-
-
-_CALLS: dict[str, _Make] = {
-    "builtins.bytearray": _bytearray,
-    "builtins.complex": _complex,
+_CALLS: dict[str, Build] = {
+    "builtins.bytearray": _call(bytearray, (), (bytes,)),
+    "builtins.complex": _call(complex, (float, float)),
     "collections.OrderedDict": _ordered,
     "numpy.dtype": _dtype,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch.Size": _size,
-    "torch.device": _device,
+    "torch.device": _call(torch.device, (str,), (str, int)),
     "torch.storage._load_from_bytes": _storage,
 }
 for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and of numpy 2
@@ -377,5 +238,5 @@ for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and of numpy 2
 _NAMES: Mapping[str, Any] = {
     "numpy.ndarray": "numpy.ndarray",
     **{str(v): v for v in vars(torch).values() if isinstance(v, torch.dtype)},
-    **{name: _kind(name, make) for name, make in _CALLS.items()},
+    **{name: record_kind(name, build) for name, build in _CALLS.items()},
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from ..tensors import raw
 __all__ = [
     "DuplicateDetector",
     "Sender",
+    "UpdateHistory",
     "check_attackable",
     "check_names",
     "fingerprints",
@@ -48,6 +48,25 @@ class Sender(NamedTuple):
         return f"{self.name}, round {self.round}"
 
 
+class UpdateHistory:
+    """What the server remembers of a job's messages."""
+
+    def __init__(self) -> None:
+        self._duplicates = DuplicateDetector()
+        self._first: tuple[Sender, frozenset[str]] | None = None
+
+    def add(self, update: Mapping[str, Tensor], sender: Sender) -> None:
+        """Check an agreed update against the round's first and the silo's last, or raise."""
+        if self._first is None or self._first[0].round != sender.round:
+            self._first = sender, frozenset(update)
+        check_names(update, self._first[1], who=sender.who, whose=self._first[0].name)
+        self._duplicates.check(update, sender)
+
+    def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
+        """Remember the model that the server is about to send a rank, or all (None)."""
+        self._duplicates.sending(receiver, model)
+
+
 class DuplicateDetector:
     """The server's memory of each silo's last update: eight bytes for each tensor, no state.
 
@@ -70,7 +89,8 @@ class DuplicateDetector:
     def __init__(self) -> None:
         self._models: dict[int | None, dict[str, bytes]] = {}
         self._newest: tuple[Mapping[str, Tensor], dict[str, bytes]] = ({}, {})
-        self._last: dict[int, _Exchange] = {}
+        # by silo: the round, and the fingerprints of the model that it was sent and of its update
+        self._last: dict[int, tuple[int, dict[str, bytes], dict[str, bytes]]] = {}
 
     def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
         """Remember the model that the server is about to send a rank, or all of them (None)."""
@@ -85,33 +105,18 @@ class DuplicateDetector:
             UpdateRefused: the silo sent the same before, and was sent another model since.
 
         """
-        model = self._models.get(sender.rank, self._models.get(None, {}))
-        now = _Exchange(sender.round, model, fingerprints(update))
+        model, own = self._models.get(sender.rank, self._models.get(None, {})), fingerprints(update)
         silo = sender.rank if sender.silo is None else sender.silo
-        last = self._last.get(silo)
+        last_round, last_model, last = self._last.get(silo, (0, model, {}))
+        changed = any(model.get(name) != last_model.get(name) for name in own)
         # all zeros are the gradient, or the difference, of a silo that has nothing to say
-        if last is not None and now.repeats(last) and any(_some(t).any() for t in update.values()):
+        if own == last and changed and any(_some(t).any() for t in update.values()):
             raise UpdateRefused(
-                f"{sender.who}: it sent the update of round {last.round} again, and the server's "
+                f"{sender.who}: it sent the update of round {last_round} again, and the server's "
                 "model has changed since; its trainer must take that up (set_model_params) and "
                 "return what it trained (get_model_params)"
             )
-        self._last[silo] = now
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """The model that a silo was sent and the update that it sent back, by their fingerprints."""
-
-    round: int
-    model: Mapping[str, bytes]
-    update: Mapping[str, bytes]
-
-    def repeats(self, last: _Exchange) -> bool:
-        """Whether the update is the last one, and the model that it starts at is not."""
-        return self.update == last.update and any(
-            self.model.get(name) != last.model.get(name) for name in self.update
-        )
+        self._last[silo] = sender.round, model, own
 
 
 def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
@@ -166,13 +171,8 @@ def check_attackable(
 ) -> None:
     """Check that an update is a whole state: an attack reads the gradient from what it changed.
 
-    Args:
-        update: of a silo.
-        before: the state that it was sent.
-        who: whose it is, as the message begins.
-
     Raises:
-        UpdateRefused: names are missing, or it is nearer to nothing than to what it was sent, as
+        UpdateRefused: names are missing, or it is nearer to nothing than to the state before, as
             gradients and differences are.
 
     Example:

@@ -3,14 +3,17 @@
     attack = inverting_gradients(steps=2000)
     attack.reconstruct(updates, model, knowledge=knowledge, generator=generator)
 
-The attacks see what was shared and what ``Knowledge`` declares, never the truth.
+The attacks see what was shared and what ``Knowledge`` declares, never the truth. A setting that is
+not allowed is a ConfigError, which names it.
 """
 
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
+from .base import Attack, check_level
 from .decoder.learned import LearnedAttack
 from .decoder.learning import DecoderFactory
 from .decoder.network import ConvDecoder
+from .gradient_transform import Clip, Noise, Prune, Quantise, Transform
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
 from .levels import GRANTS, LEVELS, check_known_levels
 from .presets import (
@@ -25,9 +28,7 @@ from .presets import (
     tableak,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
-from .protocol import Attack, check_level
 from .tokens import TokenRecovery, embedding_tokens
-from .transform import Clip, Noise, Prune, Quantise, Transform
 from .unknowns.generator import GeneratorWeights, Latent
 from .unknowns.pixels import Parametrisation, Pixels
 from .unknowns.table import TableRows

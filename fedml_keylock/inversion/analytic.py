@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..names import under
 from ..settings import checked
+from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
+from .base import check_level
 from .engine.layer_inputs import watch
 from .engine.observe import observe
 from .knowledge import Knowledge
 from .labels import find_labels
-from .protocol import check_level
 
 __all__ = ["AnalyticAttack", "linear_input"]
 
@@ -41,7 +42,6 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
         AttackError: shapes do not fit, a value is not finite, or a bias gradient is all zero.
 
     Example:
-        >>> import torch
         >>> bias = torch.tensor([[0.5, -2.0]])
         >>> linear_input(bias[..., None] * torch.tensor([0.1, 0.2, 0.3]), bias)
         tensor([[0.1000, 0.2000, 0.3000]])
@@ -89,15 +89,10 @@ class AnalyticAttack:
 
     name: str = "analytic"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it divides what was sent."""
-        return frozenset()
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """Nothing: there is nothing to search, and no lock in the way."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it divides what was sent."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: there is nothing to search, and no lock in the way."""
 
     def reconstruct(
         self,
@@ -116,18 +111,8 @@ class AnalyticAttack:
         the factor cancels. One that was pruned, quantised or noised is not, nor one so small that
         the weights' own precision rounded it, as of a trained model that is sure: the cost says so.
 
-        Args:
-            updates: u updates, each of one plain SGD step on one image or row.
-            model: as far as the attacker knows it. Its own public values do not matter.
-            knowledge: what else the attacker knows; level ``oblivious``, a batch of one.
-            generator: not used: there is nothing to draw.
-            progress: called once with evaluations done and in all, 1 and 1.
-
-        Raises:
-            AttackError: the level, the batch, the training or the model's first layer is not of
-                that kind, or updates, model and knowledge do not fit together, before any work is
-                done.
-
+        It takes updates of one plain SGD step on one image or row, at level ``oblivious``, and
+        refuses others by an AttackError.
         """
         check_level(self, knowledge.level)
         if knowledge.batch > 1:

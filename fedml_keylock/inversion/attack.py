@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
+from .base import check_level
 from .engine.assemble import assemble, draw_starts
 from .engine.batches import run, split
 from .engine.objective import Objective, probe
-from .engine.observe import Observation, observe
+from .engine.observe import observe
 from .engine.search import Found
 from .engine.search_settings import SearchSettings
 from .knowledge import Knowledge
 from .labels import find_labels
-from .protocol import check_level
 
 __all__ = ["GradientInversion"]
 
 
 @checked
 class GradientInversion(SearchSettings):
-    """A search for images, with its settings. ``presets`` hold the published ones.
+    """A search for images, with its settings. ``presets`` hold the published ones."""
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
-    """
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it ignores a lock that it knows nothing of."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it ignores a lock that it knows nothing of."""
 
     @property
     def uses(self) -> frozenset[str]:
@@ -59,29 +53,22 @@ class GradientInversion(SearchSettings):
     ) -> Reconstruction:
         """Search for the images behind each update.
 
-        The model is not changed. It runs on a copy: with ``knowledge.norms`` "train" batch
-        normalisation by batch statistics and dropout off (the silo's mask is unknown); every other
-        module must be functional. Of an update's restarts the one with the lowest gradient cost is
-        kept; of rounds that are pooled, the one with the lowest mean over them.
+        It runs on a copy of the model: with ``knowledge.norms`` "train" batch normalisation by
+        batch statistics and dropout off (the silo's mask is unknown); every other module must be
+        functional. Of an update's restarts the one with the lowest gradient cost is kept; of rounds
+        that are pooled, the one with the lowest mean over them.
 
-        Args:
-            updates: u updates, each made as ``knowledge`` says; without ``training``, by one plain
-                SGD step on ``knowledge.batch`` images with mean cross entropy.
-            model: as far as the attacker knows it. Its own public values do not matter.
-            knowledge: what else the attacker knows.
-            generator: source of every start; the same state gives the same result.
-            progress: called with evaluations done and evaluations in all.
-            checkpoint: a file to save the search to every minute and to go on from, removed at the
-                end. Call it with the same updates and a generator in the same state. (CMA-ES is
-                saved between batches of candidates only.)
-
-        Raises:
-            AttackError: something of the above does not fit the rest, before any work is done.
-
+        Beside what `Attack.reconstruct` takes: ``checkpoint``, a file to save the search to every
+        minute and to go on from, removed at the end. Call it with the same updates and a generator
+        in the same state. (CMA-ES is saved between batches of candidates only.)
         """
         check_level(self, knowledge.level)
         observation = observe(updates, model, knowledge)
-        labels = self._labels(observation, knowledge)
+        labels, searched = knowledge.labels, self.labels == "optimise"
+        if labels is None and not (searched or self.parametrisation.makes_labels):
+            labels = find_labels(
+                observation.model, observation.targets, knowledge, recovery=self.recovery
+            )
         objective = assemble(self, updates, observation, knowledge, labels, generator)
         activations = probe(objective)
         found = run(
@@ -94,14 +81,6 @@ class GradientInversion(SearchSettings):
             checkpoint=checkpoint,
         )
         return self._keep_best(objective, knowledge, found)
-
-    def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor | None:
-        searched = self.labels == "optimise" or self.parametrisation.makes_labels
-        if knowledge.labels is None and searched:
-            return None
-        return find_labels(
-            observation.model, observation.targets, knowledge, recovery=self.recovery
-        )
 
     def _keep_best(
         self, objective: Objective, knowledge: Knowledge, found: Found

@@ -7,7 +7,7 @@ the targets in the same shapes, and ``weights`` ``(b, layers)`` (0 leaves a laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,22 @@ def _square(value: Tensor) -> Tensor:
     return norm.square()
 
 
+def _relative(
+    gradients: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    weights: Tensor,
+    distance: Callable[[Tensor, Tensor], Tensor],
+    size: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The weighted sum of the layers' distances, as a share of that of the targets' sizes."""
+    error = weights.new_zeros(weights.shape[0])
+    whole = weights.new_zeros(weights.shape[0])
+    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
+        error = error + weights[:, layer] * distance(gradient, target)
+        whole = whole + weights[:, layer] * size(target)
+    return error / whole
+
+
 def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
     """``|g - t|^2 / |t|^2`` over all layers together (Zhu et al. 2019, equation 4).
 
@@ -48,25 +64,18 @@ def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: 
     reported, mean the same for an untrained model and for a trained one, whose gradients are small.
 
     Example:
-        >>> import torch
         >>> t = [torch.tensor([[3.0, 4.0]])]
         >>> squared_l2([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
         tensor([0.0400])
 
     """
-    error = weights.new_zeros(weights.shape[0])
-    size = weights.new_zeros(weights.shape[0])
-    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
-        error = error + weights[:, layer] * _square(gradient - target)
-        size = size + weights[:, layer] * _square(target)
-    return error / size
+    return _relative(gradients, targets, weights, lambda g, t: _square(g - t), _square)
 
 
 def cosine(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
     """``1 - <g, t> / (|g| |t|)`` over all layers together (Geiping et al. 2020, equation 4).
 
     Example:
-        >>> import torch
         >>> cosine([torch.tensor([[6.0, 8.0]])], [torch.tensor([[3.0, 4.0]])], torch.ones(1, 1))
         tensor([0.])
 
@@ -88,18 +97,16 @@ def l1(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) 
     TAG adds its L1 term to an L2 one; this is the L1 term alone, relative to the target.
 
     Example:
-        >>> import torch
         >>> t = [torch.tensor([[3.0, -1.0]])]
         >>> l1([torch.tensor([[2.0, -2.0]])], t, torch.ones(1, 1))
         tensor([0.5000])
 
     """
-    error = weights.new_zeros(weights.shape[0])
-    size = weights.new_zeros(weights.shape[0])
-    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
-        error = error + weights[:, layer] * (gradient - target).abs().flatten(1).sum(1)
-        size = size + weights[:, layer] * target.abs().flatten(1).sum(1)
-    return error / size
+
+    def size(value: Tensor) -> Tensor:
+        return value.abs().flatten(1).sum(1)
+
+    return _relative(gradients, targets, weights, lambda g, t: size(g - t), size)
 
 
 def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -110,19 +117,17 @@ def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights:
     whose entries stand in another order costs nothing here: GRNN uses it beside an L2 cost.
 
     Example:
-        >>> import torch
         >>> t = [torch.tensor([[3.0, -1.0]])]
         >>> wasserstein([torch.tensor([[-1.0, 2.0]])], t, torch.ones(1, 1))
         tensor([0.2500])
 
     """
-    error = weights.new_zeros(weights.shape[0])
-    size = weights.new_zeros(weights.shape[0])
-    for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
-        apart = gradient.flatten(1).sort(1).values - target.flatten(1).sort(1).values
-        error = error + weights[:, layer] * apart.abs().mean(1)
-        size = size + weights[:, layer] * target.flatten(1).abs().mean(1)
-    return error / size
+
+    def apart(gradient: Tensor, target: Tensor) -> Tensor:
+        sorted_apart = gradient.flatten(1).sort(1).values - target.flatten(1).sort(1).values
+        return sorted_apart.abs().mean(1)
+
+    return _relative(gradients, targets, weights, apart, lambda t: t.flatten(1).abs().mean(1))
 
 
 def l2_wasserstein(
@@ -131,13 +136,6 @@ def l2_wasserstein(
     """``squared_l2`` plus ``wasserstein``: GRNN's distance as the paper names it (Ren et al. 2022).
 
     Each of the two is relative to the target here, so that they do not weigh as they do there.
-
-    Example:
-        >>> import torch
-        >>> t = [torch.tensor([[3.0, 4.0]])]
-        >>> l2_wasserstein([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
-        tensor([0.1829])
-
     """
     return squared_l2(gradients, targets, weights) + wasserstein(gradients, targets, weights)
 
@@ -148,7 +146,6 @@ def l2_twice(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Te
     What that code calls the Wasserstein distance is the L2 norm of the difference.
 
     Example:
-        >>> import torch
         >>> t = [torch.tensor([[3.0, 4.0]])]
         >>> l2_twice([torch.tensor([[3.0, 3.0]])], t, torch.ones(1, 1))
         tensor([0.2400])

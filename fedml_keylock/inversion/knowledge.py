@@ -13,8 +13,8 @@ from torch import Tensor
 from ..errors import AttackError, ConfigError
 from ..settings import Count, NotNegative, Share, checked
 from ..types import UpdateTransform
+from .gradient_transform import Transform
 from .levels import GRANTS, check_known_levels
-from .transform import Transform
 
 __all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets", "Statistics"]
 
@@ -43,7 +43,6 @@ class Secrets:
             ``peers`` do not hold.
 
     Example:
-        >>> import torch
         >>> Secrets(("lock.gamma",), draw=lambda count, g: {
         ...     "lock.gamma": 0.3 + 1.4 * torch.rand(count, 12, generator=g)}).names
         ('lock.gamma',)
@@ -114,9 +113,6 @@ class LocalTraining:
             the lowest cost chooses among them. Or ``(u, epochs, n)`` integers, the known places of
             the images, by epoch.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     Example:
         >>> LocalTraining(batch_size=4, epochs=2).steps(10)
         6
@@ -169,7 +165,6 @@ class Knowledge:
 
     Raises:
         AttackError: the level does not fit the secrets, the statistics or the data.
-        ConfigError: a field has a value that is not allowed.
 
     Example:
         >>> Knowledge("oblivious", input_shape=(1, 28, 28), classes=10).batch

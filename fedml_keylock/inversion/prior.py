@@ -11,26 +11,16 @@ from torch import Tensor
 
 from .knowledge import Statistics
 
-__all__ = [
-    "Prior",
-    "batch_norm_statistics",
-    "group_consistency",
-    "squared_norm",
-    "total_variation",
-]
+__all__ = ["Prior", "batch_norm_statistics", "group_consistency", "squared_norm", "total_variation"]
 
 
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference between neighbouring pixels (Geiping et al. 2020, section 4).
 
-    Args:
-        images: ``(b, n, c, h, w)``: b candidates of n images.
-
-    Returns:
-        ``(b,)`` vertical plus horizontal mean, in the pixels' own unit.
+    Of b candidates of n images ``(b, n, c, h, w)`` the ``(b,)`` vertical plus horizontal means, in
+    the pixels' own unit.
 
     Example:
-        >>> import torch
         >>> total_variation(torch.eye(2).reshape(1, 1, 1, 2, 2))
         tensor([2.])
 
@@ -43,13 +33,8 @@ def total_variation(images: Tensor) -> Tensor:
 def squared_norm(images: Tensor) -> Tensor:
     """Mean square of the pixels: the squared L2 norm of Yin et al. 2021, by number of pixels.
 
-    It pulls towards 0, which for the paper's normalised pixels is the data's mean.
-
-    Args:
-        images: ``(b, n, c, h, w)``.
-
-    Returns:
-        ``(b,)``.
+    Of ``(b, n, c, h, w)`` images, ``(b,)``. It pulls towards 0, which for the paper's normalised
+    pixels is the data's mean.
 
     Example:
         >>> squared_norm(torch.tensor([1.0, -3.0]).reshape(1, 1, 1, 1, 2))
@@ -97,14 +82,8 @@ def batch_norm_statistics(
 ) -> Tensor:
     """``sum_l |mean_l - given mean_l|_2 + |variance_l - given variance_l|_2`` (Yin et al. 2021).
 
-    The paper's R_BN, over the BatchNorm layers l that have given statistics.
-
-    Args:
-        found: name to mean and variance of the layer's input, each ``(b, c)``.
-        given: what they should be, the same shapes; at least one name.
-
-    Returns:
-        ``(b,)``.
+    The paper's R_BN ``(b,)``, over the BatchNorm layers l that have given statistics. Both are name
+    to mean and variance of the layer's input, each ``(b, c)``, with at least one name given.
 
     Example:
         >>> found = {"norm": (torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 3.0]]))}

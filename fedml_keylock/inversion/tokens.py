@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AttackError
-from ..names import under
 from ..settings import Share, checked
+from ..tensors import under
 from ..types import ClientUpdate, TokenReconstruction
+from .base import check_level
 from .engine.layer_inputs import watch
 from .engine.observe import observe
+from .gradient_transform import Noise, Quantise
 from .knowledge import Knowledge
-from .protocol import check_level
-from .transform import Noise, Quantise
 
 __all__ = ["TokenRecovery", "embedding_tokens"]
 
@@ -42,7 +43,6 @@ def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor
             [0, 1).
 
     Example:
-        >>> import torch
         >>> gradient = torch.zeros(1, 6, 2)
         >>> gradient[0, [4, 1]] = torch.tensor([0.5, -0.5])
         >>> embedding_tokens(gradient)
@@ -79,9 +79,6 @@ class TokenRecovery:
         name: what a report calls it.
         tolerance: as of ``embedding_tokens``.
 
-    Raises:
-        ConfigError: the tolerance is not in [0, 1).
-
     Example:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -102,15 +99,10 @@ class TokenRecovery:
     name: str = "tokens"
     tolerance: Share = 0.0
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Nothing: it looks at which rows moved."""
-        return frozenset()
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """Nothing: there is nothing to search, and no lock in the way."""
-        return frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it looks at which rows moved."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: there is nothing to search, and no lock in the way."""
 
     def reconstruct(
         self,
@@ -123,13 +115,8 @@ class TokenRecovery:
     ) -> TokenReconstruction:
         """Name the tokens of each update.
 
-        Args:
-            updates: u updates, of any number of local steps by SGD without weight decay, which
-                would move every row.
-            model: as far as the attacker knows it. Its own public values do not matter.
-            knowledge: level ``oblivious``; ``input_shape`` is ``(length,)`` of one text, in tokens.
-            generator: not used: there is nothing to draw.
-            progress: called once with evaluations done and in all, 1 and 1.
+        It takes updates of any number of local steps by SGD, without weight decay, which would move
+        every row; at level ``oblivious``, with the ``(length,)`` of one text as ``input_shape``.
 
         Raises:
             AttackError: the level or what the silo did is not of that kind, no embedding gets the

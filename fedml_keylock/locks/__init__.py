@@ -13,7 +13,6 @@ from .model import (
     lock_model,
     make_lock,
     private_state_dict,
-    redraw_lock,
     secret_variables,
     unlock_model,
 )
@@ -37,7 +36,6 @@ __all__ = [
     "lock_model",
     "make_lock",
     "private_state_dict",
-    "redraw_lock",
     "secret_variables",
     "unlock_model",
 ]

@@ -25,7 +25,6 @@ __all__ = [
     "lock_model",
     "make_lock",
     "private_state_dict",
-    "redraw_lock",
     "secret_variables",
     "unlock_model",
 ]
@@ -157,33 +156,6 @@ def unlock_model(model: nn.Module) -> None:
 
     """
     _lock_on(model).unlock(model)
-
-
-def redraw_lock(model: nn.Module, config: KeyLockConfig, *, uniform: Uniform | None = None) -> None:
-    """Put a fresh lock's values in the place of a lock's own. Normalisation statistics stay.
-
-    Only values change: an optimizer may hold the parameters already.
-
-    Args:
-        model: locked.
-        config: what it was locked with.
-        uniform: see `lock_model`.
-
-    Raises:
-        LockError: the model is not locked.
-        VaultError: it was locked otherwise.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> config = KeyLockConfig(lock="paper")
-        >>> info, before = lock_model(model, config), private_state_dict(model)
-        >>> redraw_lock(model, config)
-        >>> private_state_dict(model)["0.keylock.key"].equal(before["0.keylock.key"])
-        False
-
-    """
-    _lock_on(model)
-    make_lock(config).redraw(model, uniform=uniform)
 
 
 def private_state_dict(model: nn.Module) -> dict[str, Tensor]:

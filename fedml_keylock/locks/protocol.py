@@ -207,19 +207,6 @@ class Lock(Defense):
         """
 
     @abstractmethod
-    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
-        """Replace the lock's values by those of a fresh one; see `model.redraw_lock`."""
-
-    @abstractmethod
-    def check_redrawn(self) -> None:
-        """Refuse to redraw where no silo has a lock of its own.
-
-        Raises:
-            ConfigError: this lock has nothing to redraw.
-
-        """
-
-    @abstractmethod
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:

@@ -13,6 +13,7 @@ from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model
 from fedml_keylock.builtin import keylock
+from fedml_keylock.types import JobSecrets
 
 
 def vit_tiny() -> nn.Module:
@@ -38,13 +39,10 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 LOCKS = {
     "none": None,
-    "first": KeyLockConfig(module="affine"),
-    "all": KeyLockConfig(module="affine", targets="all"),
-    "all, chained": KeyLockConfig(module="affine", targets="all", chained=True),
-    "mixing, all": KeyLockConfig(module="mixing", targets="all"),
-    "weights, all": KeyLockConfig(module="weights", targets="all"),
-    "strong": KeyLockConfig(preset="strong"),
-    "whole": KeyLockConfig(module="whole"),
+    "rotated": KeyLockConfig(lock="rotated"),
+    "paper, first": KeyLockConfig(lock="paper"),
+    "paper, all": KeyLockConfig(lock="paper", layers="all"),
+    "paper, all, chained": KeyLockConfig(lock="paper", layers="all", chained=True),
 }
 
 
@@ -78,7 +76,7 @@ def round_of(net: str, silos: int) -> Callable[[], None]:
     model, defense = make(net, "none"), keylock({})
     defense.protect(model, silo=None, agreement=defense.describe(model))
     pairs = {other: bytes([other] * 32) for other in range(1, silos)}
-    defense.share(bytes(32), pairs=pairs, samples=dict.fromkeys(range(silos), 1))
+    defense.share(JobSecrets(bytes(32), 0, pairs, dict.fromkeys(range(silos), 1)))
     first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     defense.receive(model, first, round_index=-1)
     defense.begin_round(model, round_index=0)

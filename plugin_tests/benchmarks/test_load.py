@@ -46,11 +46,7 @@ CAPTURE = {
     "attack_type": "gradient_inversion",
     "gradient_inversion": {"when": "never", "rounds": list(range(ROUNDS))},
 }
-LOCKS: dict[str, dict[str, Any]] = {
-    "whole": {},
-    "affine": {"module": "affine"},
-    "mixing": {"module": "mixing", "targets": "all"},
-}
+LOCKS: dict[str, dict[str, Any]] = {"rotated": {}, "paper": {"lock": "paper"}}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     # plain FedML's silos test nothing
@@ -60,9 +56,9 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "captured": {"attack_args": CAPTURE},
 }
-"""Kind of job to what its YAML says: the default lock, the published one, mixing in all layers, no
-lock but all updates kept."""
-ASKED = ["plain", *os.environ.get("LOAD_KINDS", "whole,affine,mixing,captured").split(",")]
+"""Kind of job to what its YAML says: the default lock, the published one, no lock but all updates
+kept."""
+ASKED = ["plain", *os.environ.get("LOAD_KINDS", "rotated,paper,captured").split(",")]
 
 
 def digits(to: Path) -> None:

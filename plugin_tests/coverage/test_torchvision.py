@@ -1,23 +1,31 @@
 """Every classifier of torchvision: its shape on meta, and one of each family with real numbers."""
 
-import importlib
 from copy import deepcopy
 
 import pytest
 import torch
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision import models
 from trial import copy_runs_its_own_lock, double_backward, exports, locks, public_face, trains
-from zoo import FAMILIES, family_of, loss_of, no_start, torchvision_model, torchvision_names
+from zoo import (
+    FAMILIES,
+    SMALL_ONES,
+    Model,
+    family_of,
+    loss_of,
+    no_start,
+    prepared,
+    small_model,
+    torchvision_model,
+    torchvision_names,
+)
 
 from fedml_keylock import KeyLockConfig, check_model, lock_model, unlock_model
 from fedml_keylock.locks.paper.module import locks as locks_of
 
-CONFIGS = {
-    "affine": KeyLockConfig(module="affine", targets="all"),
-    "chained": KeyLockConfig(module="affine", targets="all", chained=True),
-    "mixing": KeyLockConfig(module="mixing", targets="all"),
-}
+ALL = KeyLockConfig(lock="paper", layers="all")
+CHAINED = KeyLockConfig(lock="paper", layers="all", chained=True)
 SMALLEST = (
     "alexnet",
     "convnext_tiny",
@@ -37,11 +45,8 @@ SMALLEST = (
 )
 
 
-CHAINS = ("resnet18", "vgg11", "densenet121")
-
-
 def test_every_family_is_tried_with_real_numbers():
-    assert {family_of(name) for name in SMALLEST} == set(FAMILIES)
+    assert {family_of(name) for name in SMALLEST} == set(FAMILIES) == set(SMALL_ONES)
     assert len(torchvision_names()) >= 80
 
 
@@ -56,12 +61,12 @@ def test_every_classifier_is_locked_on_meta(name):
     model = torchvision_model(name)
     with no_start():
         net = model.make().to("meta")
-    checked = check_model(net, CONFIGS["affine"])
+    checked = check_model(net, ALL)
     # every convolution is locked, but gates and heads, and for those the reason is given
     for layer in checked.layers:
         if isinstance(net.get_submodule(layer.layer), torch.nn.Conv2d) and not layer.locked:
             assert layer.how.startswith(("a gate:", "the head:")), layer
-    locks(net, CONFIGS["affine"])
+    locks(net, ALL)
     net.train()
     loss_of(net(torch.empty(2, *model.shape, device="meta"))).backward()
     for holder, _, lock in locks_of(net):
@@ -69,39 +74,36 @@ def test_every_classifier_is_locked_on_meta(name):
             assert parameter.grad is not None, f"{holder}.{own} is in no gradient"
 
 
-# MaxViT takes images of 224 only, and half a minute: the table and the longer checks have it
-TRIED = [
-    pytest.param(name, marks=pytest.mark.long) if name == "maxvit_t" else name for name in SMALLEST
+# a small member of each family always, with the parts of the others; the longer checks have a
+# published one too, and the table has all
+TRIED = [small_model(family) for family in FAMILIES]
+PUBLISHED = [
+    pytest.param(torchvision_model(name), id=name, marks=pytest.mark.long) for name in SMALLEST
 ]
 
 
-@pytest.fixture(scope="module", params=TRIED)
+@pytest.fixture(scope="module", params=[*(pytest.param(m, id=m.name) for m in TRIED), *PUBLISHED])
 def family(request):
     torch.manual_seed(0)
-    model = torchvision_model(request.param)
-    return model, model.make()
+    return request.param, request.param.make()
 
 
-@pytest.mark.parametrize("form", CONFIGS)
+@pytest.mark.parametrize("config", [ALL, CHAINED], ids=["all", "chained"])
 class TestFamilies:
-    def test_it_locks_trains_copies_and_exports(self, family, form):
+    def test_it_locks_trains_copies_and_exports(self, family, config):
         model, start = family
-        if form == "chained" and model.name not in CHAINS:
-            pytest.skip("a chain is the same whatever stands between: three families do")
         net, x = deepcopy(start), model.inputs()
-        locks(net, CONFIGS[form])
+        locks(net, config)
         trains(net, x)
         assert exports(net, x) <= 1e-5
         copy_runs_its_own_lock(net, x)
 
-    def test_unlocking_gives_back_bits(self, family, form):
+    def test_unlocking_gives_back_bits(self, family, config):
         model, start = family
-        if form == "affine" or (form == "chained" and model.name not in CHAINS):
-            pytest.skip("mixing has all that affine has")
         net, x = deepcopy(start).eval(), model.inputs()
         with torch.no_grad():
             before = net(x)
-            lock_model(net, CONFIGS[form])
+            lock_model(net, config)
             assert not torch.allclose(net(x), before, rtol=1e-2)
             unlock_model(net)
             assert torch.equal(net(x), before)
@@ -113,7 +115,7 @@ class TestFamilies:
 def test_functional_call_and_replicas_run_the_lock(family):
     model, start = family
     net, x = deepcopy(start).eval(), model.inputs()
-    lock_model(net, CONFIGS["affine"])
+    lock_model(net, ALL)
     with torch.no_grad():
         expected = net(x)
         everything = {**dict(net.named_parameters()), **dict(net.named_buffers())}
@@ -123,37 +125,26 @@ def test_functional_call_and_replicas_run_the_lock(family):
         assert torch.equal(net(x), expected)
 
 
+def mobilenet_v2():
+    return prepared(models.MobileNetV2(10, width_mult=0.25, dropout=0.0))
+
+
 # hardsigmoid and fused attention have no second derivative in torch, locked or not
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_32", "squeezenet1_1"])
-def test_a_gradient_can_be_differentiated_again(name):
+@pytest.mark.parametrize(
+    "model",
+    [
+        small_model("ResNet, ResNeXt, Wide ResNet"),
+        Model("small MobileNet, v2", mobilenet_v2, (3, 64, 64)),
+        small_model("ViT"),
+        small_model("SqueezeNet"),
+    ],
+    ids=lambda model: model.name,
+)
+def test_a_gradient_can_be_differentiated_again(model):
     torch.manual_seed(0)
-    model = torchvision_model(name)
     net = model.make()
-    lock_model(net, CONFIGS["mixing"])
+    lock_model(net, ALL)
     with sdpa_kernel(SDPBackend.MATH):
         slope = double_backward(net, model.inputs(3))
     assert slope.isfinite().all()
     assert slope.abs().max() > 0
-
-
-@pytest.mark.parametrize("form", CONFIGS)
-def test_a_data_parallel_replica_runs_its_own_copy_of_the_lock(form, monkeypatch):
-    """torch's own replicate(); only its copying from device to device is done on this one."""
-    module = importlib.import_module("torch.nn.parallel.replicate")
-    monkeypatch.setattr(module, "_get_device_index", lambda device, _: device)
-    monkeypatch.setattr(
-        module,
-        "_broadcast_coalesced_reshape",
-        lambda tensors, devices, detach: [[t.detach().clone() for t in tensors] for _ in devices],
-    )
-    torch.manual_seed(0)
-    model = torchvision_model("resnet18")
-    net, x = model.make().eval(), model.inputs()
-    lock_model(net, CONFIGS[form])
-    expected = net(x)
-    replicas = module.replicate(net, [0, 1])
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(1.0)
-    for replica in replicas:
-        assert torch.allclose(replica(x), expected, atol=1e-5)

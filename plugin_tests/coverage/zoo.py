@@ -12,6 +12,11 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+from torchvision.models.regnet import BlockParams
+from torchvision.models.resnet import BasicBlock
+from torchvision.models.vgg import make_layers
 from torchvision.ops import StochasticDepth
 
 SMALL = 64
@@ -72,17 +77,110 @@ def torchvision_model(name: str) -> Model:
         more["init_weights"] = False  # otherwise it warns
 
     def make() -> nn.Module:
-        model: nn.Module = models.get_model(name, **more)
-        if name.startswith("vit_"):  # its head starts at zero, and would hide every difference
-            nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.02)
-        for module in model.modules():
-            if isinstance(module, StochasticDepth):
-                module.p = 0.0  # a block that a batch of two skips has no gradient
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = 0.5  # after two steps evaluation is not that of a new model
-        return model
+        return prepared(models.get_model(name, **more))
 
     return Model(name, make, (3, size, size))
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """A model of torchvision whose every part acts from the first step on."""
+    if isinstance(model, models.VisionTransformer):
+        # its head starts at zero, and would hide every difference
+        nn.init.normal_(model.get_parameter("heads.head.weight"), std=0.02)
+    for module in model.modules():
+        if isinstance(module, StochasticDepth):
+            module.p = 0.0  # a block that a batch of two skips has no gradient
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.5  # after two steps evaluation is not that of a new model
+    return model
+
+
+def narrow_head(make: Callable[..., nn.Module], features: int) -> nn.Module:
+    """A model with three layers of thousands of units at its end, and here of few."""
+    with torch.device("meta"):
+        model = make(num_classes=10)
+        model.classifier = nn.Sequential(
+            *(nn.Linear(features, 32), nn.ReLU(True), nn.Linear(32, 32), nn.ReLU(True)),
+            nn.Linear(32, 10),
+        )
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
+SMALL_ONES: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "AlexNet": (lambda: narrow_head(models.alexnet, 9216), SMALL),
+    "ConvNeXt": (
+        lambda: models.ConvNeXt(
+            [CNBlockConfig(8, 16, 1), CNBlockConfig(16, 24, 2), CNBlockConfig(24, None, 1)],
+            num_classes=10,
+        ),
+        SMALL,
+    ),
+    "DenseNet": (lambda: models.DenseNet(8, (2, 2, 2), 16, num_classes=10), SMALL),
+    "EfficientNet": (
+        lambda: models.EfficientNet(
+            [
+                FusedMBConvConfig(2, 3, 1, 8, 8, 1),
+                MBConvConfig(1, 3, 1, 8, 8, 1, 1.0, 1.0),
+                MBConvConfig(6, 5, 2, 8, 16, 2, 1.0, 1.0),
+            ],
+            dropout=0.0,
+            num_classes=10,
+        ),
+        SMALL,
+    ),
+    "GoogLeNet, Inception": (
+        lambda: models.googlenet(num_classes=10, weights=None, init_weights=False),
+        SMALL,
+    ),
+    "MaxViT": (
+        lambda: models.MaxVit((32, 32), 8, 4, [8, 16], [1, 1], 4, 0.0, num_classes=10),
+        32,
+    ),
+    "MNASNet": (lambda: models.MNASNet(0.25, num_classes=10, dropout=0.0), SMALL),
+    "MobileNet": (lambda: models.mobilenet_v3_small(num_classes=10, width_mult=0.5), SMALL),
+    "RegNet": (
+        lambda: models.RegNet(
+            BlockParams.from_init_params(4, 16, 16.0, 2.5, 8, se_ratio=0.25), num_classes=10
+        ),
+        SMALL,
+    ),
+    "ResNet, ResNeXt, Wide ResNet": (
+        lambda: models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=10),
+        SMALL,
+    ),
+    "ShuffleNet": (
+        lambda: models.ShuffleNetV2([2, 2, 2], [8, 16, 32, 48, 64], num_classes=10),
+        SMALL,
+    ),
+    "SqueezeNet": (lambda: models.squeezenet1_1(num_classes=10, dropout=0.0), SMALL),
+    "Swin": (
+        lambda: models.SwinTransformer(
+            [4, 4], 16, [1, 2], [2, 4], [4, 4], stochastic_depth_prob=0.0, num_classes=10
+        ),
+        32,
+    ),
+    "VGG": (
+        lambda: narrow_head(
+            partial(models.VGG, make_layers([16, "M", 24, "M", 32, 32, "M"])), 32 * 49
+        ),
+        32,
+    ),
+    "ViT": (
+        lambda: models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=10),
+        32,
+    ),
+}
+"""Family to a small member of it, of torchvision's own class, and the side of its images."""
+
+
+def small_model(family: str) -> Model:
+    """A small member of a family, whose numbers cost little."""
+    make, size = SMALL_ONES[family]
+    return Model(f"small {family}", lambda: prepared(make()), (3, size, size))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fedml_keylock import KeyLockConfig, cli, lock_model
+from fedml_keylock import cli
 from fedml_keylock.builtin import keylock
 from fedml_keylock.commands.request import Request
 from fedml_keylock.commands.subjects import _fresh, captured
@@ -55,12 +56,13 @@ from fedml_keylock.inversion import (
     inverting_gradients,
     tableak,
 )
-from fedml_keylock.locks import Vault, effective_state
+from fedml_keylock.locks import Vault
 from fedml_keylock.silos import own_locks, silo_secrets
-from fedml_keylock.types import ClientUpdate
+from fedml_keylock.types import ClientUpdate, Surrogate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist_cross_silo"
 FEW = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
+PAPER = {"lock": "paper", "layers": "all", "key_length": 16}
 
 
 class LeNet(nn.Sequential):
@@ -102,9 +104,34 @@ def net(seed=0):
 
 
 def protection(model, **settings):
-    defense = keylock({"module": "mixing", "targets": "all", "key_length": 16, **settings})
-    name = f"keylock:{defense.config.module}:{defense.config.targets}"
-    return Protection(name, defense.surrogate(model), partial(_fresh, config=defense.config))
+    defense = keylock(PAPER | settings)
+    return Protection(defense.title, defense.surrogate(model), partial(_fresh, defense))
+
+
+class MixedConv(nn.Conv2d):
+    """A convolution whose channels are normalised, and then mixed by a secret matrix."""
+
+    def forward(self, x):
+        x = nn.functional.batch_norm(super().forward(x), None, None, training=True)
+        return torch.einsum("ij,njhw->nihw", self.mixing, x)
+
+
+def mixing(model):
+    """A plugin's defense in what silos compute, which holds: each layer's channels are mixed."""
+    copy, names = deepcopy(model), []
+    for name, layer in copy.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.__class__ = MixedConv
+            layer.mixing = nn.Parameter(torch.eye(layer.out_channels))
+            names.append(f"{name}.mixing")
+
+    def draw(count, generator):
+        side = copy.get_parameter(names[0]).shape
+        return {
+            n: torch.linalg.qr(torch.randn(count, *side, generator=generator))[0] for n in names
+        }
+
+    return Protection("a plugin's", Surrogate(copy, tuple(names), draw))
 
 
 def subject_of(digits, count=2, model=None, **rest):
@@ -129,8 +156,7 @@ def attack(steps=3, **fields):
 def test_a_probe_is_what_a_locked_model_sends(digits):
     model = net()
     one = subject_of(digits, model=model, learning_rate=0.5)
-    config = KeyLockConfig(module="mixing", targets="all", key_length=16)
-    silo, secrets = _fresh(model, torch.Generator().manual_seed(1_000_003), config=config)
+    silo, secrets = _fresh(keylock(PAPER), model, torch.Generator().manual_seed(1_000_003))
     assert all(torch.equal(one.secrets[name][0], value) for name, value in secrets.items())
     loss = nn.functional.cross_entropy(silo.train()(digits[0][:1]), digits[1][:1])
     loss.backward()
@@ -175,7 +201,7 @@ def test_the_control_is_left_out_where_the_lock_brings_no_norm(digits):
             )  # fmt: skip
 
     for model, there in ((net(), True), (Normed(), False)):
-        one = subject_of(digits, model=model, protection=protection(model, targets="first"))
+        one = subject_of(digits, model=model, protection=protection(model, layers="first"))
         plain = undefended(one)
         assert (public_norm(one, plain) is not None) == there
         tasks = tasks_of(one, attack(), ("oblivious",))
@@ -204,7 +230,7 @@ def test_local_training_is_replayed(digits):
 
 def test_every_audit_has_its_controls(digits, tmp_path):
     report = audit(subject_of(digits), attack(), output=tmp_path)
-    name = "keylock:mixing:all"
+    name = "keylock:paper:all"
     assert rows_of(report) == [
         ("none", "no gradient", "mean image"),
         ("none", "no gradient", "mean image of the class"),
@@ -228,19 +254,15 @@ def test_the_verdict_of_a_lock_that_leaks_and_of_one_that_does_not(digits, tmp_p
     torch.manual_seed(0)
     model = LeNet(16)
     lights = {}
-    for module, targets in (("affine", "first"), ("mixing", "all")):
-        lock = protection(model, module=module, targets=targets)
+    for lock in (protection(model, layers="first"), mixing(model)):
         one = subject_of(digits, 4, model, protection=lock)
-        report = audit(one, attack(150), output=tmp_path / module, crew=Pool(2))
+        report = audit(one, attack(150), output=tmp_path / lock.name, crew=Pool(2))
         score = {row.defense: row.metrics["ssim_aligned"]["mean"] for row in report.leakage[3:4]}
         assert score["none"] > 0.8
-        found = next(line for line in report.verdict().splitlines() if line.startswith("keylock"))
-        lights[module] = found.split(". ")[0]
-    assert lights["affine"] in (
-        "keylock:affine:first: leaks",
-        "keylock:affine:first: stops an oblivious attacker only",
-    )
-    assert lights["mixing"] == "keylock:mixing:all: withstood the attacks tried"
+        found = next(line for line in report.verdict().splitlines() if line.startswith(lock.name))
+        lights[lock.name] = found.removeprefix(f"{lock.name}: ").split(". ")[0]
+    assert lights["keylock:paper:first"] in ("leaks", "stops an oblivious attacker only")
+    assert lights["a plugin's"] == "withstood the attacks tried"
 
 
 def test_without_a_defense_there_is_only_the_attack(digits, tmp_path):
@@ -441,7 +463,7 @@ def test_what_is_done_is_not_done_again(digits, tmp_path):
 
 
 OPTIONS = [
-    "audit", "--model", "model:LeNet", "--module", "mixing", "--targets", "all", "--images", "2",
+    "audit", "--model", "model:LeNet", "--lock", "paper", "--layers", "all", "--images", "2",
     "--set", "inverting_gradients.chunk=1",
 ]  # fmt: skip
 
@@ -521,9 +543,8 @@ def test_a_killed_leader_leaves_no_process_behind(folder, tmp_path):
 @pytest.fixture
 def job(digits, tmp_path):
     """What a job of two silos leaves: its capture, the silos' vaults, and the truth beside them."""
-    model, settings = net(), {"module": "mixing", "targets": "all", "key_length": 16}
-    defense = keylock(settings)
-    agreement = defense.describe(model)
+    defense = keylock(PAPER)
+    agreement = defense.describe(net())
     meta = {
         "learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1, "rounds": 3,
         "defense": "keylock", "settings": dict(agreement.settings),
@@ -532,10 +553,11 @@ def job(digits, tmp_path):
     for round_index in (0, 2):
         for silo in (0, 1):
             locked = net()
-            lock_model(locked, defense.config)
+            defense.lock(locked)
             vault = Vault(tmp_path / "vault", silo, agreement.layout)
-            vault.keep(locked, round_index=round_index)
-            vault.save(locked, round_index=round_index + 1)
+            state = defense.private_state(locked)
+            vault.keep(state, round_index=round_index)
+            vault.save(state, round_index=round_index + 1)
             row = 2 * silo + round_index // 2
             images, labels = (part[row : row + 1] for part in digits)
             truth[round_index, silo] = (images, labels)
@@ -587,7 +609,7 @@ def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
         (row["defense"], row["knowledge"], row["stage"], row["round"]) for row in report["leakage"]
     }
     for stage, number in (("untrained", 0), ("trained", 2)):
-        assert ("keylock:mixing:all", "oracle", stage, number) in keys
+        assert ("keylock:paper:all", "oracle", stage, number) in keys
         assert ("none", "none", stage, number) in keys
     assert "report: " in result.output
     assert (job / "out" / "leakage.png").exists()
@@ -596,20 +618,20 @@ def test_a_capture_is_audited_with_its_silos_vaults(job, monkeypatch):
 
 def stored_secrets_are_right(job):
     """The oracle's knowledge is what the silo's lock was, and no newer one."""
-    defense = keylock({"module": "mixing", "targets": "all", "key_length": 16})
+    defense = keylock(PAPER)
     updates = Capture.open(job / "capture").updates()
     made = silo_secrets(net(), own_locks(net(), defense, job / "vault"), updates)
     silo = net()
-    lock_model(silo, defense.config)
+    defense.lock(silo)
     vault = Vault(job / "vault", 1, defense.describe(net()).layout)
-    vault.load(silo, vault.history_path(2))
-    return all(torch.equal(made[n][3], value) for n, value in effective_state(silo).items())
+    defense.load_private(silo, vault.load(vault.history_path(2))[0])
+    return all(torch.equal(made[n][3], v) for n, v in defense.secret_variables(silo).items())
 
 
 def test_without_a_vault_there_is_no_verdict_on_the_lock(job):
     result = invoke(*of_job(job), output=job / "out")
     assert result.exit_code == 0, result.output
-    assert "keylock:mixing:all: no verdict" in result.output
+    assert "keylock:paper:all: no verdict" in result.output
     assert "no oracle" in json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
 
 
@@ -625,7 +647,7 @@ def test_a_capture_beside_public_pictures(job, folder):
     assert {"insider", "oracle"} <= {row["knowledge"] for row in report["leakage"]}
     # this job did not end: there is no final model
     assert report["accuracy"] == {}
-    rounds = report["accuracy_rounds"]["keylock:mixing:all"]
+    rounds = report["accuracy_rounds"]["keylock:paper:all"]
     assert [[at for at, _ in points] for points in rounds.values()] == [[0, 2], [0, 2]]
     assert "accuracy" in (job / "out" / "report.html").read_text().lower()
 
@@ -736,7 +758,7 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("cap", "--truth", "t", "--defense", "none"), 2, "--defense goes not with a CAPTURE"),
         (("cap", "--truth", "t", "--size", "64"), 2, "--size goes not with a CAPTURE"),
         (("cap", "--truth", "t", "--batch", "4"), 2, "--batch goes not with a CAPTURE"),
-        (("--data", "{}", "--defense", "none", "--config", __file__), 2, "--config, --preset,"),
+        (("--data", "{}", "--defense", "none", "--config", __file__), 2, "--config, --lock and"),
         (("cap", "--truth", "t"), 1, "CAPTURE cap: no such folder"),
         ((".", "--truth", "t"), 1, "--truth t: no such file"),
         (("--data", "{}", "--set", "inverting_gradients.steps=abc"), 1, "steps: 'abc' is not all"),
@@ -751,7 +773,9 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("--data", "{}", "--defense", "nothing"), 1, "no defense is named 'nothing'"),
         (("--data", "{}", "--knowledge", "clever"), 1, "not 'clever'"),
         (("cap", "--truth", "t", "--labels", "l.csv"), 2, "--labels goes with --data"),
-        (("--data", "{}", "--module", "mix"), 1, "keylock.module: 'mix' is not allowed"),
+        (("cap", "--truth", "t", "--lock", "paper"), 2, "--lock goes not with a CAPTURE"),
+        (("--data", "{}", "--lock", "mix"), 2, "'mix' is not one of 'rotated', 'paper'"),
+        (("--data", "{}", "--layers", "all"), 1, "keylock.layers: 'all' is of lock: paper"),
         (("--data", "{}", "--weights", "none.safetensors"), 1, "--weights none.safetensors"),
         (("--data", "nowhere"), 1, "nowhere: no such folder"),
         (("--data", "{}", "--model", "torchvision:lenet"), 1, "no such classifier"),
@@ -785,12 +809,15 @@ def test_a_typo_is_refused_before_what_takes_long_to_import(folder, option, said
 
 
 def test_fewer_pictures_than_asked_for_is_said(folder, tmp_path):
-    words = ("--model", f"{__name__}:LeNet", "--data", folder, *QUICK, "--defense", "none")
-    there = len([*folder.rglob("*.png")])
-    asked = ("--images", there + 1, "--knowledge", "oblivious")
+    few = tmp_path / "few"
+    for digit in "12":
+        (few / digit).mkdir(parents=True)
+        (few / digit / "one.png").write_bytes(next((folder / digit).iterdir()).read_bytes())
+    words = ("--model", f"{__name__}:LeNet", "--data", few, *QUICK, "--defense", "none")
+    asked = ("--images", 3, "--knowledge", "oblivious")
     result = invoke(*words, *asked, output=tmp_path)
     assert result.exit_code == 0, result.output
-    assert f"--images {there + 1}: {folder} has {there} pictures, which are" in result.stderr
+    assert f"--images 3: {few} has 2 pictures, which are" in result.stderr
 
 
 @pytest.mark.long
@@ -802,10 +829,10 @@ def test_torchvisions_resnet18_by_its_short_name(tmp_path):
             picture.save(tmp_path / "photos" / name / f"{index}.jpg")
     result = invoke(
         "--model", "torchvision:resnet18", "--data", tmp_path / "photos", "--defense", "keylock",
-        "--preset", "paper", "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
+        "--lock", "paper", "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "keylock:affine:first: no verdict" in result.output
+    assert "keylock:paper:first: no verdict" in result.output
 
 
 def test_pictures_are_read_class_by_class_in_turn(folder, tmp_path):

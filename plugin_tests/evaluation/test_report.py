@@ -21,7 +21,7 @@ from fedml_keylock.evaluation.report.vocabulary import KNOWLEDGE
 from fedml_keylock.evaluation.verdict import Light, judge
 from fedml_keylock.inversion.levels import GRANTS
 
-LOCK = "keylock:affine:first"
+LOCK = "keylock:paper:first"
 
 
 def of(mean, half=0.05, n=20):
@@ -430,7 +430,7 @@ def test_what_is_not_plain_is_refused_before_anything_is_written():
 
 
 def test_the_table_fits_a_terminal():
-    long = "keylock:mixing:" + "block*.conv*" * 9
+    long = "keylock:paper:" + "block*.conv*" * 9
     rows = [
         *FULL,
         row(0.5, "simulating", long, attack="inverting_gradients_" * 3, stage="untrained"),

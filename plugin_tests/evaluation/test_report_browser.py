@@ -15,7 +15,7 @@ from fedml_keylock.evaluation.report import Gallery, LeakageReport, compare
 
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no chromium on this machine")
 
-LOCK = "keylock:affine:first"
+LOCK = "keylock:paper:first"
 
 
 def of(mean):

@@ -317,7 +317,8 @@ def test_a_silo_s_last_update_is_refused_once_the_model_has_changed():
 
 
 def test_what_is_not_the_average_is_not_emitted_where_it_must_be_one():
-    loose, gate = ServerGate(), ServerGate(average=AverageCheck())
+    loose, gate = ServerGate(), ServerGate()
+    gate.history.average = AverageCheck()
     for own in (loose, gate):
         emit(own, {"model": state()})  # the first model may be anything
         admit(own, update(1.0, samples=1), Sender(1, 0, 0))
@@ -325,7 +326,7 @@ def test_what_is_not_the_average_is_not_emitted_where_it_must_be_one():
         emit(own, {"model": state(3.0)})
     emit(loose, {"model": state(2.5)})
     with pytest.raises(UpdateRefused, match=r"^the server, round 0: w is not the average"):
-        emit(ServerGate(average=gate.average), {"model": state(2.5)})
+        emit(gate, {"model": state(2.5)})
 
 
 def test_attacks_are_given_whole_states_only():
@@ -347,7 +348,8 @@ def test_attacks_are_given_whole_states_only():
 
 
 def test_without_a_defense_nothing_is_asked_and_nothing_added():
-    gate, entries = ServerGate(average=AverageCheck()), {"model": state(scale=3.0)}
+    gate, entries = ServerGate(), {"model": state(scale=3.0)}
+    gate.history.average = AverageCheck()
     assert admit(gate, {"model": {"x": 1}}, agreement=None) == ({"x": 1}, 1.0)
     emit(gate, entries, agreement=None)
     assert entries.keys() == {"model"}

@@ -73,7 +73,7 @@ def test_a_killed_rank_is_named_in_one_line(number):
     )
     assert said.startswith(f"{begin}{int(number)}, {number.name}")
     # true of lock: rotated, which goes on from nothing, and of lock: paper
-    assert "begins at round 0; locks on layers go on from the silos' vaults" in said
+    assert "begins at round 0; lock: paper goes on from the silos' vaults" in said
 
 
 def test_a_rank_that_is_killed_before_its_first_note_is_named_by_the_runtime():

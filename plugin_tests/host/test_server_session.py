@@ -128,7 +128,7 @@ class Seen(Observer):
     def sent(self, state):
         self.shown.append(state)
 
-    def show(self, hook, state, *, samples, silo, round_index):
+    def show(self, hook, state, samples, silo, round_index):
         self.shown.append((hook, samples, silo, round_index))
 
 
@@ -187,7 +187,7 @@ def test_averages_are_checked_where_masks_cancel_in_them(tmp_path, settings, mor
     if checked is None:  # without MPI it takes a file
         session = server(tmp_path, keylock={**keylock, "group_key": "file"}, comm=None)
     session.agree([None] * 8)
-    assert (session.gate.average is not None) is bool(checked)
+    assert (session.gate.history.average is not None) is bool(checked)
 
 
 def test_the_model_of_a_server_is_not_locked(tmp_path):

@@ -88,7 +88,7 @@ def test_scale_and_shift_behind_the_first_layer_do_not_protect_it(digits, make_u
     aware = replace(KNOWN, secrets=Secrets(("lock.gamma", "lock.beta")))
     assert torch.equal(reconstruct([update], MLP(lock=True), aware).images, found.images)
     with pytest.raises(LockError, match="the model's first layer is linear"):
-        lock_model(MLP(), KeyLockConfig(module="affine", targets=("first",)))
+        lock_model(MLP(), KeyLockConfig(lock="paper"))
 
 
 def test_the_cost_says_that_an_update_was_not_of_one_image(digits, make_update):

@@ -1,7 +1,6 @@
 """What each level of knowledge grants, and what attackers make of it."""
 
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -24,7 +23,7 @@ from fedml_keylock.inversion import (
     inverting_gradients,
 )
 from fedml_keylock.inversion.engine.assemble import leaders
-from fedml_keylock.locks import draw_effective, surrogate
+from fedml_keylock.locks import make_lock
 from fedml_keylock.types import ClientUpdate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -225,20 +224,20 @@ def test_images_and_secrets_may_take_turns(digits, lenet, make_update):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("targets", ["first", "all"])
-def test_published_locks_fall_to_who_knows_of_them(targets, photos, lenet, make_update):
+@pytest.mark.parametrize("layers", ["first", "all"])
+def test_published_locks_fall_to_who_knows_of_them(layers, photos, lenet, make_update):
     """The real lock on the net of DLG, untrained: gamma and beta are found with the photo."""
-    config, labels = KeyLockConfig(module="affine", targets=targets), torch.arange(6)
+    config, labels = KeyLockConfig(lock="paper", layers=layers), torch.arange(6)
     updates = []
     for photo, label in zip(photos.split(1), labels.split(1), strict=True):
         silo = lenet()
         lock_model(silo, config)  # each silo's own, from the system's entropy
         updates.append(make_update(silo, photo, label, private="keylock"))
-    model, names = surrogate(lenet(), config)
-    secrets = Secrets(names, draw=partial(draw_effective, lenet(), config))
-    known = Knowledge("adaptive", (3, 32, 32), 10, labels=labels[:, None], secrets=secrets)
+    known = make_lock(config).surrogate(lenet())
+    secrets = Secrets(known.names, draw=known.draw)
+    knowledge = Knowledge("adaptive", (3, 32, 32), 10, labels=labels[:, None], secrets=secrets)
     attack = inverting_gradients(steps=1500, total_variation=0.1, secret_learning_rate=0.02)
     found = attack.reconstruct(
-        updates, model, knowledge=known, generator=torch.Generator().manual_seed(0)
+        updates, known.model, knowledge=knowledge, generator=torch.Generator().manual_seed(0)
     )
     assert ssim_aligned(found.images[:, 0], photos).mean() > 0.6

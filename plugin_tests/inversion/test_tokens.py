@@ -81,7 +81,7 @@ def test_fedml_s_rnn_gives_every_token_away(text, make_update, batch):
     assert "tensor" not in repr(found)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with pytest.raises(LockError, match="embedding: the rows of its gradient"):
-        lock_model(model, KeyLockConfig(module="affine"))
+        lock_model(model, KeyLockConfig(lock="paper"))
 
 
 def test_what_is_far_back_in_a_long_text_is_missed_and_nothing_is_made_up(text, make_update):

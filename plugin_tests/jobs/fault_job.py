@@ -17,7 +17,7 @@ import torch
 from fedml.core.distributed.communication.mpi.com_manager import MpiCommunicationManager
 from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
 from fedml.ml.trainer.my_model_trainer_classification import ModelTrainerCLS
-from job_main import Net
+from job_parts import Net
 from mpi4py import MPI
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset

@@ -1,34 +1,12 @@
 """A small real FedML job; JOB_CASE says what goes wrong in it, or which custom code it brings."""
 
-import os
-
 import fedml
 import job_recorder
 import torch
 from fedml.core import ClientTrainer, ServerAggregator
 from fedml.ml.trainer.my_model_trainer_classification import ModelTrainerCLS
+from job_parts import CASE, Net, load
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-CASE = os.environ.get("JOB_CASE", "")
-
-
-class Net(nn.Sequential):
-    """A convolution with a norm behind it, one without, and a norm that is not locked."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(1, 4, 3, padding=1),
-            nn.BatchNorm2d(4),
-            nn.ReLU(),
-            nn.Conv2d(4, 4, 3, padding=1, stride=2),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Linear(64, 8),
-            nn.LayerNorm(8),
-            nn.ReLU(),
-            nn.Linear(8, 3),
-        )
 
 
 class Misbehaving(ModelTrainerCLS):
@@ -118,29 +96,6 @@ class Equal(OwnAggregator):
 
     def aggregate(self, raw_client_model_or_grad_list):
         return super().aggregate([(1, state) for _, state in raw_client_model_or_grad_list])
-
-
-class Growing(dict):
-    """FedML is told of one sample more than there were when the job began."""
-
-    def __getitem__(self, silo):
-        return super().__getitem__(silo) + 1
-
-
-def load(args):
-    draw = torch.Generator().manual_seed(5)
-    images = torch.rand(96, 1, 8, 8, generator=draw)
-    labels = (images.mean((1, 2, 3)) * 3).long()
-    silos = args.client_num_in_total
-    # as a silo says how many samples it has, it shows whose data a rank was given
-    uneven = {"silos": [24, 32, 40], "equal": [31, 32, 33]}.get(CASE)
-    parts = torch.arange(96).split(uneven) if uneven else torch.arange(96).chunk(silos)
-    loaders = {s: DataLoader(TensorDataset(images[p], labels[p]), 16) for s, p in enumerate(parts)}
-    test = DataLoader(TensorDataset(images, labels), 96)
-    sizes = {s: len(p) for s, p in enumerate(parts)}
-    if CASE == "more" and args.rank == 2:
-        sizes = Growing(sizes)
-    return 96, 96, None, test, sizes, loaders, dict.fromkeys(loaders, test), 3
 
 
 if __name__ == "__main__":

@@ -70,15 +70,15 @@ def test_a_silo_that_gives_away_too_much_sends_nothing(run_example):
 
 @pytest.mark.long
 def test_silos_that_attack_themselves_keep_scores_only(run_example):
-    job = run_example(keylock={"module": "mixing", "targets": "all"}, side="silo", images=3)
+    job = run_example(keylock={}, side="silo", images=3)
     assert job.status == 0, job.output[-3000:]
     found = reports(job)
     assert set(found) == {(silo, index) for silo in (0, 1) for index in (0, 1)}
     for report in found.values():
         rows = {(row["defense"], row["knowledge"]): row for row in report["leakage"]}
         # the controls: the same images without a lock, and with the silo's own private state
-        assert {("none", "none"), ("keylock:mixing:all", "oracle")} <= set(rows)
-        locked = rows["keylock:mixing:all", "adaptive"]["ssim_aligned"]["mean"]
+        assert {("none", "none"), ("keylock:rotated", "oracle")} <= set(rows)
+        locked = rows["keylock:rotated", "adaptive"]["ssim_aligned"]["mean"]
         if rows["none", "none"]["stage"] == "untrained":
             assert rows["none", "none"]["ssim_aligned"]["mean"] > locked + 0.3
     kinds = {path.suffix for path in (job.folder / "leakage").rglob("*") if path.is_file()}
@@ -88,9 +88,9 @@ def test_silos_that_attack_themselves_keep_scores_only(run_example):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("keylock", [{"module": "affine"}, {}, {"mask": False}])
+@pytest.mark.parametrize("keylock", [{"lock": "paper"}, {}, {"mask": False}])
 def test_a_silo_audits_what_it_really_sends(run_example, keylock):
-    """Under the default lock as it is turned and masked."""
+    """Under the default lock as it is rotated and masked."""
     job = run_example(
         keylock=keylock,
         single_digit_rounds=1,
@@ -107,16 +107,16 @@ def test_a_silo_audits_what_it_really_sends(run_example, keylock):
         # with its own private state and without a lock the same digit comes out
         for row in (*oracle, *plain[:1]):
             assert row["ssim_aligned"]["mean"] > 0.5
-        if "module" not in keylock:
+        if "lock" not in keylock:
             (knows,) = [row for row in report["leakage"] if row["knowledge"] == "adaptive"]
             assert knows["ssim_aligned"]["mean"] < 0.2
-            assert knows["defense"] == "keylock:whole:all" + ":unmasked" * bool(keylock)
+            assert knows["defense"] == "keylock:rotated" + ":unmasked" * bool(keylock)
 
 
 @pytest.mark.long
 def test_what_cannot_be_audited_is_not_sent_where_a_limit_is_set(run_example):
     job = run_example(
-        keylock={"module": "affine"},
+        keylock={"lock": "paper"},
         side="silo",
         probe="as_sent",
         rounds=[0],
@@ -128,7 +128,7 @@ def test_what_cannot_be_audited_is_not_sent_where_a_limit_is_set(run_example):
 
 @pytest.mark.long
 def test_a_server_attacks_inline(run_example):
-    job = run_example(keylock={"module": "affine"}, when="inline", images=2, knowledge=["adaptive"])
+    job = run_example(keylock={"lock": "paper"}, when="inline", images=2, knowledge=["adaptive"])
     assert job.status == 0, job.output[-3000:]
     for index in (0, 1):
         folder = job.folder / "leakage" / f"round-{index:05d}"

@@ -24,12 +24,13 @@ from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, UpdateRefused
-from fedml_keylock.host.gate import check_attackable, check_names, check_state, pinned
 from fedml_keylock.host.launch import command
-from fedml_keylock.locks import KeyLockConfig, effective_state, load_private_state_dict, lock_model
+from fedml_keylock.host.public_state import check_state, pinned
+from fedml_keylock.host.update_history import check_attackable, check_names
+from fedml_keylock.locks import KeyLockConfig, load_private_state_dict, lock_model, secret_variables
 
 HERE = Path(__file__).parent
-LOCK = {"module": "affine", "targets": "first", "key_length": 64, "keep_history": True}
+LOCK = {"lock": "paper", "key_length": 64, "keep_history": True}
 EXAMPLES = os.environ.get("FEDML_EXAMPLES")
 long = pytest.mark.long
 
@@ -119,7 +120,7 @@ def nothing_private_crossed(job, make):
         model, state = make(), load_file(path)
         lock_model(model, KeyLockConfig.from_mapping(LOCK))
         load_private_state_dict(model, state)
-        for name, tensor in {**state, **effective_state(model)}.items():
+        for name, tensor in {**state, **secret_variables(model)}.items():
             if tensor.numel() > 1:
                 secrets[f"{path.name}, {name}"] = runs_of(tensor)
     kinds = {name.rsplit(".", 1)[1] for name in secrets}

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from job_harness import config, run_line
+from job_parts import Net
 from safetensors.torch import load_file
 
 from fedml_keylock.host.launch import command
@@ -25,7 +26,7 @@ from fedml_keylock.locks import KeyLockConfig, load_private_state_dict, lock_mod
 from fedml_keylock.locks.vault.file import Stored
 
 HERE = Path(__file__).parent
-LOCK = {"module": "affine", "targets": "first", "key_length": 64}
+LOCK = {"lock": "paper", "key_length": 64}
 ENDS_WITHIN = 30
 """Seconds from the fault to the end of the job on every rank."""
 LIMIT = 120
@@ -79,9 +80,9 @@ FAULTS = {
         trained=0,
         uploads=0,
     ),
-    "other_targets": Fault(
+    "other_layers": Fault(
         ["rank 2 (silo 1), round 0: its locked layers differ", "same YAML"],
-        own={"targets": "all"},
+        own={"layers": "all"},
         trained=0,
         uploads=0,
     ),
@@ -114,7 +115,7 @@ def on_small_disk(line: Sequence[str], folder: Path) -> list[str]:
 def run(folder: Path, case: str, *, fault: Fault | None = None, **changes: Any):
     """Run fault_job.py in a folder."""
     settings = changes.pop("settings", LOCK)
-    for name in ("job_main.py", "job_recorder.py", "fault_job.py"):
+    for name in ("fault_job.py", "job_parts.py", "job_recorder.py"):
         shutil.copy(HERE / name, folder)
     sections = config(settings, **{"comm_round": 3, "learning_rate": 0.05} | changes)
     (folder / "fedml_config.yaml").write_text(yaml.safe_dump(sections))
@@ -163,7 +164,7 @@ def test_a_fault_ends_the_job_in_one_line(case, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("settings", [LOCK, {"module": "mixing", "targets": "all"}])
+@pytest.mark.parametrize("settings", [LOCK, LOCK | {"layers": "all"}])
 def test_a_killed_job_started_again_learns_as_if_nothing_had_happened(
     settings, tmp_path, monkeypatch
 ):
@@ -191,17 +192,15 @@ def test_a_killed_job_started_again_learns_as_if_nothing_had_happened(
     for silo, state in enumerate(kept):
         began = load_file(vault / f"silo-{silo}" / "round-00000.safetensors")
         assert all(torch.equal(began[name], tensor) for name, tensor in state.items())
-    reached, other = (accuracies(job, settings, monkeypatch) for job in (undisturbed, again))
+    reached, other = (accuracies(job, settings) for job in (undisturbed, again))
     assert min(reached) > 0.9
     for one, two in zip(reached, other, strict=True):
         assert abs(one - two) < 0.01, (reached, other)
 
 
-def accuracies(job, settings, monkeypatch) -> list[float]:
+def accuracies(job, settings) -> list[float]:
     """What the server's last model classifies rightly under each silo's own lock, of 1,000."""
-    monkeypatch.syspath_prepend(str(job.folder))
     from fault_job import samples
-    from job_main import Net
 
     public = [m["model_params"] for m in job.decoded(0) if "model_params" in m][-1]
     images, labels = samples(1000, seed=99).tensors

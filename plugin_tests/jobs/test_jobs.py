@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-LOCK = {"module": "affine", "targets": "first", "key_length": 64}
+LOCK = {"lock": "paper", "key_length": 64}
 
 BAD_JOBS = {
     "unknown_field": (
-        {"settings": {"modul": "mixing"}},
-        ["keylock.modul", "no such field", "module"],
+        {"settings": {"lok": "paper"}},
+        ["keylock.lok", "no such field", "lock"],
     ),
     "unknown_glob": (
-        {"settings": {"module": "affine", "targets": ["features.*"]}},
+        {"settings": {"lock": "paper", "layers": ["features.*"]}},
         ["'features.*'", "matches no", "0, 3, 6, 9"],
     ),
     "linear": ({"settings": LOCK}, ["first layer is linear"]),
@@ -35,7 +35,7 @@ BAD_JOBS = {
     "nan": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "3.weight is not finite"]),
     "shape": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "3.weight has shape (2, 4, 3, 3)"]),
     "private": (
-        {"settings": {**LOCK, "targets": "all"}},
+        {"settings": {**LOCK, "layers": "all"}},
         ["silo 1 (rank 2), round 0", "3.keylock.bias_gamma is not a public name"],
     ),
     "scale": ({"settings": LOCK}, ["silo 1 (rank 2), round 0", "1.weight is not the constant 1"]),

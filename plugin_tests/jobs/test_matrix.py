@@ -6,14 +6,14 @@ import re
 from itertools import pairwise
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+from job_parts import Net, load
 from safetensors.torch import load_file
-from test_wire import LOCK, private_arrays, runs_of, windows
+from test_wire import LOCK, assert_kept, private_arrays
 
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.host.flags import THEN
+from fedml_keylock.host.compatibility import ROBUST_AGGREGATIONS
 
 SETTINGS = {
     "anomaly_detection": {"cosine_similarity_bound": 0.3},
@@ -43,14 +43,10 @@ def ended(job):
     return job
 
 
-def assert_nothing_private_was_sent(job, monkeypatch):
-    monkeypatch.syspath_prepend(str(job.folder))
+def assert_nothing_private_was_sent(job):
     arrays = private_arrays(job)
     assert arrays
-    crossed = windows(job.wire())
-    for (where, name), tensor in arrays.items():
-        if tensor.numel() > 1:
-            assert not np.isin(runs_of(tensor), crossed).any(), f"{name} of {where} was sent"
+    assert_kept(arrays, job.wire())
 
 
 def assert_constants(state):
@@ -60,7 +56,9 @@ def assert_constants(state):
 
 @pytest.mark.long
 def test_krum_chooses_among_locked_updates(run_job):
-    job = ended(run_job(settings=LOCK | {"then": "krum"}, ranks=4, **SETTINGS["krum"]))
+    job = ended(
+        run_job(settings=LOCK | {"robust_aggregation": "krum"}, ranks=4, **SETTINGS["krum"])
+    )
     uploads = [models(job, rank) for rank in (1, 2, 3)]
     for index, made in enumerate((models(job, 0)[-4], models(job, 0)[-1])):
         # the average of one is that one
@@ -72,16 +70,16 @@ def test_krum_chooses_among_locked_updates(run_job):
 
 
 @pytest.mark.long
-def test_local_noise_is_on_public_state_only(run_job, monkeypatch):
+def test_local_noise_is_on_public_state_only(run_job):
     job = ended(
         run_job(
-            settings=LOCK | {"then": "rfa"},
+            settings=LOCK | {"robust_aggregation": "rfa"},
             dp_solution_type="ldp",
             mechanism_type="gaussian",
             **NOISE,
         )
     )
-    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_nothing_private_was_sent(job)
     began = models(job, 0)[0]
     for rank in (1, 2):
         upload = models(job, rank)[0]
@@ -90,10 +88,10 @@ def test_local_noise_is_on_public_state_only(run_job, monkeypatch):
         assert (upload["9.weight"] - began["9.weight"]).std() > 0.02
 
 
-def test_noise_and_an_attack_on_the_server_leave_constants_and_locks(run_job, monkeypatch):
+def test_noise_and_an_attack_on_the_server_leave_constants_and_locks(run_job):
     job = ended(
         run_job(
-            settings=LOCK | {"then": "crfl"},
+            settings=LOCK | {"robust_aggregation": "crfl"},
             dp_solution_type="cdp",
             mechanism_type="laplace",
             attack_mode="random",
@@ -102,7 +100,7 @@ def test_noise_and_an_attack_on_the_server_leave_constants_and_locks(run_job, mo
             **SETTINGS["crfl"],
         )
     )
-    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_nothing_private_was_sent(job)
     began, *_, last = models(job, 0)
     assert_constants(last)
     assert not torch.allclose(began["9.weight"].double(), last["9.weight"].double())
@@ -113,7 +111,7 @@ ASSIGNED = [{1: 2, 2: 1}, {1: 2, 2: 1}, {1: 0, 2: 2}, {1: 2, 2: 1}, {1: 1, 2: 0}
 """Round by round, which silo FedML gives each rank; its seed is the number of the round before."""
 
 
-def test_a_lock_follows_its_silo_from_rank_to_rank(run_job, monkeypatch):
+def test_a_lock_follows_its_silo_from_rank_to_rank(run_job):
     job = ended(
         run_job(
             "silos",
@@ -125,7 +123,7 @@ def test_a_lock_follows_its_silo_from_rank_to_rank(run_job, monkeypatch):
             gradient_inversion={"when": "never", "rounds": [0, 1, 2, 3, 4]},
         )
     )
-    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_nothing_private_was_sent(job)
     for rank in (1, 2):
         samples = [m["num_samples"] for m in job.decoded(rank) if "model_params" in m]
         assert samples == [[24, 32, 40][assigned[rank]] for assigned in ASSIGNED]
@@ -170,10 +168,8 @@ def locks(job, silo):
     return [load_file(path) for path in (*files, folder / f"silo-{silo}.safetensors")]
 
 
-def test_one_process_simulates_every_silo_with_its_own_lock(run_job, monkeypatch):
-    job = ended(
-        run_job(settings=LOCK | {"targets": "all"}, ranks=1, comm_round=3, **ONE_PROCESS, **KEPT)
-    )
+def test_one_process_simulates_every_silo_with_its_own_lock(run_job):
+    job = ended(run_job(settings=LOCK, ranks=1, comm_round=3, **ONE_PROCESS, **KEPT))
     # whom FedML takes: numpy's choice from the seed of the round's number
     rounds = [[2, 1], [0, 2], [2, 1]]
     for silo in range(3):
@@ -192,9 +188,6 @@ def test_one_process_simulates_every_silo_with_its_own_lock(run_job, monkeypatch
     assert all(set(u.after) == set(capture.final()) for u in capture.updates())
     assert not any("keylock" in name for name in capture.final())
     # what the server tests is the shared model, without anybody's lock
-    monkeypatch.syspath_prepend(str(job.folder))
-    from job_main import Net, load
-
     model = Net()
     model.load_state_dict(capture.final())
     images, labels = next(iter(load(SimpleNamespace(client_num_in_total=3))[3]))
@@ -203,18 +196,18 @@ def test_one_process_simulates_every_silo_with_its_own_lock(run_job, monkeypatch
     assert float(told[-1]) == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_fedmls_mpi_simulation_carries_nothing_private(run_job, monkeypatch):
+def test_fedmls_mpi_simulation_carries_nothing_private(run_job):
     simulated = SIMULATED | {"client_num_in_total": 3, "client_num_per_round": 2}
     job = ended(run_job("silos", settings=LOCK, comm_round=3, **simulated))
-    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_nothing_private_was_sent(job)
     assert_constants(models(job, 0)[-1])
     assert [len(locks(job, silo)) for silo in range(3)] == [2, 3, 4]
     assert own_accuracies(job) == [(0, 0), (1, 1), (2, 0), (2, 1)]
 
 
-def test_nothing_private_crosses_grpc(run_grpc, monkeypatch):
+def test_nothing_private_crosses_grpc(run_grpc):
     job = ended(run_grpc(settings=LOCK))
-    assert_nothing_private_was_sent(job, monkeypatch)
+    assert_nothing_private_was_sent(job)
     for rank in (1, 2):
         assert len(models(job, rank)) == 2
         assert_constants(models(job, rank)[-1])
@@ -261,10 +254,11 @@ def test_silos_tell_wandb_their_accuracy(run_job):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("then", THEN)
-def test_every_defense_of_fedmls_runs_on_locked_updates(then, run_job):
-    case = "no_statistics" if then == "wise_median" else ""
-    job = ended(run_job(case, settings=LOCK | {"then": then}, ranks=4, **SETTINGS.get(then, {})))
+@pytest.mark.parametrize("name", ROBUST_AGGREGATIONS)
+def test_every_robust_aggregation_of_fedmls_runs_on_locked_updates(name, run_job):
+    case = "no_statistics" if name == "wise_median" else ""
+    settings = LOCK | {"robust_aggregation": name}
+    job = ended(run_job(case, settings=settings, ranks=4, **SETTINGS.get(name, {})))
     if not case:
         assert_constants(models(job, 0)[-1])
 

@@ -7,13 +7,13 @@ import re
 import numpy as np
 import pytest
 import torch
+from job_parts import Net
 from safetensors.torch import load_file
 
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.locks import KeyLockConfig, effective_state, load_private_state_dict, lock_model
-from fedml_keylock.locks.paper.module import every_lock
+from fedml_keylock.locks import KeyLockConfig, load_private_state_dict, lock_model, secret_variables
 
-LOCK = {"module": "mixing", "targets": "all", "key_length": 64, "keep_history": True}
+LOCK = {"lock": "paper", "layers": "all", "key_length": 64, "keep_history": True}
 
 
 @pytest.fixture(scope="session")
@@ -39,24 +39,17 @@ def locked(run_job):
     return job
 
 
-def private_arrays(job, settings=LOCK):
+def private_arrays(job):
     """Every private array that the job's silos had at the start of a round, or at the end."""
-    from job_main import Net
-
     found = {}
     for path in sorted((job.folder / "keylock_vault").rglob("*.safetensors")):
         state = load_file(path)
         model = Net()
-        lock_model(model, KeyLockConfig.from_mapping(settings))
+        lock_model(model, KeyLockConfig.from_mapping(LOCK))
         load_private_state_dict(model, state)
         where = str(path.relative_to(job.folder))
         found |= {(where, name): tensor for name, tensor in state.items()}
-        found |= {(where, name): tensor for name, tensor in effective_state(model).items()}
-        found |= {
-            (where, f"{name}.weight, mixed"): holder.weight.detach()
-            for name, holder, lock in every_lock(model)
-            if lock.touches_weights
-        }
+        found |= {(where, name): tensor for name, tensor in secret_variables(model).items()}
     return found
 
 
@@ -82,37 +75,13 @@ def assert_kept(arrays, crossed: bytes):
             assert not np.isin(runs_of(tensor), sent).any(), f"{name} of {where} was sent"
 
 
-def test_no_private_bytes_cross_the_wire(locked, monkeypatch):
-    monkeypatch.syspath_prepend(str(locked.folder))
+def test_no_private_bytes_cross_the_wire(locked):
     arrays = private_arrays(locked)
     kinds = {name.rsplit(".", 1)[1] for _, name in arrays}
-    assert {"key", "weight_gamma", "bias_beta", "gamma", "beta", "mixing", "running_var"} <= kinds
+    assert {"key", "weight_gamma", "bias_beta", "gamma", "beta", "running_var"} <= kinds
     # two silos, each at the start of two rounds and at the end
     assert len({where for where, _ in arrays}) == 6
     assert_kept(arrays, locked.wire())
-
-
-ON_WEIGHTS = {"0.keylock.mixing", "1.keylock.gamma", "1.running_var", "3.keylock.mixing"}
-STEM_AND_HEAD = {"0.keylock.own_weight", "3.keylock.mixing_inputs", "9.keylock.mixing_inputs"}
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("module", "private"),
-    [("weights", ON_WEIGHTS), ("weights+norm+inputs+stem+head", STEM_AND_HEAD)],
-)
-def test_of_a_lock_on_weights_neither_it_nor_what_it_makes_crosses_the_wire(
-    run_job, monkeypatch, module, private
-):
-    settings = LOCK | {"module": module}
-    job = run_job(settings=settings)
-    assert job.status == 0, job.output[-2000:]
-    monkeypatch.syspath_prepend(str(job.folder))
-    arrays = private_arrays(job, settings)
-    names = {name for _, name in arrays}
-    assert private <= names
-    assert {"0.weight, mixed", "3.weight, mixed"} <= names
-    assert_kept(arrays, job.wire())
 
 
 def test_the_search_finds_what_is_sent(locked):
@@ -187,7 +156,7 @@ def test_no_loss_of_a_batch_leaves_a_silo(plain, locked):
 
 def test_every_silo_has_a_lock_of_its_own(locked):
     states = [load_file(locked.folder / "keylock_vault" / f"silo-{s}.safetensors") for s in (0, 1)]
-    for name in ("1.keylock.key", "1.keylock.weight_gamma", "3.keylock.mixing"):
+    for name in ("1.keylock.key", "1.keylock.weight_gamma", "3.keylock.bias_beta"):
         assert not np.allclose(states[0][name], states[1][name])
 
 
@@ -206,7 +175,7 @@ def test_locks_are_trained_and_kept(locked):
     folder = locked.folder / "keylock_vault"
     start = load_file(folder / "silo-0" / "round-00000.safetensors")
     end = load_file(folder / "silo-0.safetensors")
-    for name in ("weight_gamma", "bias_gamma", "bias_beta", "mixing"):
+    for name in ("weight_gamma", "bias_gamma", "bias_beta"):
         assert not np.allclose(start[f"3.keylock.{name}"], end[f"3.keylock.{name}"])
     assert np.allclose(start["3.keylock.key"], end["3.keylock.key"])
     assert (folder / "silo-0.safetensors").stat().st_mode & 0o777 == 0o600

@@ -18,36 +18,26 @@ from typing import TYPE_CHECKING
 from ...lazy import lazy
 
 if TYPE_CHECKING:
+    from ..leakage import PUBLIC_NORM
     from .accuracy import OwnLock, Rounds, accuracy_by_round, share_correct
     from .crew import Alone, Crew, Pool, Ranks, muster
     from .pictures import load_pictures
-    from .plan import PUBLIC_NORM
     from .procedure import audit
-    from .subject import Fresh, Protection, Subject, from_capture, probe
-    from .truth import Truth, load_truth, save_truth
+    from .subject import Fresh, Protection, Subject
+    from .training import probe
+    from .truth import Truth, from_capture, load_truth, save_truth
 
-_WHERE = {
-    "PUBLIC_NORM": ".plan",
-    "Alone": ".crew",
-    "Crew": ".crew",
-    "Fresh": ".subject",
-    "OwnLock": ".accuracy",
-    "Pool": ".crew",
-    "Protection": ".subject",
-    "Ranks": ".crew",
-    "Rounds": ".accuracy",
-    "Subject": ".subject",
-    "Truth": ".truth",
-    "accuracy_by_round": ".accuracy",
-    "audit": ".procedure",
-    "from_capture": ".subject",
-    "load_pictures": ".pictures",
-    "load_truth": ".truth",
-    "muster": ".crew",
-    "probe": ".subject",
-    "save_truth": ".truth",
-    "share_correct": ".accuracy",
+_FILES = {
+    "..leakage": ("PUBLIC_NORM",),
+    ".accuracy": ("OwnLock", "Rounds", "accuracy_by_round", "share_correct"),
+    ".crew": ("Alone", "Crew", "Pool", "Ranks", "muster"),
+    ".pictures": ("load_pictures",),
+    ".procedure": ("audit",),
+    ".subject": ("Fresh", "Protection", "Subject"),
+    ".training": ("probe",),
+    ".truth": ("Truth", "from_capture", "load_truth", "save_truth"),
 }
+_WHERE = {name: file for file, names in _FILES.items() for name in names}
 
 __all__ = [
     "PUBLIC_NORM",

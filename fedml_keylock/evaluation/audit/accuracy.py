@@ -6,10 +6,10 @@ from collections.abc import Callable
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...inversion import PublicData
-from ...threads import one_thread
+from ...tensors import one_thread
 from ..capture import Capture
 from ..interval import mean_interval
 from ..leakage import Interval
@@ -30,11 +30,8 @@ def accuracy_by_round(
 ) -> tuple[dict[str, Interval], Rounds]:
     """Test the weights that were sent in each captured round, and those that training ended with.
 
-    Args:
-        capture: of a job.
-        model: the job's, unprotected; its own weights do not matter.
-        data: to test with.
-        own_lock: gives what a silo has; None where nobody has the silos' private state.
+    The model is the job's, unprotected; its own weights do not matter. Without ``own_lock`` nobody
+    has the silos' private state.
 
     Returns:
         The final model's accuracy by role, empty if the job did not end, and that of the rounds.
@@ -90,12 +87,6 @@ def _shares(
 def share_correct(model: nn.Module, data: PublicData) -> float:
     """The share of images of which a model names the label. It is put into eval mode."""
     model.eval()
-    parts = zip(torch.split(data.images, _AT_ONCE), torch.split(data.labels, _AT_ONCE), strict=True)
     with one_thread(), torch.no_grad():
-        right = [_right(model, images, labels) for images, labels in parts]
-    return float(torch.cat(right).float().mean())
-
-
-def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    scores: Tensor = model(images)
-    return scores.argmax(1) == labels
+        found = torch.cat([model(some).argmax(1) for some in torch.split(data.images, _AT_ONCE)])
+    return float((found == data.labels).float().mean())

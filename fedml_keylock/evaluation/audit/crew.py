@@ -8,11 +8,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from ...errors import AttackError, first_line
 from ...mpi import misfit, size_of, started_by
@@ -47,66 +48,53 @@ class Alone:
 
 
 class Pool:
-    """Processes on this machine, one thread each.
+    """As many processes on this machine, one thread each.
 
     They are forked: they import nothing again, and find the jobs where this process has them.
-
-    Args:
-        workers: how many.
-
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all.
-
-        Raises:
-            AttackError: a process was killed, as for want of memory.
-
-        """
+        """Do them all; AttackError if a process was killed, as for want of memory."""
         count = min(self.workers, len(jobs))
         if count <= 1:
             Alone().run(jobs, done)
             return
-        _forked[:] = jobs
         try:
             with ProcessPoolExecutor(
                 count,
                 mp_context=multiprocessing.get_context("fork"),
                 initializer=_follow,
-                initargs=(os.getpid(),),
+                initargs=(os.getpid(), jobs),
             ) as pool:
-                futures = [pool.submit(_one_of_the_forked, index) for index in range(len(jobs))]
-                _collect(futures, done)
+                places = {
+                    pool.submit(_one_of_the_forked, place): place for place in range(len(jobs))
+                }
+                try:
+                    for future in as_completed(places):
+                        done(places[future], future.result())
+                finally:
+                    pool.shutdown(cancel_futures=True)
         except BrokenProcessPool:
             raise AttackError(
                 "a process of the audit was killed, perhaps for want of memory: run it again with "
                 "fewer --workers; what is done is kept"
             ) from None
-        finally:
-            _forked.clear()
 
 
 class Ranks:
-    """MPI's ranks, on whatever hosts. The first leads, and works too while the others do.
+    """MPI's ranks, on whatever hosts, behind an ``MPICommExecutor``'s executor.
 
-    Args:
-        executor: ``MPICommExecutor``'s.
-
+    The first leads, and works too while the others do.
     """
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all.
-
-        Raises:
-            AttackError: a job cannot be sent to another rank.
-
-        """
+        """Do them all; AttackError if a job cannot be sent to another rank."""
         turn = threading.Lock()
         failed: list[BaseException] = []
 
@@ -114,18 +102,16 @@ class Ranks:
             with turn:
                 done(index, made)
 
-        def arrived(future: Future[bytes | str], index: int) -> None:
+        def arrived(index: int, future: Future[bytes | str]) -> None:
             try:
                 if not future.cancelled():
                     finish(index, future.result())
             except BaseException as error:
                 failed.append(error)
 
-        futures = []
-        for index, job in enumerate(jobs):
-            future = self.executor.submit(work_on, *job)
-            future.add_done_callback(lambda future, index=index: arrived(future, index))  # type: ignore[misc]  # mypy loses the default's type
-            futures.append(future)
+        futures = [self.executor.submit(work_on, *job) for job in jobs]
+        for index, future in enumerate(futures):
+            future.add_done_callback(partial(arrived, index))
         try:
             for index in reversed(range(len(jobs))):
                 # what no rank has begun can be taken back from the end of the line
@@ -148,10 +134,8 @@ def muster(workers: int | None = None) -> Iterator[Crew | None]:
     """Who there is: MPI's ranks under an ``mpiexec``, or else processes on this machine.
 
     Under an ``mpiexec`` every rank is to come here. The first gets the crew; the others work until
-    the first has left, and then get None.
-
-    Args:
-        workers: processes without MPI; as many as there are cores by default.
+    the first has left, and then get None. Without MPI the workers are as many as there are cores,
+    or as are asked for.
 
     Raises:
         AttackError: MPI does not see the ranks that were started.
@@ -195,8 +179,9 @@ def _one_of_the_forked(index: int) -> bytes | str:
     return work_on(*_forked[index])
 
 
-def _follow(parent: int) -> None:
+def _follow(parent: int, jobs: Sequence[Job]) -> None:
     """End with the process that leads: a killed one tells its children nothing."""
+    _forked[:] = jobs
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -204,16 +189,3 @@ def _follow(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def _collect(futures: Sequence[Future[Any]], done: Done) -> None:
-    index = {future: place for place, future in enumerate(futures)}
-    running = set(futures)
-    try:
-        while running:
-            ready, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in ready:
-                done(index[future], future.result())
-    finally:
-        for future in running:
-            future.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -58,22 +59,16 @@ def load_pictures(
     if not folder.is_dir():
         raise ConfigError(f"--data {folder}: no such folder")
     classes = _by_file(folder, _read_labels(labels)) if labels else _by_folder(folder)
-    queues = [sorted(paths) for _, paths in sorted(classes.items())]
-    numbers = sorted(classes)
-    order = [
-        (paths[turn], number)
-        for turn in range(max(map(len, queues)))
-        for number, paths in zip(numbers, queues, strict=True)
-        if turn < len(paths)
-    ][:limit]
+    queues = [[(path, number) for path in sorted(classes[number])] for number in sorted(classes)]
+    order = [one for turn in zip_longest(*queues) for one in turn if one is not None][:limit]
     images = torch.stack([_read(path, size, channels) for path, _ in order])
     return images, torch.tensor([number for _, number in order])
 
 
 def _by_folder(folder: Path) -> dict[int, list[Path]]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = {number: _pictures(path) for number, path in enumerate(folders)}
-    found = {number: paths for number, paths in found.items() if paths}
+    every = {number: _pictures(path) for number, path in enumerate(folders)}
+    found = {number: paths for number, paths in every.items() if paths}
     if not found and _pictures(folder):
         raise ConfigError(
             f"--data {folder}: pictures need a class: put them into a sub-folder for each, or give "
@@ -116,9 +111,9 @@ def _read(path: Path, size: tuple[int, int], channels: int) -> Tensor:
     try:
         with Image.open(path, formats=["PNG", "JPEG"]) as opened:
             picture = opened.convert("L" if channels == 1 else "RGB")
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
             if size[0] == size[1]:  # the middle square, as classifiers are fed
+                side = min(picture.size)
+                left, top = (picture.width - side) // 2, (picture.height - side) // 2
                 picture = picture.crop((left, top, left + side, top + side))
             picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
             pixels = torch.from_numpy(np.array(picture)).float() / 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -14,16 +15,15 @@ from ...errors import AttackError
 from ...inversion import GRANTS, Attack, Knowledge, PublicData, check_known_levels
 from ...tensors import fingerprint
 from ...types import ClientUpdate, Surrogate
+from ..leakage import PUBLIC_NORM
 from ..trials import knowledge_of, trials
-from ..verdict import CONTROL
 from .shared_statistics import shared_statistics
 from .subject import Rebuild, Subject
 from .twins import opened, public_norm, undefended
 
-__all__ = ["PUBLIC_NORM", "Task", "Trial", "chunk_of", "tasks_of", "trials_of"]
+__all__ = ["Task", "Trial", "tasks_of"]
 
-PUBLIC_NORM = CONTROL
-"""The control whose normalisation is the lock's, with a scale and a shift that all know."""
+_PRIVATE = {"private state", "peer"}  # what only the vaults tell
 _SMALL = 100_000  # parameters, up to which candidates run much faster side by side
 
 
@@ -99,13 +99,7 @@ class Task:
         if self.surrogate is not None and self.surrogate.update_transform is not None:
             # what he knows more than others is in the updates that he is given
             level = "oracle" if "peer" in GRANTS[level] else level
-        return knowledge_of(
-            level,
-            surrogate=self.surrogate,
-            given=self.given,
-            peers=self.given,
-            **self.known,
-        )
+        return knowledge_of(level, surrogate=self.surrogate, given=self.given, **self.known)
 
     @property
     def id(self) -> str:
@@ -140,74 +134,16 @@ class Task:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["rebuild"] is not None:
-            model, surrogate = _rebuilt(state["rebuild"])
-            state = {
-                **state,
-                "model": model,
-                "surrogate": surrogate if state["surrogate"] else None,
-            }
+            model, surrogate = _rebuilt(pickle.dumps(state["rebuild"]))
+            state["model"], state["surrogate"] = model, surrogate if state["surrogate"] else None
         vars(self).update(state)
 
 
-def _rebuilt(rebuild: Rebuild) -> tuple[nn.Module, Surrogate | None]:
+@lru_cache(maxsize=1)
+def _rebuilt(rebuild: bytes) -> tuple[nn.Module, Surrogate | None]:
     """The last models that were made so in this process: no attack changes them."""
-    name = pickle.dumps(rebuild)
-    if name not in _LAST:
-        _LAST.clear()
-        _LAST[name] = rebuild()
-    return _LAST[name]
-
-
-_LAST: dict[bytes, tuple[nn.Module, Surrogate | None]] = {}
-
-
-def trials_of(
-    subject: Subject, attacks: Mapping[str, Attack], levels: Sequence[str], *, control: bool
-) -> list[Trial]:
-    """Every attack on every variant, the controls first: they are what the rest is measured by.
-
-    Args:
-        subject: what is audited.
-        attacks: by name.
-        levels: what is asked for; the oracle is added wherever somebody has the private state.
-        control: whether the control with public norm differs from the undefended twin.
-
-    Raises:
-        AttackError: a level needs what is not there.
-        ConfigError: there is no such level.
-
-    """
-    check_known_levels(levels)
-    for level in ("oracle", "insider"):
-        if subject.surrogate is not None and subject.secrets is None and level in levels:
-            raise AttackError(f"level {level!r} needs the silos' private state: name their vault")
-    if subject.public is None and "simulating" in levels:
-        raise AttackError("a simulating attacker needs public data: name a folder of pictures")
-    wanted = [level for level in levels if level != "oracle"]
-    plain = [
-        Trial("none", *one) for one in trials(attacks, wanted or ["oblivious"], defended=False)
-    ]
-    if subject.surrogate is None:
-        return plain
-    if control:
-        plain += [
-            Trial(PUBLIC_NORM, trial.attack, trial.level)
-            for trial in plain
-            if trial.level == "oblivious"
-        ]
-    known = [*wanted, "oracle"] if subject.secrets is not None else wanted
-    return plain + [Trial(subject.defense, *one) for one in trials(attacks, known, defended=True)]
-
-
-def chunk_of(model: nn.Module) -> int:
-    """How many updates a task has: many for a small model, which gains by running them at once.
-
-    Example:
-        >>> chunk_of(nn.Linear(4, 2))
-        8
-
-    """
-    return 8 if sum(parameter.numel() for parameter in model.parameters()) <= _SMALL else 2
+    made: Rebuild = pickle.loads(rebuild)  # noqa: S301  # pickled just now
+    return made()
 
 
 def tasks_of(
@@ -223,12 +159,13 @@ def tasks_of(
     Args:
         subject: what is audited.
         attacks: by name.
-        levels: of knowledge.
+        levels: of knowledge; the oracle is added wherever somebody has the private state.
         seed: index of the run, and of the attackers' own generators.
         chunk: updates in a task; by the model's size without it.
 
     Raises:
         AttackError: a level needs what is not there, or an attack can run at none of them.
+        ConfigError: there is no such level.
 
     """
     plain = undefended(subject)
@@ -237,26 +174,50 @@ def tasks_of(
     if norm is not None:
         sent[PUBLIC_NORM] = norm
     tasks = []
-    for trial in trials_of(subject, attacks, levels, control=norm is not None):
-        attack = attacks[trial.attack]
-        grants = GRANTS[trial.level]
-        updates = sent[trial.variant]
-        groups = [tuple(range(len(subject.updates)))]
-        if (
-            subject.update_transform
-            and trial.variant == subject.defense
-            and grants & {"private state", "peer"}
-        ):
+    for trial in _trials_of(subject, attacks, levels, control=norm is not None):
+        attack, grants = attacks[trial.attack], GRANTS[trial.level]
+        updates, groups = sent[trial.variant], [tuple(range(len(subject.updates)))]
+        if subject.update_transform and grants & _PRIVATE:
             updates = opened(subject, colluding="peer" in grants)
         elif "peer" in grants:
             groups = _by_peers(subject)
         # what is learned or pooled over all updates is done once
         whole = "public data" in attack.needs or "rounds" in grants
         for every in groups:
-            size = len(every) if whole else chunk or chunk_of(subject.model)
+            size = len(every) if whole else chunk or _chunk_of(subject.model)
             for rows in (every[at : at + size] for at in range(0, len(every), size)):
                 tasks.append(_task(subject, trial, attack, updates, rows, seed))
     return tasks
+
+
+def _trials_of(
+    subject: Subject, attacks: Mapping[str, Attack], levels: Sequence[str], *, control: bool
+) -> list[Trial]:
+    """Every attack on every variant, the controls first: they are what the rest is measured by.
+
+    The control with public norm is one only where it differs from the undefended twin.
+    """
+    check_known_levels(levels)
+    for level in ("oracle", "insider"):
+        if subject.surrogate is not None and subject.secrets is None and level in levels:
+            raise AttackError(f"level {level!r} needs the silos' private state: name their vault")
+    if subject.public is None and "simulating" in levels:
+        raise AttackError("a simulating attacker needs public data: name a folder of pictures")
+    wanted = [level for level in levels if level != "oracle"]
+    plain = trials(attacks, wanted or ["oblivious"], defended=False)
+    found = [Trial("none", name, level) for name, level in plain]
+    if subject.surrogate is None:
+        return found
+    if control:
+        found += [Trial(PUBLIC_NORM, name, level) for name, level in plain if level == "oblivious"]
+    if subject.secrets is not None:
+        wanted.append("oracle")
+    return found + [Trial(subject.defense, *one) for one in trials(attacks, wanted, defended=True)]
+
+
+def _chunk_of(model: nn.Module) -> int:
+    """How many updates a task has: many for a small model, which gains by running them at once."""
+    return 8 if sum(parameter.numel() for parameter in model.parameters()) <= _SMALL else 2
 
 
 def _by_peers(subject: Subject) -> list[tuple[int, ...]]:
@@ -289,11 +250,7 @@ def _task(
     seed: int,
 ) -> Task:
     given, statistics, grants = None, None, GRANTS[trial.level]
-    if (
-        subject.secrets is not None
-        and not subject.update_transform
-        and grants & {"private state", "peer"}
-    ):
+    if subject.secrets is not None and not subject.update_transform and grants & _PRIVATE:
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:

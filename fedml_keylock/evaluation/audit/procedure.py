@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from ...errors import AttackError
 from ...inversion import Attack, PublicData
-from ..leakage import CostCurve, LeakageRow
+from ..leakage import PUBLIC_NORM, CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
 from .crew import Alone, Crew, Job
-from .plan import PUBLIC_NORM, Task, Trial, tasks_of
+from .plan import Task, Trial, tasks_of
 from .score import METRICS, Metric, Scored, baselines, joined, matched, row_of, score
 from .subject import Subject
 from .work import Result, Store
@@ -51,7 +51,7 @@ def audit(
         attacks: by name.
         levels: of knowledge; the oracle is added wherever somebody has the private state.
         output: folder for the tasks' results.
-        crew: who does them; this process by itself without one. See `muster`.
+        crew: who does them, see `muster`; this process by itself without one.
         seeds: runs, where there is one subject.
         chunk: updates in a task; by the model's size without it. The same gives the same figures.
         metrics: name to ``metric(images, truth) -> (n,)``.
@@ -193,10 +193,7 @@ def _galleries(
     chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
     originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
     galleries = [
-        Gallery(
-            trial.title,
-            matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN],
-        )
+        Gallery(trial.title, matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN])
         for trial, runs in results.items()
     ]
     return originals, galleries
@@ -213,19 +210,15 @@ def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
 
 
 def _controls(subject: Subject, trials: Sequence[Trial]) -> str:
-    said = ["no gradient", "undefended twin"]
     if subject.surrogate is None:
-        return f"{said[0]}; nothing is defended"
-    if any(trial.variant == PUBLIC_NORM for trial in trials):
-        said.append("public norm")
-    else:
-        said.append("public norm left out: the lock brings no normalisation of its own")
-    if subject.secrets is not None:
-        said.append("oracle (self-test)")
-    else:
-        said.append(
-            "no oracle: the silos' private state was not given, so that failures prove nothing"
-        )
+        return "no gradient; nothing is defended"
+    norm = "public norm"
+    if all(trial.variant != PUBLIC_NORM for trial in trials):
+        norm += " left out: the lock brings no normalisation of its own"
+    oracle = "oracle (self-test)"
+    if subject.secrets is None:
+        oracle = "no oracle: the silos' private state was not given, so that failures prove nothing"
+    said = f"no gradient; undefended twin; {norm}; {oracle}"
     if subject.public is None:
-        said.append("no public data were given: each image's others stand in for them")
-    return "; ".join(said)
+        said += "; no public data were given: each image's others stand in for them"
+    return said

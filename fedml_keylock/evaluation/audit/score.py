@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ...inversion import PublicData
 from ..interval import mean_interval
-from ..leakage import Interval, LeakageRow
+from ..leakage import BASELINE, NEAREST, LeakageRow
 from ..matching import match
 from ..metrics import psnr, psnr_aligned, ssim, ssim_aligned
-from ..verdict import NEAREST
 from .plan import Trial
 from .work import Result
 
@@ -72,24 +71,15 @@ def matched(result: Result, truth: Tensor) -> Tensor:
 def score(
     result: Result, truth: Tensor, labels: Tensor, metrics: Mapping[str, Metric] = METRICS
 ) -> Scored:
-    """Every metric of every image.
-
-    Args:
-        result: of u updates.
-        truth: ``(u, n, c, h, w)``.
-        labels: ``(u, n)``.
-        metrics: by name.
-
-    """
+    """Every metric of every image. The truth is ``(u, n, c, h, w)``, the labels are ``(u, n)``."""
     images = matched(result, truth).flatten(0, 1)
     lost = ~result.cost.isfinite()
     values = {name: metric(images, truth.flatten(0, 1)) for name, metric in metrics.items()}
     values["label_accuracy"] = _labels_found(result.labels, labels).flatten()
-    made = {}
-    for name, value in values.items():
-        one = value.float().reshape(labels.shape).clone()
-        one[lost] = torch.nan
-        made[name] = one
+    made = {
+        name: value.float().reshape(labels.shape).masked_fill(lost[:, None], torch.nan)
+        for name, value in values.items()
+    }
     return Scored(made, torch.where(lost, torch.nan, result.cost.float()))
 
 
@@ -98,33 +88,23 @@ def row_of(
 ) -> LeakageRow | None:
     """A row: the mean over runs for each image, then mean and interval over images.
 
-    Args:
-        trial: what was run.
-        runs: one for each seed.
-        chosen: ``(u,)`` which of the updates.
-        stage: of theirs.
-        round_index: of theirs.
-
-    Returns:
-        None if every restart of every update diverged: that is no defense's merit.
-
+    There is a run for each seed. The chosen updates, ``(u,)`` booleans, are of that stage and
+    round. None if every restart of every update diverged: that is no defense's merit.
     """
-    metrics: dict[str, Interval] = {}
-    images = 0
-    for name in runs[0].metrics:
-        values = _over_runs([run.metrics[name][chosen].flatten() for run in runs])
-        if not len(values):
-            return None
-        metrics[name] = mean_interval(values)
-        images = len(values)
+    found = {
+        name: _over_runs([run.metrics[name][chosen].flatten() for run in runs])
+        for name in runs[0].metrics
+    }
+    if not all(map(len, found.values())):
+        return None
     return LeakageRow(
         attack=trial.attack,
         knowledge=trial.shown,
         defense=trial.variant,
         round=round_index,
         stage=stage,
-        images=images,
-        metrics=metrics,
+        images=len(found["label_accuracy"]),
+        metrics={name: mean_interval(values) for name, values in found.items()},
         cost=mean_interval(_over_runs([run.cost[chosen] for run in runs])),
         seeds=len(runs),
     )
@@ -141,14 +121,8 @@ def baselines(
 ) -> Iterator[LeakageRow]:
     """What images of the same kind give without any gradient: a score means nothing below this.
 
-    Args:
-        truth: ``(m, c, h, w)``.
-        labels: ``(m,)``.
-        public: of the same kind. Without any, the other images of the truth stand in for each.
-        metrics: by name.
-        stage: for the rows.
-        round_index: for the rows.
-
+    The truth is ``(m, c, h, w)`` with labels ``(m,)``. Without public data of the same kind, the
+    other images of the truth stand in for each. Stage and round are for the rows.
     """
     guesses: dict[str, list[Tensor]] = {}
     for index, (image, label) in enumerate(zip(truth, labels, strict=True)):
@@ -171,7 +145,7 @@ def baselines(
     for name, found in guesses.items():
         yield LeakageRow(
             attack=name,
-            knowledge="no gradient",
+            knowledge=BASELINE,
             defense="none",
             round=round_index,
             stage=stage,

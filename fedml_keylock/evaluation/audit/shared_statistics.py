@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import AttackError
+from ...inversion.engine.layer_inputs import watch
 from ...types import ClientUpdate
 
 __all__ = ["shared_statistics"]
@@ -37,7 +37,7 @@ def shared_statistics(
         AttackError: no update holds any such statistics.
 
     Example:
-        >>> from .subject import probe
+        >>> from .training import probe
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
         ...                     nn.Linear(8, 3))
         >>> subject = probe(net, torch.rand(1, 1, 4, 4), torch.tensor([0]))
@@ -59,14 +59,10 @@ def shared_statistics(
             "level 'statistics' needs those of a BatchNorm, and none are shared: a lock keeps "
             "them unless its YAML says share_norm_statistics: true"
         )
-    counts: dict[str, int] = {}
-    for name, module in norms.items():
-        module.register_forward_pre_hook(partial(_count, counts, name))
-    with torch.no_grad():
-        copy(images)
     found = {}
-    for name, n in counts.items():
-        momentum = float(norms[name].momentum or 0)
+    for name, _, got in watch(copy, norms, images, catch=())[0]:
+        assert got is not None  # a BatchNorm takes a tensor
+        n, momentum = got.numel() // got.shape[1], float(norms[name].momentum or 0)
         mean, variance = (
             torch.stack([_batchs(u, f"{name}.running_{what}", momentum) for u in updates])
             for what in ("mean", "var")
@@ -78,10 +74,6 @@ def shared_statistics(
 def _moved(update: ClientUpdate, name: str) -> bool:
     """Whether it is in the update, and no constant in the place of what is kept back."""
     return name in update.after and not torch.equal(update.after[name], update.before[name])
-
-
-def _count(counts: dict[str, int], name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    counts[name] = inputs[0].numel() // inputs[0].shape[1]
 
 
 def _batchs(update: ClientUpdate, name: str, momentum: float) -> Tensor:

@@ -1,21 +1,22 @@
-"""One round of a silo, done again: the update that certain images make on a certain model."""
+"""Rounds of silos, done here: the updates that certain images make on a certain model."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
-from ...inversion import LocalTraining
-from ...tensors import copied
-from ...threads import one_thread
+from ...inversion import LocalTraining, PublicData
+from ...tensors import copied, one_thread
 from ...types import ClientUpdate
+from .subject import Protection, Subject, check_labels
 
-__all__ = ["count_classes", "train_update"]
+__all__ = ["count_classes", "probe", "train_update"]
 
 
 def train_update(
@@ -38,7 +39,7 @@ def train_update(
         learning_rate: of SGD.
         training: of the round; None for one plain step on all the images.
         private: names in the model's state that are not sent.
-        silo: whose it is said to be.
+        silo: whose the update is said to be.
         round_index: of which round.
 
     Raises:
@@ -76,11 +77,93 @@ def train_update(
     return ClientUpdate(before, after, learning_rate, len(images), silo, round_index)
 
 
+def probe(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    protection: Protection | None = None,
+    public: PublicData | None = None,
+    batch: int = 1,
+    bounds: tuple[float, float] = (0.0, 1.0),
+    learning_rate: float = 0.1,
+    training: LocalTraining | None = None,
+    stage: str = "untrained",
+    seed: int = 0,
+) -> Subject:
+    """Make the updates of silos that have this model and a few images each, without any job.
+
+    Every silo has a fresh lock of its own. It protects nothing and is drawn from the seed, so that
+    the same audit can be run again.
+
+    Args:
+        model: with the weights that the server would send. It is not changed.
+        images: ``(m, c, h, w)`` within the bounds.
+        labels: ``(m,)``.
+        protection: the defense; None for none.
+        public: data of the same kind.
+        batch: images a silo; what is left over is left out.
+        bounds: see `Subject`.
+        learning_rate: of the silos' SGD.
+        training: see `Subject`.
+        stage: of the model's weights: "untrained" or "trained".
+        seed: of the locks.
+
+    Raises:
+        AttackError: model, images and labels do not fit together.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> probe(net, torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0]), batch=2).batch
+        2
+
+    """
+    count = len(images) // batch
+    if not count:
+        raise AttackError(f"{len(images)} images are not enough for one update of {batch}")
+    classes = count_classes(model, images)
+    check_labels(labels, classes)
+    shown = images[: count * batch].reshape(count, batch, *images.shape[1:])
+    marks = labels[: count * batch].reshape(count, batch)
+    updates: list[ClientUpdate] = []
+    secrets: list[Mapping[str, Tensor]] = []
+    for index in range(count):
+        silo, private, values = _silo(model, protection, seed, index)
+        made = train_update(
+            silo,
+            shown[index],
+            marks[index],
+            learning_rate=learning_rate,
+            training=training,
+            private=private,
+            silo=index,
+        )
+        update_transform = protection.surrogate.update_transform if protection else None
+        if update_transform is not None:
+            made, values = update_transform.protect(made, _drawn_for(seed, index))
+        updates.append(_share(made, updates[0]) if updates else made)
+        secrets.append(values)
+    return Subject(
+        updates=tuple(updates),
+        images=shown,
+        labels=marks,
+        model=model,
+        classes=classes,
+        defense=protection.name if protection else "none",
+        surrogate=protection.surrogate if protection else None,
+        secrets={n: torch.stack([s[n] for s in secrets]) for n in secrets[0]} or None,
+        public=public,
+        stages=(stage,) * count,
+        training=training,
+        plain=model.state_dict(),
+        bounds=bounds,
+    )
+
+
 def count_classes(model: nn.Module, images: Tensor) -> int:
     """How many classes a model tells apart, from what it says of an image.
 
-    Raises:
-        AttackError: it takes no such image, or says something else.
+    An AttackError where it takes no such image, or says something else.
 
     Example:
         >>> count_classes(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
@@ -106,3 +189,38 @@ def _unfit(images: Tensor, error: Exception) -> AttackError:
     if "more than 1 value per channel" in said:  # a batch norm on a single number
         said += ": it needs larger pictures (--size) or more of them (--batch)"
     return AttackError(f"the model cannot be trained on images {tuple(images.shape)}: {said}")
+
+
+def _silo(
+    model: nn.Module, protection: Protection | None, seed: int, index: int
+) -> tuple[nn.Module, tuple[str, ...], Mapping[str, Tensor]]:
+    """A new silo's model, the names in its state that are private, and the oracle's knowledge."""
+    if protection is None or protection.surrogate.update_transform is not None:
+        return model, (), {}
+    generator = _drawn_for(seed, index)
+    if protection.fresh is not None:
+        silo, values = protection.fresh(model, generator)
+        return silo, (), values
+    known = protection.surrogate
+    values = {name: value[0] for name, value in known.draw(1, generator).items()}
+    silo = deepcopy(known.model)
+    with torch.no_grad():
+        for name, parameter in silo.named_parameters():
+            if name in values:
+                parameter.copy_(values[name])
+    return silo, known.names, values
+
+
+def _drawn_for(seed: int, index: int) -> torch.Generator:
+    """Of a silo's lock."""
+    return torch.Generator().manual_seed(1_000_003 * (seed + 1) + index)
+
+
+def _share(update: ClientUpdate, first: ClientUpdate) -> ClientUpdate:
+    """The same update, with what was sent in one memory, if it was the same to all."""
+    same = set(update.before) == set(first.before) and all(
+        torch.equal(value, first.before[name]) for name, value in update.before.items()
+    )
+    if not same:
+        return update
+    return replace(update, before=first.before)

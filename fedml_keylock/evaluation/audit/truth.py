@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...files import replacing
+from ...inversion import LocalTraining, PublicData
+from ...types import ClientUpdate
+from ..capture import Capture
+from .subject import Protection, Subject
+from .training import count_classes
 
-__all__ = ["Truth", "load_truth", "save_truth"]
+__all__ = ["Truth", "from_capture", "load_truth", "save_truth"]
 
 Truth = dict[tuple[int, int], tuple[Tensor, Tensor]]
 """Round and silo to images ``(n, c, h, w)``, as the model was fed them, and integer labels."""
@@ -24,15 +30,13 @@ _KEY = re.compile(r"round-(\d+)/silo-(\d+)/(images|labels)")
 def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
     """Write what silos trained on in the rounds that were captured, for its owner's eyes only.
 
-    Args:
-        path: of a safetensors file, with entries such as ``round-00000/silo-0/images``.
-        truth: see `Truth`.
+    The file is one of safetensors, with entries such as ``round-00000/silo-0/images``.
 
     Raises:
         AttackError: it is not such data, or cannot be written.
 
     Example:
-        >>> import tempfile, torch
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "truth.safetensors"
         >>> save_truth(path, {(0, 1): (torch.rand(2, 1, 28, 28), torch.tensor([3, 4]))})
         >>> load_truth(path)[0, 1][1]
@@ -54,11 +58,9 @@ def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]
 
 
 def load_truth(path: Path) -> Truth:
-    """Read what `save_truth` wrote. Nothing in the file is executed, whatever it is.
+    """Read what `save_truth` wrote; AttackError if it is missing, damaged or of another kind.
 
-    Raises:
-        AttackError: the file is missing, damaged, or not of this kind.
-
+    Nothing in the file is executed, whatever it is.
     """
     try:
         tensors = load_file(path)
@@ -84,6 +86,66 @@ def load_truth(path: Path) -> Truth:
     return truth
 
 
+def from_capture(
+    capture: Capture,
+    truth: Truth,
+    model: nn.Module,
+    *,
+    protection: Protection | None = None,
+    secrets_of: Callable[[Sequence[ClientUpdate]], Mapping[str, Tensor]] | None = None,
+    public: PublicData | None = None,
+    training: LocalTraining | None = None,
+    limit: int | None = None,
+    trained_from: int = 1,
+) -> Subject:
+    """What a job sent, and what its silos trained on, as far as the truth says.
+
+    Args:
+        capture: of the job.
+        truth: of some or all of its updates, each of as many images.
+        model: the job's, unprotected; its own weights do not matter.
+        protection: the job's defense; None for none.
+        secrets_of: gives the private state behind updates, ``(u, *shape)``, where somebody has it.
+        public: data of the same kind.
+        training: see `Subject`.
+        limit: updates of each stage, at the most.
+        trained_from: the first round whose weights count as trained.
+
+    Raises:
+        AttackError: capture, truth and model do not fit together, or the capture is damaged.
+
+    """
+    entries = capture.entries()
+    foreign = sorted(set(truth) - set(entries))
+    if foreign:
+        raise AttackError(
+            f"the truth has round {foreign[0][0]}, silo {foreign[0][1]}, which the capture has not"
+        )
+    early = [entry for entry in entries if entry in truth and entry[0] < trained_from]
+    late = [entry for entry in entries if entry in truth and entry[0] >= trained_from]
+    chosen = early[:limit] + late[:limit]
+    sizes = {tuple(truth[entry][0].shape) for entry in chosen}
+    if len(sizes) != 1:
+        raise AttackError(f"the truth's updates must be of one shape, not {sorted(sizes)}")
+    updates = tuple(capture.load(*entry) for entry in chosen)
+    _check_model(model, updates[0])
+    images = torch.stack([truth[entry][0] for entry in chosen])
+    return Subject(
+        updates=updates,
+        images=images,
+        labels=torch.stack([truth[entry][1] for entry in chosen]),
+        model=model,
+        classes=count_classes(model, images[0]),
+        defense=protection.name if protection else "none",
+        surrogate=protection.surrogate if protection else None,
+        secrets=secrets_of(updates) if secrets_of else None,
+        public=public,
+        stages=tuple("untrained" if entry in early else "trained" for entry in chosen),
+        training=training,
+        bounds=capture.bounds,
+    )
+
+
 def _check(name: str, images: Tensor, labels: Tensor) -> None:
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise AttackError(
@@ -93,3 +155,14 @@ def _check(name: str, images: Tensor, labels: Tensor) -> None:
         raise AttackError(f"{name}: labels are {labels.dtype} {tuple(labels.shape)}, not one each")
     if not images.isfinite().all():
         raise AttackError(f"{name}: a pixel is not finite")
+
+
+def _check_model(model: nn.Module, update: ClientUpdate) -> None:
+    state = model.state_dict()
+    for name, value in sorted(update.before.items()):  # a file has them in any order
+        own = state.get(name)
+        if own is None or own.shape != value.shape:
+            has = "has no such entry" if own is None else f"has {tuple(own.shape)}"
+            raise AttackError(
+                f"the capture is of another model: {name} is {tuple(value.shape)}, the model {has}"
+            )

@@ -22,7 +22,7 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
         AttackError: the model cannot be trained on such images.
 
     Example:
-        >>> from .subject import probe
+        >>> from .training import probe
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
         >>> undefended(subject) is subject.updates
@@ -37,19 +37,8 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
 def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
     """The updates as whoever has the silos' private state reads them.
 
-    They are as they were sent where nobody has it, and where the lock is in what is computed.
-
-    Args:
-        subject: what is audited.
-        colluding: only with what the other silos have.
-
-    Example:
-        >>> from .subject import probe
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-        >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
-        >>> opened(subject) is subject.updates
-        True
-
+    Or, colluding, only what the other silos have of it. They are as they were sent where nobody has
+    it, and where the lock is in what is computed.
     """
     if subject.update_transform is None or subject.secrets is None:
         return subject.updates
@@ -63,7 +52,7 @@ def revealed(
     *,
     colluding: bool = False,
 ) -> tuple[ClientUpdate, ...]:
-    """Disguised updates as they were, each by its row of the private state ``(u, *shape)``."""
+    """Protected updates as they were, each by its row of the private state ``(u, *shape)``."""
     return tuple(
         update_transform.recover(
             update, {n: value[row] for n, value in secrets.items()}, colluding=colluding
@@ -77,13 +66,8 @@ def public_norm(
 ) -> tuple[ClientUpdate, ...] | None:
     """The updates with the lock's normalisation, its scale at 1 and its shift at 0 for all to see.
 
-    Args:
-        subject: a defended one.
-        plain: what `undefended` made of it.
-
-    Returns:
-        None where it would be the undefended twin again: the lock brings no norm of its own.
-
+    None where they would be the plain ones again, which `undefended` made: the lock brings no norm
+    of its own.
     """
     known = subject.surrogate
     if known is None or known.update_transform is not None:  # it computes what the plain model does
@@ -122,9 +106,8 @@ def _retrained(
 def _same(one: ClientUpdate, other: ClientUpdate) -> bool:
     """Whether two updates moved alike, wherever both moved."""
     for name in set(one.before) & set(other.before):
-        moved = (one.pseudo_gradient(name), other.pseudo_gradient(name))
-        if all(tensor.is_floating_point() and tensor.any() for tensor in moved):
-            scale = float(torch.maximum(*(tensor.abs().max() for tensor in moved)))
-            if float((moved[0] - moved[1]).abs().max()) > 1e-3 * scale:
-                return False
+        moved = torch.stack([one.pseudo_gradient(name), other.pseudo_gradient(name)])
+        both = moved.is_floating_point() and moved.view(2, -1).any(1).all()
+        if both and (moved[0] - moved[1]).abs().max() > 1e-3 * moved.abs().max():
+            return False
     return True

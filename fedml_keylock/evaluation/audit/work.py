@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -11,8 +11,7 @@ from torch import Tensor
 
 from ...errors import AttackError, KeyLockError
 from ...files import replacing
-from ...tensors import tensors_of
-from ...threads import one_thread
+from ...tensors import one_thread, tensors_of
 from ..trials import attack_updates
 from .plan import Task
 
@@ -38,12 +37,7 @@ class Result:
 
     @classmethod
     def of(cls, content: bytes) -> Result:
-        """Read what `work_on` made.
-
-        Raises:
-            AttackError: it is damaged.
-
-        """
+        """Read what `work_on` made; AttackError if it is damaged."""
         try:
             return cls(**tensors_of(content))
         except (TypeError, ValueError) as error:
@@ -55,12 +49,7 @@ class Result:
 
 
 def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
-    """Do a task, in whatever process.
-
-    Returns:
-        The result, as safetensors has it; or in one line why there is none.
-
-    """
+    """Do a task, in whatever process: the result in safetensors, or in one line why not."""
     try:
         with one_thread():
             made = attack_updates(
@@ -74,16 +63,14 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
             )
     except KeyLockError as error:
         return str(error)
-    tensors = {"images": made.images, "labels": made.labels, "cost": made.cost}
-    tensors["history"] = made.history
+    tensors = {field.name: getattr(made, field.name) for field in fields(Result)}
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
 class Store:
     """A folder of results, for its owner's eyes only: they are pictures of somebody's data.
 
-    Args:
-        folder: made if it is not there.
+    It is made if it is not there.
 
     Raises:
         AttackError: it cannot be written.
@@ -117,12 +104,7 @@ class Store:
         return self.path(name).exists()
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep a result, whole or not at all.
-
-        Raises:
-            AttackError: it cannot be written.
-
-        """
+        """Keep a result, whole or not at all; AttackError if it cannot be written."""
         path = self.path(name)
         try:
             with replacing(path) as part:
@@ -131,12 +113,7 @@ class Store:
             raise AttackError(f"{path}: cannot be written: {error.strerror}") from None
 
     def read(self, name: str) -> Result:
-        """A result.
-
-        Raises:
-            AttackError: it is missing or damaged.
-
-        """
+        """A result; AttackError if it is missing or damaged."""
         path = self.path(name)
         try:
             return Result.of(path.read_bytes())

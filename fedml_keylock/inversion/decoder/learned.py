@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -11,10 +11,10 @@ from torch import nn
 from ...errors import AttackError
 from ...settings import checked
 from ...types import ClientUpdate, Reconstruction
+from ..base import check_level
 from ..engine.observe import observe
 from ..knowledge import Knowledge
 from ..labels import find_labels
-from ..protocol import check_level
 from .learning import LearningSettings
 from .network import train_decoder
 from .simulation import Simulation
@@ -42,24 +42,16 @@ class LearnedAttack(LearningSettings):
     share of the simulated locks are tuned on the public images first, the public weights held
     fixed.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     Example:
         >>> sorted(LearnedAttack(steps=500).needs)
         ['public data']
 
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """Data to train a decoder on."""
-        return frozenset({"public data"})
-
-    @property
-    def uses(self) -> frozenset[str]:
-        """The kind of the lock too, to simulate it."""
-        return frozenset({"kind", "public data"})
+    needs: ClassVar[frozenset[str]] = frozenset({"public data"})
+    """Data to train a decoder on."""
+    uses: ClassVar[frozenset[str]] = frozenset({"kind", "public data"})
+    """The kind of the lock too, to simulate it."""
 
     def reconstruct(
         self,
@@ -76,13 +68,7 @@ class LearnedAttack(LearningSettings):
         images that were held out, the same for all updates from one state; the history is that
         error over training. The decoder is kept as it was where it was least. Nothing can diverge.
 
-        Args:
-            updates: u updates, each of one image.
-            model: as far as the attacker knows it. Its own public values do not matter.
-            knowledge: what else the attacker knows; level ``simulating``, a batch of one.
-            generator: source of the locks, of what is simulated, and of the decoder's start; the
-                same state gives the same result.
-            progress: called with steps done and steps in all, of all decoders.
+        It takes updates of one image each, at level ``simulating``.
 
         Raises:
             AttackError: the level, the batch or the public data is not of that kind; or updates,
@@ -112,7 +98,11 @@ class LearnedAttack(LearningSettings):
             rows = (observation.state == index).nonzero().flatten().to(like.device)
             rates = torch.tensor([updates[row].learning_rate for row in rows.tolist()]).to(like)
             simulation = Simulation(self, observation, index, rates, knowledge, generator)
-            report = partial(_report, progress, index * self.steps, states * self.steps)
+
+            def report(step: int, before: int = index * self.steps) -> None:
+                if progress is not None:
+                    progress(before + step, states * self.steps)
+
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # of the decoder's start, which torch draws without asking
@@ -137,10 +127,3 @@ class LearnedAttack(LearningSettings):
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-
-def _report(
-    progress: Callable[[int, int], None] | None, before: int, total: int, step: int
-) -> None:
-    if progress is not None:
-        progress(before + step, total)

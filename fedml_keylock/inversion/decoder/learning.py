@@ -33,9 +33,6 @@ class LearningSettings:
         held_out: share of the public images that the decoder is not trained on.
         decoder: makes the decoder; None for ``ConvDecoder``.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     Example:
         >>> LearningSettings(steps=500).batch_size
         64

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError
-from ...names import under
+from ...tensors import under
 from ..analytic import linear_input
 from ..cost import COSTS
+from ..engine.layer_inputs import watch
 from ..engine.objective import Layout, Objective, probe
 from ..engine.observe import Observation
 from ..knowledge import Knowledge, PublicData
@@ -244,30 +244,19 @@ class Simulation:
 
 def _outer_products(objective: Objective) -> dict[str, str | None]:
     """Weight to bias of the linear layers that see one vector of one image: once, one row."""
-    seen: dict[str, list[int]] = {}
-    handles = [
-        module.register_forward_pre_hook(partial(_note, seen.setdefault(name, [])))
-        for name, module in objective.model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        probe(objective)
-    finally:
-        for handle in handles:
-            handle.remove()
+    knowledge = objective.knowledge
+    if knowledge.training is not None:  # several local steps add up several products
+        return {}
+    linear = {n: m for n, m in objective.model.named_modules() if isinstance(m, nn.Linear)}
+    like = next(iter(objective.public.values()))
+    calls, _ = watch(objective.model, linear, like.new_zeros(1, *knowledge.input_shape))
     found: dict[str, str | None] = {}
-    for name, sizes in seen.items():
-        weight, bias = (under(name, part) for part in ("weight", "bias"))
-        layer = objective.model.get_submodule(name)
-        # several local steps add up several products
-        once = objective.knowledge.training is None and sizes == [layer.in_features]
-        if once and weight in objective.targets:
+    for name, layer in linear.items():
+        sizes = [got.numel() for called, _, got in calls if called == name and got is not None]
+        weight, bias = under(name, "weight"), under(name, "bias")
+        if sizes == [layer.in_features] and weight in objective.targets:
             found[weight] = bias if bias in objective.targets else None
     return found
-
-
-def _note(sizes: list[int], module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    sizes.append(inputs[0].numel())
 
 
 def _factors(weight: Tensor, bias: Tensor | None) -> list[Tensor]:

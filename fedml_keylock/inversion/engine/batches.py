@@ -13,7 +13,7 @@ from ...tensors import fingerprint
 from .checkpoint import Checkpoint
 from .evolve import evolve
 from .objective import Objective
-from .search import Found, search
+from .search import Found, parts_of, search
 from .search_settings import SearchSettings
 
 __all__ = ["run", "split"]
@@ -22,11 +22,7 @@ __all__ = ["run", "split"]
 def split(attack: SearchSettings, objective: Objective, activations: int) -> list[Tensor]:
     """The rows of each batch of candidates. What depends on one another is not parted.
 
-    Args:
-        attack: for ``chunk`` or ``memory``.
-        objective: of all candidates.
-        activations: numbers that the model's layers hold for one candidate.
-
+    The activations are how many numbers the model's layers hold for one candidate.
     """
     chunk = attack.chunk or max(1, attack.memory * 2**18 // _floats(attack, objective, activations))
     bound = torch.arange(len(objective.state))
@@ -72,20 +68,11 @@ def run(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Found:
-    """Search from every start, batch by batch.
+    """Search from every start ``(b, d)``, batch by batch.
 
-    Args:
-        attack: what is run.
-        objective: of all candidates.
-        start: ``(b, d)``.
-        parts: rows of each batch.
-        generator: of what CMA-ES draws.
-        progress: called with evaluations done and evaluations in all.
-        checkpoint: see ``GradientInversion.reconstruct``.
-
-    Raises:
-        AttackError: the checkpoint is damaged, of another search, or cannot be written.
-
+    The parts are the rows of each batch. The generator is for what CMA-ES draws. Progress and
+    checkpoint are those of ``GradientInversion.reconstruct``. An AttackError refuses a checkpoint
+    that is damaged, of another search, or cannot be written.
     """
     file, saved = None, {}
     if checkpoint is not None:
@@ -112,7 +99,7 @@ def run(
         file.save({f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()})
 
     for index, part in enumerate(parts):
-        before = _of(saved, f"{index}.")
+        before = parts_of(saved, f"{index}.")
         if before and "live" not in before:
             made.append(Found(**before))
             continue
@@ -131,7 +118,3 @@ def run(
         history=torch.cat([part.history for part in made], dim=1)[:, back],
         diverged=torch.cat([part.diverged for part in made])[back],
     )
-
-
-def _of(saved: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)}

@@ -31,8 +31,8 @@ def evolve(
     has ended (its tolerances, not ``steps``) rests.
 
     Args:
-        attack: ``steps`` are generations; its ``population`` a candidate; its ``learning_rate`` the
-            first deviation, in each unknown's own rate.
+        attack: ``steps`` are generations; ``population`` is that of one candidate;
+            ``learning_rate`` the first deviation, in each unknown's own rate.
         objective: of the candidates.
         start: ``(b, d)``, the first means.
         report: called with generations done.

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ScaleAfterNorm", "scales_in_norm"]
+__all__ = ["ScaleAfterNorm"]
 
 
 class ScaleAfterNorm(TorchFunctionMode):
@@ -42,31 +41,16 @@ class ScaleAfterNorm(TorchFunctionMode):
         return (_batch_norm if func is F.batch_norm else func)(*args, **(kwargs or {}))
 
 
-def scales_in_norm(model: nn.Module) -> bool:
-    """Whether a model has a batch norm with a weight.
-
-    Example:
-        >>> scales_in_norm(nn.BatchNorm2d(3)), scales_in_norm(nn.BatchNorm2d(3, affine=False))
-        (True, False)
-
-    """
-    return any(
-        isinstance(module, _BatchNorm) and module._parameters.get("weight") is not None
-        for module in model.modules()
-    )
-
-
 def _batch_norm(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    *rest: Any,
+    **named: Any,
 ) -> Tensor:
-    y = F.batch_norm(x, running_mean, running_var, None, None, training, momentum, eps)
+    y = F.batch_norm(x, running_mean, running_var, None, None, *rest, **named)
     shape = (-1, *[1] * (x.dim() - 2))
     y = y if weight is None else y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -18,7 +16,7 @@ from ...errors import AttackError, first_line
 from ..knowledge import Knowledge, Statistics
 from ..prior import Prior
 from ..unknowns.pixels import Parametrisation, Pixels
-from .exact import ScaleAfterNorm, scales_in_norm
+from .exact import ScaleAfterNorm
 from .local_training import replay
 from .norm_statistics import batch_statistics
 
@@ -178,11 +176,6 @@ class Objective:
         prior = self.prior(images, self.update, found, self.statistics)
         return cost, cost + prior + self.parametrisation.penalty(parts)
 
-    @cached_property
-    def _exact(self) -> Callable[[], AbstractContextManager[Any]]:
-        """Makes what the model must run under for its gradient to be differentiated again."""
-        return ScaleAfterNorm if scales_in_norm(self.model) else nullcontext
-
     def gradients(
         self, images: Tensor, labels: Tensor, private: dict[str, Tensor]
     ) -> tuple[list[Tensor], Statistics]:
@@ -218,7 +211,7 @@ class Objective:
         def loss(
             weights: dict[str, Tensor], images: Tensor, labels: Tensor
         ) -> tuple[Tensor, Statistics]:
-            with self._exact(), batch_statistics(self.model, self.statistics) as found:
+            with ScaleAfterNorm(), batch_statistics(self.model, self.statistics) as found:
                 logits = functional_call(self.model, {**weights, **fixed, **private}, (images,))
             return cross_entropy(logits, labels), found
 
@@ -238,15 +231,10 @@ class Objective:
 
 
 def probe(objective: Objective) -> int:
-    """Run the model once, so that what does not fit it is said in the attack's own words.
+    """Run the model once, and count how many numbers its layers hold for one candidate, about.
 
-    Returns:
-        How many numbers its layers hold for one candidate, about.
-
-    Raises:
-        AttackError: it takes no such images, gives no such logits, or does not run a layer whose
-            statistics are known.
-
+    An AttackError says in the attack's own words that the model takes no such images, gives no such
+    logits, or does not run a layer whose statistics are known.
     """
     knowledge = objective.knowledge
     like = next(iter(objective.public.values()))

@@ -20,6 +20,7 @@ __all__ = ["Found", "search"]
 _POINTS = 50  # of the cost's history
 _TOLERANCE = 1e-4  # of L-BFGS: costs are relative, good ones far below 1
 _LOOK = 10  # iterations between looks at which candidates have stopped
+_KEPT = ("rows", "live", "stopped", "found", "costs", "diverged")  # by a checkpoint
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Found:
     def tensors(self) -> dict[str, Tensor]:
         """Each by its name."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def parts_of(saved: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What was saved under a prefix, by the rest of its name."""
+    return {n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)}
 
 
 def points(evaluations: int) -> tuple[int, int]:
@@ -102,12 +108,7 @@ class _Search:
     def state(self) -> dict[str, Tensor]:
         """All of it, by name."""
         return {
-            "rows": self.rows,
-            "live": self.live,
-            "stopped": self.stopped,
-            "found": self.found,
-            "costs": self.costs,
-            "diverged": self.diverged,
+            **{name: getattr(self, name) for name in _KEPT},
             "history": torch.stack(self.history),
             "evaluation": torch.tensor(self.evaluation),
             **{f"optimizer.{name}": value for name, value in self.optimizer.state().items()},
@@ -115,19 +116,13 @@ class _Search:
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from there."""
-        for name in ("rows", "live", "stopped", "found", "costs", "diverged"):
+        for name in _KEPT:
             setattr(self, name, state[name].to(getattr(self, name)))
         self.history = list(state["history"].to(self.costs))
         self.evaluation = int(state["evaluation"])
         self.objective = self.objective.select(self.live)
-        prefix = "optimizer."
-        self.optimizer.load(
-            {
-                name.removeprefix(prefix): value.to(self.rows.device)
-                for name, value in state.items()
-                if name.startswith(prefix)
-            }
-        )
+        remembered = parts_of(state, "optimizer.")
+        self.optimizer.load({n: value.to(self.rows.device) for n, value in remembered.items()})
 
 
 def search(
@@ -155,7 +150,9 @@ def search(
     run = _Search(attack, objective, start)
     if state:
         run.load(state)
-    frozen = _turns(attack, objective, start)
+    known = objective.knowledge.secrets
+    secrets = _columns(objective, start, set(known.names if known else ()))
+    alternate = attack.alternate if secrets.any() else 0
     while True:
         gradient = run.look(attack.enough)
         if run.evaluation % every == 0:
@@ -164,12 +161,12 @@ def search(
         run.evaluation += 1
         if run.evaluation == evaluations:
             break
-        still = frozen(run.evaluation)
-        if still is None:
-            run.rows = run.optimizer.step(run.rows, gradient)
-        else:
+        if alternate:
+            still = secrets ^ bool(run.evaluation // alternate % 2)
             step = run.optimizer.step(run.rows, torch.where(still, 0, gradient))
             run.rows = torch.where(still, run.rows, step)
+        else:
+            run.rows = run.optimizer.step(run.rows, gradient)
         run.stopped = run.stopped | run.optimizer.stopped
         if run.evaluation % _LOOK == 0:
             if not run.drop_stopped():
@@ -181,25 +178,10 @@ def search(
     return Found(run.found, run.costs, torch.stack(run.history), run.diverged)
 
 
-def _turns(
-    attack: SearchSettings, objective: Objective, like: Tensor
-) -> Callable[[int], Tensor | None]:
-    """The columns that stand still at an evaluation, if images and secrets take turns."""
-    known = objective.knowledge.secrets
-    secrets = _columns(objective, like, set(known.names if known else ()))
-    if not attack.alternate or not secrets.any():
-        return lambda evaluation: None
-    return lambda evaluation: secrets ^ bool(evaluation // attack.alternate % 2)
-
-
 def _columns(objective: Objective, like: Tensor, names: set[str]) -> Tensor:
     """``(d,)`` booleans: whether a column belongs to one of the names."""
-    layout = objective.layout
-    flags = [
-        torch.full((size,), name in names, device=like.device)
-        for name, size in zip(layout.shapes, layout.sizes, strict=True)
-    ]
-    return torch.cat(flags)
+    flags = torch.tensor([name in names for name in objective.layout.shapes])
+    return flags.repeat_interleave(torch.tensor(objective.layout.sizes)).to(like.device)
 
 
 def _optimizer(attack: SearchSettings, objective: Objective, like: Tensor) -> BatchedOptimizer:

@@ -53,9 +53,6 @@ class SearchSettings:
         chunk: how many run as one batch, if not by their memory. Either way those that depend on
             one another (group consistency, secrets that rounds share) stay together.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     """
 
     name: str

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ..knowledge import Knowledge
 from .bias import labels_by_bias
-from .counts import labels_of_counts
-from .head import find_head, head_gradients
+from .head import find_head, head_gradients, labels_of_counts
 from .magnitude import labels_by_magnitude
 from .one import label_of_one
 from .sign import labels_by_sign
@@ -34,7 +33,12 @@ RECOVERIES: dict[str, Recovery] = {
     "magnitude": labels_by_magnitude,
     "bias": labels_by_bias,
 }
-"""Name to recovery: ``recovery(weight, bias, batch)`` returns ``(u, batch)`` sorted labels."""
+"""Name to recovery: ``recovery(weight, bias, batch)`` returns ``(u, batch)`` sorted labels.
+
+It takes the gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)`` or
+None, and the images in each update. An AttackError refuses shapes that do not fit, and a gradient
+that is not finite or all zero.
+"""
 
 
 def find_labels(
@@ -49,8 +53,8 @@ def find_labels(
     Args:
         model: whose head it is.
         gradients: name to ``(u, *shape)``.
-        knowledge: the attacker's, of n images in each update.
-        recovery: one of ``RECOVERIES``, for more than one; of one image the label is exact.
+        knowledge: the attacker's.
+        recovery: one of ``RECOVERIES``, for more images than one; of one the label is exact.
 
     Returns:
         ``(u, n)`` labels: the known ones as they are, or found ones, sorted.

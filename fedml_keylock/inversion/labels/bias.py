@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import AttackError
-from .counts import labels_of_counts
-from .head import check_gradients
+from .head import check_gradients, labels_of_counts
 
 __all__ = ["labels_by_bias"]
 
@@ -37,19 +36,9 @@ def labels_by_bias(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     It assumes an untrained model, whose p is about uniform; a trained one's p follows the labels,
     which makes counts too even. Labels may repeat.
 
-    Args:
-        weight: ``(u, classes, features)`` gradient of the head's weight.
-        bias: ``(u, classes)`` gradient of the head's bias.
-        batch: images in each update, n.
-
-    Returns:
-        ``(u, n)`` labels, sorted.
-
-    Raises:
-        AttackError: there is no bias; shapes do not fit, a gradient is not finite or all zero.
+    Takes, returns and refuses what ``RECOVERIES`` says, and a head without a bias.
 
     Example:
-        >>> import torch
         >>> bias = torch.tensor([[0.25 - 2 / 3, 0.25, 0.25, 0.25 - 1 / 3]])
         >>> labels_by_bias(bias[..., None] * torch.tensor([1.0, 2.0]), bias, 3)
         tensor([[0, 0, 3]])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .counts import labels_of_counts
-from .head import check_gradients
+from .head import check_gradients, labels_of_counts
 
 __all__ = ["labels_by_magnitude"]
 
@@ -25,19 +24,9 @@ def labels_by_magnitude(weight: Tensor, bias: Tensor | None, batch: int) -> Tens
     that the model is untrained. Labels may repeat. The more of the classes are present the more m
     is too small, since a present class whose ``g`` is not negative adds nothing to it.
 
-    Args:
-        weight: ``(u, classes, features)`` gradient of the head's weight.
-        bias: ``(u, classes)`` gradient of the head's bias; not used.
-        batch: images in each update, n.
-
-    Returns:
-        ``(u, n)`` labels, sorted.
-
-    Raises:
-        AttackError: shapes do not fit, a gradient is not finite or all zero.
+    Takes, returns and refuses what ``RECOVERIES`` says; the bias is not used.
 
     Example:
-        >>> import torch
         >>> gradient = torch.tensor([[[-0.4, -0.5], [0.3, 0.3], [0.3, 0.3], [-0.2, -0.1]]])
         >>> labels_by_magnitude(gradient, None, 3)
         tensor([[0, 0, 3]])

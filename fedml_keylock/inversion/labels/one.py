@@ -15,15 +15,10 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     class alone. It is the bias's gradient itself; and the weight's gradient is its outer product
     with the head's input, so the true class's row points against the rows of all others.
 
-    Args:
-        weight: ``(u, classes, features)`` gradient of the head's weight.
-        bias: ``(u, classes)`` gradient of the head's bias.
-
-    Returns:
-        ``(u,)`` labels.
+    From the gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)``, or
+    of the weight alone, ``(u,)`` labels.
 
     Example:
-        >>> import torch
         >>> label_of_one(torch.tensor([[[0.2, -0.1], [-0.4, 0.2], [0.2, -0.1]]]))
         tensor([1])
 

@@ -20,17 +20,8 @@ def labels_by_sign(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     is present can have a negative entry; and that **no label occurs twice**: the n labels that it
     returns always differ. Training does not matter to it.
 
-    Args:
-        weight: ``(u, classes, features)`` gradient of the head's weight.
-        bias: ``(u, classes)`` gradient of the head's bias; not used.
-        batch: images in each update, n.
-
-    Returns:
-        ``(u, n)`` labels, sorted.
-
-    Raises:
-        AttackError: there are fewer classes than images, so that some label must repeat; or
-            shapes do not fit, a gradient is not finite or all zero.
+    Takes, returns and refuses what ``RECOVERIES`` says, and fewer classes than images, of which
+    some label must repeat; the bias is not used.
 
     Example:
         >>> import torch

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 __all__ = ["BatchedOptimizer"]
 
 
-class BatchedOptimizer(Protocol):
+class BatchedOptimizer(ABC):
     """What the search needs of an optimiser.
 
     Attributes:
-        stopped: ``(b,)`` rows that will not move again.
+        stopped: ``(b,)`` rows that will not move again; empty before the first step.
+        ROWS: names of the attributes that hold a row for each candidate.
 
     """
 
-    stopped: Tensor
+    ROWS: ClassVar[tuple[str, ...]] = ("stopped",)
 
+    def __init__(self) -> None:
+        for name in self.ROWS:
+            setattr(self, name, torch.empty(0))
+        self.stopped: Tensor
+
+    @abstractmethod
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The next ``(b, d)`` iterate, from this one and the gradient at it."""
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only."""
+        for name in self.ROWS:
+            setattr(self, name, getattr(self, name)[rows])
 
     def state(self) -> dict[str, Tensor]:
         """All that it remembers, for a checkpoint."""
+        return {name: getattr(self, name) for name in self.ROWS}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from there."""
+        for name in self.ROWS:
+            setattr(self, name, state[name])

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import BatchedOptimizer
+
 __all__ = ["BatchedAdam"]
 
 
-class BatchedAdam:
+class BatchedAdam(BatchedOptimizer):
     """Adam (Kingma and Ba 2015, algorithm 1) within a box, with a learning rate for each column.
 
     Args:
@@ -33,6 +35,10 @@ class BatchedAdam:
 
     """
 
+    ROWS = ("stopped", "mean", "square")
+    mean: Tensor
+    square: Tensor
+
     def __init__(
         self,
         learning_rate: Tensor,
@@ -42,42 +48,32 @@ class BatchedAdam:
         high: Tensor,
         milestones: Sequence[int] = (),
     ) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
         self.signed = signed
         self.low, self.high = low, high
         self.milestones = tuple(milestones)
-        self._count = 0
-        self._mean = torch.empty(0)
-        self._square = torch.empty(0)
-        self.stopped = torch.empty(0)  # (b,) rows that will not move again: never, for Adam
+        self.count = 0
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The next ``(b, d)`` iterate, from this one and the gradient at it."""
         gradient = torch.where(self.signed, gradient.sign(), gradient)
-        if self._count == 0:
-            self._mean, self._square = torch.zeros_like(x), torch.zeros_like(x)
+        if self.count == 0:
+            self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
             self.stopped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        rate = self.learning_rate * 0.1 ** sum(self._count >= at for at in self.milestones)
-        self._count += 1
-        self._mean = torch.lerp(self._mean, gradient, 0.1)
-        self._square = torch.lerp(self._square, gradient * gradient, 0.001)
-        mean = self._mean / (1 - 0.9**self._count)
-        square = self._square / (1 - 0.999**self._count)
+        rate = self.learning_rate * 0.1 ** sum(self.count >= at for at in self.milestones)
+        self.count += 1
+        self.mean = torch.lerp(self.mean, gradient, 0.1)
+        self.square = torch.lerp(self.square, gradient * gradient, 0.001)
+        mean = self.mean / (1 - 0.9**self.count)
+        square = self.square / (1 - 0.999**self.count)
         return (x - rate * mean / (square.sqrt() + 1e-8)).clamp(self.low, self.high)
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
-        self._mean, self._square = self._mean[rows], self._square[rows]
-        self.stopped = self.stopped[rows]
 
     def state(self) -> dict[str, Tensor]:
         """All that it remembers."""
-        count = torch.tensor(self._count)
-        moments = {"mean": self._mean, "square": self._square}
-        return {"count": count, "stopped": self.stopped, **moments}
+        return super().state() | {"count": torch.tensor(self.count)}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from there."""
-        self._count = int(state["count"])
-        self._mean, self._square = state["mean"], state["square"]
-        self.stopped = state["stopped"]
+        super().load(state)
+        self.count = int(state["count"])

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import BatchedOptimizer
+
 __all__ = ["BatchedLBFGS"]
 
 
-class BatchedLBFGS:
+class BatchedLBFGS(BatchedOptimizer):
     """L-BFGS without line search on b rows at once, each row as ``torch.optim.LBFGS`` treats one.
 
     The two-loop recursion (Nocedal and Wright 2006, algorithm 7.4) runs over all rows together. The
@@ -33,57 +35,51 @@ class BatchedLBFGS:
 
     """
 
+    ROWS = ("stopped", "scale", "moved", "gradient")
+    scale: Tensor  # (b, 1) initial inverse Hessian
+    moved: Tensor  # (b, d) the last step
+    gradient: Tensor  # (b, d) before it
+
     def __init__(
         self, *, learning_rate: float = 1.0, tolerance: float = 1.0, history: int = 100
     ) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
         self.tolerance = tolerance
         self.history = history
         self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []  # s (b, d), y (b, d), 1/ys (b, 1)
-        self._scale = torch.empty(0)  # (b, 1) initial inverse Hessian
-        self._gradient: Tensor | None = None
-        self._moved = torch.empty(0)  # (b, d) the last step
-        self.stopped = torch.empty(0)  # (b,) rows that will not move again
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The next ``(b, d)`` iterate, from this one and the gradient at it."""
-        if self._gradient is None:
+        if not len(self.gradient):
             direction = -gradient
             size = gradient.abs().sum(1, keepdim=True)
             length = self.learning_rate * (1 / size).clamp(max=1)
-            self._scale = torch.ones_like(size)
+            self.scale = torch.ones_like(size)
         else:
-            self._remember(self._moved, gradient - self._gradient)
+            self._remember(self.moved, gradient - self.gradient)
             direction = self._direction(gradient)
-            length = torch.full_like(self._scale, self.learning_rate)
+            length = torch.full_like(self.scale, self.learning_rate)
         slope = (gradient * direction).sum(1)
         self.stopped = slope > -1e-9 * self.tolerance
         self.stopped |= gradient.abs().amax(1) <= 1e-7 * self.tolerance
-        self._gradient = gradient
-        self._moved = torch.where(self.stopped[:, None], 0, length * direction)
-        return x + self._moved
+        self.gradient = gradient
+        self.moved = torch.where(self.stopped[:, None], 0, length * direction)
+        return x + self.moved
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only."""
+        super().select(rows)
         self._pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self._pairs]
-        self._scale, self._moved = self._scale[rows], self._moved[rows]
-        self.stopped = self.stopped[rows]
-        if self._gradient is not None:
-            self._gradient = self._gradient[rows]
 
     def state(self) -> dict[str, Tensor]:
         """All that it remembers."""
-        state = {"scale": self._scale, "moved": self._moved, "stopped": self.stopped}
-        if self._gradient is not None:
-            state["gradient"] = self._gradient
-        for name, parts in zip(("s", "y", "inverse"), zip(*self._pairs, strict=True), strict=False):
-            state[name] = torch.stack(parts)
-        return state
+        pairs = zip(("s", "y", "inverse"), zip(*self._pairs, strict=True), strict=False)
+        return super().state() | {name: torch.stack(parts) for name, parts in pairs}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Go on from there."""
-        self._scale, self._moved, self.stopped = state["scale"], state["moved"], state["stopped"]
-        self._gradient = state.get("gradient")
+        super().load(state)
         if "s" in state:
             self._pairs = list(zip(state["s"], state["y"], state["inverse"], strict=True))
 
@@ -93,7 +89,7 @@ class BatchedLBFGS:
         # a refused pair gets weight 0 in both loops; zeros keep an inf or NaN of its out of them
         s, y = torch.where(good, s, 0), torch.where(good, y, 0)
         inverse = torch.where(good, 1 / curvature, 0)
-        self._scale = torch.where(good, curvature / (y * y).sum(1, keepdim=True), self._scale)
+        self.scale = torch.where(good, curvature / (y * y).sum(1, keepdim=True), self.scale)
         self._pairs.append((s, y, inverse))
         if len(self._pairs) > self.history:
             self._pairs.pop(0)
@@ -105,7 +101,7 @@ class BatchedLBFGS:
             share = (s * direction).sum(1, keepdim=True) * inverse
             direction = torch.addcmul(direction, share, y, value=-1)
             shares.append(share)
-        direction = direction * self._scale
+        direction = direction * self.scale
         for (s, y, inverse), share in zip(self._pairs, reversed(shares), strict=True):
             back = (y * direction).sum(1, keepdim=True) * inverse
             direction = torch.addcmul(direction, share - back, s)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import BatchedOptimizer
+
 __all__ = ["BatchedRMSprop"]
 
 
-class BatchedRMSprop:
+class BatchedRMSprop(BatchedOptimizer):
     """RMSprop as ``torch.optim.RMSprop`` has it, with a learning rate for each column.
 
     Args:
@@ -22,32 +24,20 @@ class BatchedRMSprop:
 
     """
 
+    ROWS = ("stopped", "square", "buffer")
+    square: Tensor
+    buffer: Tensor
+
     def __init__(self, learning_rate: Tensor, *, momentum: float = 0.0) -> None:
+        super().__init__()
         self.learning_rate = learning_rate
         self.momentum = momentum
-        self._square = torch.empty(0)
-        self._buffer = torch.empty(0)
-        self.stopped = torch.empty(0)  # (b,) rows that will not move again: never
 
     def step(self, x: Tensor, gradient: Tensor) -> Tensor:
         """The next ``(b, d)`` iterate, from this one and the gradient at it."""
         if not len(self.stopped):
-            self._square, self._buffer = torch.zeros_like(x), torch.zeros_like(x)
+            self.square, self.buffer = torch.zeros_like(x), torch.zeros_like(x)
             self.stopped = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self._square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-        self._buffer.mul_(self.momentum).addcdiv_(gradient, self._square.sqrt().add_(1e-8))
-        return x - self.learning_rate * self._buffer
-
-    def select(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
-        self._square, self._buffer = self._square[rows], self._buffer[rows]
-        self.stopped = self.stopped[rows]
-
-    def state(self) -> dict[str, Tensor]:
-        """All that it remembers."""
-        return {"square": self._square, "buffer": self._buffer, "stopped": self.stopped}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
-        self._square, self._buffer = state["square"], state["buffer"]
-        self.stopped = state["stopped"]
+        self.square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+        self.buffer.mul_(self.momentum).addcdiv_(gradient, self.square.sqrt().add_(1e-8))
+        return x - self.learning_rate * self.buffer

@@ -1,4 +1,9 @@
-"""The published attacks, each with its source's settings."""
+"""The published attacks, each with its source's settings.
+
+A preset takes any field of its attack's class (``GradientInversion``, ``AnalyticAttack`` or
+``LearnedAttack``) in the place of a setting. A field that does not exist, or a value that is not
+allowed, is a ConfigError.
+"""
 
 from .generators import ggl, grnn
 from .others import analytic, learned, tableak

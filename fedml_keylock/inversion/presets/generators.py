@@ -25,29 +25,21 @@ def grnn(**overrides: Any) -> GradientInversion:
     code's. The paper's is the cost ``l2_wasserstein``. It differs from both in this: distances are
     relative to the target's, and total variation is of absolute and not of squared differences.
 
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     Example:
         >>> grnn(restarts=2).parametrisation
         GeneratorWeights(width=32, inputs=128, deviation=0.02)
 
     """
     return preset(
-        {
-            "name": "grnn",
-            "optimizer": "rmsprop",
-            "cost": "l2_twice",
-            "steps": 10_000,
-            "learning_rate": 1e-4,
-            "momentum": 0.99,
-            "total_variation": 1e-3,
-            "parametrisation": GeneratorWeights(),
-        },
         overrides,
+        name="grnn",
+        optimizer="rmsprop",
+        cost="l2_twice",
+        steps=10_000,
+        learning_rate=1e-4,
+        momentum=0.99,
+        total_variation=1e-3,
+        parametrisation=GeneratorWeights(),
     )
 
 
@@ -82,7 +74,7 @@ def ggl(
         overrides: any field of ``GradientInversion``.
 
     Raises:
-        ConfigError: there is no generator, a field does not exist, or a value is not allowed.
+        ConfigError: there is no generator.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 784), nn.Tanh(), nn.Unflatten(1, (1, 28, 28)))
@@ -103,12 +95,10 @@ def ggl(
     if optimizer not in searches:
         raise ConfigError(f"ggl's optimizer {optimizer!r} is none of {', '.join(searches)}")
     return preset(
-        {
-            "name": "ggl",
-            "optimizer": optimizer,
-            "cost": "squared_l2",
-            "parametrisation": Latent(generator, latent_shape, output_range, divergence),
-            **searches[optimizer],
-        },
         overrides,
+        name="ggl",
+        optimizer=optimizer,
+        cost="squared_l2",
+        parametrisation=Latent(generator, latent_shape, output_range, divergence),
+        **searches[optimizer],
     )

@@ -11,15 +11,11 @@ from ..unknowns.pixels import Pixels
 __all__ = ["preset"]
 
 
-def preset(settings: dict[str, Any], overrides: dict[str, Any]) -> GradientInversion:
+def preset(overrides: dict[str, Any], **settings: Any) -> GradientInversion:
     """The attack with these settings, but for the overrides.
 
     Beside the attack's own fields they may have `start`, as `Pixels` has it: a word, where YAML
     cannot have a parametrisation.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     """
     fields = {**settings, **overrides}
     start = fields.pop("start", None)

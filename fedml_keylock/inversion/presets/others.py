@@ -17,12 +17,6 @@ __all__ = ["analytic", "learned", "tableak"]
 def analytic(**overrides: Any) -> AnalyticAttack:
     """The input of a first linear layer by division, exactly: Phong et al., IEEE TIFS 13(5), 2018.
 
-    Args:
-        overrides: any field of ``AnalyticAttack``.
-
-    Raises:
-        ConfigError: a field does not exist.
-
     Example:
         >>> analytic().name
         'analytic'
@@ -36,12 +30,6 @@ def learned(**overrides: Any) -> LearnedAttack:
 
     A decoder from updates to images, trained on public images and simulated locks, half of them
     tuned to the public weights: 2,500 steps of 64 updates, 200 locks.
-
-    Args:
-        overrides: any field of ``LearnedAttack``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
 
     Example:
         >>> learned(steps=1000).locks
@@ -69,7 +57,7 @@ def tableak(categories: Sequence[range] = (), **overrides: Any) -> GradientInver
         overrides: any field of ``GradientInversion``.
 
     Raises:
-        ConfigError: a field does not exist or its value is not allowed, or the groups are none.
+        ConfigError: the groups are none.
 
     Example:
         >>> tableak([range(2, 5), range(5, 9)], restarts=2).parametrisation
@@ -77,15 +65,13 @@ def tableak(categories: Sequence[range] = (), **overrides: Any) -> GradientInver
 
     """
     return preset(
-        {
-            "name": "tableak",
-            "optimizer": "adam",
-            "cost": "cosine",
-            "steps": 1500,
-            "restarts": 8,
-            "learning_rate": 0.06,
-            "signed": True,
-            "parametrisation": TableRows(tuple(categories)),
-        },
         overrides,
+        name="tableak",
+        optimizer="adam",
+        cost="cosine",
+        steps=1500,
+        restarts=8,
+        learning_rate=0.06,
+        signed=True,
+        parametrisation=TableRows(tuple(categories)),
     )

@@ -17,44 +17,29 @@ def dlg(**overrides: Any) -> GradientInversion:
     Images and soft labels are optimised together by L-BFGS with learning rate 1 on the squared
     distance of gradients, 300 steps of 20 iterations, from normal noise. Known labels stay fixed.
 
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     Example:
         >>> dlg(steps=150, restarts=2).steps
         150
 
     """
     return preset(
-        {
-            "name": "dlg",
-            "optimizer": "lbfgs",
-            "cost": "squared_l2",
-            "steps": 300,
-            "inner": 20,
-            "learning_rate": 1.0,
-            "parametrisation": Pixels("standard"),
-            "labels": "optimise",
-        },
         overrides,
+        name="dlg",
+        optimizer="lbfgs",
+        cost="squared_l2",
+        steps=300,
+        inner=20,
+        learning_rate=1.0,
+        parametrisation=Pixels("standard"),
+        labels="optimise",
     )
 
 
 def idlg(**overrides: Any) -> GradientInversion:
     """Improved DLG: Zhao, Mopuri and Bilen 2020 (arXiv 2001.02610).
 
-    The label is read off the last layer's gradient first, exactly; then as ``dlg`` for the images
-    alone: L-BFGS with learning rate 1 on the squared distance of gradients, 300 steps of 20
-    iterations, from normal noise. One image an update, unless ``Knowledge.labels`` are given.
-
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
+    The label is read off the last layer's gradient first, exactly; then the images alone are
+    optimised, as by ``dlg``. One image an update, unless ``Knowledge.labels`` are given.
 
     Example:
         >>> idlg(restarts=2).labels
@@ -71,28 +56,20 @@ def inverting_gradients(**overrides: Any) -> GradientInversion:
     the gradient's sign, 4,800 steps, a box constraint; labels are recovered first. The source sets
     the weight of total variation by model, from 1e-6 (trained ResNets) to 1e-1.
 
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     Example:
         >>> inverting_gradients(total_variation=1e-2).cost
         'cosine'
 
     """
     return preset(
-        {
-            "name": "inverting_gradients",
-            "optimizer": "adam",
-            "cost": "cosine",
-            "steps": 4800,
-            "learning_rate": 0.1,
-            "signed": True,
-            "total_variation": 1e-2,
-        },
         overrides,
+        name="inverting_gradients",
+        optimizer="adam",
+        cost="cosine",
+        steps=4800,
+        learning_rate=0.1,
+        signed=True,
+        total_variation=1e-2,
     )
 
 
@@ -109,29 +86,21 @@ def gradinversion(**overrides: Any) -> GradientInversion:
     are not registered to one another before their mean is taken; the learning rate falls in steps,
     not by a cosine after a warm-up; and no noise is added to the steps. Four restarts are ours.
 
-    Args:
-        overrides: any field of ``GradientInversion``.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     Example:
         >>> gradinversion(steps=2000).group_consistency
         0.01
 
     """
     return preset(
-        {
-            "name": "gradinversion",
-            "optimizer": "adam",
-            "cost": "squared_l2",
-            "steps": 20_000,
-            "restarts": 4,
-            "learning_rate": 0.1,
-            "total_variation": 1e-4,
-            "squared_norm": 1e-6,
-            "group_consistency": 1e-2,
-            "batch_norm": 0.1,
-        },
         overrides,
+        name="gradinversion",
+        optimizer="adam",
+        cost="squared_l2",
+        steps=20_000,
+        restarts=4,
+        learning_rate=0.1,
+        total_variation=1e-4,
+        squared_norm=1e-6,
+        group_consistency=1e-2,
+        batch_norm=0.1,
     )

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import field
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError, ConfigError, first_line
 from ...settings import Count, NotNegative, Positive, checked
 from ...tensors import fingerprint
 from ..knowledge import Knowledge
+from .pixels import Parametrisation, Unknowns
 
 __all__ = ["GeneratorWeights", "Latent"]
 
@@ -26,7 +26,7 @@ _LABELS = "generator.labels."
 
 
 @checked
-class GeneratorWeights:
+class GeneratorWeights(Parametrisation):
     """The weights of a generator of images and of one of labels (GRNN, Ren et al. 2022, section 3).
 
     Each candidate has generators and noise of its own: a vector for each image, drawn once and
@@ -46,9 +46,6 @@ class GeneratorWeights:
             means 0.02, but sets it on the blocks and not on the layers in them, which keep torch's
             own start.
 
-    Raises:
-        ConfigError: a field has a value that is not allowed.
-
     Example:
         >>> known = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=2)
         >>> small = GeneratorWeights(width=4, inputs=16)
@@ -64,12 +61,7 @@ class GeneratorWeights:
     makes_labels = True
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """The noise, then each layer's weights.
-
-        Raises:
-            AttackError: the input is no image.
-
-        """
+        """The noise, then each layer's weights; AttackError if the input is no image."""
         if len(knowledge.input_shape) != 3:
             raise AttackError(
                 f"a generator makes images (c, h, w), not {tuple(knowledge.input_shape)}"
@@ -85,9 +77,7 @@ class GeneratorWeights:
             **made,
         }
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Normal noise and weights; biases 0, and each normalisation's scale 1."""
         starts = {}
         for name, shape in self.shapes(knowledge).items():
@@ -101,9 +91,7 @@ class GeneratorWeights:
                 starts[name] = torch.ones(whole, device=generator.device)
         return starts
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """What the generators make of the noise."""
         # noise stands still for every optimiser, also for one that knows no rates
         noise = unknowns[_NOISE].detach()
@@ -124,15 +112,6 @@ class GeneratorWeights:
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
         """The weights' own unit."""
         return {name: float(name != _NOISE) for name in self.shapes(knowledge)}
-
-    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """None."""
-        return {}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        noise = unknowns[_NOISE]
-        return noise.new_zeros(len(noise))
 
     def _network(self, knowledge: Knowledge) -> nn.Module:
         channels, height, width = knowledge.input_shape
@@ -157,7 +136,7 @@ def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Modul
 
 
 @checked
-class Latent:
+class Latent(Parametrisation):
     """What is fed into a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
 
     Searched latents start from N(0, I), which the generator was trained on. At 0 a generator can
@@ -172,9 +151,6 @@ class Latent:
         divergence: weight of the prior on latents: the Kullback-Leibler divergence from N(0, 1) of
             a normal distribution with the mean and the variance of a latent's entries, the mean
             over the images (the source's regulariser R(G; z), as its published code has it).
-
-    Raises:
-        ConfigError: a field has a value that is not allowed.
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
@@ -212,12 +188,7 @@ class Latent:
         )
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """One unknown.
-
-        Raises:
-            AttackError: the generator takes no such latents, or makes images of another shape.
-
-        """
+        """One unknown; AttackError if the generator takes or makes things of another shape."""
         latent = torch.zeros(1, 1, *self.shape)
         try:
             with torch.no_grad():
@@ -233,16 +204,12 @@ class Latent:
             )
         return {"latent": (knowledge.batch, *self.shape)}
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """N(0, I)."""
         shape = (count, knowledge.batch, *self.shape)
         return {"latent": torch.randn(shape, generator=generator, device=generator.device)}
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """The generator's images."""
         latent = unknowns["latent"]
         made = self._images(latent)
@@ -254,11 +221,7 @@ class Latent:
         """The standard deviation that it was drawn with."""
         return {"latent": 1.0}
 
-    def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """None."""
-        return {}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+    def penalty(self, unknowns: Unknowns) -> Tensor:
         """``(b,)``: how far the entries of each latent are from a standard normal sample."""
         entries = unknowns["latent"].flatten(2)
         mean, variance = entries.mean(2), entries.var(2, unbiased=False)

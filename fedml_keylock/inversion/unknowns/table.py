@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...errors import AttackError, ConfigError
 from ...settings import checked
 from ..knowledge import Knowledge
+from .pixels import Parametrisation, Unknowns
 
 __all__ = ["TableRows"]
 
 
 @checked
-class TableRows:
+class TableRows(Parametrisation):
     """Rows with some columns of numbers, and some that together say one of several categories.
 
     The softmax relaxation of TabLeak (Vero, Balunovic, Dimitrov and Vechev, ICML 2023, arXiv
@@ -56,10 +55,8 @@ class TableRows:
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """Numbers and logits of the rows.
 
-        Raises:
-            AttackError: the inputs are no rows, have no such columns, or the bounds leave out the
-                0 or the 1 of a one-hot group.
-
+        An AttackError where the inputs are no rows, have no such columns, or the bounds leave out
+        the 0 or the 1 of a one-hot group.
         """
         if len(knowledge.input_shape) != 1:
             raise AttackError(
@@ -81,9 +78,7 @@ class TableRows:
             "logits": (knowledge.batch, logits),
         }
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Numbers uniform between the bounds, logits between -1 and 1."""
         made = {
             name: torch.rand((count, *shape), generator=generator, device=generator.device)
@@ -92,9 +87,7 @@ class TableRows:
         low, high = knowledge.bounds
         return {"numbers": low + (high - low) * made["numbers"], "logits": 2 * made["logits"] - 1}
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """Every column in its place."""
         chosen = [column for group in self.categories for column in group]
         numbers = [column for column in range(knowledge.input_shape[0]) if column not in chosen]
@@ -111,8 +104,3 @@ class TableRows:
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
         """The bounds, of numbers alone."""
         return {"numbers": knowledge.bounds}
-
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
-        """None."""
-        numbers = unknowns["numbers"]
-        return numbers.new_zeros(len(numbers))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...names import under
+from ...tensors import under
 from ..config import KeyLockConfig
 from ..entropy import secret_uniform, seeded_uniform
 from ..private import remove_hooks

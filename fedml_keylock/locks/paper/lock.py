@@ -113,7 +113,7 @@ class PaperLock(Lock):
         """The global model and one silo's lock."""
         return f"silo {silo}'s lock before round {round_index}", f"silo {silo}'s private lock"
 
-    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
+    def _redraw(self, model: nn.Module, uniform: Uniform | None) -> None:
         """Replace the locks' values by fresh ones; the silo's statistics stay."""
         own = self.private_state(model)
         fresh = deepcopy(model)
@@ -122,15 +122,12 @@ class PaperLock(Lock):
         statistics = {name: tensor for name, tensor in own.items() if is_statistic(name)}
         self.load_private(model, self.private_state(fresh) | statistics)
 
-    def check_redrawn(self) -> None:
-        """Each silo has a lock of its own."""
-
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
         """A fresh lock with a silo's statistics, so that it fails for its key alone."""
         candidate = own()
-        self.redraw(candidate, uniform=uniform)
+        self._redraw(candidate, uniform)
         return candidate
 
     # as a job's defense

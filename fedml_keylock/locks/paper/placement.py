@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from ...errors import LockError
-from ...names import under
+from ...tensors import under
 from ..config import KeyLockConfig
 from ..description import LayerCheck, LockIssue, ModelCheck
 from .flow import Flow, flow_of, norm_channels

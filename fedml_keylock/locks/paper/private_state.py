@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import VaultError
-from ...names import under
+from ...tensors import under
 from .layers import public_parameter
 from .module import KeyLock, locks
 from .placement import STATISTICS

@@ -157,20 +157,6 @@ class RotatedLock(Lock):
         """The average of a round, in the open."""
         return f"rotated back by silo {silo}", "the model that the server cannot read"
 
-    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
-        """Give the handle another key."""
-        self.unlock(model)
-        self.lock(model, uniform=uniform)
-
-    def check_redrawn(self) -> None:
-        """Refuse: every job has another key, and every round another rotation."""
-        secret = self.config.group_key
-        other = "" if secret is None else f"; instead of {secret} give all silos another group_key"
-        raise ConfigError(
-            "under lock: rotated every job and every round is rotated anew: there is nothing to "
-            f"rotate{other}"
-        )
-
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LockError
-from ...tensors import raw
-from ...threads import one_thread
+from ...tensors import one_thread, raw
 from ..job_key import JobKey
 from .orthogonal import Turn
 

@@ -149,18 +149,6 @@ class SealedLock(Lock):
         """The average of a round, in the open."""
         return f"opened by silo {silo}", "the model that the server cannot read"
 
-    def redraw(self, model: nn.Module, *, uniform: Uniform | None = None) -> None:
-        """Give the handle another secret."""
-        self.unlock(model)
-        self.lock(model, uniform=uniform)
-
-    def check_redrawn(self) -> None:
-        """Refuse: every job and every round has other secrets."""
-        raise ConfigError(
-            "under lock: sealed every job and every round has other secrets: there is nothing to "
-            "rotate"
-        )
-
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:

@@ -14,7 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._pytree import tree_leaves
 
 from ....errors import LockError
-from ....names import under
+from ....tensors import under
 from ..attach import DDP_IGNORES, detach
 from ..chain import lock_values
 from ..kinds import CONVOLUTIONS, is_plain

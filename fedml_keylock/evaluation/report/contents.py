@@ -1,0 +1,102 @@
+"""What is in a leakage report: numbers, pictures, and what ran."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..leakage import CostCurve, LeakageRow
+from ..picture import check_images
+from .vocabulary import METRICS
+
+__all__ = ["Contents", "Gallery", "plain_values"]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The reconstructions of the report's originals by one attack.
+
+    Attributes:
+        title: "keylock:paper:all, inverting_gradients, adaptive".
+        images: ``(n, c, h, w)`` on [0, 1], in the order of the originals.
+
+    Raises:
+        ConfigError: they are not images, or a pixel is not finite.
+
+    """
+
+    title: str
+    images: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_images(f"gallery {self.title!r}", self.images)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What leaked, and what that cost in accuracy.
+
+    Attributes:
+        accuracy: defense to role to interval, 0 to 1. Roles: "own_lock", over the silos;
+            "fresh_lock", a random one; "server", the model without a lock.
+        leakage: the rows, undefended ones and baselines among them.
+        originals: ``(n, c, h, w)`` on [0, 1]; n is 0 if nothing was attacked.
+        galleries: their reconstructions, each ``(n, c, h, w)``.
+        job: what ran, in plain values: data, model, rounds, silos, seed, seconds, versions,
+            command.
+        costs: how each attack's search went.
+        accuracy_rounds: defense to role to ``(round, share)``, 0 to 1.
+
+    Raises:
+        ConfigError: the pictures do not fit together, or ``job`` holds what JSON does not know.
+
+    """
+
+    accuracy: Mapping[str, Mapping[str, Any]]
+    leakage: Sequence[LeakageRow]
+    originals: Tensor = field(repr=False)
+    galleries: Sequence[Gallery] = field(repr=False)
+    job: Mapping[str, Any]
+    costs: Sequence[CostCurve] = ()
+    accuracy_rounds: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]] = field(
+        default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        check_images("originals", self.originals)
+        for gallery in self.galleries:
+            if len(gallery.images) != len(self.originals):
+                raise ConfigError(
+                    f"gallery {gallery.title!r} has {len(gallery.images)} images and there are "
+                    f"{len(self.originals)} originals"
+                )
+        plain_values(self.job, "job")
+
+    @property
+    def more_metrics(self) -> list[str]:
+        """Metrics beyond the usual ones, as plugins bring them."""
+        found = {name for row in self.leakage for name in row.metrics}
+        return sorted(found - set(METRICS))
+
+
+def plain_values(value: Any, name: str) -> Any:
+    """Plain JSON values; numbers that are not finite become None. The name is for errors."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain_values(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_values(item, name) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return value if math.isfinite(value) else None
+    raise ConfigError(
+        f"{name}: a {type(value).__name__} cannot stand in a report; use plain values"
+    )

@@ -1,0 +1,86 @@
+"""What an attack is, and whether it can run at a level of knowledge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from ..errors import AttackError
+from ..types import ClientUpdate, Reconstruction
+from .knowledge import Knowledge
+from .levels import GRANTS
+
+__all__ = ["Attack", "check_level"]
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What every attack is, whoever wrote it."""
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Of what ``GRANTS`` grants, what it cannot do without."""
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """What it can make use of, ``needs`` among it.
+
+        It refuses to run at a level that grants more: the result would not be that level's.
+        """
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstruction:
+        """Reconstruct what is behind each update.
+
+        Args:
+            updates: u updates, each made as the knowledge says.
+            model: as far as the attacker knows it. It is not changed, and its own public values do
+                not matter.
+            knowledge: what else the attacker knows.
+            generator: of all that is drawn; the same state gives the same result.
+            progress: called with evaluations done and evaluations in all.
+
+        Raises:
+            AttackError: level, updates, model and knowledge do not fit together or the attack,
+                before any work is done.
+
+        """
+
+
+def check_level(attack: Attack, level: str) -> None:
+    """Refuse a level of knowledge that grants less than an attack needs, or more than it can use.
+
+    Example:
+        >>> from fedml_keylock.inversion import dlg
+        >>> check_level(dlg(), "temporal")
+        Traceback (most recent call last):
+        fedml_keylock.errors.AttackError: dlg has no use for the rounds of level 'temporal'...
+
+    """
+    missing = sorted(attack.needs - GRANTS[level])
+    fitting = [name for name, grant in GRANTS.items() if attack.needs <= grant <= attack.uses]
+    runs = f"it runs at: {', '.join(fitting)}"
+    if missing:
+        raise AttackError(
+            f"{attack.name} needs {' and '.join(missing)}, which level {level!r} does not grant; "
+            f"{runs}"
+        )
+    idle = sorted(GRANTS[level] - attack.uses)
+    if idle:
+        raise AttackError(
+            f"{attack.name} has no use for the {' and '.join(idle)} of level {level!r}; {runs}"
+        )
