@@ -69,6 +69,9 @@ class ServerSession(Session):
                 "to FedMLAggOperator.agg"
             )
         self._total = self.defense.add_up([state for _, state in updates])
+        first = updates[0][1]
+        if isinstance(first, dict):  # as FedML's averaging does: it holds on to all updates
+            first.update(self._total)
         self.defense.keep(self._total, round_index=self.round)
         return self._total
 
