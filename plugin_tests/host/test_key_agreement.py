@@ -78,7 +78,7 @@ def test_beside_a_file_there_is_an_agreed_secret_too(shaken, secret):
 def test_without_mpi_it_takes_a_file(secret, shaken):
     for settings in ({}, {"lock": "rotated"}):
         for rank in (0, 1):
-            with pytest.raises(ConfigError, match="without MPI silos cannot agree.*openssl rand"):
+            with pytest.raises(ConfigError, match=r"without MPI silos cannot agree.*openssl rand"):
                 agree(keylock(settings), job(rank, comm=None))
         session = agree(keylock({**settings, "group_key": secret}), job(comm=None))
         assert session._handshake is not None  # until the server has passed on all hellos

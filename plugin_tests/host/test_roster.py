@@ -43,7 +43,7 @@ def test_an_identity_is_its_owner_s_only_and_new(files):
 
 
 def test_another_rank_s_identity_is_refused(files):
-    with pytest.raises(ConfigError, match="not the key that keylock.roster has for rank 2"):
+    with pytest.raises(ConfigError, match=r"not the key that keylock.roster has for rank 2"):
         load(files, 2, "own-1")
     with pytest.raises(ConfigError, match="for rank 4"):
         load(files, 4, "own-1")
@@ -97,9 +97,9 @@ def test_a_key_is_added_once(files):
     assert read_roster(files / "roster") == keys
     with pytest.raises(ConfigError, match="rank 1 has another key already; take its line out"):
         add_key(files / "roster", 1, keys[2])
-    with pytest.raises(ConfigError, match="no public key: it is 64 hexadecimal digits"):
+    with pytest.raises(ConfigError, match=r"no public key: it is 64 hexadecimal digits"):
         add_key(files / "roster", 4, keys[2][1:])
-    with pytest.raises(ConfigError, match="is a directory|Is a directory"):
+    with pytest.raises(ConfigError, match=r"is a directory|Is a directory"):
         add_key(files, 4, keys[2])
 
 
@@ -118,8 +118,8 @@ def test_a_hello_in_another_s_name_is_refused(files):
     assert len({one.group for one in made.values()}) == 1
     insider = Handshake(3, 5.0, b"f" * 32, load(files, 3))
     insider.rank = 2  # signs with its own key, for another rank
-    with pytest.raises(HostError, match="rank 2 is not who keylock.roster says"):
+    with pytest.raises(HostError, match=r"rank 2 is not who keylock.roster says"):
         shakes[1].complete({**hellos, 2: insider.hello})
     unsigned = Handshake(2, 5.0, b"f" * 32)
-    with pytest.raises(HostError, match="rank 2 sent .* bytes, not"):
+    with pytest.raises(HostError, match=r"rank 2 sent .* bytes, not"):
         shakes[1].complete({**hellos, 2: unsigned.hello})

@@ -144,7 +144,7 @@ def test_a_hello_that_the_server_changes_ends_the_job(job):
         [first, second, "3:" + second.partition(":")[2]],
         [first.replace(first[5], "1" if first[5] != "1" else "2", 1), second, third],
     ):
-        with pytest.raises(HostError, match="answers in its name|keylock.group_key"):
+        with pytest.raises(HostError, match=r"answers in its name|keylock.group_key"):
             job.deliver(job.silos[0], {**entries, HELLOS: ",".join(changed)})
     with pytest.raises(UpdateRefused, match="with the hellos of 2 silos, and 3 take part"):
         job.deliver(job.silos[0], {**entries, HELLOS: f"{first},{second}"})
@@ -201,9 +201,7 @@ def test_a_sum_that_the_aggregator_changed_is_not_sent(job):
     other = {**total, name: total[name] + 1}
     as_floats = {**total, name: total[name].float()}
     for changed in (fewer, other, as_floats, {**total, "more": total[name]}, [total], "words"):
-        with pytest.raises(
-            UpdateRefused, match="the server, round 0: the job's aggregator changed"
-        ):
+        with pytest.raises(UpdateRefused, match="round 0: the job's aggregator changed"):
             job.from_server(changed)
 
 
