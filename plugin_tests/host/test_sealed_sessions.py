@@ -205,6 +205,24 @@ def test_a_sum_that_the_aggregator_changed_is_not_sent(job):
             job.from_server(changed)
 
 
+def test_a_sum_that_the_aggregator_changed_in_place_is_not_sent(job):
+    job.begin()
+    total = job.server.add_up(job.collect())
+    total["0.weight"] += 1
+    with pytest.raises(UpdateRefused, match=r"round 0: the job's aggregator changed"):
+        job.from_server(total)
+
+
+def test_what_no_sum_was_made_of_is_not_sent(job):
+    """An aggregator that never has FedML average."""
+    job.begin()
+    job.from_server(net_state(job.server))  # until an update came, it is the first model
+    updates = job.collect()
+    for own in (net_state(job.server), updates[0][1], {}):
+        with pytest.raises(UpdateRefused, match=r"computed something else of them; under lock"):
+            job.from_server(own)
+
+
 def test_an_aggregator_that_fails_on_words_is_told_what_to_call(job):
     with pytest.raises(HostError, match=r"aggregator failed on sealed updates \(TypeError: no\);"):
         job.server.refuse_aggregator(TypeError("no\nand more"))

@@ -113,9 +113,8 @@ class Momentum(Super):
 
     def aggregate(self, raw_client_model_or_grad_list):
         mean = super().aggregate(raw_client_model_or_grad_list)
-        for name, tensor in mean.items():
-            if tensor.dim():
-                tensor.mul_(0.9).add_(0.1) if tensor.is_floating_point() else tensor.add_(1)
+        for tensor in mean.values():
+            tensor += 1
         return type(mean)((name, tensor + 0) for name, tensor in mean.items())
 
 
