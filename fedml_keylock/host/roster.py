@@ -10,7 +10,7 @@ import yaml
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import ConfigError, HostError
+from ..errors import ConfigError, HostError, VaultError
 from ..locks.vault.disk import open_private, write_private
 
 __all__ = ["Roster", "add_key", "new_identity", "read_roster"]
@@ -128,6 +128,8 @@ def new_identity(path: Path) -> str:
         VaultError: it cannot be written, or something is there already.
 
     """
+    if path.exists() or path.is_symlink():
+        raise VaultError(f"identity: {path} is there already, and is not written over")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes_raw().hex().encode(), what="identity:")
     return private.public_key().public_bytes_raw().hex()

@@ -137,6 +137,8 @@ class Rounds(Private):
     def agreed(self) -> None:
         """Check, after the last round, that all silos have opened the same.
 
+        Where nothing reaches them past the server, there is nothing to compare.
+
         Raises:
             UpdateRefused: naming the silo that has not.
 
