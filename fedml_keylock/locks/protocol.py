@@ -156,6 +156,28 @@ class Lock(Defense):
 
         """
 
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """For an audit: make of a locked model what its silo computed with when a round began.
+
+        Args:
+            model: locked, with the private state that the silo's vault has of the round.
+            state: that the server had sent.
+            round_index: of the round; None for the model that training ended with.
+            source: the vault's file, for messages.
+
+        Raises:
+            ConfigError: the state is not of the vault's job.
+
+        """
+        model.load_state_dict(state)
+
     def check_fit(
         self,
         model: nn.Module,

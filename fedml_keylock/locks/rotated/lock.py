@@ -152,6 +152,21 @@ class RotatedLock(Lock):
             )
         model.load_state_dict(restored)
 
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Rotate the average of the round before back; the first model is open."""
+        rotation = _on(model)
+        if round_index != 0:
+            last = rotation.round if round_index is None else round_index - 1
+            state = rotation.restore(state, round_index=last)
+        model.load_state_dict(state)
+
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
         """The average of a round, in the open."""

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -144,6 +145,22 @@ class SealedLock(Lock):
         opened = open_checkpoint(record, state, round_index=round_index, source=source)
         model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
 
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Load what the silo had opened when the round began, or open the last sum."""
+        record = _on(model).record
+        if record is not None and round_index is not None:
+            state = record.encoding.base
+        elif record is not None and TRAILER in state:
+            state = open_checkpoint(record, state, round_index=None, source=source)
+        model.load_state_dict({**model.state_dict(), **state})
+
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
         """The average of a round, in the open."""
@@ -253,7 +270,8 @@ class SealedLock(Lock):
             )
         if self._writes_vault:
             assert rounds.record is not None
-            kept = rounds.record.tensors
+            own = rounds.record.covers if self.config.keep_history else ()
+            kept = replace(rounds.record, covers=own).tensors
             vault = self._own_vault()
             vault.save(kept, round_index=rounds.round)
             if self.config.keep_history:
@@ -331,8 +349,16 @@ class SealedLock(Lock):
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The silo's own model; nothing in it is private."""
-        return deepcopy(protected), {}
+        """The silo's own model, and what opens the message that was sealed last.
+
+        From now on that is kept, in memory only.
+        """
+        private: Mapping[str, Tensor] = {}
+        if self._rounds is not None:
+            self._rounds.keep_own = True
+            if self._rounds.record is not None and self._rounds.record.covers:
+                private = self._rounds.record.tensors
+        return deepcopy(protected), private
 
     @property
     def _writes_vault(self) -> bool:

@@ -56,6 +56,11 @@ class Record:
         covers = tuple(keys.covers()) if own else ()
         return cls(encoding, round_index, keys.place, keys.pad_key(0), keys.tag_key(), covers)
 
+    @property
+    def pads(self) -> int:
+        """How many of the covers, at their end, are pads; the others are pairwise masks."""
+        return 1 if self.place + 1 == len(self.encoding.shares.samples) else 2
+
     def open(self, total: Mapping[str, Tensor]) -> Opened:
         """Verify and open the round's sum.
 
@@ -85,13 +90,16 @@ class Record:
     def tensors(self) -> dict[str, Tensor]:
         """The record as the vault keeps it, name to tensor."""
         keys = [list(key) for key in (self.pad_key, self.tag_key, *(k for k, _ in self.covers))]
+        signs = [sign for _, sign in self.covers]
+        if signs and self.pads == 1:  # all silos' records have the same shapes
+            keys, signs = [*keys, [0] * len(self.pad_key)], [*signs, 0]
         return {
             "sealed.round": torch.tensor(self.round),
             "sealed.place": torch.tensor(self.place),
             "sealed.samples": torch.tensor(self.encoding.shares.samples, dtype=torch.int64),
             "sealed.steps": torch.tensor(self.encoding.steps, dtype=torch.int64),
             "sealed.keys": torch.tensor(keys, dtype=torch.uint8),
-            "sealed.signs": torch.tensor([sign for _, sign in self.covers], dtype=torch.int64),
+            "sealed.signs": torch.tensor(signs, dtype=torch.int64),
             **{BASE + name: tensor for name, tensor in self.encoding.base.items()},
         }
 
@@ -111,8 +119,7 @@ class Record:
             signs = kept["sealed.signs"].tolist()
             encoding = Encoding(base, entries_of(base), steps, shares)
             place, round_index = int(kept["sealed.place"]), int(kept["sealed.round"])
-            return cls(
-                encoding, round_index, place, pad, tag, tuple(zip(covers, signs, strict=True))
-            )
+            signed = tuple((k, sign) for k, sign in zip(covers, signs, strict=True) if sign)
+            return cls(encoding, round_index, place, pad, tag, signed)
         except (KeyError, ValueError, TypeError) as error:
             raise VaultError(f"the private state is that of another lock: {error}") from None
