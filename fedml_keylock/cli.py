@@ -76,7 +76,7 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     """Train LeNet on MNIST over MPI three times, and attack each job.
 
     On real digits: plain FedAvg, the published lock (lock: paper), and the default one (lock:
-    rotated). What the server got of each is attacked with DLG and inverting gradients by an
+    sealed). What the server got of each is attacked with DLG and inverting gradients by an
     attacker who ignores the lock, one who knows its kind, and one who has the silo's private state.
     Takes up to 5 minutes on two cores.
     """

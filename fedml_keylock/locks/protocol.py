@@ -134,6 +134,10 @@ class Lock(Defense):
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
         """The values, in the model, of what an attacker does not know. Private."""
 
+    def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a silo's vault is needed to make a model of this state of the global one."""
+        return True
+
     @abstractmethod
     def load_public(
         self,

@@ -19,7 +19,7 @@ from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
 from ..protocol import Lock
-from .checkpoint import open_checkpoint, write_checkpoint, write_model
+from .checkpoint import open_checkpoint, read_round, write_checkpoint, write_model
 from .encoding import entries_of
 from .record import Record
 from .rounds import Rounds, digest_of
@@ -128,7 +128,13 @@ class SealedLock(Lock):
         constants: Mapping[str, float],
         source: Path,
     ) -> None:
-        """Nothing: a sealed checkpoint opens, or it does not."""
+        """Nothing of a sealed checkpoint, which opens or does not."""
+        if TRAILER not in state:
+            super().check_fit(model, state, constants, source)
+
+    def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
+        """A sealed checkpoint needs it; what `save_model` wrote is open."""
+        return TRAILER in state
 
     def load_public(
         self,
@@ -140,9 +146,13 @@ class SealedLock(Lock):
     ) -> None:
         """Open the server's sealed checkpoint and load it; see `Lock.load_public`."""
         record = _on(model).record
+        if TRAILER not in state:
+            model.load_state_dict(state)
+            return
         if record is None:
             raise ConfigError(f"{source}: the vault holds nothing that opens it")
-        opened = open_checkpoint(record, state, round_index=round_index, source=source)
+        known = read_round(source) if round_index is None else round_index
+        opened = open_checkpoint(record, state, round_index=known, source=source)
         model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
 
     def load_round(
