@@ -65,6 +65,9 @@ class SealedLock(Lock):
             entries_of(state)
         except UpdateRefused as error:
             return ModelCheck((LockIssue("", str(error)),))
+        if not state:
+            reason = f"{type(model).__name__} has no parameters to lock"
+            return ModelCheck((LockIssue("", reason),))
         owners = {name.rpartition(".")[0] for name in state}
         layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
         how = "its numbers are sent sealed, with all others"
@@ -151,8 +154,9 @@ class SealedLock(Lock):
             return
         if record is None:
             raise ConfigError(f"{source}: the vault holds nothing that opens it")
-        known = read_round(source) if round_index is None else round_index
-        opened = open_checkpoint(record, state, round_index=known, source=source)
+        if round_index is not None:
+            raise ConfigError("--round: of lock: rotated only: a sealed checkpoint says its round")
+        opened = open_checkpoint(record, state, round_index=read_round(source), source=source)
         model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
 
     def load_round(
