@@ -16,6 +16,7 @@ from .commands.enable import disable, enable
 from .commands.export import export
 from .commands.options import FOLDER
 from .commands.report import report
+from .commands.roster import roster
 from .commands.vault import vault
 from .errors import KeyLockError
 
@@ -142,4 +143,5 @@ main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
 main.add_command(report)
+main.add_command(roster)
 main.add_command(vault)

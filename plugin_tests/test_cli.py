@@ -20,10 +20,10 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "plugins", "doctor")
+COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "roster", "plugins", "doctor")
 
 
-@pytest.mark.parametrize("group", [(), ("vault",), ("report",)])
+@pytest.mark.parametrize("group", [(), ("vault",), ("report",), ("roster",)])
 def test_what_commands_do_is_not_cut(group):
     lines = invoke(*group, "--help").output.partition("\nCommands:\n")[2].splitlines()
     assert len(lines) > 1
