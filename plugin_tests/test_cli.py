@@ -20,10 +20,10 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "plugins", "doctor")
+COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "roster", "plugins", "doctor")
 
 
-@pytest.mark.parametrize("group", [(), ("vault",), ("report",)])
+@pytest.mark.parametrize("group", [(), ("vault",), ("report",), ("roster",)])
 def test_what_commands_do_is_not_cut(group):
     lines = invoke(*group, "--help").output.partition("\nCommands:\n")[2].splitlines()
     assert len(lines) > 1
@@ -43,8 +43,8 @@ def test_check_says_what_would_be_locked_and_what_would_not():
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *paper)
     assert result.exit_code == 0
     assert result.stderr.startswith(
-        "lock: paper does not withstand an attacker who knows of it, as the README shows; lock: "
-        "rotated, the default, has withstood more\n"
+        "lock: paper does not withstand an attacker who knows of it, as the README shows; use "
+        "lock: sealed, the default, or [paper, sealed]\n"
     )
     lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["features.0", "locked"]
@@ -75,14 +75,15 @@ def test_check_warns_of_a_first_layer_that_is_left_open():
     assert (result.exit_code, result.stderr.splitlines()) == (0, [of_the_lock])
 
 
-@pytest.mark.parametrize("lock", [(), ("--lock", "rotated")])
+@pytest.mark.parametrize("lock", [(), ("--lock", "sealed"), ("--lock", "rotated")])
 def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)
     assert result.exit_code == 0
-    assert result.stderr == ""
+    assert ("lengths and distances" in result.stderr) == ("rotated" in lock)
     *layers, last = result.stdout.splitlines()
     assert len(layers) == 26
-    assert all(line.split()[1:3] == ["locked", "its"] for line in layers)
+    how = f"its numbers are sent {(lock or ('sealed',))[-1]}, with all others"
+    assert all(line.split()[1] == "locked" and line.endswith(how) for line in layers)
     assert last == "constant: 0; shared: 0"
     result = invoke("check", "--model", "torch.nn:Identity", *lock)
     assert result.exit_code == 1
@@ -99,7 +100,7 @@ def test_check_knows_no_other_locks(options):
     result = invoke("check", "--model", "torch.nn:Identity", *options)
     assert result.exit_code == 2
     assert (
-        "No such option" in result.output or "'x' is not one of 'rotated', 'paper'" in result.output
+        "No such option" in result.output or "'x' is not one of 'sealed'," in result.output
     )
 
 

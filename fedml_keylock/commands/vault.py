@@ -28,7 +28,7 @@ def vault() -> None:
     """Look after the silos' private state on disk.
 
     Each silo's files are in a folder that never leaves the silo, keylock_vault if the YAML names no
-    other.
+    other. Under lock: sealed, the default, there are some only with checkpoint or keep_history.
 
     \b
     What is there:          fedml-keylock vault list
@@ -60,8 +60,8 @@ def list_silos(folder: Path) -> None:
     """List the silos that have files in FOLDER.
 
     One line a silo: what its header says. Needs no passphrase. ROUND is the one that the silo
-    trains next, HISTORY how many files of past rounds are kept. What a header says is proven by
-    verify only.
+    trains next, or under lock: sealed the one whose checkpoint the file opens; HISTORY how many
+    files of past rounds are kept. What a header says is proven by verify only.
 
     Example: fedml-keylock vault list keylock_vault
     """
@@ -173,8 +173,8 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
     Every file is read before one is changed, each is replaced whole or not at all, and the history
     is done with the rest. If it is interrupted, run it again: what is done already is left alone.
-    The disk or a backup may still hold the files as they were; when a passphrase got out, start a
-    job with another vault: under the default lock every job has another key anyway.
+    The disk or a backup may still hold the files as they were; when a passphrase got out, what
+    they open is open.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files

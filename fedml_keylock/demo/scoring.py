@@ -30,6 +30,7 @@ from ..evaluation.report import Gallery
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics
 from ..silos import fresh_lock_accuracy, own_locks, silo_secrets
+from ..types import ClientUpdate
 from .jobs import VARIANTS, Scale, example
 
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
@@ -79,8 +80,9 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
         return accuracy_by_round(capture, model, data)
     defense = keylock(settings)
     own_lock = own_locks(model, defense, folder / defense.config.vault)
-    result, rounds = accuracy_by_round(capture, model, data, own_lock)
-    model.load_state_dict(capture.final())
+    known, final = defense.surrogate(model), capture.final()
+    result, rounds = accuracy_by_round(capture, model, data, own_lock, surrogate=known)
+    model.load_state_dict(known.read(ClientUpdate(final, final, 1.0)).before)
     silos = len({silo for _, silo in capture.entries()})
     fresh = fresh_lock_accuracy(model, defense, own_lock, data, count=scale.fresh, silos=silos)
     result["fresh_lock"] = mean_interval(fresh)

@@ -255,7 +255,9 @@ def _task(
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:
         statistics = shared_statistics(
-            subject.surrogate.model, [updates[row] for row in rows], subject.images[0]
+            subject.surrogate.model,
+            [subject.surrogate.read(updates[row]) for row in rows],
+            subject.images[0],
         )
     return Task(
         trial=trial,

@@ -37,11 +37,13 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
 def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
     """The updates as whoever has the silos' private state reads them.
 
-    Or, colluding, only what the other silos have of it. They are as they were sent where nobody has
-    it, and where the lock is in what is computed.
+    Or, colluding, only what the other silos have of it. Where nobody has it they are as anybody
+    reads them, and where the lock is in what is computed they are as they were sent.
     """
-    if subject.update_transform is None or subject.secrets is None:
+    if subject.surrogate is None or subject.update_transform is None:
         return subject.updates
+    if subject.secrets is None:
+        return tuple(map(subject.surrogate.read, subject.updates))
     return revealed(subject.updates, subject.update_transform, subject.secrets, colluding=colluding)
 
 
