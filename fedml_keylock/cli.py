@@ -85,9 +85,7 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     run_demo(output, quick=quick, seed=seed, attack=not train_only, say=click.echo)
 
 
-@main.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
-)
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option(
     "-n",
     "--ranks",

@@ -149,12 +149,10 @@ def _seams() -> Iterator[Check]:
             "import fedml", False, f"{type(error).__name__}: {error}", "see the lines above"
         )
         return
+    remedy = "this fedml differs from the release that was tested"
     for seam in found:
         problem = seam.problem()
-        yield Check(f"seam {seam.label}", problem is None, problem or "fits", _SEAM_REMEDY)
-
-
-_SEAM_REMEDY = "this fedml differs from the release that was tested"
+        yield Check(f"seam {seam.label}", problem is None, problem or "fits", remedy)
 
 
 def _plugins() -> Iterator[Check]:

@@ -13,7 +13,6 @@ import click
 
 from ..errors import AttackError
 from ..evaluation.audit import Crew, audit
-from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
 from ..plugins import manager, metrics
 from .attacking import differs
@@ -51,10 +50,9 @@ def run_audit(
         progress=True,
     )
     report = replace(report, accuracy=material.accuracy, accuracy_rounds=material.accuracy_rounds)
-    paths = report.save(request.output, images=not request.no_images)
-    write_tensorboard(report, request.output / "tensorboard")
+    report.save(request.output, images=not request.no_images)
     manager().hook.after_report(report=report.to_dict(), folder=str(request.output))
-    page = next(path for path in paths if path.suffix == ".html")
+    page = request.output / "report.html"
     for text in (report.table(), "", report.verdict(), "", f"report: {page}"):
         click.echo(text)
     return page

@@ -25,11 +25,9 @@ __all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "r
 def lock_settings(
     config: Path | None, *, lock_kind: str | None, layers: str | None
 ) -> dict[str, Any]:
-    """A `keylock` section: a job's, or what `lock_options` say.
+    """A `keylock` section: what `keylock_settings` reads, or what `lock_options` say.
 
-    Raises:
-        ConfigError: the file cannot be read, or its job is not defended by keylock.
-        UsageError: both are given.
+    A UsageError where both are given.
 
     Example:
         >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
@@ -48,8 +46,7 @@ def lock_settings(
 def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     """The `keylock` section of a job's YAML; empty without a file.
 
-    Raises:
-        ConfigError: the file cannot be read, or its job is not defended by keylock.
+    A ConfigError where the file cannot be read, or its job is not defended by keylock.
 
     Example:
         >>> keylock_settings(None)

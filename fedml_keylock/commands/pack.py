@@ -38,10 +38,10 @@ class Package:
 
 
 def pack(exported: nn.Module, plain: nn.Module, form: str, example: Tensor | None) -> Package:
-    """Put an exported model in a form that loads where this package is not.
+    """Put what `export_model` made in a form that loads where this package is not.
 
     Args:
-        exported: by `export_model`.
+        exported: the model.
         plain: the job's model as it was before it was locked; a state_dict is loaded into it.
         form: state_dict, exported, or auto for the one that fits.
         example: an input of the model, if there is one.
@@ -92,14 +92,7 @@ def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
 
 
 def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Two random inputs of a model, which takes them.
-
-    Args:
-        model: has the type and the device that they get; in eval mode.
-        shape: of one, without the batch.
-
-    Raises:
-        ConfigError: the model does not take them.
+    """Two random inputs of a model in eval mode, each of this shape; ConfigError if it takes none.
 
     Example:
         >>> random_input(nn.Linear(3, 2), (3,)).shape
@@ -125,8 +118,7 @@ def difference(
 ) -> tuple[float, float]:
     """The largest difference of two models' outputs on an input, and the largest output.
 
-    Raises:
-        ConfigError: the loaded one does not run, or they differ by more than rounding explains.
+    A ConfigError where the loaded one does not run, or they differ by more than rounding explains.
 
     Example:
         >>> difference(nn.Identity(), nn.Identity(), torch.ones(2))

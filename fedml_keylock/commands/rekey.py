@@ -20,22 +20,13 @@ def rekey_files(
 
     All are read before one is changed, so that a wrong passphrase changes nothing. A file that
     opens with the new cipher already is left as it is: an interrupted run is finished by another.
-
-    Args:
-        folder: of the vault.
-        silos: their indices.
-        old: opens what is there; None for what is plain.
-        new: seals it; None to leave it plain.
-
-    Returns:
-        How many files were changed, and how many were so already.
+    No cipher is for what is plain. Gives how many files were changed, and how many were so already.
 
     Raises:
         VaultError: a file opens with neither, cannot be written, or a job is using it.
 
     Example:
-        >>> import tempfile
-        >>> import torch
+        >>> import tempfile, torch
         >>> folder = Path(tempfile.mkdtemp())
         >>> path = folder / "silo-0.safetensors"
         >>> write_state(path, {"key": torch.ones(3)}, None, silo=0, layout="a1", round_index=7)

@@ -34,7 +34,7 @@ def run_demo(
     attack: bool = True,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Run the demonstration and write its report.
+    """Run the demonstration and write its report; return the HTML page's path.
 
     Args:
         output: folder for `report.json`, `report.html`, `leakage.png` and `jobs/`.
@@ -42,9 +42,6 @@ def run_demo(
         seed: FedML's `random_seed`.
         attack: whether to attack, or only to train and report accuracies.
         say: takes each line of the result.
-
-    Returns:
-        The path of the HTML report.
 
     Raises:
         MissingExtra: the digits are not installed.
@@ -93,11 +90,11 @@ def run_demo(
             "versions": {p: version(p) for p in ("fedml-keylock", "fedml", "torch", "mpi4py")},
         },
     )
-    page = next(path for path in report.save(output) if path.suffix == ".html")
+    report.save(output)
     manager().hook.after_report(report=report.to_dict(), folder=str(output))
-    for text in (report.table(), "", report.verdict(), ""):
+    page = output / "report.html"
+    for text in (report.table(), "", report.verdict(), "", f"report: {page}"):
         say(text)
-    say(f"report: {page}")
     return page
 
 

@@ -111,12 +111,7 @@ class Capture:
         return capture
 
     def add(self, update: ClientUpdate) -> None:
-        """Keep one update: what was sent once a round, and what came back.
-
-        Raises:
-            AttackError: it cannot be written.
-
-        """
+        """Keep one update, and once a round what was sent; AttackError if it cannot be written."""
         folder = _round(update.round)
         try:
             (self.folder / folder).mkdir(exist_ok=True)

@@ -7,16 +7,7 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 
-__all__ = [
-    "BASELINE",
-    "NEAREST",
-    "ORACLE",
-    "PUBLIC_NORM",
-    "UNDEFENDED",
-    "CostCurve",
-    "Interval",
-    "LeakageRow",
-]
+__all__ = ["CostCurve", "Interval", "LeakageRow"]
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
 """A row's defense where there is none, and its knowledge where it is no attacker's."""

@@ -144,8 +144,8 @@ def _network(source: Path) -> tuple[nn.Sequential, tuple[Tensor, ...]]:
 
 def _torch(source: Path) -> dict[str, Tensor]:
     stored = torch.load(source, map_location="cpu", weights_only=True)
-    known = {k: v for k, v in stored.items() if k.startswith("features.")}
-    return {name.removeprefix("features."): tensor for name, tensor in known.items()}
+    start = "features."
+    return {n.removeprefix(start): t for n, t in stored.items() if n.startswith(start)}
 
 
 def _flax(source: Path, features: nn.Sequential) -> dict[str, Tensor]:

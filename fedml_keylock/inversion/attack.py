@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..settings import checked
 from ..types import ClientUpdate, Reconstruction
@@ -15,7 +15,7 @@ from .base import check_level
 from .engine.assemble import assemble, draw_starts
 from .engine.batches import run, split
 from .engine.objective import Objective, probe
-from .engine.observe import Observation, observe
+from .engine.observe import observe
 from .engine.search import Found
 from .engine.search_settings import SearchSettings
 from .knowledge import Knowledge
@@ -64,7 +64,11 @@ class GradientInversion(SearchSettings):
         """
         check_level(self, knowledge.level)
         observation = observe(updates, model, knowledge)
-        labels = self._labels(observation, knowledge)
+        labels, searched = knowledge.labels, self.labels == "optimise"
+        if labels is None and not (searched or self.parametrisation.makes_labels):
+            labels = find_labels(
+                observation.model, observation.targets, knowledge, recovery=self.recovery
+            )
         objective = assemble(self, updates, observation, knowledge, labels, generator)
         activations = probe(objective)
         found = run(
@@ -77,14 +81,6 @@ class GradientInversion(SearchSettings):
             checkpoint=checkpoint,
         )
         return self._keep_best(objective, knowledge, found)
-
-    def _labels(self, observation: Observation, knowledge: Knowledge) -> Tensor | None:
-        searched = self.labels == "optimise" or self.parametrisation.makes_labels
-        if knowledge.labels is None and searched:
-            return None
-        return find_labels(
-            observation.model, observation.targets, knowledge, recovery=self.recovery
-        )
 
     def _keep_best(
         self, objective: Objective, knowledge: Knowledge, found: Found

@@ -62,10 +62,7 @@ class Attack(Protocol):
 
 
 def check_level(attack: Attack, level: str) -> None:
-    """Refuse a level of knowledge that an attack cannot run at, by name.
-
-    Raises:
-        AttackError: the level grants less than the attack needs, or more than it can use.
+    """Refuse a level of knowledge that grants less than an attack needs, or more than it can use.
 
     Example:
         >>> from fedml_keylock.inversion import dlg

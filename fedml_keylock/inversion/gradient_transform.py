@@ -11,7 +11,7 @@ from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ..settings import NotNegative, checked
 
@@ -22,9 +22,7 @@ __all__ = ["Clip", "Noise", "Prune", "Quantise", "Transform"]
 class Transform(Protocol):
     """One thing that is done to a gradient."""
 
-    def apply(
-        self, gradient: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """What the silo sends instead of its gradient."""
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
@@ -46,9 +44,7 @@ class Clip:
 
     norm: Annotated[float, Field(gt=0)]
 
-    def apply(
-        self, gradient: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """Scale one gradient."""
         made = self.replay([value[None] for value in gradient.values()], [])
         return {name: value[0] for name, value in zip(gradient, made, strict=True)}
@@ -76,9 +72,7 @@ class Noise:
 
     deviation: NotNegative
 
-    def apply(
-        self, gradient: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """Add noise to one gradient."""
         return {
             name: value
@@ -109,9 +103,7 @@ class Prune:
 
     keep: Annotated[float, Field(gt=0, le=1)]
 
-    def apply(
-        self, gradient: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """Set the small entries of one gradient to 0."""
         made = {}
         for name, value in gradient.items():
@@ -143,9 +135,7 @@ class Quantise:
 
     bits: Annotated[int, Field(ge=1, le=16)]
 
-    def apply(
-        self, gradient: Mapping[str, Tensor], generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """Round one gradient."""
         return {name: self._rounded(value[None])[0] for name, value in gradient.items()}
 

@@ -25,10 +25,7 @@ LEVELS = tuple(GRANTS)
 
 
 def check_known_levels(levels: Iterable[str]) -> None:
-    """Refuse what is no level of knowledge.
-
-    Raises:
-        ConfigError: one is none of ``LEVELS``.
+    """Refuse, by a ConfigError, what is none of ``LEVELS``.
 
     Example:
         >>> check_known_levels(["adaptive", "clever"])

@@ -11,13 +11,7 @@ from torch import Tensor
 
 from .knowledge import Statistics
 
-__all__ = [
-    "Prior",
-    "batch_norm_statistics",
-    "group_consistency",
-    "squared_norm",
-    "total_variation",
-]
+__all__ = ["Prior", "batch_norm_statistics", "group_consistency", "squared_norm", "total_variation"]
 
 
 def total_variation(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -101,18 +102,16 @@ class Ranks:
             with turn:
                 done(index, made)
 
-        def arrived(future: Future[bytes | str], index: int) -> None:
+        def arrived(index: int, future: Future[bytes | str]) -> None:
             try:
                 if not future.cancelled():
                     finish(index, future.result())
             except BaseException as error:
                 failed.append(error)
 
-        futures = []
-        for index, job in enumerate(jobs):
-            future = self.executor.submit(work_on, *job)
-            future.add_done_callback(lambda future, index=index: arrived(future, index))  # type: ignore[misc]  # mypy loses the default's type
-            futures.append(future)
+        futures = [self.executor.submit(work_on, *job) for job in jobs]
+        for index, future in enumerate(futures):
+            future.add_done_callback(partial(arrived, index))
         try:
             for index in reversed(range(len(jobs))):
                 # what no rank has begun can be taken back from the end of the line

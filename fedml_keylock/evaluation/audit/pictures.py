@@ -67,8 +67,8 @@ def load_pictures(
 
 def _by_folder(folder: Path) -> dict[int, list[Path]]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir())
-    found = {number: _pictures(path) for number, path in enumerate(folders)}
-    found = {number: paths for number, paths in found.items() if paths}
+    every = {number: _pictures(path) for number, path in enumerate(folders)}
+    found = {number: paths for number, paths in every.items() if paths}
     if not found and _pictures(folder):
         raise ConfigError(
             f"--data {folder}: pictures need a class: put them into a sub-folder for each, or give "

@@ -39,7 +39,7 @@ def train_update(
         learning_rate: of SGD.
         training: of the round; None for one plain step on all the images.
         private: names in the model's state that are not sent.
-        silo: whose it is said to be.
+        silo: whose the update is said to be.
         round_index: of which round.
 
     Raises:
@@ -163,8 +163,7 @@ def probe(
 def count_classes(model: nn.Module, images: Tensor) -> int:
     """How many classes a model tells apart, from what it says of an image.
 
-    Raises:
-        AttackError: it takes no such image, or says something else.
+    An AttackError where it takes no such image, or says something else.
 
     Example:
         >>> count_classes(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))

@@ -14,12 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..wording import digits, number
 
-__all__ = [
-    "Chart",
-    "Drawing",
-    "Line",
-    "Series",
-]
+__all__ = ["Chart", "Drawing", "Line", "Series"]
 
 WIDTH, HEIGHT = 440, 250
 """Of the drawing, in its own units; on the page it is as wide as there is room."""
@@ -133,9 +128,7 @@ class Chart:
         places = sorted({x for one in self.series if not one.everywhere for x, _ in one.points})
         lines = []
         for place in _thinned(places, _ROWS):
-            values = [
-                one.points[0][1] if one.everywhere else _at(one, place) for one in self.series
-            ]
+            values = [_at(one, place) for one in self.series]
             texts = ["-" if value is None else self._text(value) for value in values]
             lines.append([f"{place:g}", *texts])
         return [self.x, *(one.name for one in self.series)], lines

@@ -132,12 +132,7 @@ class Comparison:
         return render("compare.html.j2", comparison=self, keys=keys, roles=ROLES)
 
     def save(self, path: Path) -> None:
-        """Write the page, whole or not at all.
-
-        Raises:
-            ConfigError: it cannot be written.
-
-        """
+        """Write the page, whole or not at all; ConfigError if it cannot be written."""
         write_all(path.parent, {path: self.html().encode()})
 
 
@@ -162,7 +157,7 @@ def compare(
 
     """
     rows = [dict(_rows(one["leakage"])) for one in (a, b)]
-    shares = [dict(_shares(one["accuracy"], roles_of([one["accuracy"]]))) for one in (a, b)]
+    shares = [dict(_shares(one["accuracy"])) for one in (a, b)]
     return Comparison(
         names=names,
         leakage=_paired(*rows),
@@ -180,11 +175,9 @@ def _rows(leakage: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[Any, ...
         yield (*key, seen[key]), row.get("ssim_aligned")
 
 
-def _shares(
-    accuracy: Mapping[str, Mapping[str, Any]], roles: Sequence[str]
-) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def _shares(accuracy: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     for defense, measured in accuracy.items():
-        for role in roles:
+        for role in roles_of(accuracy):
             if role in measured:
                 yield (defense, ROLES.get(role, role)), measured[role]
 

@@ -78,9 +78,7 @@ def accuracy_charts(
 ) -> list[Chart]:
     """The accuracy over the rounds: a colour for each defense, a kind of line for each role.
 
-    Args:
-        rounds: defense to role to ``(round, share)``.
-        roles: what the roles are called.
+    The rounds are defense to role to ``(round, share)``; the roles say what those are called.
 
     Example:
         >>> chart, = accuracy_charts({"none": {"server": [(0, 0.1), (9, 0.9)]}}, {})
@@ -102,10 +100,8 @@ def accuracy_charts(
 def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Chart]:
     """The cost over the steps of each search: a chart for each attack, of twelve curves at most.
 
-    Args:
-        curves: of any attacks.
-        attacks: their names. A curve belongs to the one that its title has between commas; what
-            comes first in the rest of the title, the defense, has its colour.
+    A curve belongs to the attack that its title names between commas; what comes first in the rest
+    of the title, the defense, has its colour.
 
     Example:
         >>> chart, = cost_charts([CostCurve("none, dlg", (0, 10), (1.0, 0.002))], ["dlg"])
@@ -114,13 +110,14 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
 
     """
     groups: dict[str, list[Series]] = {}
-    hues: list[str] = []
-    dashes: list[str] = []
+    hues: dict[str, int] = {}
+    dashes: dict[str, int] = {}
     for curve in curves:
         parts = curve.title.split(", ")
         attack = next((part for part in parts if part in attacks), "")
         first, *rest = [part for part in parts if part != attack] or [curve.title]
-        hue, dash = _index(hues, first), _index(dashes, ", ".join(rest))
+        hue = hues.setdefault(first, len(hues))
+        dash = dashes.setdefault(", ".join(rest), len(dashes))
         found = zip(curve.steps, curve.cost, strict=True)
         points = tuple((float(x), float(y)) for x, y in found if math.isfinite(y))
         if points:
@@ -135,10 +132,3 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
             title = (attack or "all attacks") + which
             charts.append(Chart(title, "step", "cost", part, logarithmic=positive))
     return charts
-
-
-def _index(known: list[str], name: str) -> int:
-    """Where a name stands in a list, to whose end it is put if it is not there."""
-    if name not in known:
-        known.append(name)
-    return known.index(name)

@@ -71,7 +71,7 @@ class LeakageReport(Contents):
             none      97.0 % [96.0, 98.0]
 
         """
-        roles = roles_of([self.accuracy])
+        roles = roles_of(self.accuracy)
         lines = [["Accuracy", *(ROLES.get(role, role) for role in roles)]]
         for defense, measured in self.accuracy.items():
             shares = [interval_text(measured.get(role), percent=True) for role in roles]
@@ -85,15 +85,11 @@ class LeakageReport(Contents):
         return "\n\n".join(parts)
 
     def save(self, folder: Path, images: bool = True) -> list[Path]:
-        """Write the report, each file whole or not at all.
+        """Write ``report.json``, ``report.html``, ``leakage.png`` and ``leakage.csv``.
 
-        Args:
-            folder: made if it is not there. Earlier reports in it are replaced.
-            images: whether silos' images, and what was reconstructed of them, go into the files.
-                Without them there is no ``leakage.png``, and an earlier one is removed.
-
-        Returns:
-            The paths of ``report.json``, ``report.html``, ``leakage.png`` and ``leakage.csv``.
+        The folder is made if it is not there; earlier reports in it are replaced. Without images,
+        silos' and reconstructed ones are in no file: there is no ``leakage.png``, and an earlier
+        one is removed. Gives the files' paths.
 
         Raises:
             ConfigError: a file cannot be written. None of them is there in part.

@@ -62,7 +62,7 @@ def report_page(report: Contents, *, images: bool) -> str:
         leakage=leakage,
         accuracy=accuracy,
         verdict=judge(leakage, accuracy),
-        roles={role: ROLES.get(role, role) for role in roles_of([accuracy])},
+        roles={role: ROLES.get(role, role) for role in roles_of(accuracy)},
         metrics={**metrics, **{name: name for name in report.more_metrics}},
         seeds=any(row.seeds > 1 for row in leakage),
         lpips_hint=hint,

@@ -19,9 +19,7 @@ _ENDS = ("mean", "low", "high")
 def leakage_csv(rows: Sequence[LeakageRow], metrics: Sequence[str]) -> str:
     """One line a row, with the mean and the ends of the interval of each metric and of the cost.
 
-    Args:
-        rows: of the report.
-        metrics: which, in this order. What was not measured is empty.
+    The metrics are in this order. What was not measured is empty.
 
     Example:
         >>> row = LeakageRow("dlg", "none", "none", 0, "trained", 1, {"ssim": {"mean": 0.5}}, {})

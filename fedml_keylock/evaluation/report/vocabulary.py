@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..leakage import UNDEFENDED
@@ -56,13 +56,13 @@ def meaning_of(defense: str) -> str:
     return ", ".join([LOCKS[named[0]], *named[1:]])
 
 
-def roles_of(accuracies: Iterable[Mapping[str, Mapping[str, Any]]]) -> list[str]:
-    """The roles that occur in some accuracies, the usual ones first.
+def roles_of(accuracy: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The roles that occur in defenses' accuracies, the usual ones first.
 
     Example:
-        >>> roles_of([{"none": {"server": {}}, "keylock": {"own_lock": {}, "a plugin's": {}}}])
+        >>> roles_of({"none": {"server": {}}, "keylock": {"own_lock": {}, "a plugin's": {}}})
         ['own_lock', 'server', "a plugin's"]
 
     """
-    found = {role for one in accuracies for measured in one.values() for role in measured}
+    found = {role for measured in accuracy.values() for role in measured}
     return [role for role in ROLES if role in found] + sorted(found - set(ROLES))

@@ -14,11 +14,7 @@ __all__ = ["remove", "write_all"]
 
 
 def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
-    """Write files into a folder; none of them is changed before all are on disk.
-
-    Args:
-        folder: made if it is not there.
-        contents: of each file, which is in that folder.
+    """Write files into a folder, made if it is not there; none is changed before all are on disk.
 
     Raises:
         ConfigError: one cannot be written, and which.
@@ -45,15 +41,7 @@ def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file of an earlier report, if it is there.
-
-    Raises:
-        ConfigError: it cannot be removed.
-
-    Example:
-        >>> remove(Path("nowhere.png"))
-
-    """
+    """Remove a file of an earlier report, if it is there; ConfigError if it cannot be removed."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -99,7 +98,11 @@ class LearnedAttack(LearningSettings):
             rows = (observation.state == index).nonzero().flatten().to(like.device)
             rates = torch.tensor([updates[row].learning_rate for row in rows.tolist()]).to(like)
             simulation = Simulation(self, observation, index, rates, knowledge, generator)
-            report = partial(_report, progress, index * self.steps, states * self.steps)
+
+            def report(step: int, before: int = index * self.steps) -> None:
+                if progress is not None:
+                    progress(before + step, states * self.steps)
+
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
             with torch.random.fork_rng():
                 torch.manual_seed(seed)  # of the decoder's start, which torch draws without asking
@@ -124,10 +127,3 @@ class LearnedAttack(LearningSettings):
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-
-def _report(
-    progress: Callable[[int, int], None] | None, before: int, total: int, step: int
-) -> None:
-    if progress is not None:
-        progress(before + step, total)

@@ -35,11 +35,8 @@ def assemble(
     """The objective of all candidates: ``restarts`` rows for each update, side by side.
 
     The labels are ``(u, n)`` integers, or None to optimise them. The generator draws the orders of
-    local training that are searched.
-
-    Raises:
-        AttackError: weights, secrets or statistics do not fit the updates and the model.
-
+    local training that are searched. An AttackError refuses weights, secrets and statistics that do
+    not fit the updates and the model.
     """
     like = next(iter(observation.public.values()))
     count, secrets = len(updates), knowledge.secrets
@@ -116,8 +113,7 @@ def _weights(patterns: Mapping[str, float], observation: Observation) -> Tensor:
 def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
     """``(u * restarts,)``: of each candidate the one, of its silo's first update, that leads it.
 
-    Raises:
-        AttackError: no silo has more than one update, so that there is nothing to pool.
+    An AttackError where no silo has more than one update, so that there is nothing to pool.
 
     Example:
         >>> some = [ClientUpdate({}, {}, 1.0, silo=silo) for silo in (4, 7, 4)]
@@ -135,16 +131,11 @@ def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
 
 
 def draw_starts(
-    attack: SearchSettings,
-    objective: Objective,
-    knowledge: Knowledge,
-    generator: torch.Generator,
+    attack: SearchSettings, objective: Objective, knowledge: Knowledge, generator: torch.Generator
 ) -> Tensor:
     """``(b, d)`` starts, drawn all at once so that ``chunk`` does not change them.
 
-    Raises:
-        AttackError: ``Secrets.draw`` gives other names or shapes than are needed.
-
+    An AttackError where ``Secrets.draw`` gives other names or shapes than are needed.
     """
     count, layout = len(objective.state), objective.layout
     like = next(iter(objective.public.values()))

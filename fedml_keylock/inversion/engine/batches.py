@@ -71,11 +71,8 @@ def run(
     """Search from every start ``(b, d)``, batch by batch.
 
     The parts are the rows of each batch. The generator is for what CMA-ES draws. Progress and
-    checkpoint are those of ``GradientInversion.reconstruct``.
-
-    Raises:
-        AttackError: the checkpoint is damaged, of another search, or cannot be written.
-
+    checkpoint are those of ``GradientInversion.reconstruct``. An AttackError refuses a checkpoint
+    that is damaged, of another search, or cannot be written.
     """
     file, saved = None, {}
     if checkpoint is not None:

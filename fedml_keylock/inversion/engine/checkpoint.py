@@ -39,12 +39,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Tensor]:
-        """What was saved, or nothing.
-
-        Raises:
-            AttackError: the file is damaged, or of another search.
-
-        """
+        """What was saved, or nothing; AttackError if the file is damaged, or of another search."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 found = (file.metadata() or {}).get("fingerprint")
@@ -64,12 +59,7 @@ class Checkpoint:
         return time.monotonic() - self._written >= self.interval
 
     def save(self, tensors: dict[str, Tensor]) -> None:
-        """Replace the file, whole or not at all.
-
-        Raises:
-            AttackError: it cannot be written.
-
-        """
+        """Replace the file, whole or not at all; AttackError if it cannot be written."""
         whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

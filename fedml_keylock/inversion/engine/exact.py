@@ -47,11 +47,10 @@ def _batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    *rest: Any,
+    **named: Any,
 ) -> Tensor:
-    y = F.batch_norm(x, running_mean, running_var, None, None, training, momentum, eps)
+    y = F.batch_norm(x, running_mean, running_var, None, None, *rest, **named)
     shape = (-1, *[1] * (x.dim() - 2))
     y = y if weight is None else y * weight.view(shape)
     return y if bias is None else y + bias.view(shape)

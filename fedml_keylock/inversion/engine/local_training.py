@@ -70,8 +70,7 @@ def draw_orders(
 ) -> Tensor | None:
     """``(updates * restarts, epochs, n)`` places of the images; None for a single step on all.
 
-    Raises:
-        AttackError: orders that are known have another shape, or name a place that is not there.
+    An AttackError refuses known orders of another shape, or with a place that is not there.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(3,), classes=2, batch=3,

@@ -19,10 +19,8 @@ __all__ = ["batch_statistics", "given_statistics"]
 def batch_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[Statistics]:
     """Collect mean and variance, each ``(c,)``, of what goes into these modules meanwhile.
 
-    The variance is the batch's own, over n and not n - 1, as BatchNorm normalises by it.
-
-    Raises:
-        AttackError: a module runs twice, so that there is no one input.
+    The variance is the batch's own, over n and not n - 1, as BatchNorm normalises by it. A module
+    that runs twice has no one input: an AttackError.
 
     Example:
         >>> import torch
@@ -57,10 +55,8 @@ def given_statistics(
 ) -> Statistics:
     """``Knowledge.statistics`` checked against the attacker's model, in the dtype of ``like``.
 
-    They are name of a BatchNorm module to mean and variance, each ``(u, c)``.
-
-    Raises:
-        AttackError: no such module, another shape, or values that no statistics have.
+    They are name of a BatchNorm module to mean and variance, each ``(u, c)``. Other modules or
+    shapes, and values that no statistics have, are an AttackError.
 
     Example:
         >>> import torch

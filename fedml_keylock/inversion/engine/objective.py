@@ -231,15 +231,10 @@ class Objective:
 
 
 def probe(objective: Objective) -> int:
-    """Run the model once, so that what does not fit it is said in the attack's own words.
+    """Run the model once, and count how many numbers its layers hold for one candidate, about.
 
-    Returns:
-        How many numbers its layers hold for one candidate, about.
-
-    Raises:
-        AttackError: it takes no such images, gives no such logits, or does not run a layer whose
-            statistics are known.
-
+    An AttackError says in the attack's own words that the model takes no such images, gives no such
+    logits, or does not run a layer whose statistics are known.
     """
     knowledge = objective.knowledge
     like = next(iter(objective.public.values()))

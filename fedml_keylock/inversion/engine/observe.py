@@ -43,11 +43,8 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
     """Check everything that can be wrong, then stack.
 
     An entry that an update did not change at all was not trained (a frozen layer, a locked
-    normalisation layer's own weight): it says nothing, and is left out of that update's cost.
-
-    Raises:
-        AttackError: updates, model and knowledge do not fit together.
-
+    normalisation layer's own weight): it says nothing, and is left out of that update's cost. An
+    AttackError says what of updates, model and knowledge does not fit together.
     """
     if not updates:
         raise AttackError("there is no update to attack")
@@ -117,10 +114,7 @@ def _public_names(update: ClientUpdate, model: nn.Module, knowledge: Knowledge) 
 
 
 def _check_update(
-    update: ClientUpdate,
-    tensors: Mapping[str, Tensor],
-    names: Sequence[str],
-    first: ClientUpdate,
+    update: ClientUpdate, tensors: Mapping[str, Tensor], names: Sequence[str], first: ClientUpdate
 ) -> None:
     where = _where(update)
     if not 0 < update.learning_rate < float("inf"):

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ..knowledge import Knowledge
 from .bias import labels_by_bias
-from .counts import labels_of_counts
-from .head import find_head, head_gradients
+from .head import find_head, head_gradients, labels_of_counts
 from .magnitude import labels_by_magnitude
 from .one import label_of_one
 from .sign import labels_by_sign

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from ...errors import AttackError
-from .counts import labels_of_counts
-from .head import check_gradients
+from .head import check_gradients, labels_of_counts
 
 __all__ = ["labels_by_bias"]
 

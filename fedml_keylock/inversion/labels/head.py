@@ -1,22 +1,22 @@
-"""The last linear layer of a model, and what an update says of it."""
+"""The last linear layer of a model, what an update says of it, and labels from counts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...tensors import under
 
-__all__ = ["check_gradients", "find_head", "head_gradients"]
+__all__ = ["check_gradients", "find_head", "head_gradients", "labels_of_counts"]
 
 
 def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
     """Names of the weight and bias (or None) of the last linear layer with one output a class.
 
-    Raises:
-        AttackError: no linear layer of the model has that many outputs.
+    An AttackError where no linear layer of the model has that many outputs.
 
     Example:
         >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), classes=3)
@@ -42,13 +42,10 @@ def head_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)``.
 
-    They are among an update's gradients, name to ``(u, *shape)``. The bias may be None.
-
-    Raises:
-        AttackError: the model has no such head, or the update does not hold it.
+    They are among an update's gradients, name to ``(u, *shape)``. The bias may be None. An
+    AttackError where the model has no such head, or the update does not hold it.
 
     Example:
-        >>> import torch
         >>> model = nn.Linear(4, 3, bias=False)
         >>> head_gradients(model, {"weight": torch.ones(1, 3, 4)}, 3)[0].shape
         torch.Size([1, 3, 4])
@@ -82,3 +79,22 @@ def check_gradients(weight: Tensor, bias: Tensor | None, batch: int) -> None:
             raise AttackError(f"the head's {name} gradient has NaN or infinite values")
     if not weight.flatten(1).any(1).all():
         raise AttackError("the head's weight gradient is all zero: it says nothing of the labels")
+
+
+def labels_of_counts(counts: Tensor) -> Tensor:
+    """Sorted labels ``(u, n)`` from how often each class occurs: ``(u, classes)`` integers.
+
+    An AttackError refuses counts below 0, and rows that do not sum to the same n.
+
+    Example:
+        >>> labels_of_counts(torch.tensor([[2, 0, 1], [0, 3, 0]]))
+        tensor([[0, 0, 2],
+                [1, 1, 1]])
+
+    """
+    sums = counts.sum(1)
+    if (counts < 0).any() or (sums != sums[:1]).any():
+        raise AttackError("counts must not be below 0 and must sum to the same batch in every row")
+    updates, classes = counts.shape
+    labels = torch.arange(classes, device=counts.device).repeat(updates)
+    return labels.repeat_interleave(counts.flatten()).view(updates, -1)

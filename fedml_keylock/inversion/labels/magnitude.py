@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .counts import labels_of_counts
-from .head import check_gradients
+from .head import check_gradients, labels_of_counts
 
 __all__ = ["labels_by_magnitude"]
 

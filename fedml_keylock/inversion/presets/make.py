@@ -16,10 +16,6 @@ def preset(overrides: dict[str, Any], **settings: Any) -> GradientInversion:
 
     Beside the attack's own fields they may have `start`, as `Pixels` has it: a word, where YAML
     cannot have a parametrisation.
-
-    Raises:
-        ConfigError: a field does not exist or its value is not allowed.
-
     """
     fields = {**settings, **overrides}
     start = fields.pop("start", None)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from dataclasses import field
 from functools import lru_cache, partial
 from itertools import chain, pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...errors import AttackError, ConfigError, first_line
 from ...settings import Count, NotNegative, Positive, checked
 from ...tensors import fingerprint
 from ..knowledge import Knowledge
-from .pixels import Parametrisation
+from .pixels import Parametrisation, Unknowns
 
 __all__ = ["GeneratorWeights", "Latent"]
 
@@ -62,12 +61,7 @@ class GeneratorWeights(Parametrisation):
     makes_labels = True
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """The noise, then each layer's weights.
-
-        Raises:
-            AttackError: the input is no image.
-
-        """
+        """The noise, then each layer's weights; AttackError if the input is no image."""
         if len(knowledge.input_shape) != 3:
             raise AttackError(
                 f"a generator makes images (c, h, w), not {tuple(knowledge.input_shape)}"
@@ -83,9 +77,7 @@ class GeneratorWeights(Parametrisation):
             **made,
         }
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Normal noise and weights; biases 0, and each normalisation's scale 1."""
         starts = {}
         for name, shape in self.shapes(knowledge).items():
@@ -99,9 +91,7 @@ class GeneratorWeights(Parametrisation):
                 starts[name] = torch.ones(whole, device=generator.device)
         return starts
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """What the generators make of the noise."""
         # noise stands still for every optimiser, also for one that knows no rates
         noise = unknowns[_NOISE].detach()
@@ -198,12 +188,7 @@ class Latent(Parametrisation):
         )
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """One unknown.
-
-        Raises:
-            AttackError: the generator takes no such latents, or makes images of another shape.
-
-        """
+        """One unknown; AttackError if the generator takes or makes things of another shape."""
         latent = torch.zeros(1, 1, *self.shape)
         try:
             with torch.no_grad():
@@ -219,16 +204,12 @@ class Latent(Parametrisation):
             )
         return {"latent": (knowledge.batch, *self.shape)}
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """N(0, I)."""
         shape = (count, knowledge.batch, *self.shape)
         return {"latent": torch.randn(shape, generator=generator, device=generator.device)}
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """The generator's images."""
         latent = unknowns["latent"]
         made = self._images(latent)
@@ -240,7 +221,7 @@ class Latent(Parametrisation):
         """The standard deviation that it was drawn with."""
         return {"latent": 1.0}
 
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+    def penalty(self, unknowns: Unknowns) -> Tensor:
         """``(b,)``: how far the entries of each latent are from a standard normal sample."""
         entries = unknowns["latent"].flatten(2)
         mean, variance = entries.mean(2), entries.var(2, unbiased=False)

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...settings import checked
 from ..knowledge import Knowledge
 
-__all__ = ["Parametrisation", "Pixels"]
+__all__ = ["Parametrisation", "Pixels", "Unknowns"]
 
+Unknowns = Mapping[str, Tensor]
+"""Name to ``(b, *shape)``, a row for each candidate."""
 Start = Literal["normal", "standard", "uniform"]
 
 
@@ -25,21 +27,12 @@ class Parametrisation(Protocol):
         """Whether ``decode`` gives labels too."""
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """Name to shape of each unknown of one candidate.
+        """Name to shape of one candidate's unknowns; AttackError if it makes no such images."""
 
-        Raises:
-            AttackError: it cannot make images of that shape.
-
-        """
-
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Name to ``(count, *shape)`` starts."""
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """``(b, n, *input_shape)`` images, and ``(b, n, classes)`` logits of labels or None."""
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
@@ -49,7 +42,7 @@ class Parametrisation(Protocol):
         """Name to least and greatest value, for those that have any."""
         return {}
 
-    def penalty(self, unknowns: Mapping[str, Tensor]) -> Tensor:
+    def penalty(self, unknowns: Unknowns) -> Tensor:
         """``(b,)``: what to add to the objective, beside cost and priors."""
         first = next(iter(unknowns.values()))
         return first.new_zeros(len(first))
@@ -77,9 +70,7 @@ class Pixels(Parametrisation):
         """One unknown."""
         return {"images": (knowledge.batch, *knowledge.input_shape)}
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Noise."""
         low, high = knowledge.bounds
         shape = (count, knowledge.batch, *knowledge.input_shape)
@@ -91,9 +82,7 @@ class Pixels(Parametrisation):
             return {"images": draw}
         return {"images": (low + high) / 2 + (high - low) / 4 * draw}
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """As they are."""
         return unknowns["images"], None
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from ...errors import AttackError, ConfigError
 from ...settings import checked
 from ..knowledge import Knowledge
-from .pixels import Parametrisation
+from .pixels import Parametrisation, Unknowns
 
 __all__ = ["TableRows"]
 
@@ -57,10 +55,8 @@ class TableRows(Parametrisation):
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """Numbers and logits of the rows.
 
-        Raises:
-            AttackError: the inputs are no rows, have no such columns, or the bounds leave out the
-                0 or the 1 of a one-hot group.
-
+        An AttackError where the inputs are no rows, have no such columns, or the bounds leave out
+        the 0 or the 1 of a one-hot group.
         """
         if len(knowledge.input_shape) != 1:
             raise AttackError(
@@ -82,9 +78,7 @@ class TableRows(Parametrisation):
             "logits": (knowledge.batch, logits),
         }
 
-    def draw(
-        self, count: int, knowledge: Knowledge, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
         """Numbers uniform between the bounds, logits between -1 and 1."""
         made = {
             name: torch.rand((count, *shape), generator=generator, device=generator.device)
@@ -93,9 +87,7 @@ class TableRows(Parametrisation):
         low, high = knowledge.bounds
         return {"numbers": low + (high - low) * made["numbers"], "logits": 2 * made["logits"] - 1}
 
-    def decode(
-        self, unknowns: Mapping[str, Tensor], knowledge: Knowledge
-    ) -> tuple[Tensor, Tensor | None]:
+    def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """Every column in its place."""
         chosen = [column for group in self.categories for column in group]
         numbers = [column for column in range(knowledge.input_shape[0]) if column not in chosen]
