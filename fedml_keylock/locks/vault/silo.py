@@ -203,7 +203,7 @@ def history_of(folder: Path, silo: int) -> list[Path]:
 
 
 def files_of(folder: Path, silo: int) -> list[Path]:
-    """Every file with a silo's private state: of the past, set aside, and at last the current one."""
+    """Every file with a silo's private state: of the past, set aside, and last the current one."""
     current = silo_path(folder, silo)
     aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
     there = [current] if os.path.lexists(current) else []
