@@ -40,6 +40,10 @@ class Other(nn.Sequential):
             nn.Linear(80, 3),
         )
 
+class Depends(Net):
+    def forward(self, x):
+        return super().forward(x if x.mean() < 100 else -x)
+
 class Reads(Other):
     def forward(self, x):
         return super().forward(x) + self[0].weight.sum()
@@ -224,6 +228,15 @@ def test_layers_that_the_class_does_not_have(job):
     assert wrote.startswith("wrote exported.pt2: exported")
     assert same(silos[0], torch.export.load("exported.pt2").module())
     assert "end in .pt2" in fails("--example-shape", "1,8,8", "-o", "model.pt")
+
+
+def test_what_torch_cannot_export_is_said(job):
+    job("Depends", "every layer")
+    result = invoke("--example-shape", "1,8,8", model="Depends")
+    assert result.exit_code == 1
+    *_, line = result.output.splitlines()  # before it is what torch itself writes
+    assert line.startswith("fedml-keylock: --format exported: torch.export cannot take the model")
+    assert "fedml_keylock.export_model(model)" in line
 
 
 def test_it_loads_where_neither_this_package_nor_the_jobs_code_is(job, tmp_path):

@@ -29,7 +29,6 @@ from fedml_keylock.locks import (
     lock_model,
     make_lock,
     private_state_dict,
-    redraw_lock,
     secret_variables,
     unlock_model,
 )
@@ -483,10 +482,17 @@ class TestSecrets:
             lock_model(model, uniform=seeded_uniform(torch.Generator().manual_seed(seed)))
             keys.append(state_lock(model).key)
         assert keys[0] == keys[1] != keys[2]
-        before, state = state_lock(one).key, contents(one)
-        redraw_lock(one, KeyLockConfig())
-        assert state_lock(one).key != before
-        assert_equal(contents(one), state)
+
+    def test_who_has_another_key_opens_noise(self):
+        model = locked()
+        public = lenet()
+        public.load_state_dict(model.state_dict())
+        state = contents(public)
+        other = make_lock().as_outsider(public, lambda: pytest.fail("a silo's own"), None)
+        assert state_lock(other).key != state_lock(model).key
+        for name, tensor in contents(model).items():
+            assert not torch.allclose(contents(other)[name], tensor, atol=1e-2), name
+        assert_equal(contents(public), state)
 
 
 class TestSilos:
