@@ -13,7 +13,6 @@ import click
 
 from ..errors import AttackError
 from ..evaluation.audit import Crew, audit
-from ..evaluation.report import write_tensorboard
 from ..inversion import Attack
 from ..plugins import manager, metrics
 from .attacking import differs
@@ -52,7 +51,6 @@ def run_audit(
     )
     report = replace(report, accuracy=material.accuracy, accuracy_rounds=material.accuracy_rounds)
     report.save(request.output, images=not request.no_images)
-    write_tensorboard(report, request.output / "tensorboard")
     manager().hook.after_report(report=report.to_dict(), folder=str(request.output))
     page = request.output / "report.html"
     for text in (report.table(), "", report.verdict(), "", f"report: {page}"):

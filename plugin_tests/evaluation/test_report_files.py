@@ -24,9 +24,7 @@ from fedml_keylock.evaluation.report import (
     compare,
     read_report,
     report_schema,
-    write_tensorboard,
 )
-from fedml_keylock.evaluation.report.scalars import scalars
 
 LOCK = "keylock:paper:all"
 
@@ -295,35 +293,6 @@ def test_a_foreign_report_is_escaped(tmp_path):
     report["leakage"][0]["attack"] = report["verdict"] = report["job"]["seed"] = bad
     report["accuracy"][bad] = {bad: None}
     assert compare(report, report, (bad, bad)).html().count("<script>") == 1
-
-
-# TensorBoard
-
-
-def test_the_numbers_go_to_tensorboard(tmp_path, monkeypatch):
-    made = make()
-    tags = {(tag, step): value for tag, value, step in scalars(made)}
-    assert tags[f"leakage/{LOCK}/dlg/adaptive/trained/ssim_aligned", 4] == 0.05
-    assert tags["accuracy/none/server", 0] == 0.97
-    assert tags["accuracy_rounds/none/server", 4] == 0.97
-    assert tags[f"cost/{LOCK}, dlg, adaptive", 20] == 0.01
-    assert all(map(math.isfinite, tags.values()))
-
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    assert write_tensorboard(made, tmp_path / "events")
-    events = EventAccumulator(str(tmp_path / "events"))
-    events.Reload()
-    (found,) = events.Scalars("accuracy/none/server")
-    assert found.value == pytest.approx(0.97)
-    assert events.Tags()["images"] == []
-
-
-def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert not write_tensorboard(make(), tmp_path / "events")
-    assert not (tmp_path / "events").exists()
 
 
 def test_a_cost_curve_has_a_cost_a_step():

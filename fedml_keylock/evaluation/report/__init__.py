@@ -4,7 +4,6 @@ from .comparison import Comparison, compare
 from .contents import Gallery
 from .document import LeakageReport
 from .reading import SCHEMA, read_report, report_schema
-from .scalars import write_tensorboard
 
 __all__ = [
     "SCHEMA",
@@ -14,5 +13,4 @@ __all__ = [
     "compare",
     "read_report",
     "report_schema",
-    "write_tensorboard",
 ]

@@ -112,13 +112,7 @@ def _noise(count: int, stream: Stream) -> Tensor:
 
 
 def size_of(tensors: Sequence[Tensor]) -> float:
-    """The root mean square of all their numbers.
-
-    Example:
-        >>> size_of([torch.tensor([3.0, 4]), torch.zeros(2)])
-        2.5
-
-    """
+    """The root mean square of all their numbers."""
     total = sum(float(tensor.detach().double().square().sum()) for tensor in tensors)
     return math.sqrt(total / sum(tensor.numel() for tensor in tensors))
 
@@ -128,11 +122,6 @@ def scales_of(parts: tuple[Part, ...], state: Mapping[str, Tensor]) -> dict[str,
 
     It is that of what a silo has received, so that all silos have the same, and at the least LEAST
     or LEAST_BUFFER: see `outgrown`.
-
-    Example:
-        >>> scales_of((Part("p", ("w", "b")),), {"w": torch.tensor([3.0, 4]), "b": torch.zeros(2)})
-        {'p': 2.5}
-
     """
     return {
         part.label: max(size_of([state[name] for name in part.names]), _least(part.label))
@@ -152,12 +141,5 @@ def width_of(part: Part, state: Mapping[str, Tensor], peers: int) -> float:
 
 
 def outgrown(sizes: Mapping[str, float], scales: Mapping[str, float]) -> str | None:
-    """The first part that has become too large for its mask, or None.
-
-    Example:
-        >>> outgrown({"norm.running_var": 5.0}, {"norm.running_var": 1.0})
-        >>> outgrown({"norm.running_var": 500.0}, {"norm.running_var": 1.0})
-        'norm.running_var'
-
-    """
+    """The first part that has become too large for its mask, or None."""
     return next((label for label, size in sizes.items() if size > MOST * scales[label]), None)

@@ -85,6 +85,9 @@ class StateLock(Private):
         if odd or len(kept[f"{ATTRIBUTE}.key"]) != len(NO_KEY.root):
             raise VaultError(f"the private state is that of another lock: {[*odd, 'key'][0]}")
         short = {name.removeprefix(f"{ATTRIBUTE}."): tensor for name, tensor in kept.items()}
+        for one, other in (("peers", "pairs"), ("silos", "samples")):
+            if len(short[one]) != len(short[other]):
+                raise VaultError(f"the private state is that of another lock: {other}")
         key = JobKey.from_tensors(short)
         self.key = None if key == NO_KEY else key
         self.sample = short["sample"].clone()

@@ -193,23 +193,26 @@ def test_locking_leaves_the_seeded_generators_where_they_were():
 
 
 def test_two_processes_with_the_same_seed_have_different_secrets():
+    """Children of one process even, which have all that it has."""
     script = (
-        "import random, numpy, torch\n"
-        "random.seed(0); numpy.random.seed(0); torch.manual_seed(0)\n"
+        "import os, random, numpy, torch\n"
         "from fedml_keylock.locks import KeyLockConfig\n"
         "from fedml_keylock.locks.paper.module import KeyLock\n"
+        "child = os.fork()\n"
+        "random.seed(0); numpy.random.seed(0); torch.manual_seed(0)\n"
         "lock = KeyLock(4, KeyLockConfig(lock='paper', key_length=8))\n"
-        "print(torch.rand(1).item())\n"
-        "for tensor in [*lock.parameters(), *lock.buffers()]:\n"
-        "    print(tensor.flatten().tolist())\n"
+        "lines = [torch.rand(1).item()]\n"
+        "lines += [t.flatten().tolist() for t in (*lock.parameters(), *lock.buffers())]\n"
+        "if child: os.waitpid(child, 0)\n"
+        "print(*lines, sep='\\n', flush=True)\n"
     )
-    started = [
-        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    first, second = (process.communicate(timeout=120)[0].splitlines() for process in started)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    said = run.stdout.splitlines()
+    assert len(said) == 2 * 7, run.stderr
+    first, second = said[:7], said[7:]
     assert first[0] == second[0]  # they were seeded alike
-    assert len(first) == 7
     assert not set(first[1:]) & set(second[1:])
 
 

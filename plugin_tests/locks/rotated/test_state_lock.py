@@ -739,7 +739,9 @@ class TestPrivateState:
             load_private_state_dict(layers, before)
         odd = {"round": torch.zeros(1), "sample": torch.zeros(2, 2), "key": torch.zeros(32)}
         odd |= {"samples": torch.ones(1).double(), "pairs": torch.zeros(32).byte()}
-        for name, tensor in [*odd.items(), ("key", torch.ones(31).byte())]:
+        uneven = [("key", torch.ones(31).byte()), ("samples", torch.ones(3).long())]
+        uneven += [("pairs", torch.ones(1, 32).byte())]
+        for name, tensor in [*odd.items(), *uneven]:
             with pytest.raises(VaultError, match=rf"that of another lock: (keylock\.)?{name}$"):
                 load_private_state_dict(model, before | {f"keylock.{name}": tensor})
         assert_equal(private_state_dict(model), before)
