@@ -42,6 +42,10 @@ class Other(nn.Sequential):
             nn.Linear(80, 3),
         )
 
+class Depends(Net):
+    def forward(self, x):
+        return super().forward(x if x.mean() < 100 else -x)
+
 class Reads(Other):
     def forward(self, x):
         return super().forward(x) + self[0].weight.sum()
@@ -199,7 +203,7 @@ def test_a_model_that_was_rotated_is_rotated_back_by_any_silo(job, tmp_path):
 
 
 def test_a_sealed_checkpoint_is_opened_by_any_silos_vault(job, tmp_path):
-    made, silos = job(lock="sealed")
+    _, silos = job(lock="sealed")
     for silo in (0, 1):
         wrote, warned = ok("--example-shape", "1,8,8", silo=silo, checkpoint="global.safetensors")
         assert re.fullmatch(
@@ -282,7 +286,7 @@ def test_without_an_example_nothing_is_compared(job):
 
 def test_layers_that_the_class_does_not_have(job):
     _, silos = job(lock="every layer")
-    assert "give --example-shape" in fails()
+    assert "needs the shape of an input: give --example-shape" in fails()
     assert "5.0.weight" in fails("--format", "state_dict")
     need, wrote, _ = ok("--example-shape", "1,8,8")
     assert need == (
@@ -294,6 +298,15 @@ def test_layers_that_the_class_does_not_have(job):
     assert "end in .pt2" in fails("--example-shape", "1,8,8", "-o", "model.pt")
 
 
+def test_what_torch_cannot_export_is_said(job):
+    job("Depends", "every layer")
+    result = invoke("--example-shape", "1,8,8", model="Depends")
+    assert result.exit_code == 1
+    *_, line = result.output.splitlines()  # before it is what torch itself writes
+    assert line.startswith("fedml-keylock: --format exported: torch.export cannot take the model")
+    assert "fedml_keylock.export_model(model)" in line
+
+
 def test_it_loads_where_neither_this_package_nor_the_jobs_code_is(job, tmp_path):
     _, silos = job(lock="every layer")
     ok("--example-shape", "1,8,8", "-o", "model.pt2")
@@ -302,8 +315,7 @@ def test_it_loads_where_neither_this_package_nor_the_jobs_code_is(job, tmp_path)
         "sys.modules['fedml_keylock'] = sys.modules['export_main'] = None\n"
         "import torch\n"
         "x, wanted = torch.load('x.pt')\n"
-        "model = torch.export.load('model.pt2').module()\n"
-        "print(torch.allclose(model(x), wanted, atol=1e-5))\n"
+        "print(torch.allclose(torch.export.load('model.pt2').module()(x), wanted, atol=1e-5))\n"
     )
     torch.save((X, silos[0](X).detach()), "x.pt")
     run = subprocess.run(

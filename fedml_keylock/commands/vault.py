@@ -66,6 +66,7 @@ def list_silos(folder: Path) -> None:
     Example: fedml-keylock vault list keylock_vault
     """
     from ..locks.vault.silo import history_of
+    from .job import read_silo
 
     silos = _silos(folder, None)
     click.echo(
@@ -74,7 +75,7 @@ def list_silos(folder: Path) -> None:
     failed = 0
     for silo in silos:
         try:
-            found = _read(folder, silo)
+            found = read_silo(folder, silo)
             changed = datetime.fromtimestamp(found.path.stat().st_mtime)
             click.echo(
                 f"{silo:4}  {found.round_index:5}  {found.layout:16}  {_form(found):9}  "
@@ -99,7 +100,9 @@ def show(folder: Path, silo: int) -> None:
 
     Example: fedml-keylock vault show keylock_vault --silo 0
     """
-    found = _read(folder, silo)
+    from .job import read_silo
+
+    found = read_silo(folder, silo)
     state = found.state(current_cipher() if found.sealed else None)
     for name, value in sorted(found.header.items()):
         if name not in ("sha256", "salt", "nonce"):
@@ -196,12 +199,6 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
 
 NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a variable
-
-
-def _read(folder: Path, silo: int) -> Stored:
-    from .job import read_silo
-
-    return read_silo(folder, silo)
 
 
 def _form(found: Stored) -> str:

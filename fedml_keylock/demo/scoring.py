@@ -21,7 +21,7 @@ from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
 from ..evaluation.audit.score import baselines, row_of, score
-from ..evaluation.audit.twins import revealed
+from ..evaluation.audit.twins import recover
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
 from ..evaluation.interval import mean_interval
@@ -107,7 +107,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                     vaults = folder / defense.config.vault
                     given = silo_secrets(model, own_locks(model, defense, vaults), updates)
                 if known is not None and known.update_transform is not None and given is not None:
-                    seen = revealed(updates, known.update_transform, given)
+                    seen = recover(updates, known.update_transform, given)
                 yield Task(
                     trial=Trial(variant, name, level),
                     seed=0,
@@ -134,14 +134,9 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
         "trained": torch.tensor([u.round >= scale.single for u in updates]),
         "untrained": torch.tensor([u.round < scale.single for u in updates]),
     }
-    late = stages["trained"]
+    late, last = stages["trained"], scale.rounds - 1
     floor = baselines(
-        truth[late, 0],
-        labels[late, 0],
-        public,
-        metrics(),
-        stage="trained",
-        round_index=scale.rounds - 1,
+        truth[late, 0], labels[late, 0], public, metrics(), stage="trained", round_index=last
     )
     rows = [row for row in floor if row.attack in BASELINES]
     shown = "untrained"  # the weights at which every attack is run
@@ -155,7 +150,7 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
                 continue
             if stage == shown:
                 galleries.append(Gallery(trial.title, result.images[attacked, 0]))
-            place = 0 if stage == "untrained" else scale.rounds - 1
+            place = 0 if stage == "untrained" else last
             row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
             if row is not None:
                 rows.append(row)

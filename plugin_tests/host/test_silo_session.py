@@ -12,7 +12,7 @@ from job_arguments import PAPER, arguments, made
 from torch import nn
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError, HostError, UpdateRefused, VaultError
+from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import JOB_NONCE, MARK, EntryNames
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session_of import session_of
@@ -329,3 +329,32 @@ def test_a_silo_without_a_defense_sends_and_takes_what_it_is_given():
     session.emit(entries, NAMES, 0)
     session.admit(entries, NAMES, 0)
     assert entries == {"model_params": "anything", "note": [1]}
+
+
+# --- what trains
+
+
+def test_what_was_trained_in_a_copy_is_not_sent(own, monkeypatch):
+    """As the defense tells it: no gradient reached the locked model."""
+    session, model = own
+    monkeypatch.setattr(session.defense, "end_round", lambda *_, round_index: False)
+    trainer = SimpleNamespace(model=model)
+    state = model.state_dict()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    for same in (state, (state, 5), zeros):
+        assert session.train(trainer, None, lambda same=same: same) is same
+    moved = {**state, "4.bias": state["4.bias"] + 1}
+    said = r"^silo 1 \(rank 2\), round 0: .* not trained in the locked model, .*\(4\.bias differs\)"
+    for copied in (moved, (moved, 5)):
+        with pytest.raises(UpdateRefused, match=said):
+            session.train(trainer, None, lambda copied=copied: copied)
+
+
+def test_a_trainer_of_another_model_does_not_train(own):
+    session, model = own
+    session.train(SimpleNamespace(model=nn.Sequential(model)), None, lambda: None)  # in a wrapper
+    session.train(SimpleNamespace(net=made()), None, lambda: None)  # or by another name
+    ran = []
+    with pytest.raises(LockError, match=r"^silo 1 .*trainer's model is not the one that was lock"):
+        session.train(SimpleNamespace(model=made()), None, lambda: ran.append(1))
+    assert not ran
