@@ -16,6 +16,7 @@ from .commands.enable import disable, enable
 from .commands.export import export
 from .commands.options import FOLDER
 from .commands.report import report
+from .commands.roster import roster
 from .commands.vault import vault
 from .errors import KeyLockError
 
@@ -76,7 +77,7 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     """Train LeNet on MNIST over MPI three times, and attack each job.
 
     On real digits: plain FedAvg, the published lock (lock: paper), and the default one (lock:
-    rotated). What the server got of each is attacked with DLG and inverting gradients by an
+    sealed). What the server got of each is attacked with DLG and inverting gradients by an
     attacker who ignores the lock, one who knows its kind, and one who has the silo's private state.
     Takes up to 5 minutes on two cores.
     """
@@ -142,4 +143,5 @@ main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
 main.add_command(report)
+main.add_command(roster)
 main.add_command(vault)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ __all__ = ["fresh_lock_accuracy", "own_locks", "silo_secrets"]
 
 
 def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
-    """What the silos' vaults give: copies of a model under a silo's lock.
+    """What the silos' vaults give: models as silos had them, of what the server sent.
 
     Args:
         model: the job's, unprotected.
@@ -37,7 +37,7 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
     layout = defense.describe(model).layout
     cipher = Cipher.from_environment() if defense.config.encrypt_vault else None
 
-    def locked(plain: nn.Module, silo: int, round_index: int | None) -> nn.Module:
+    def locked(state: Mapping[str, Tensor], silo: int, round_index: int | None) -> nn.Module:
         vault = Vault(folder, silo, layout, cipher)
         path = None if round_index is None else vault.history_path(round_index)
         if path is not None and vault.exists() and not path.exists():
@@ -45,10 +45,10 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
                 f"vault {folder}: it has not what round {round_index} of silo {silo} began with: "
                 "the job's YAML must say keylock: {keep_history: true}"
             )
-        copy = deepcopy(plain)
+        copy = deepcopy(model)
         defense.lock(copy, uniform=secret_uniform)  # the vault has the values
         defense.load_private(copy, vault.load(path)[0])
-        copy.load_state_dict(plain.state_dict())  # as it came: now it can be opened
+        defense.load_round(copy, state, round_index=round_index, source=path or vault.path)
         return copy
 
     return locked
@@ -71,7 +71,8 @@ def silo_secrets(
         VaultError: a vault is missing, or is another's.
 
     """
-    states = [secret_variables(own_lock(model, update.silo, update.round)) for update in updates]
+    plain = model.state_dict()
+    states = [secret_variables(own_lock(plain, update.silo, update.round)) for update in updates]
     return {name: torch.stack([state[name] for state in states]) for name in states[0]}
 
 
@@ -104,6 +105,6 @@ def fresh_lock_accuracy(
     """
     found = []
     for index in range(count):
-        own = partial(own_lock, model, index % silos, None)
+        own = partial(own_lock, model.state_dict(), index % silos, None)
         found.append(share_correct(defense.as_outsider(model, own, uniform), data))
     return found

@@ -41,16 +41,7 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state's tensors, each in memory of its own.
-
-    Example:
-        >>> one = torch.ones(2)
-        >>> two = copied({"weight": one})
-        >>> _ = one.zero_()
-        >>> two
-        {'weight': tensor([1., 1.])}
-
-    """
+    """A state's tensors, each in memory of its own."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 

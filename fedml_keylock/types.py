@@ -179,6 +179,10 @@ class Surrogate:
     draw: Callable[[int, torch.Generator], dict[str, Tensor]]
     update_transform: UpdateTransform | None = None
 
+    def read(self, update: ClientUpdate) -> ClientUpdate:
+        """An update that was sent, as somebody without private state reads it: as model states."""
+        return update if self.update_transform is None else self.update_transform.read(update)
+
 
 @runtime_checkable
 class UpdateTransform(Protocol):

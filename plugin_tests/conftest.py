@@ -13,7 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is there; others use the cores too
 
 HURRIED = str(Path(__file__).parent / "hurried")
-SHARED = ("test_agreement_over_mpi", "test_multi_host", "test_rotated_jobs", "test_wire")
+SHARED = (
+    "test_agreement_over_mpi",
+    "test_multi_host",
+    "test_rotated_jobs",
+    "test_sealed_jobs",
+    "test_wire",
+)
 """Files of which several tests look at one real job."""
 LARGE = "vgg16"
 """In the name of jobs that take so much memory that no two are to run at once."""

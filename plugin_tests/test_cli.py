@@ -20,10 +20,21 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "plugins", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "audit",
+    "check",
+    "export",
+    "vault",
+    "report",
+    "roster",
+    "plugins",
+    "doctor",
+)
 
 
-@pytest.mark.parametrize("group", [(), ("vault",), ("report",)])
+@pytest.mark.parametrize("group", [(), ("vault",), ("report",), ("roster",)])
 def test_what_commands_do_is_not_cut(group):
     lines = invoke(*group, "--help").output.partition("\nCommands:\n")[2].splitlines()
     assert len(lines) > 1
@@ -43,8 +54,8 @@ def test_check_says_what_would_be_locked_and_what_would_not():
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *paper)
     assert result.exit_code == 0
     assert result.stderr.startswith(
-        "lock: paper does not withstand an attacker who knows of it, as the README shows; lock: "
-        "rotated, the default, has withstood more\n"
+        "lock: paper does not withstand an attacker who knows of it, as the README shows; use "
+        "lock: sealed, the default, or [paper, sealed]\n"
     )
     lines = result.stdout.splitlines()
     assert lines[0].split()[:2] == ["features.0", "locked"]
@@ -75,14 +86,15 @@ def test_check_warns_of_a_first_layer_that_is_left_open():
     assert (result.exit_code, result.stderr.splitlines()) == (0, [of_the_lock])
 
 
-@pytest.mark.parametrize("lock", [(), ("--lock", "rotated")])
+@pytest.mark.parametrize("lock", [(), ("--lock", "sealed"), ("--lock", "rotated")])
 def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
     result = invoke("check", "--model", "torchvision.models:squeezenet1_1", *lock)
     assert result.exit_code == 0
-    assert result.stderr == ""
+    assert ("lengths and distances" in result.stderr) == ("rotated" in lock)
     *layers, last = result.stdout.splitlines()
     assert len(layers) == 26
-    assert all(line.split()[1:3] == ["locked", "its"] for line in layers)
+    how = f"its numbers are sent {(lock or ('sealed',))[-1]}, with all others"
+    assert all(line.split()[1] == "locked" and line.endswith(how) for line in layers)
     assert last == "constant: 0; shared: 0"
     result = invoke("check", "--model", "torch.nn:Identity", *lock)
     assert result.exit_code == 1
@@ -98,9 +110,115 @@ def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
 def test_check_knows_no_other_locks(options):
     result = invoke("check", "--model", "torch.nn:Identity", *options)
     assert result.exit_code == 2
-    assert (
-        "No such option" in result.output or "'x' is not one of 'rotated', 'paper'" in result.output
+    assert "No such option" in result.output or "'x' is not one of 'sealed'," in result.output
+
+
+MAIN = """
+from torch import nn
+
+def net():
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3),
     )
+
+def needs_a_class_count(classes): ...
+def fails(): raise RuntimeError("no such dataset\\nand more")
+def leaves(): raise SystemExit("usage: ...")
+def gives_a_string(): return "net"
+"""
+CONFIG = """
+common_args: {training_type: cross_silo}
+defense_args:
+  enable_defense: true
+  defense_type: keylock
+  keylock: {lock: paper, layers: all}
+"""
+ON = "defense_args: {enable_defense: true, defense_type: keylock"
+
+
+class TestAJobsModelAndConfig:
+    """What commands make of `--model` and `--config`, in the job's folder."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        # as the installed command has it: the first path is the command's, and not this folder
+        monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", ".")])
+        sys.modules.pop("keylock_main", None)
+        (tmp_path / "keylock_main.py").write_text(MAIN)
+        (tmp_path / "fedml_config.yaml").write_text(CONFIG)
+        yield tmp_path
+        sys.modules.pop("keylock_main", None)
+
+    def check(self, model="keylock_main:net", config="fedml_config.yaml", *more):
+        return invoke("check", "--model", model, "--config", config, *more)
+
+    def refusal(self, *given):
+        result = self.check(*given)
+        assert result.exit_code == 1, result.output
+        (line,) = result.output.splitlines()
+        return line.removeprefix("fedml-keylock: ")
+
+    def test_the_model_is_found_in_the_current_folder(self):
+        result = self.check()
+        assert result.exit_code == 0, result.output
+        assert [line.split()[:2] for line in result.stdout.splitlines()[:-1]] == [
+            ["0", "locked"],
+            ["2", "locked"],
+            ["4", "shared"],
+        ]
+
+    @pytest.mark.parametrize(
+        ("spec", "said"),
+        [
+            ("keylock_main", "must be MODULE:CALLABLE, such as main:Net"),
+            (":net", "must be MODULE:CALLABLE"),
+            ("keylock_nowhere:net", "there is no module keylock_nowhere in "),
+            ("keylock_main:nets", "keylock_main:nets: there is no nets in "),
+            ("keylock_main:needs_a_class_count", "TypeError: needs_a_class_count() missing 1"),
+            ("keylock_main:fails", "RuntimeError: no such dataset"),
+            ("keylock_main:leaves", "SystemExit: usage: ..."),
+            ("keylock_main:gives_a_string", "gives a str, not a torch.nn.Module"),
+            ("torchvision:resnet17", "torchvision has no such classifier"),
+        ],
+    )
+    def test_a_model_that_does_not_do_is_one_line(self, spec, said):
+        line = self.refusal(spec)
+        assert said in line
+        assert "and more" not in line
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("defense_args: {defense_type: krum}", "fedml_config.yaml: its defense_type is 'krum'"),
+            ("- a\n- b\n", "its defense_type is None, not keylock; set it under defense_args"),
+            ("a: [b\nc: d\n", "fedml_config.yaml, line 2: this is not YAML"),
+            (f"{ON}, keylock: [a]}}", "keylock: must be a mapping"),
+            (f"{ON}, keylock: {{keys: 1}}}}", "keylock.keys: no such field"),
+            # a job that would not be defended, as when it is started
+            (CONFIG.replace("defense:", "defence:"), "config.yaml: enable_defense: it is missing"),
+            (f"{ON}, layers: all}}", "fedml_config.yaml: layers: it is of keylock and stands"),
+            (f"{ON}, keylock: {{preset: paper}}}}", "keylock.preset: it is called lock: paper now"),
+        ],
+    )
+    def test_a_config_that_does_not_do_is_one_line(self, here, text, said):
+        (here / "fedml_config.yaml").write_text(text)
+        assert said in self.refusal()
+
+    def test_a_missing_config_is_named(self):
+        assert "nowhere.yaml: No such file" in self.refusal("keylock_main:net", "nowhere.yaml")
+
+    @pytest.mark.parametrize(("lock", "open_ones"), [("{lock: paper}", 2), ("{}", 0), ("", 0)])
+    def test_the_defaults_of_what_a_config_leaves_out_hold(self, here, lock, open_ones):
+        (here / "fedml_config.yaml").write_text(f"{ON}, keylock: {lock}}}")
+        result = self.check()
+        assert result.exit_code == 0, result.output
+        assert sum("  shared  " in line for line in result.stdout.splitlines()) == open_ones
+
+    def test_a_config_has_the_lock_already(self):
+        result = self.check("keylock_main:net", "fedml_config.yaml", "--lock", "paper")
+        assert result.exit_code == 2
+        assert "--config has lock and layers: give it, or these" in result.output
 
 
 def test_plugins_lists_what_is_registered():

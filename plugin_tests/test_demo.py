@@ -38,7 +38,7 @@ def ssim(report, defense, knowledge, stage="untrained", attack="inverting_gradie
     return row["ssim_aligned"]["mean"]
 
 
-PAPER, ROTATED = "keylock:paper:first", "keylock:rotated"
+PAPER, SEALED = "keylock:paper:first", "keylock:sealed"
 
 
 class Pictures(HTMLParser):
@@ -70,12 +70,12 @@ def test_the_quick_demo_tells_its_story(tmp_path):
     assert report["schema"] == "fedml-keylock/report/1"
     assert ssim(report, "none", "none") > 0.6
     assert ssim(report, PAPER, "adaptive") > ssim(report, PAPER, "oblivious") + 0.05
-    assert ssim(report, ROTATED, "adaptive") < 0.15
-    assert ssim(report, ROTATED, "oracle") > 0.3
+    assert ssim(report, SEALED, "adaptive") < 0.15
+    assert ssim(report, SEALED, "oracle") > 0.3
     accuracy = {name: scores["server"]["mean"] for name, scores in report["accuracy"].items()}
     assert accuracy["none"] > 0.85
-    assert report["accuracy"][ROTATED]["own_lock"]["mean"] > 0.5
-    assert report["accuracy"][ROTATED]["fresh_lock"]["mean"] < 0.3
+    assert report["accuracy"][SEALED]["own_lock"]["mean"] > 0.5
+    assert report["accuracy"][SEALED]["fresh_lock"]["mean"] < 0.3
     assert report["verdict"] in said
     assert (tmp_path / "leakage.png").stat().st_size > 10_000
     page = Pictures()
@@ -93,8 +93,8 @@ def test_the_full_demo(tmp_path):
     assert ssim(report, PAPER, "adaptive") >= ssim(report, PAPER, "oblivious") + 0.2
     for attack in ("inverting_gradients", "dlg"):
         assert ssim(report, "none", "none", attack=attack) > 0.6
-        assert ssim(report, ROTATED, "adaptive", attack=attack) < 0.15
-        assert ssim(report, ROTATED, "oracle", attack=attack) > 0.3
+        assert ssim(report, SEALED, "adaptive", attack=attack) < 0.15
+        assert ssim(report, SEALED, "oracle", attack=attack) > 0.3
 
 
 @pytest.mark.long
@@ -108,14 +108,12 @@ def test_accuracy_over_three_seeds(tmp_path):
         return sum(r[defense][kind]["mean"] for r in reports) / len(reports)
 
     plain = mean("none", "server")
-    figures = {
-        f"{d}, {k}": mean(d, k) for d in (PAPER, ROTATED) for k in ("own_lock", "fresh_lock")
-    }
+    figures = {f"{d}, {k}": mean(d, k) for d in (PAPER, SEALED) for k in ("own_lock", "fresh_lock")}
     (tmp_path / "accuracy.json").write_text(json.dumps({"none": plain, **figures}))
     print(json.dumps({"none": plain, **figures}, indent=1))  # noqa: T201  # shown with -s
-    for defense in (PAPER, ROTATED):
+    for defense in (PAPER, SEALED):
         assert mean(defense, "own_lock") > plain - 0.01
-    assert mean(ROTATED, "fresh_lock") < 0.3
+    assert mean(SEALED, "fresh_lock") < 0.3
 
 
 @pytest.mark.long

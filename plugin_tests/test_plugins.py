@@ -16,7 +16,7 @@ from fedml_keylock import hookspecs, plugins
 from fedml_keylock.errors import ConfigError, PluginError
 from fedml_keylock.evaluation.audit import Protection, audit, probe
 from fedml_keylock.host.session_of import session_of
-from fedml_keylock.types import ClientUpdate
+from fedml_keylock.types import ClientUpdate, Defense, JobSecrets
 
 HERE = Path(__file__).parent / "sample_plugin"
 SPECS = [
@@ -103,6 +103,24 @@ def test_a_samples_defense_attack_and_metric_are_registered(sample):
     assert found["attacks", "grey"] == "sample"
     assert found["metrics", "mean_error"] == "sample"
     assert found["defenses", "keylock"] == "builtin"
+
+
+def test_the_samples_defense_is_the_least_that_one_must_have(sample):
+    """What is not said in it does nothing, or asks for nothing."""
+    kind = sample.load().OpenDoor
+    said = {name for name in vars(kind) if not name.startswith("_")}
+    assert said == Defense.__abstractmethods__
+    made, model = kind({}), net()
+    assert (made.title, made.robust_aggregation) == ("OpenDoor", None)
+    assert (made.needs_secret, made.wants_pairs, made.transforms_updates) == (False,) * 3
+    assert (made.own_accuracy, made.log_training) == (True, False)
+    state = model.state_dict()
+    assert made.release(model, state, samples=3) is state
+    made.share(JobSecrets(b"secret"))
+    made.begin_job(b"nonce")
+    made.receive(model, state, round_index=-1)
+    made.begin_round(model, round_index=0)
+    assert made.end_round(model, round_index=0) is True
 
 
 @pytest.fixture

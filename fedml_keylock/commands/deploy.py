@@ -56,7 +56,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 def lock_as_silo(
     model: nn.Module,
     defense: Lock,
-    stored: Stored,
+    stored: Stored | None,
     cipher: Cipher | None,
     *,
     silo: int,
@@ -69,7 +69,7 @@ def lock_as_silo(
     Args:
         model: as the job makes it, not locked; changed in place.
         defense: the job's.
-        stored: the silo's file in the vault.
+        stored: the silo's file in the vault; None where none is needed.
         cipher: of the vault, None when it is plain.
         silo: index of the silo.
         state: of the global model.
@@ -84,14 +84,16 @@ def lock_as_silo(
     """
     agreed = defense.describe(model)
     defense.check_fit(model, state, agreed.constants, source)
-    check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
+    if stored is not None:
+        check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
     defense.lock(model, uniform=secret_uniform)  # the vault has the values
-    private = stored.state(cipher)
-    try:
-        defense.load_private(model, private)
-    except VaultError as error:
-        raise VaultError(
-            f"vault {stored.path}: {error}: give the job's own --model and --config"
-        ) from None
+    if stored is not None:
+        private = stored.state(cipher)
+        try:
+            defense.load_private(model, private)
+        except VaultError as error:
+            raise VaultError(
+                f"vault {stored.path}: {error}: give the job's own --model and --config"
+            ) from None
     defense.load_public(model, state, round_index=round_index, source=source)
     model.eval()

@@ -1,4 +1,4 @@
-"""`fedml-keylock export`: a silo's own deployable model, from FedML's global one and its vault."""
+"""`fedml-keylock export`: a deployable model, from a job's global one and a silo's vault."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def _sizes(
     "--checkpoint",
     type=FILE,
     required=True,
-    help="The global model's state_dict: a .safetensors file, or what torch.save wrote.",
+    help="The global model: what keylock.checkpoint or save_model wrote, another .safetensors "
+    "file, or a state_dict of torch.save.",
 )
 @click.option(
     "--vault",
@@ -81,17 +82,20 @@ def export(
     form: str,
     shape: tuple[int, ...] | None,
 ) -> None:
-    """Make a plain model of the global one and a silo's lock.
+    """Make a plain model of the server's and a silo's vault.
 
-    The global model is what the server has: rotated, or trained to run under a silo's lock.
-    This rotates it back (lock: rotated, the default), or folds the lock of one silo into it, so
-    that the silo can deploy it where neither fedml-keylock nor FedML is installed. A checkpoint of
-    another round than the last needs --round; what is not of that round and job is refused.
+    The server's model is sealed (lock: sealed, the default), rotated, or trained to run under a
+    silo's lock. This opens it, rotates it back, or folds the lock of one silo into it, so that the
+    silo can deploy it where neither fedml-keylock nor FedML is installed. What is not of the
+    vault's job and round is refused.
+
+    Under lock: sealed the server writes keylock.checkpoint after each round, and the vault of any
+    silo opens the last one. What save_model wrote is open, and needs no vault.
 
     \b
     Example:
       fedml-keylock export --model main:Net --config fedml_config.yaml \\
-          --checkpoint global.pt --silo 0 --example-shape 3,32,32
+          --checkpoint global.safetensors --silo 0 --example-shape 3,32,32
 
     With the format auto it writes a state_dict for the job's own model class when the lock folds
     into that, as it does for a LeNet or a ResNet. A lock on a linear layer needs a norm that the
@@ -118,11 +122,11 @@ def export(
             raise ConfigError(f"-o {output}: cannot be written: {error.strerror}") from None
     lock = keylock(keylock_settings(config))
     folder = folder or lock.config.vault
-    stored = read_silo(folder, silo)
     state = read_checkpoint(checkpoint)
+    stored = read_silo(folder, silo) if lock.needs_vault(state) else None
     model = build_model(builder)
     plain = deepcopy(model)
-    cipher = current_cipher() if stored.sealed else None
+    cipher = current_cipher() if stored is not None and stored.sealed else None
     lock_as_silo(
         model,
         lock,
@@ -139,7 +143,7 @@ def export(
         output = Path(f"exported{pack.SUFFIX if package.form == 'exported' else '.pt'}")
     elif package.form == "exported" and output.suffix != pack.SUFFIX:
         raise ConfigError(f"-o {output}: torch.export loads only files that end in {pack.SUFFIX}")
-    for source in (checkpoint, stored.path):
+    for source in (checkpoint, *([] if stored is None else [stored.path])):
         if output.exists() and output.samefile(source):
             raise ConfigError(f"-o {output}: it is an input of this command; name another file")
     if package.missing:
@@ -156,6 +160,7 @@ def export(
     except OSError as error:
         raise ConfigError(f"-o {output.parent}: cannot be made: {error.strerror}") from None
     write_private(output, package.content, what="-o")
-    what, holds = lock.deployed(model, silo=silo, round_index=stored.round_index)
+    seen = 0 if stored is None else stored.round_index
+    what, holds = lock.deployed(model, silo=silo, round_index=seen)
     click.echo(f"wrote {output}: {package.form}, {what}, {len(package.content)} bytes; {compared}")
     click.echo(f"keep {output} as you keep the vault: it holds {holds} (mode 0600)")

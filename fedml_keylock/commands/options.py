@@ -31,8 +31,9 @@ config_option = click.option(
 _lock = click.option(
     "--lock",
     "lock_kind",
-    type=click.Choice(["rotated", "paper"]),
-    help="Without --config: rotated, the default, or paper, the published lock.",
+    type=click.Choice(["sealed", "rotated", "paper"]),
+    help="Without --config: sealed, the default; rotated, for robust_aggregation; or paper, the "
+    "published lock.",
 )
 _layers = click.option(
     "--layers", help="Of lock: paper: first, all, or globs with commas between them."

@@ -69,6 +69,6 @@ class Request:
                 raise ConfigError(f"{what} {file}: no such file")
 
     @property
-    def lock(self) -> dict[str, str | None]:
+    def lock_options(self) -> dict[str, str | None]:
         """The options that say what lock it is."""
         return {"lock_kind": self.lock_kind, "layers": self.layers}

@@ -108,7 +108,7 @@ def captured(request: Request) -> Material:
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
-    final, rounds = accuracy_by_round(capture, model, public, own_lock)
+    final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
     name = subject.defense
     return Material(subject, facts, {name: final} if final else {}, {name: rounds})
 
@@ -159,7 +159,13 @@ def probes(request: Request) -> Material:
     if request.epochs is not None:
         training = LocalTraining(batch_size=batch, epochs=request.epochs)
     name = request.defense or "keylock"
-    settings = _settings(request, name)
+    settings = {}
+    if name == "keylock":
+        settings = lock_settings(request.config, **request.lock_options)
+    elif request.config is not None or any(request.lock_options.values()):
+        raise click.UsageError("--config, --lock and --layers are keylock's")
+    kind = None if name == "none" else name
+    again = partial(_rebuild, request.builder, kind, settings)
     subjects = []
     for seed in range(request.seeds):
         model = _model(request, seed)
@@ -167,15 +173,13 @@ def probes(request: Request) -> Material:
             model,
             shown,
             labels[: request.images],
-            protection=None if name == "none" else _protection(name, settings, model)[0],
+            protection=_protection(kind, settings, model)[0] if kind else None,
             public=public,
             batch=batch,
             training=training,
             stage="untrained" if request.weights is None else "trained",
             seed=seed,
         )
-        kind = None if name == "none" else name
-        again = partial(_rebuild, request.builder, kind, settings)
         subjects.append(replace(subject, rebuild=again))
     facts = {
         "data": f"{len(shown)} pictures of {request.data}, {size} x {size}; "
@@ -234,14 +238,6 @@ def _size(builder: str, model: nn.Module, channels: int) -> int:
 
 def _channels(model: nn.Module) -> int:
     return next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-
-
-def _settings(request: Request, name: str) -> dict[str, Any]:
-    if name == "keylock":
-        return lock_settings(request.config, **request.lock)
-    if request.config is not None or any(request.lock.values()):
-        raise click.UsageError("--config, --lock and --layers are keylock's")
-    return {}
 
 
 def _protection(

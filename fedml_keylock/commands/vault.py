@@ -28,7 +28,7 @@ def vault() -> None:
     """Look after the silos' private state on disk.
 
     Each silo's files are in a folder that never leaves the silo, keylock_vault if the YAML names no
-    other.
+    other. Under lock: sealed, the default, there are some only with checkpoint or keep_history.
 
     \b
     What is there:          fedml-keylock vault list
@@ -60,12 +60,13 @@ def list_silos(folder: Path) -> None:
     """List the silos that have files in FOLDER.
 
     One line a silo: what its header says. Needs no passphrase. ROUND is the one that the silo
-    trains next, HISTORY how many files of past rounds are kept. What a header says is proven by
-    verify only.
+    trains next, or under lock: sealed the one whose checkpoint the file opens; HISTORY how many
+    files of past rounds are kept. What a header says is proven by verify only.
 
     Example: fedml-keylock vault list keylock_vault
     """
     from ..locks.vault.silo import history_of
+    from .job import read_silo
 
     silos = _silos(folder, None)
     click.echo(
@@ -74,7 +75,7 @@ def list_silos(folder: Path) -> None:
     failed = 0
     for silo in silos:
         try:
-            found = _read(folder, silo)
+            found = read_silo(folder, silo)
             changed = datetime.fromtimestamp(found.path.stat().st_mtime)
             click.echo(
                 f"{silo:4}  {found.round_index:5}  {found.layout:16}  {_form(found):9}  "
@@ -99,7 +100,9 @@ def show(folder: Path, silo: int) -> None:
 
     Example: fedml-keylock vault show keylock_vault --silo 0
     """
-    found = _read(folder, silo)
+    from .job import read_silo
+
+    found = read_silo(folder, silo)
     state = found.state(current_cipher() if found.sealed else None)
     for name, value in sorted(found.header.items()):
         if name not in ("sha256", "salt", "nonce"):
@@ -173,8 +176,8 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
     Every file is read before one is changed, each is replaced whole or not at all, and the history
     is done with the rest. If it is interrupted, run it again: what is done already is left alone.
-    The disk or a backup may still hold the files as they were; when a passphrase got out, start a
-    job with another vault: under the default lock every job has another key anyway.
+    The disk or a backup may still hold the files as they were; when a passphrase got out, what
+    they open is open.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
@@ -196,12 +199,6 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
 
 
 NEW_PASSPHRASE = "FEDML_KEYLOCK_NEW_PASSPHRASE"  # noqa: S105  # the name of a variable
-
-
-def _read(folder: Path, silo: int) -> Stored:
-    from .job import read_silo
-
-    return read_silo(folder, silo)
 
 
 def _form(found: Stored) -> str:

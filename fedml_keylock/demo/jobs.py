@@ -20,7 +20,7 @@ __all__ = ["FULL", "QUICK", "VARIANTS", "Running", "Scale", "example", "start_jo
 VARIANTS: Mapping[str, Mapping[str, str] | None] = {
     "none": None,
     "keylock:paper:first": {"lock": "paper"},
-    "keylock:rotated": {"lock": "rotated"},
+    "keylock:sealed": {},
 }
 
 

@@ -21,7 +21,7 @@ from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
 from ..evaluation.audit.score import baselines, row_of, score
-from ..evaluation.audit.twins import revealed
+from ..evaluation.audit.twins import recover
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import Capture
 from ..evaluation.interval import mean_interval
@@ -30,6 +30,7 @@ from ..evaluation.report import Gallery
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics
 from ..silos import fresh_lock_accuracy, own_locks, silo_secrets
+from ..types import ClientUpdate
 from .jobs import VARIANTS, Scale, example
 
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
@@ -79,8 +80,9 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
         return accuracy_by_round(capture, model, data)
     defense = keylock(settings)
     own_lock = own_locks(model, defense, folder / defense.config.vault)
-    result, rounds = accuracy_by_round(capture, model, data, own_lock)
-    model.load_state_dict(capture.final())
+    known, final = defense.surrogate(model), capture.final()
+    result, rounds = accuracy_by_round(capture, model, data, own_lock, surrogate=known)
+    model.load_state_dict(known.read(ClientUpdate(final, final, 1.0)).before)
     silos = len({silo for _, silo in capture.entries()})
     fresh = fresh_lock_accuracy(model, defense, own_lock, data, count=scale.fresh, silos=silos)
     result["fresh_lock"] = mean_interval(fresh)
@@ -105,7 +107,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                     vaults = folder / defense.config.vault
                     given = silo_secrets(model, own_locks(model, defense, vaults), updates)
                 if known is not None and known.update_transform is not None and given is not None:
-                    seen = revealed(updates, known.update_transform, given)
+                    seen = recover(updates, known.update_transform, given)
                 yield Task(
                     trial=Trial(variant, name, level),
                     seed=0,
@@ -132,14 +134,9 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
         "trained": torch.tensor([u.round >= scale.single for u in updates]),
         "untrained": torch.tensor([u.round < scale.single for u in updates]),
     }
-    late = stages["trained"]
+    late, last = stages["trained"], scale.rounds - 1
     floor = baselines(
-        truth[late, 0],
-        labels[late, 0],
-        public,
-        metrics(),
-        stage="trained",
-        round_index=scale.rounds - 1,
+        truth[late, 0], labels[late, 0], public, metrics(), stage="trained", round_index=last
     )
     rows = [row for row in floor if row.attack in BASELINES]
     shown = "untrained"  # the weights at which every attack is run
@@ -153,7 +150,7 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
                 continue
             if stage == shown:
                 galleries.append(Gallery(trial.title, result.images[attacked, 0]))
-            place = 0 if stage == "untrained" else scale.rounds - 1
+            place = 0 if stage == "untrained" else last
             row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
             if row is not None:
                 rows.append(row)

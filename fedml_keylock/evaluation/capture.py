@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -56,7 +57,7 @@ class Capture:
     meta: dict[str, Any] = field(default_factory=dict)
     _files: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
     _sent: tuple[int, dict[str, Tensor]] = field(default=(-1, {}), repr=False)
-    _layout: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    _layouts: dict[bool, dict[str, tuple[int, ...]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> Capture:
@@ -238,11 +239,13 @@ class Capture:
             ) from None
         # not its types: FedML's averages and noise turn integers into floating point
         layout = {key: tuple(value.shape) for key, value in state.items()}
-        self._layout = self._layout or layout
+        # sealed words have other shapes than the first model, which is sent in the open
+        sealed = {value.dtype for value in state.values()} == {torch.int32}
+        expected = self._layouts.setdefault(sealed, layout)
         # a job's own trainer may send fewer names than it got
-        names = layout if "/silo-" in name else {*layout, *self._layout}
+        names = layout if "/silo-" in name else {*layout, *expected}
         for key in sorted(names):
-            found, first = layout.get(key), self._layout.get(key)
+            found, first = layout.get(key), expected.get(key)
             if found != first:
                 raise AttackError(
                     f"capture {self.folder / name}: {key} is {_said(found)}, and was "

@@ -120,8 +120,9 @@ def attack_updates(
 ) -> Reconstruction:
     """Reconstruct as by `Attack.reconstruct`, on the attacker's model, from a seed.
 
-    His model is the surrogate where there is a defense, and the public one where there is none. The
-    checkpoint is a file to go on from, for an attack that searches; others begin anew.
+    His model is the surrogate where there is a defense, and the public one where there is none; the
+    updates are what he reads of them. The checkpoint is a file to go on from, for an attack that
+    searches; others begin anew.
 
     Raises:
         AttackError: the updates, the model and the knowledge do not fit together.
@@ -131,7 +132,7 @@ def attack_updates(
     if isinstance(attack, GradientInversion):
         reconstruct = partial(attack.reconstruct, checkpoint=checkpoint)
     return reconstruct(
-        updates,
+        updates if surrogate is None else [surrogate.read(update) for update in updates],
         model if surrogate is None else surrogate.model,
         knowledge=knowledge,
         generator=torch.Generator().manual_seed(seed),

@@ -69,11 +69,8 @@ def interval_text(
 ) -> str:
     """An interval for reading; its ends only where there are some.
 
-    Args:
-        interval: ``mean``, ``low``, ``high``.
-        percent: the numbers are shares, 0 to 1, to be read as 0 to 100.
-        decibels: one decimal is enough.
-        most: what the value cannot exceed. Student's interval does not know of it.
+    In percent, the numbers are shares, 0 to 1, to be read as 0 to 100. In decibels, one decimal is
+    enough. The most is what the value cannot exceed: Student's interval does not know of it.
 
     Example:
         >>> interval_text({"mean": 0.832, "low": 0.71, "high": 0.95, "n": 4})

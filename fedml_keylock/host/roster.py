@@ -10,7 +10,7 @@ import yaml
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import ConfigError, HostError
+from ..errors import ConfigError, HostError, VaultError
 from ..locks.vault.disk import open_private, write_private
 
 __all__ = ["Roster", "add_key", "new_identity", "read_roster"]
@@ -111,7 +111,7 @@ def read_roster(path: Path) -> dict[int, str]:
         raise ConfigError(f"keylock.roster: {path} is not YAML") from None
     keys = read if isinstance(read, Mapping) else {}
     for rank, key in keys.items():
-        if not isinstance(rank, int) or not _KEY.fullmatch(str(key)):
+        if not isinstance(rank, int) or isinstance(rank, bool) or not _KEY.fullmatch(str(key)):
             raise ConfigError(
                 f"keylock.roster: {path} must hold lines of RANK: KEY, 64 hexadecimal digits, and "
                 f"has {rank!r}"
@@ -128,6 +128,8 @@ def new_identity(path: Path) -> str:
         VaultError: it cannot be written, or something is there already.
 
     """
+    if path.exists() or path.is_symlink():
+        raise VaultError(f"identity: {path} is there already, and is not written over")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes_raw().hex().encode(), what="identity:")
     return private.public_key().public_bytes_raw().hex()
@@ -137,12 +139,18 @@ def add_key(path: Path, rank: int, key: str) -> None:
     """Add a rank's public key to a roster, which is made if there is none.
 
     Raises:
-        ConfigError: it is no key, the rank has another one, or the file cannot be written.
+        ConfigError: it is no key, or another rank's, the rank has another one, or the file cannot
+            be written.
 
     """
     if not _KEY.fullmatch(key):
         raise ConfigError(f"{key}: no public key: it is 64 hexadecimal digits")
     keys = read_roster(path) if path.exists() else {}
+    for other, known in keys.items():
+        if known == key and other != rank:
+            raise ConfigError(
+                f"{path}: rank {other} has this key: each silo needs an identity of its own"
+            )
     if keys.get(rank, key) != key:
         raise ConfigError(f"{path}: rank {rank} has another key already; take its line out first")
     try:

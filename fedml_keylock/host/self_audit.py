@@ -161,9 +161,12 @@ class SelfAudit:
         if twin is None or not self.waits:
             return
         before = twin.plain.state_dict() if received is None else received
+        sealed, private = self.defense is not None and self.defense.seals, twin.private
+        if sealed and self.defense is not None:
+            private = self.defense.twin(twin.plain, twin.plain)[1]  # it is there since it sealed
         update = ClientUpdate(
             before=copied(before),
-            after=copied({name: state[name] for name in before}),
+            after=copied(state if sealed else {name: state[name] for name in before}),
             learning_rate=float(self.args.learning_rate),
             silo=turn.silo,
             round=turn.round,
@@ -186,7 +189,7 @@ class SelfAudit:
                 classes=count_classes(twin.plain, images),
                 defense=self.name,
                 surrogate=twin.surrogate,
-                secrets={n: t[None] for n, t in twin.private.items()} if defended else None,
+                secrets={n: t[None] for n, t in private.items()} if defended else None,
                 public=self.attacker.public,
                 training=training if training.steps(len(images)) > 1 else None,
                 bounds=self.attacker.bounds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
@@ -69,8 +70,12 @@ class ServerSession(Session):
                 "to FedMLAggOperator.agg"
             )
         self._total = self.defense.add_up([state for _, state in updates])
+        first = updates[0][1]
+        if isinstance(first, dict):  # as FedML's averaging does: it holds on to all updates
+            first.update(self._total)
         self.defense.keep(self._total, round_index=self.round)
-        return self._total
+        # a copy, or what the job's aggregator changes in place would be the sum
+        return OrderedDict((name, words.clone()) for name, words in self._total.items())
 
     def refuse_aggregator(self, error: Exception) -> NoReturn:
         """Say in one line that the job's own aggregator cannot compute with sealed updates.
@@ -101,7 +106,8 @@ class ServerSession(Session):
             return
         if self._hellos and self._total is None:
             entries[HELLOS] = ",".join(f"{rank}:{said}" for rank, said in self._hellos.items())
-        if self._total is not None and not _is_same(state, self._total):
+        averaged = self._total is not None or (self.seals and self._next_round > 0)
+        if averaged and not _is_same(state, self._total or {}):
             raise UpdateRefused(
                 f"{self.who}, round {self.round}: the job's aggregator changed the sum of sealed "
                 f"updates, or computed something else of them; {_CALL_AGG}"
@@ -159,7 +165,6 @@ def _is_same(state: Any, total: Mapping[str, Tensor]) -> bool:
     if not isinstance(state, Mapping) or state.keys() != total.keys():
         return False
     return all(
-        words is total[name]
-        or (isinstance(words, Tensor) and words.dtype == torch.int32 and words.equal(total[name]))
+        isinstance(words, Tensor) and words.dtype == torch.int32 and words.equal(total[name])
         for name, words in state.items()
     )

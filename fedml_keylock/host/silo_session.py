@@ -40,6 +40,7 @@ class SiloSession(Session):
     gate: SiloGate = field(init=False, repr=False)
     _locked_for: int | None = None
     _trained: int = 0
+    _given: int = 0
     _shared: bool = False
     _handshake: Handshake | None = field(default=None, repr=False)
     _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
@@ -209,6 +210,7 @@ class SiloSession(Session):
                 )
             self._share(self._handshake.complete(hellos))
         entries[names.state] = self._open(state)
+        self._given = self._trained
         if self._trained >= int(self.args.comm_round):
             self.defense.finish(self._trained, silo=self.silo or 0)
 
@@ -220,9 +222,10 @@ class SiloSession(Session):
 
         """
         rounds = int(self.args.comm_round)
-        if self.defense is not None and self._trained < rounds:
+        if self.defense is not None and self._given < rounds:
             raise UpdateRefused(
-                f"{self.who}: the server ends the job after {self._trained} of {rounds} rounds"
+                f"{self.who}: the server ends the job after {self._given} of {rounds} rounds, of "
+                "which it has sent the averages"
             )
 
     def _prepare(self, model: nn.Module) -> None:

@@ -34,6 +34,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
         UpdateRefused: it names or holds anything else, or cannot be read.
 
     Example:
+        >>> import pickle
         >>> from types import SimpleNamespace
         >>> state = io.BytesIO(pickle.dumps({"w": torch.ones(2)}))
         >>> load(state, message=SimpleNamespace, who="rank 2")

@@ -31,12 +31,7 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
     rows, ``sum(bias * weight) / sum(bias ** 2)``, in which a row with a small gradient, where
     rounding is worst, has little say. Of more than one vector it is a mixture, none of them.
 
-    Args:
-        weight_gradient: ``(u, out, in)``.
-        bias_gradient: ``(u, out)``.
-
-    Returns:
-        ``(u, in)`` inputs.
+    From gradients ``(u, out, in)`` and ``(u, out)``, inputs ``(u, in)``.
 
     Raises:
         AttackError: shapes do not fit, a value is not finite, or a bias gradient is all zero.

@@ -52,12 +52,8 @@ def group_consistency(images: Tensor, update: Tensor) -> Tensor:
     is what each restart is pulled to, and is not itself moved. A restart with a value that is not
     finite takes no part in it.
 
-    Args:
-        images: ``(b, n, c, h, w)``.
-        update: ``(b,)`` integers from 0: the update that each candidate explains.
-
-    Returns:
-        ``(b,)``, 0 for the only restart of an update.
+    Of ``(b, n, c, h, w)`` images, and ``(b,)`` integers from 0 that say which update each explains:
+    ``(b,)``, 0 for the only restart of an update.
 
     Example:
         >>> pixels = torch.tensor([1.0, 3.0, 7.0]).reshape(3, 1, 1, 1, 1)

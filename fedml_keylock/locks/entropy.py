@@ -31,13 +31,7 @@ simulates locks, from a generator."""
 
 
 def secret_uniform(shape: tuple[int, ...]) -> Tensor:
-    """Uniform float32 numbers in [0, 1) from the operating system's entropy, 24 bits each.
-
-    Example:
-        >>> secret_uniform((2, 3)).shape
-        torch.Size([2, 3])
-
-    """
+    """Uniform float32 numbers in [0, 1) from the operating system's entropy, 24 bits each."""
     return uniform_of(os.urandom(4 * math.prod(shape)), shape)
 
 
@@ -92,24 +86,12 @@ class Stream:
 
 
 def seeded_uniform(generator: torch.Generator) -> Uniform:
-    """The same distribution from a generator: for attackers and tests, never for a silo's lock.
-
-    Example:
-        >>> seeded_uniform(torch.Generator().manual_seed(0))((2,)).shape
-        torch.Size([2])
-
-    """
+    """The same distribution from a generator: for attackers and tests, never for a silo's lock."""
     return lambda shape: torch.rand(shape, generator=generator)
 
 
 def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
-    """Standard normal numbers, by the inverse of the normal distribution function.
-
-    Example:
-        >>> normal((4,)).shape
-        torch.Size([4])
-
-    """
+    """Standard normal numbers, by the inverse of the normal distribution function."""
     # half a step keeps the argument inside (-1, 1), where erfinv is finite; in this order of
     # operations float32 rounds nothing
     standard: Tensor = torch.erfinv(2 * uniform(shape) - 1 + 2**-24) * math.sqrt(2)

@@ -128,12 +128,6 @@ def lock_info(model: nn.Module) -> LockInfo:
     Raises:
         LockError: the model is not locked.
 
-    Example:
-        >>> lock_info(nn.Sequential(nn.Conv2d(1, 6, 3)))
-        Traceback (most recent call last):
-            ...
-        fedml_keylock.errors.LockError: the model is not locked
-
     """
     return _lock_on(model).info(model)
 
@@ -180,11 +174,6 @@ def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> No
     Raises:
         LockError: the model is not locked.
         VaultError: the state is that of another lock; the model is unchanged.
-
-    Example:
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model)
-        >>> load_private_state_dict(model, private_state_dict(model))
 
     """
     _lock_on(model).load_private(model, state)

@@ -109,11 +109,5 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
 
 
 def is_locked(model: nn.Module) -> bool:
-    """Whether the model, or any part of it, carries a lock of any kind.
-
-    Example:
-        >>> is_locked(nn.Conv2d(1, 6, 3))
-        False
-
-    """
+    """Whether the model, or any part of it, carries a lock of any kind."""
     return any(isinstance(getattr(m, ATTRIBUTE, None), Private) for m in model.modules())

@@ -134,6 +134,10 @@ class Lock(Defense):
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
         """The values, in the model, of what an attacker does not know. Private."""
 
+    def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether a silo's vault is needed to make a model of this state of the global one."""
+        return True
+
     @abstractmethod
     def load_public(
         self,
@@ -155,6 +159,28 @@ class Lock(Defense):
             ConfigError: it is not of this job or round, or no round is to be named.
 
         """
+
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """For an audit: make of a locked model what its silo computed with when a round began.
+
+        Args:
+            model: locked, with the private state that the silo's vault has of the round.
+            state: that the server had sent.
+            round_index: of the round; None for the model that training ended with.
+            source: the vault's file, for messages.
+
+        Raises:
+            ConfigError: the state is not of the vault's job.
+
+        """
+        model.load_state_dict(state)
 
     def check_fit(
         self,

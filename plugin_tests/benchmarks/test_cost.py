@@ -12,7 +12,8 @@ import pytest
 from steps import LOCKS, round_of, step_of
 from torchvision import models
 
-from fedml_keylock import KeyLockConfig, lock_model, threads, unlock_model
+from fedml_keylock import KeyLockConfig, lock_model, unlock_model
+from fedml_keylock.tensors import one_thread as in_one_thread
 
 HERE = Path(__file__).parent
 ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
@@ -21,7 +22,7 @@ ROUNDS = {"LeNet": 300, "ResNet-20": 40, "ResNet-18": 25, "ViT-tiny": 9}
 @pytest.fixture(autouse=True)
 def one_thread():
     """As a rank of an MPI job has it."""
-    with threads.one_thread():
+    with in_one_thread():
         yield
 
 

@@ -13,7 +13,7 @@ from fedml_keylock.builtin import keylock
 from fedml_keylock.evaluation.audit import Protection, audit, probe, save_truth
 from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
+from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
 from fedml_keylock.locks.job_key import JobKey
@@ -45,7 +45,7 @@ def test_who_has_everything_opens_updates_and_who_colludes_no_masks(digits, mask
     subject = subject_of(digits, mask=mask)
     plain = undefended(subject)
     for sent, own, as_oracle, as_colluding in zip(
-        subject.updates, plain, opened(subject), opened(subject, colluding=True), strict=True
+        subject.updates, plain, recovered(subject), recovered(subject, colluding=True), strict=True
     ):
         assert distance(sent.after, own.after) > 0.1
         assert_same(as_oracle, own, tolerance)

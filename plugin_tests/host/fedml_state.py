@@ -7,8 +7,11 @@ from importlib import import_module
 from types import ModuleType
 
 PARTS = (
+    "fedml.core.distributed.communication.grpc.grpc_comm_manager",
+    "fedml.core.distributed.communication.mpi.com_manager",
     "fedml.cross_silo.client.fedml_trainer_dist_adapter",
     "fedml.cross_silo.server.fedml_aggregator",
+    "fedml.ml.aggregator.agg_operator",
     "fedml.simulation.mpi.fedavg.FedAVGAggregator",
     "fedml.simulation.mpi.fedavg.FedAVGTrainer",
     "fedml.simulation.sp.fedavg.fedavg_api",

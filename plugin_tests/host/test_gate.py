@@ -22,7 +22,7 @@ from fedml_keylock.host.gate import (
     check_nonce,
     check_samples,
 )
-from fedml_keylock.host.update_history import AverageCheck, Sender
+from fedml_keylock.host.update_history import Sender
 from fedml_keylock.locks import lock_model, secret_variables
 from fedml_keylock.types import Agreement
 
@@ -86,6 +86,7 @@ def other_model():
         ({**PAPER, "activation": "sigmoid"}, made, "settings"),
         ({**PAPER, "share_norm_statistics": True}, made, "settings"),
         ({"lock": "rotated"}, made, "locked layers"),
+        ({}, made, "locked layers"),
     ],
 )
 def test_a_mark_that_differs_names_the_part(agreement, settings, model, part):
@@ -252,8 +253,8 @@ def admit(gate, entries, sender=SILO, *, agreement=AGREED, before=None):
     return gate.admit(entries, NAMES, agreement, sender, before)
 
 
-def emit(gate, entries, receiver=2, *, agreement=AGREED):
-    gate.emit(entries, NAMES, agreement, receiver, who="the server, round 0")
+def emit(gate, entries, receiver=2, *, agreement=AGREED, is_sum=False):
+    gate.emit(entries, NAMES, agreement, receiver, is_sum=is_sum)
 
 
 def test_the_server_admits_an_update_with_its_samples():
@@ -316,19 +317,6 @@ def test_a_silo_s_last_update_is_refused_once_the_model_has_changed():
         admit(gate, update(5.0), sender)
 
 
-def test_what_is_not_the_average_is_not_emitted_where_it_must_be_one():
-    loose, gate = ServerGate(), ServerGate()
-    gate.history.average = AverageCheck()
-    for own in (loose, gate):
-        emit(own, {"model": state()})  # the first model may be anything
-        admit(own, update(1.0, samples=1), Sender(1, 0, 0))
-        admit(own, update(4.0, samples=2), Sender(2, 1, 0))
-        emit(own, {"model": state(3.0)})
-    emit(loose, {"model": state(2.5)})
-    with pytest.raises(UpdateRefused, match=r"^the server, round 0: w is not the average"):
-        emit(gate, {"model": state(2.5)})
-
-
 def test_attacks_are_given_whole_states_only():
     before, step = state(8.0), {"w": torch.ones(2), "scale": torch.zeros(1)}
     for gate in (ServerGate(reads_states=True), ServerGate()):
@@ -349,7 +337,6 @@ def test_attacks_are_given_whole_states_only():
 
 def test_without_a_defense_nothing_is_asked_and_nothing_added():
     gate, entries = ServerGate(), {"model": state(scale=3.0)}
-    gate.history.average = AverageCheck()
     assert admit(gate, {"model": {"x": 1}}, agreement=None) == ({"x": 1}, 1.0)
     emit(gate, entries, agreement=None)
     assert entries.keys() == {"model"}
@@ -445,3 +432,76 @@ def test_what_is_released_brings_no_memory_of_its_own():
     entries = {"model": state()}
     sent = through(lambda *_: {"w": whole[:2]}).emit(entries, NAMES, AGREED, who=WHO)
     assert sent["w"].untyped_storage().nbytes() == 8
+
+
+# --- sealed words
+
+SEALED = replace(AGREED, constants={}, sealed=True)
+
+
+def words(value=1):
+    return {"w": torch.full((2,), value, dtype=torch.int32)}
+
+
+def test_the_server_admits_sealed_words_of_any_names_and_shapes():
+    """What silos send is theirs to agree on; the server adds it up, and reads nothing of it."""
+    sent = {"gradient of it": torch.zeros(2, 3, dtype=torch.int32)}
+    found, samples = admit(ServerGate(), update(model=sent), agreement=SEALED)
+    assert found is sent
+    assert samples == 4.0
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (update(), "w is torch.float32, and sealed words are int32"),
+        (update(model={**words(), "x": torch.zeros(2).long()}), "x is torch.int64"),
+        (update(model={"w": [1]}), "w is a list, not a tensor"),
+        (update(model={}), "the update is empty"),
+        (update(model="words"), "the update is a str, not a state dict"),
+        (update(model=words(), samples=0), "samples is a int, not a positive number"),
+        (update(model=words(), **{MARK: None}), "its messages are not locked"),
+        (update(model=words(), **{MARK: AGREED.mark[:-1]}), "differ from the server's"),
+    ],
+)
+def test_the_server_admits_nothing_but_sealed_words_where_silos_seal(entries, said):
+    with pytest.raises(UpdateRefused, match=rf"^rank 2 \(silo 1\), round 0(: |.*){said}"):
+        admit(ServerGate(), entries, agreement=SEALED)
+
+
+def test_a_sum_is_emitted_as_it_is():
+    """Also where a name of it is a constant of the lock that the model has beside it."""
+    both, entries = replace(AGREED, sealed=True), {"model": {"scale": words()["w"][:1]}}
+    emit(ServerGate(), entries, agreement=both, is_sum=True)
+    assert torch.equal(entries["model"]["scale"], torch.ones(1, dtype=torch.int32))
+    first = {"model": {"scale": torch.tensor([3.0])}}
+    emit(ServerGate(), first, agreement=both)
+    assert first["model"]["scale"] == 1
+
+
+def test_a_silo_seals_any_tensors_and_releases_nothing_else():
+    """A payload may have names and shapes of its own, and numbers that are not finite."""
+    own = {"m": torch.full((3,), float("nan")), "n": torch.zeros((), dtype=torch.bool)}
+    asked = []
+
+    def seal(state, samples):
+        asked.append((dict(state), samples))
+        return words()
+
+    entries = {"model": own, "samples": 7}
+    sent = through(seal).emit(entries, NAMES, SEALED, who=WHO)
+    assert asked == [(own, 7.0)]
+    assert list(sent) == ["w"]
+    assert sent["w"].dtype == torch.int32
+    for odd, said in (([1], "is a list, not a state dict"), ({"k": 1.0}, "k is a float, not a te")):
+        with pytest.raises(UpdateRefused, match=f"{re.escape(WHO)}: .*{said}"):
+            through(seal).emit({"model": odd, "samples": 7}, NAMES, SEALED, who=WHO)
+    assert len(asked) == 1
+
+
+def test_a_silo_takes_what_comes_sealed_to_be_checked_where_it_is_opened():
+    entries = {"model": words(), JOB_NONCE: "41" * 16}
+    found, _ = through().admit(entries, NAMES, SEALED, who=WHO)
+    assert found is entries["model"]
+    with pytest.raises(UpdateRefused, match="w is a NoneType, not a tensor"):
+        through().admit({**entries, "model": {"w": None}}, NAMES, SEALED, who=WHO)

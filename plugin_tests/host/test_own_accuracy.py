@@ -1,5 +1,6 @@
 """A silo's accuracy under its own lock: how it is measured, when, and that it disturbs nothing."""
 
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -77,8 +78,10 @@ def test_a_failing_test_does_not_end_the_job(tmp_path, caplog):
     session.report_accuracy(SimpleNamespace(test=broken), DATA, "cpu")
     assert told == []
     assert (
-        "silo 1 (rank 2), round 0: its accuracy cannot be measured: nothing to test" in caplog.text
+        "silo 1 (rank 2), round 0: its accuracy cannot be measured: ZeroDivisionError"
+        in caplog.text
     )
+    assert "nothing to test" not in caplog.text  # what its own code says may be of its data
 
 
 def test_a_silo_tells_fedml_its_accuracy_under_a_name_of_its_own(tmp_path):
@@ -122,3 +125,45 @@ def test_after_the_last_round_nobody_is_tested_under_anothers_lock(tmp_path):
     assert session.tests_now()
     session.enter(0)  # FedML gives it one more silo, whose lock is not loaded any more
     assert not session.tests_now()
+
+
+# --- where the server would read class shares from it
+
+
+def sealed(tmp_path, **settings):
+    keylock = {"vault": tmp_path / "vault", **settings}
+    session = session_of(arguments(keylock=keylock, frequency_of_the_test=1))
+    session.adopt(made())
+    session._trained = 1
+    return session
+
+
+OWN = SimpleNamespace(test=lambda *_: {"test_correct": 1, "test_total": 4})
+LINE = "silo 1, aggregate of round 0: accuracy in the silo 0.2500"
+
+
+def test_what_a_silo_measures_goes_to_its_own_log(tmp_path, caplog):
+    session, told = sealed(tmp_path), []
+    session.tell = told.append
+    with caplog.at_level(logging.INFO):
+        session.report_accuracy(OWN, DATA, "cpu")
+        session._trained = 2
+        session.report_accuracy(OWN, DATA, "cpu")
+    assert told == []
+    assert "accuracy in the silo" not in caplog.text
+    log = tmp_path / "vault" / "silo-1.log"
+    lines = log.read_text().splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith(LINE)
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert log.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_what_a_silo_measures_is_told_where_that_is_asked_for(tmp_path, caplog):
+    session, told = sealed(tmp_path, tell_accuracy=True), []
+    session.tell = told.append
+    with caplog.at_level(logging.INFO):
+        session.report_accuracy(OWN, DATA, "cpu")
+    assert told == [{"keylock/silo_1/accuracy_with_own_key": 0.25, "round": 0}]
+    assert LINE in caplog.text
+    assert not (tmp_path / "vault" / "silo-1.log").exists()

@@ -1,6 +1,7 @@
 """The public state: what is refused, what passes, and how much memory goes with it."""
 
 import pickle
+import re
 from collections import OrderedDict
 
 import numpy as np
@@ -10,7 +11,13 @@ from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.host.public_state import TOLERANCE, check_state, public_copy
+from fedml_keylock.host.public_state import (
+    TOLERANCE,
+    check_payload,
+    check_state,
+    check_words,
+    public_copy,
+)
 from fedml_keylock.locks import lock_model, private_state_dict, secret_variables
 
 WHO = "silo 1 (rank 2), round 3"
@@ -281,3 +288,32 @@ def test_a_round_trip_is_equal(silo, agreement):
         assert torch.equal(tensor, before[name])
     for name, tensor in private_state_dict(silo).items():
         assert torch.equal(tensor, secrets[name])
+
+
+# --- what is sealed, and sealed words
+
+
+@pytest.mark.parametrize("check", [check_payload, check_words])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (None, "the update is a NoneType, not a state dict"),
+        ([torch.zeros(1)], "the update is a list, not a state dict"),
+        ({}, "the update is empty"),
+        ({"w": np.zeros(2)}, "w is a ndarray, not a tensor"),
+        ({"w": 1}, "w is a int, not a tensor"),
+    ],
+)
+def test_a_payload_and_words_are_tensors_by_name(check, state, said):
+    with pytest.raises(UpdateRefused, match=f"^{re.escape(WHO)}: {said}$"):
+        check(state, who=WHO)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+def test_a_payload_may_be_of_any_type_and_words_are_of_one(dtype):
+    good = {"w": torch.zeros(2, dtype=torch.int32)}
+    assert check_words(good, who=WHO) is good
+    state = {**good, "v": torch.ones(2, dtype=dtype)}
+    assert check_payload(state, who=WHO) is state
+    with pytest.raises(UpdateRefused, match=f"v is {dtype}, and sealed words are int32"):
+        check_words(state, who=WHO)

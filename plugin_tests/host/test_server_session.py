@@ -171,25 +171,6 @@ def test_updates_must_be_whole_where_an_attack_reads_them(attacker, transforms, 
     assert session.gate.reads_states is reads
 
 
-@pytest.mark.parametrize(
-    ("settings", "more", "checked"),
-    [
-        ({}, {}, True),
-        ({"mask": False}, {}, False),
-        ({}, {"client_num_in_total": 5}, False),
-        ({}, {"comm": None}, None),
-        ({}, {"enable_dp": True, "dp_solution_type": "cdp"}, False),
-    ],
-)
-def test_averages_are_checked_where_masks_cancel_in_them(tmp_path, settings, more, checked):
-    keylock = {**settings, "vault": tmp_path}
-    session = server(tmp_path, **{"keylock": keylock, "comm": object(), **more})
-    if checked is None:  # without MPI it takes a file
-        session = server(tmp_path, keylock={**keylock, "group_key": "file"}, comm=None)
-    session.agree([None] * 8)
-    assert (session.gate.history.average is not None) is bool(checked)
-
-
 def test_the_model_of_a_server_is_not_locked(tmp_path):
     session, model = server(tmp_path), made()
     before = [type(module) for module in model.modules()]

@@ -12,7 +12,7 @@ from job_arguments import PAPER, arguments, made
 from torch import nn
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError, HostError, UpdateRefused, VaultError
+from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import JOB_NONCE, MARK, EntryNames
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session_of import session_of
@@ -253,12 +253,18 @@ def test_a_silo_tells_its_defense_of_the_job_and_of_each_model(own, monkeypatch)
     session, model = own
     told = []
     monkeypatch.setattr(session.defense, "begin_job", lambda nonce: told.append(nonce))
-    monkeypatch.setattr(
-        session.defense, "receive", lambda *_, round_index: told.append(round_index)
-    )
+
+    def opened(_model, message, *, round_index):
+        told.append(round_index)
+        return {**message, "4.bias": message["4.bias"] + 1}
+
+    monkeypatch.setattr(session.defense, "open", opened)
     session.admit(from_server(model.state_dict()), NAMES, 0)
     session._trained += 1
-    session.admit(from_server(model.state_dict()), NAMES, 0)
+    entries = from_server(model.state_dict())
+    session.admit(entries, NAMES, 0)
+    # FedML loads what the defense has opened
+    assert torch.equal(entries["model_params"]["4.bias"], model[4].bias + 1)
     assert told == [b"A" * 16, -1, b"A" * 16, 0]
     assert session.observer.received.keys() == model.state_dict().keys()
     session.admit({"type": 5}, NAMES, 0)  # a word that brings no model
@@ -290,15 +296,15 @@ def test_nothing_is_sent_or_loaded_before_the_model_is_locked(tmp_path):
     session.admit({"type": 5}, NAMES, 0)
 
 
-def test_what_a_silo_sends_is_what_the_defense_releases(own, monkeypatch):
+def test_what_a_silo_sends_is_what_the_defense_seals(own, monkeypatch):
     session, model = own
     asked = []
 
-    def release(_model, state, *, samples):
+    def seal(_model, state, *, samples):
         asked.append(samples)
         return {"4.bias": state["4.bias"] + 1}
 
-    monkeypatch.setattr(session.defense, "release", release)
+    monkeypatch.setattr(session.defense, "seal", seal)
     entries = {"model_params": model.state_dict(), "num_samples": 7}
     session.emit(entries, NAMES, 0)
     assert asked == [7.0]
@@ -306,13 +312,13 @@ def test_what_a_silo_sends_is_what_the_defense_releases(own, monkeypatch):
     assert entries[MARK] == session.agreement.mark
 
 
-def test_why_a_defense_releases_nothing_is_said_with_the_silo(own, monkeypatch):
+def test_why_a_defense_seals_nothing_is_said_with_the_silo(own, monkeypatch):
     session, model = own
 
-    def release(*_, samples):
+    def seal(*_, samples):
         raise UpdateRefused("it would send a second state")
 
-    monkeypatch.setattr(session.defense, "release", release)
+    monkeypatch.setattr(session.defense, "seal", seal)
     with pytest.raises(UpdateRefused, match=r"^silo 1 \(rank 2\), round 0: it would send a second"):
         session.emit({"model_params": model.state_dict()}, NAMES, 0)
 
@@ -323,3 +329,32 @@ def test_a_silo_without_a_defense_sends_and_takes_what_it_is_given():
     session.emit(entries, NAMES, 0)
     session.admit(entries, NAMES, 0)
     assert entries == {"model_params": "anything", "note": [1]}
+
+
+# --- what trains
+
+
+def test_what_was_trained_in_a_copy_is_not_sent(own, monkeypatch):
+    """As the defense tells it: no gradient reached the locked model."""
+    session, model = own
+    monkeypatch.setattr(session.defense, "end_round", lambda *_, round_index: False)
+    trainer = SimpleNamespace(model=model)
+    state = model.state_dict()
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    for same in (state, (state, 5), zeros):
+        assert session.train(trainer, None, lambda same=same: same) is same
+    moved = {**state, "4.bias": state["4.bias"] + 1}
+    said = r"^silo 1 \(rank 2\), round 0: .* not trained in the locked model, .*\(4\.bias differs\)"
+    for copied in (moved, (moved, 5)):
+        with pytest.raises(UpdateRefused, match=said):
+            session.train(trainer, None, lambda copied=copied: copied)
+
+
+def test_a_trainer_of_another_model_does_not_train(own):
+    session, model = own
+    session.train(SimpleNamespace(model=nn.Sequential(model)), None, lambda: None)  # in a wrapper
+    session.train(SimpleNamespace(net=made()), None, lambda: None)  # or by another name
+    ran = []
+    with pytest.raises(LockError, match=r"^silo 1 .*trainer's model is not the one that was lock"):
+        session.train(SimpleNamespace(model=made()), None, lambda: ran.append(1))
+    assert not ran

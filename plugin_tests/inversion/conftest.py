@@ -7,7 +7,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from fedml_keylock import threads
+from fedml_keylock import tensors
 from fedml_keylock.types import ClientUpdate
 
 
@@ -88,7 +88,7 @@ def digits():
 @pytest.fixture
 def one_thread():
     """Small tensors run faster, and the same everywhere, on one thread."""
-    with threads.one_thread():
+    with tensors.one_thread():
         yield
 
 

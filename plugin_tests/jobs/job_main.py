@@ -39,7 +39,10 @@ class OwnTrainer(ClientTrainer):
         self.optimizer = torch.optim.SGD(model.parameters(), lr=args.learning_rate, momentum=0.9)
 
     def get_model_params(self):
-        return self.model.cpu().state_dict()
+        state = self.model.cpu().state_dict()
+        if CASE == "super":  # what is not to be found on the wire
+            torch.save(dict(state), f"trained-{self.args.rank}-{self.args.round_idx}.pt")
+        return state
 
     def set_model_params(self, model_parameters):
         self.model.load_state_dict(model_parameters)
@@ -91,11 +94,37 @@ class OwnAggregator(ServerAggregator):
         return True
 
 
-class Equal(OwnAggregator):
-    """Weighs silos alike, whatever they have."""
+class Super(OwnAggregator):
+    """Overrides every hook, and has FedML compute the average."""
 
     def aggregate(self, raw_client_model_or_grad_list):
-        return super().aggregate([(1, state) for _, state in raw_client_model_or_grad_list])
+        return ServerAggregator.aggregate(self, raw_client_model_or_grad_list)
+
+
+class Raising(OwnAggregator):
+    """Needs numbers."""
+
+    def aggregate(self, raw_client_model_or_grad_list):
+        raise ValueError(f"{len(raw_client_model_or_grad_list)} updates\nare no weights")
+
+
+class Momentum(Super):
+    """Mixes what FedML has averaged with what it has had before."""
+
+    def aggregate(self, raw_client_model_or_grad_list):
+        mean = super().aggregate(raw_client_model_or_grad_list)
+        for tensor in mean.values():
+            tensor += 1
+        return type(mean)((name, tensor + 0) for name, tensor in mean.items())
+
+
+AGGREGATORS = {
+    "custom": OwnAggregator,
+    "silos": OwnAggregator,
+    "super": Super,
+    "raising": Raising,
+    "momentum": Momentum,
+}
 
 
 if __name__ == "__main__":
@@ -110,10 +139,8 @@ if __name__ == "__main__":
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()
     if CASE == "no_statistics":
         model[1] = nn.Identity()
-    if CASE in ("custom", "silos"):
-        trainer, aggregator = OwnTrainer(model, args), OwnAggregator(model, args)
-    elif CASE == "equal":
-        trainer, aggregator = OwnTrainer(model, args), Equal(model, args)
+    if CASE in AGGREGATORS:
+        trainer, aggregator = OwnTrainer(model, args), AGGREGATORS[CASE](model, args)
     else:
         trainer, aggregator = Misbehaving(model, args), None
     fedml.FedMLRunner(args, device, load(args), model, trainer, aggregator).run()

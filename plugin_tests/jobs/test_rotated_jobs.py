@@ -1,4 +1,4 @@
-"""Jobs under lock: rotated: they learn as without it, and what they send is rotated and masked."""
+"""Jobs under lock: rotated: they learn as without it, and what they send is rotated."""
 
 from __future__ import annotations
 
@@ -12,15 +12,12 @@ from test_wire import runs_of, windows
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.capture import Capture
-from fedml_keylock.host.key_agreement import check_channel
 from fedml_keylock.locks.job_key import JobKey
-from fedml_keylock.locks.rotated.mask import masked, scales_of
 from fedml_keylock.locks.rotated.turns import Turns, parts_of
 from fedml_keylock.locks.vault.file import Stored
 
 ROUNDS = 3
-LOCK = {"keep_history": True}
-"""The default lock: silos agree on its secret by themselves."""
+LOCK = {"lock": "rotated", "keep_history": True}
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +31,12 @@ def secret(tmp_path_factory):
 def kept(job, silo=0):
     """What a silo's vault has of the lock, by short names."""
     stored = Stored.read(job.folder / "keylock_vault" / f"silo-{silo}.safetensors").state(None)
-    return {name.removeprefix("keylock."): tensor for name, tensor in stored.items()}
-
-
-def unmasked(job, state, round_index, silo, received):
-    """What a silo sent in a round, without its masks: only its own vault takes them off."""
-    key, parts = JobKey.from_tensors(kept(job, silo)), parts_of(Net())
-    scales = scales_of(parts, received)
-    return {**state, **masked(state, parts, scales, key, round_index, undo=True)}
+    return {name.removeprefix("rotated."): tensor for name, tensor in stored.items()}
 
 
 def opened(job, state, round_index, silo=0):
     """A state of a round, as a silo that has the key reads it."""
-    key = JobKey.from_tensors(kept(job, silo))
+    key = JobKey.from_tensor(kept(job, silo)["key"])
     return {**state, **Turns(parts_of(Net()), key, round_index).opened(state)}
 
 
@@ -85,7 +75,6 @@ def received_by(job, silos):
 
 def assert_learns_the_same(job, plain, silos):
     averages, without = received_by(job, silos), received_by(plain, silos)
-    assert {len(kept(job, silo)["pairs"]) for silo in range(silos)} == {silos - 1}
     assert len({bytes(kept(job, silo)["key"].tolist()) for silo in range(silos)}) == 1
     assert_near(averages[0], without[0], 0.0)  # the server's first model is nobody's secret
     for index, (average, other) in enumerate(zip(averages[1:], without[1:], strict=True)):
@@ -95,15 +84,11 @@ def assert_learns_the_same(job, plain, silos):
         for index, (upload, other) in enumerate(
             zip(models(job, silo + 1), models(plain, silo + 1), strict=True)
         ):
-            bare = unmasked(job, upload, index, silo, averages[index])
-            # without masks there is still the turn, and without the turn there are still masks
-            assert_near(opened(job, bare, index, silo), other, 1e-3)
-            assert_far(bare, other)
-            assert_far(opened(job, upload, index, silo), other)
+            assert_near(opened(job, upload, index, silo), other, 1e-3)
+            assert_far(upload, other)
 
 
 def test_a_job_learns_what_it_learns_without_a_lock(locked, plain):
-    """Of three silos, of which two masks hide each one."""
     assert_learns_the_same(locked, plain, 3)
 
 
@@ -116,22 +101,16 @@ def test_two_silos_learn_what_they_learn_without_a_lock(run_job):
 
 def test_neither_a_secret_nor_a_key_nor_a_weight_crosses_the_wire(locked, secret):
     crossed = locked.wire()
-    private = [secret.read_bytes(), bytes(kept(locked)["key"].tolist())]
-    private += [bytes(pair) for silo in range(3) for pair in kept(locked, silo)["pairs"].tolist()]
-    assert len(set(private)) == 2 + 3  # each pair's is in two vaults
-    for one in private:
+    for one in (secret.read_bytes(), bytes(kept(locked)["key"].tolist())):
         assert not any(one[at : at + 8] in crossed for at in range(len(one) - 7))
     seen = windows(crossed)
-    averages = received_by(locked, 3)
-    first = averages[0]  # is everybody's: a bias in front of a norm stays what it was
+    first = received_by(locked, 3)[0]  # is everybody's: a bias in front of a norm stays what it was
     for rank in (1, 2, 3):
         for index, upload in enumerate(models(locked, rank)):
-            bare = unmasked(locked, upload, index, rank - 1, averages[index])
-            for state in (bare, opened(locked, bare, index, rank - 1)):
-                for name, tensor in state.items():
-                    if tensor.is_floating_point() and tensor.numel() > 2:
-                        new = ~np.isin(runs_of(tensor), runs_of(first[name]))
-                        assert not np.isin(runs_of(tensor)[new], seen).any(), f"{name} was sent"
+            for name, tensor in opened(locked, upload, index, rank - 1).items():
+                if tensor.is_floating_point() and tensor.numel() > 2:
+                    new = ~np.isin(runs_of(tensor), runs_of(first[name]))
+                    assert not np.isin(runs_of(tensor)[new], seen).any(), f"{name} was sent"
             # the control: what was sent is found
             assert np.isin(runs_of(upload["3.weight"]), seen).all()
 
@@ -141,11 +120,12 @@ def test_silos_in_turn_rotate_alike(run_job):
     turns = {"client_num_in_total": 5, "client_num_per_round": 3, "comm_round": ROUNDS}
     plain = ended(run_job(settings=None, ranks=4, **turns))
     job = ended(run_job(settings=LOCK, ranks=4, **turns))
-    last = max(range(5), key=lambda silo: rounds(job, silo))
-    assert len(kept(job, last)["pairs"]) == 0
+    silo = next(
+        s for s in range(5) if (job.folder / f"keylock_vault/silo-{s}.safetensors").exists()
+    )
     final, other = models(job, 0)[-1], models(plain, 0)[-1]
     # without the plugin FedML takes silo 0 for none, and trains another one in its turn
-    assert_near(opened(job, final, ROUNDS - 1, last), other, 5e-2)
+    assert_near(opened(job, final, ROUNDS - 1, silo), other, 5e-2)
     assert_far(final, other)
 
 
@@ -163,22 +143,14 @@ def test_simulations_learn_what_they_learn_without_a_lock(run_job, changes, rank
     assert_near(opened(jobs[1], locked.final(), last), plain.final())
     assert_far(locked.final(), plain.final())
     for one, other in zip(locked.updates(), plain.updates(), strict=True):
-        bare = unmasked(jobs[1], one.after, one.round, one.silo, one.before)
-        assert_near(opened(jobs[1], bare, one.round, one.silo), other.after, 1e-3)
-        assert_far(bare, other.after)
-
-
-def rounds(job, silo):
-    """The round under which a silo's vault was written, or -1."""
-    path = job.folder / "keylock_vault" / f"silo-{silo}.safetensors"
-    return int(kept(job, silo)["round"]) if path.exists() else -1
+        assert_near(opened(jobs[1], one.after, one.round, one.silo), other.after, 1e-3)
+        assert_far(one.after, other.after)
 
 
 @pytest.mark.long
 def test_over_grpc_a_file_has_the_secret(run_grpc, secret):
     job = run_grpc(settings=LOCK | {"group_key": str(secret)})
     assert job.status == 0, job.output[-3000:]
-    assert len(kept(job)["pairs"]) == 0
     for rank in (1, 2):
         for index, upload in enumerate(models(job, rank)):
             bare = opened(job, upload, index, rank - 1)
@@ -186,55 +158,17 @@ def test_over_grpc_a_file_has_the_secret(run_grpc, secret):
             assert_near(bare, opened(job, models(job, 0)[-1], 1), 0.5)  # weights, and no noise
 
 
-def test_without_mpi_and_without_a_file_the_remedy_is_named():
-    with pytest.raises(ConfigError, match=r"group_key: without MPI silos cannot.*openssl rand"):
-        check_channel(keylock({}), None)
-
-
-@pytest.mark.parametrize(
-    ("case", "said"),
-    [
-        ("scale", "was not made by the lock"),
-        pytest.param(
-            "silo_without_plugin",
-            "its messages are not locked: the plugin is not active there",
-            marks=pytest.mark.long,
-        ),
-    ],
-)
-def test_what_the_lock_has_not_made_is_not_sent(run_job, case, said):
-    job = run_job(case, settings=LOCK)
-    assert job.status != 0
-    assert any(said in line for line in job.ours), job.output[-3000:]
-    assert not models(job, 2)
-
-
 @pytest.mark.long
-def test_other_weights_than_were_said_would_not_cancel(run_job):
-    job = run_job("more", settings=LOCK, ranks=4)
+def test_what_a_silo_without_the_plugin_sends_is_not_taken(run_job):
+    job = run_job("silo_without_plugin", settings=LOCK)
     assert job.status != 0
-    assert any("has 33 samples and said 32" in line for line in job.ours), job.output[-3000:]
-    assert not models(job, 2)
-
-
-def test_an_average_of_other_weights_is_not_sent(run_job):
-    """A silo would not notice: of silos nearly alike, what is left of masks is as a step is."""
-    job = run_job("equal", settings=LOCK, ranks=4)
-    assert job.status != 0
-    said = "the server, round 0: 0.weight is not the average of what silos sent"
+    said = "its messages are not locked: the plugin is not active there"
     assert any(said in line for line in job.ours), job.output[-3000:]
-    first, *again = models(job, 0)
-    assert all(torch.equal(other["0.weight"], first["0.weight"]) for other in again)
+    assert not models(job, 2)
 
 
 NOISE = {"enable_dp": True, "mechanism_type": "gaussian"}
 NOISE |= {"epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
-
-
-@pytest.mark.long
-def test_noise_that_the_server_adds_is_not_taken_for_masks_that_have_not_cancelled(run_job):
-    job = ended(run_job(settings=LOCK, ranks=4, dp_solution_type="cdp", **NOISE))
-    assert len(models(job, 1)) == 2
 
 
 @pytest.mark.long
@@ -245,7 +179,7 @@ def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
             settings=LOCK | {"robust_aggregation": "krum"}, ranks=4, byzantine_client_num=0, **local
         )
     )
-    # one silo's state was chosen, and it was not masked
+    # one silo's state was chosen
     last = models(job, 0)[-1]
     same = [
         all(torch.equal(models(job, rank)[-1][n].float(), t.float()) for n, t in last.items())
@@ -255,7 +189,10 @@ def test_fedmls_own_noise_and_choice_run_beside_it(run_job):
 
 
 def test_what_compares_with_the_model_that_was_sent_is_refused():
-    assert keylock({"robust_aggregation": "krum"}).robust_aggregation == "krum"
+    rotated = {"lock": "rotated"}
+    assert keylock({**rotated, "robust_aggregation": "krum"}).robust_aggregation == "krum"
     said = r"keylock\.robust_aggregation: 'cclip' does not run under lock: rotated"
     with pytest.raises(ConfigError, match=said):
-        keylock({"robust_aggregation": "cclip"})
+        keylock({**rotated, "robust_aggregation": "cclip"})
+    with pytest.raises(ConfigError, match="krum compares single updates, which lock: sealed hides"):
+        keylock({"robust_aggregation": "krum"})

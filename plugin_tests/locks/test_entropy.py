@@ -1,11 +1,34 @@
 """Where random numbers come from: the system's entropy, or a seed that only silos have."""
 
 import hashlib
+import os
+import random
 
+import numpy as np
 import pytest
 import torch
 
 from fedml_keylock.locks.entropy import Stream, haar, normal, secret_uniform, seeded_uniform
+
+
+def test_secrets_come_from_the_system_and_from_no_generator(monkeypatch):
+    """FedML seeds all of them alike on every rank."""
+    found, after = [], []
+    for _ in range(2):
+        random.seed(0)
+        np.random.seed(0)
+        torch.manual_seed(0)
+        found.append(secret_uniform((64,)))
+        after.append((random.random(), float(np.random.rand()), float(torch.rand(1))))
+    # numbers of 24 bits: hardly any two are the same
+    assert (found[0] == found[1]).float().mean() < 0.1
+    assert after[0] == after[1]
+    asked = []
+    monkeypatch.setattr(os, "urandom", lambda count: asked.append(count) or bytes(count))
+    assert not secret_uniform((3, 5)).any()
+    assert normal((4,)).isfinite().all()
+    assert haar(3).shape == (3, 3)
+    assert asked == [4 * 15, 4 * 4, 4 * 9]
 
 
 def test_numbers_from_the_system_are_uniform():

@@ -52,7 +52,6 @@ CALLS = {
     "load_private_state_dict": lambda model: locks.load_private_state_dict(model, {}),
     "secret_variables": lambda model: locks.secret_variables(model),
     "export_model": lambda model: locks.export_model(model),
-    "redraw_lock": lambda model: locks.redraw_lock(model, KeyLockConfig()),
 }
 
 
@@ -85,11 +84,10 @@ def test_the_public_calls_go_to_the_lock_on_the_model(name):
     assert locks.is_locked(model)
     assert [kind.is_on(model) for kind in LOCKS.values()] == [key == name for key in LOCKS]
     assert locks.lock_info(model) == info
-    private = locks.private_state_dict(model)
-    locks.redraw_lock(model, config)
-    assert private.keys() == locks.private_state_dict(model).keys()
-    locks.load_private_state_dict(model, private)
-    assert all(torch.equal(t, private[n]) for n, t in locks.private_state_dict(model).items())
+    private, other = locks.private_state_dict(model), net()
+    locks.lock_model(other, config)
+    locks.load_private_state_dict(other, private)
+    assert all(torch.equal(t, private[n]) for n, t in locks.private_state_dict(other).items())
     assert locks.secret_variables(model)
     assert not locks.is_locked(locks.export_model(model))
     locks.unlock_model(model)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...inversion import PublicData
 from ...tensors import one_thread
+from ...types import ClientUpdate, Surrogate
 from ..capture import Capture
 from ..interval import mean_interval
 from ..leakage import Interval
 
 __all__ = ["OwnLock", "Rounds", "accuracy_by_round", "share_correct"]
 
-OwnLock = Callable[[nn.Module, int, int | None], nn.Module]
-"""A copy of a model under a silo's lock, as it was when a round began, or after the last (None)."""
+OwnLock = Callable[[Mapping[str, Tensor], int, int | None], nn.Module]
+"""What a silo computed with, of a state that the server had sent: when a round began, or after the
+last (None)."""
 
 Rounds = dict[str, list[tuple[int, float]]]
 """Role to ``(round, share)``: with what share of test images right that round began."""
@@ -26,12 +28,18 @@ _AT_ONCE = 250
 
 
 def accuracy_by_round(
-    capture: Capture, model: nn.Module, data: PublicData, own_lock: OwnLock | None = None
+    capture: Capture,
+    model: nn.Module,
+    data: PublicData,
+    own_lock: OwnLock | None = None,
+    *,
+    surrogate: Surrogate | None = None,
 ) -> tuple[dict[str, Interval], Rounds]:
     """Test the weights that were sent in each captured round, and those that training ended with.
 
     The model is the job's, unprotected; its own weights do not matter. Without ``own_lock`` nobody
-    has the silos' private state.
+    has the silos' private state. The surrogate says what the server reads of what it has; without
+    one it is a model as it is.
 
     Returns:
         The final model's accuracy by role, empty if the job did not end, and that of the rounds.
@@ -44,7 +52,6 @@ def accuracy_by_round(
     Example:
         >>> import tempfile
         >>> from pathlib import Path
-        >>> from ...types import ClientUpdate
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> capture = Capture.create(Path(tempfile.mkdtemp()), {"learning_rate": 0.1, "rounds": 1})
         >>> capture.add(ClientUpdate(net.state_dict(), net.state_dict(), 0.1))
@@ -54,34 +61,31 @@ def accuracy_by_round(
 
     """
     plain = deepcopy(model)
+
+    def shares(
+        sent: Mapping[str, Tensor], silos: list[int], index: int | None
+    ) -> dict[str, list[float]]:
+        update = ClientUpdate(sent, sent, 1.0)
+        read = update if surrogate is None else surrogate.read(update)
+        plain.load_state_dict({**plain.state_dict(), **read.before})
+        found = {"server": [share_correct(plain, data)]}
+        if own_lock is not None:
+            locked = (own_lock(sent, silo, index) for silo in silos)
+            found["own_lock"] = [share_correct(one, data) for one in locked]
+        return found
+
     rounds: Rounds = {}
     final: dict[str, Interval] = {}
     for index in capture.rounds():
         silos = [silo for number, silo in capture.entries() if number == index]
-        plain.load_state_dict(capture.sent(index))
-        for role, shares in _shares(plain, data, silos, index, own_lock).items():
-            rounds.setdefault(role, []).append((index, sum(shares) / len(shares)))
+        for role, each in shares(capture.sent(index), silos, index).items():
+            rounds.setdefault(role, []).append((index, sum(each) / len(each)))
     if capture.ended:
-        plain.load_state_dict(capture.final())
         every = sorted({silo for _, silo in capture.entries()})
-        for role, shares in _shares(plain, data, every, None, own_lock).items():
-            final[role] = mean_interval(torch.tensor(shares))
-            rounds[role].append((int(capture.meta["rounds"]), sum(shares) / len(shares)))
+        for role, each in shares(capture.final(), every, None).items():
+            final[role] = mean_interval(torch.tensor(each))
+            rounds[role].append((int(capture.meta["rounds"]), sum(each) / len(each)))
     return final, rounds
-
-
-def _shares(
-    plain: nn.Module,
-    data: PublicData,
-    silos: list[int],
-    index: int | None,
-    own_lock: OwnLock | None,
-) -> dict[str, list[float]]:
-    found = {"server": [share_correct(plain, data)]}
-    if own_lock is not None:
-        locked = (own_lock(plain, silo, index) for silo in silos)
-        found["own_lock"] = [share_correct(one, data) for one in locked]
-    return found
 
 
 def share_correct(model: nn.Module, data: PublicData) -> float:

@@ -19,7 +19,7 @@ from ..leakage import PUBLIC_NORM
 from ..trials import knowledge_of, trials
 from .shared_statistics import shared_statistics
 from .subject import Rebuild, Subject
-from .twins import opened, public_norm, undefended
+from .twins import public_norm, recovered, undefended
 
 __all__ = ["Task", "Trial", "tasks_of"]
 
@@ -178,7 +178,7 @@ def tasks_of(
         attack, grants = attacks[trial.attack], GRANTS[trial.level]
         updates, groups = sent[trial.variant], [tuple(range(len(subject.updates)))]
         if subject.update_transform and grants & _PRIVATE:
-            updates = opened(subject, colluding="peer" in grants)
+            updates = recovered(subject, colluding="peer" in grants)
         elif "peer" in grants:
             groups = _by_peers(subject)
         # what is learned or pooled over all updates is done once
@@ -255,7 +255,9 @@ def _task(
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
     if "statistics" in grants and subject.surrogate is not None:
         statistics = shared_statistics(
-            subject.surrogate.model, [updates[row] for row in rows], subject.images[0]
+            subject.surrogate.model,
+            [subject.surrogate.read(updates[row]) for row in rows],
+            subject.images[0],
         )
     return Task(
         trial=trial,

@@ -25,13 +25,8 @@ def shared_statistics(
     batch's exactly; its variance there is over n - 1 values, and here over n, as the layer
     normalises by it.
 
-    Args:
-        model: the attacker's.
-        updates: u of one step each.
-        images: ``(n, c, h, w)``, of which only the shape matters.
-
-    Returns:
-        Name of a module to mean and variance, each ``(u, channels)``.
+    Of the attacker's model, u updates of one step each, and images ``(n, c, h, w)`` of which only
+    the shape matters: name of a module to mean and variance, each ``(u, channels)``.
 
     Raises:
         AttackError: no update holds any such statistics.

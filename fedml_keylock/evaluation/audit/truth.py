@@ -128,7 +128,7 @@ def from_capture(
     if len(sizes) != 1:
         raise AttackError(f"the truth's updates must be of one shape, not {sorted(sizes)}")
     updates = tuple(capture.load(*entry) for entry in chosen)
-    _check_model(model, updates[0])
+    _check_model(model, protection.surrogate.read(updates[0]) if protection else updates[0])
     images = torch.stack([truth[entry][0] for entry in chosen])
     return Subject(
         updates=updates,

@@ -12,7 +12,7 @@ from ...types import ClientUpdate, UpdateTransform
 from .subject import Subject
 from .training import train_update
 
-__all__ = ["opened", "public_norm", "revealed", "undefended"]
+__all__ = ["public_norm", "recover", "recovered", "undefended"]
 
 
 def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
@@ -31,21 +31,23 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
     """
     if subject.surrogate is None:
         return subject.updates
-    return _retrained(subject, subject.model, subject.plain, (), opened(subject))
+    return _retrained(subject, subject.model, subject.plain, (), recovered(subject))
 
 
-def opened(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
+def recovered(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
     """The updates as whoever has the silos' private state reads them.
 
-    Or, colluding, only what the other silos have of it. They are as they were sent where nobody has
-    it, and where the lock is in what is computed.
+    Or, colluding, only what the other silos have of it. Where nobody has it they are as anybody
+    reads them, and where the lock is in what is computed they are as they were sent.
     """
-    if subject.update_transform is None or subject.secrets is None:
+    if subject.surrogate is None or subject.update_transform is None:
         return subject.updates
-    return revealed(subject.updates, subject.update_transform, subject.secrets, colluding=colluding)
+    if subject.secrets is None:
+        return tuple(map(subject.surrogate.read, subject.updates))
+    return recover(subject.updates, subject.update_transform, subject.secrets, colluding=colluding)
 
 
-def revealed(
+def recover(
     updates: Sequence[ClientUpdate],
     update_transform: UpdateTransform,
     secrets: Mapping[str, Tensor],

@@ -20,6 +20,7 @@ METRICS = {
 }
 ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
 LOCKS = {
+    "sealed": "exact secure aggregation: words that only silos open",
     "rotated": "a secret rotation of what is sent",
     "paper": "the published key-lock module (arXiv 2305.04095)",
 }
@@ -42,8 +43,8 @@ def meaning_of(defense: str) -> str:
     Example:
         >>> meaning_of("none")
         'as FedML trains without a defense'
-        >>> meaning_of("keylock:rotated:unmasked")
-        'a secret rotation of what is sent, unmasked'
+        >>> meaning_of("keylock:rotated:group")
+        'a secret rotation of what is sent, group'
         >>> meaning_of("keylock:paper:first")
         'the published key-lock module (arXiv 2305.04095), first'
 

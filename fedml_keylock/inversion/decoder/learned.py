@@ -111,7 +111,7 @@ class LearnedAttack(LearningSettings):
             with torch.no_grad():
                 seen = simulation.features(sent, labels[rows, 0], rates)
                 images[rows] = decoder(seen)
-                # of a disguised state the head's gradient says nothing
+                # of a protected state the head's gradient says nothing
                 if knowledge.update_transform is not None and knowledge.labels is None:
                     labels[rows, 0] = simulation.likeliest(seen)
             history.append(errors)

@@ -28,7 +28,7 @@ class LearningSettings:
         locks: drawn at once, and combined with the images anew at every step.
         tuned: share of the locks that are tuned; 1 suits trained weights, 0 those of a first round.
         tuning: steps of Adam by which they are tuned.
-        warp: public images are turned, scaled, sheared and moved by up to this share of half their
+        warp: public images are rotated, scaled, sheared and moved by up to this share of half their
             size before they are simulated; 0 takes them as they are, as rows of a table are taken.
         held_out: share of the public images that the decoder is not trained on.
         decoder: makes the decoder; None for ``ConvDecoder``.

@@ -99,7 +99,7 @@ class Simulation:
                 continue
             before, after = self._states(sent, rates)
             after = self.knowledge.update_transform.simulate(before, after, self.generator)
-            seen.append(self._left(before, after))
+            seen.append(self._observed(before, after))
         return torch.cat(seen)
 
     @torch.no_grad()
@@ -134,7 +134,7 @@ class Simulation:
     def features(self, sent: dict[str, Tensor], labels: Tensor, rates: Tensor) -> Tensor:
         """What a decoder sees of b updates: ``(b, features)``, standardised by simulations."""
         if self.knowledge.update_transform is not None:
-            return self._left(*self._states(sent, rates))
+            return self._observed(*self._states(sent, rates))
         parts = [F.one_hot(labels, self.knowledge.classes).to(self.images)]
         done: set[str] = set()
         for weight, bias in self.outer.items():
@@ -151,8 +151,8 @@ class Simulation:
         near = torch.cdist(seen, self.seen(images, labels)).topk(_NEAR, largest=False).indices
         return labels[near].mode(1).values
 
-    def _left(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        """What a defense that disguises states leaves of them, the labels not among it."""
+    def _observed(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
+        """What an update transform leaves to be observed of states, the labels not among it."""
         assert self.knowledge.update_transform is not None
         left = self.knowledge.update_transform.observable(before, after)
         # they span orders of magnitude

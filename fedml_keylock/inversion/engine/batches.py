@@ -95,7 +95,7 @@ def run(
         """What is done, and the state of the batch that is not, if it is time."""
         if file is None or not file.due():
             return
-        states = [found.tensors() for found in made] + ([now()] if now else [])
+        states = [vars(found) for found in made] + ([now()] if now else [])
         file.save({f"{i}.{name}": t for i, state in enumerate(states) for name, t in state.items()})
 
     for index, part in enumerate(parts):

@@ -30,13 +30,9 @@ def evolve(
     A candidate's cost is that of the best that its evolution has seen. One that the package itself
     has ended (its tolerances, not ``steps``) rests.
 
-    Args:
-        attack: ``steps`` are generations; ``population`` is that of one candidate;
-            ``learning_rate`` the first deviation, in each unknown's own rate.
-        objective: of the candidates.
-        start: ``(b, d)``, the first means.
-        report: called with generations done.
-        seeds: ``(b,)`` integers above 0, of the evolutions.
+    The attack's ``steps`` are generations, its ``population`` is that of one candidate, and its
+    ``learning_rate`` the first deviation, in each unknown's own rate. The starts ``(b, d)`` are the
+    first means; the seeds, ``(b,)`` integers above 0, are the evolutions'.
 
     Raises:
         MissingExtra: the package is not installed.

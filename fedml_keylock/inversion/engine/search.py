@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -39,10 +39,6 @@ class Found:
     costs: Tensor
     history: Tensor
     diverged: Tensor
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Each by its name."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 def parts_of(saved: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -136,14 +132,8 @@ def search(
 ) -> Found:
     """Run one batch of candidates to the end, or until every one of them has stopped.
 
-    Args:
-        attack: for its optimiser and its steps.
-        objective: of the candidates.
-        start: ``(b, d)``.
-        report: called with evaluations done.
-        state: what ``keep`` was given, to go on from.
-        keep: now and then called with a function that makes the search's state.
-
+    It goes from the starts ``(b, d)``, or on from a state: ``keep`` is now and then called with a
+    function that makes one. The report is called with evaluations done.
     """
     evaluations = attack.steps * attack.inner
     every, count = points(evaluations)

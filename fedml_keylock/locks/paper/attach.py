@@ -108,13 +108,7 @@ def detach(model: nn.Module) -> None:
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a private tensor tells of the silo's data, and not of the lock on it.
-
-    Example:
-        >>> is_statistic("1.running_mean"), is_statistic("1.keylock.key")
-        (True, False)
-
-    """
+    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 

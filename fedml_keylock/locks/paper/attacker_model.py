@@ -84,16 +84,7 @@ def attacker_model(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, 
 
 
 def gammas_and_betas(model: nn.Module) -> dict[str, Tensor]:
-    """The unknowns of `attacker_model`, as they are in a locked model. Private, like the lock.
-
-    Example:
-        >>> from fedml_keylock.locks import lock_model
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
-        >>> gammas_and_betas(model)["0.keylock.gamma"].shape
-        torch.Size([6])
-
-    """
+    """The unknowns of `attacker_model`, as they are in a locked model. Private, like the lock."""
     state: dict[str, Tensor] = {}
     for name, (gamma, beta) in lock_values(model).items():
         prefix = under(name, "keylock.")

@@ -37,13 +37,7 @@ def next_values(lock: KeyLock, before: Values | None) -> Values:
 
 
 def lock_values(model: nn.Module) -> dict[str, Values]:
-    """Gamma and beta ``(c,)`` of every lock of a model, by its holder's name.
-
-    Example:
-        >>> lock_values(nn.Conv2d(1, 2, 3))
-        {}
-
-    """
+    """Gamma and beta ``(c,)`` of every lock of a model, by its holder's name."""
     values: dict[str, Values] = {}
     before = None
     for name in getattr(model, CHAIN, ()):

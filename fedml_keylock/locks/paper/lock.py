@@ -37,8 +37,8 @@ class PaperLock(Lock):
     """
 
     weakness: ClassVar[str] = (
-        "lock: paper does not withstand an attacker who knows of it, as the README shows; lock: "
-        "rotated, the default, has withstood more"
+        "lock: paper does not withstand an attacker who knows of it, as the README shows; use "
+        "lock: sealed, the default, or [paper, sealed]"
     )
 
     def __init__(self, config: KeyLockConfig) -> None:

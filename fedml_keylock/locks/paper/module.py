@@ -191,13 +191,7 @@ def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tens
 
 
 def locks(model: nn.Module) -> Iterator[tuple[str, nn.Module, KeyLock]]:
-    """Each lock of a model, as (name of its holder, the holder, the lock).
-
-    Example:
-        >>> list(locks(nn.Conv2d(1, 6, 3)))
-        []
-
-    """
+    """Each lock of a model, as (name of its holder, the holder, the lock)."""
     for name, module in model.named_modules():
         lock = module._modules.get("keylock")
         if isinstance(lock, KeyLock):

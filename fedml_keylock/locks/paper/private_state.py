@@ -23,16 +23,7 @@ __all__ = ["keep_private", "load_private", "lock_tensors", "private_tensors", "s
 
 
 def private_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Everything private in a locked model, name to tensor; not copies.
-
-    Example:
-        >>> from fedml_keylock.locks import KeyLockConfig, lock_model
-        >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
-        >>> info = lock_model(model, KeyLockConfig(lock="paper"))
-        >>> sorted(private_tensors(model))[0]
-        '0.keylock.bias_beta'
-
-    """
+    """Everything private in a locked model, name to tensor; not copies."""
     tensors: dict[str, Tensor] = lock_tensors(model)
     for name, holder, _ in locks(model):
         for own in _hidden_statistics(holder):
@@ -61,13 +52,7 @@ def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's locks themselves, by their names in the model; not copies.
-
-    Example:
-        >>> lock_tensors(nn.Conv2d(1, 6, 3))
-        {}
-
-    """
+    """The tensors of a model's locks themselves, by their names in the model; not copies."""
     return {
         under(name, f"keylock.{own}"): tensor
         for name, _, lock in locks(model)

@@ -143,15 +143,35 @@ class RotatedLock(Lock):
     ) -> None:
         """Load the average of a round; see `Lock.load_public`."""
         rotation = _on(model)
-        last = max(0, rotation.round - 1) if round_index is None else round_index
-        restored = rotation.restore(state, round_index=last)
-        if not rotation.is_like(restored):
-            raise ConfigError(
-                f"{source}: not the average of round {last}, as rotated back so it is noise: name "
-                "the round after which it was saved, from 0, by --round; a vault opens nothing of "
-                "other jobs"
-            )
-        model.load_state_dict(restored)
+        # a job that was ended within a round has left the average of the one before
+        last = (
+            {rotation.round, max(0, rotation.round - 1)} if round_index is None else {round_index}
+        )
+        for one in sorted(last, reverse=True):
+            restored = rotation.restore(state, round_index=one)
+            if rotation.is_like(restored):
+                model.load_state_dict(restored)
+                return
+        raise ConfigError(
+            f"{source}: not the average of round {max(last)}, as rotated back so it is noise: name "
+            "the round after which it was saved, from 0, by --round; a vault opens nothing of "
+            "other jobs"
+        )
+
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Rotate the average of the round before back; the first model is open."""
+        rotation = _on(model)
+        if round_index != 0:
+            last = rotation.round if round_index is None else round_index - 1
+            state = rotation.restore(state, round_index=last)
+        model.load_state_dict(state)
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import ConfigError, first_line
+from ...errors import ConfigError, UpdateRefused
 from ..vault.disk import write_private
 from .record import Record
 from .sealing import TRAILER
@@ -82,14 +82,17 @@ def open_checkpoint(
     """
     if TRAILER not in total:
         raise ConfigError(f"{source}: it is not sealed; load it as it is")
-    if round_index is not None and round_index == record.round - 1:
+    if tuple(total[TRAILER].tolist()) == record.came:
         return dict(record.encoding.base)  # what the vault's round began with
     if round_index is not None and round_index != record.round:
         raise ConfigError(
-            f"{source}: of round {round_index}, and the vault opens rounds {record.round - 1} and "
-            f"{record.round}: a vault opens the last checkpoint only"
+            f"{source}: it is of round {round_index}, and the vault opens the last checkpoint "
+            f"only: that of round {record.round}"
         )
     try:
         return record.open(total).state
-    except Exception as error:
-        raise ConfigError(f"{source}: not of this vault's job: {first_line(error)}") from None
+    except UpdateRefused:
+        raise ConfigError(
+            f"{source}: not of this vault's job, or changed since: it is not the sum of what the "
+            f"silos sent in round {record.round}"
+        ) from None

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
 from ..protocol import Lock
-from .checkpoint import open_checkpoint, write_checkpoint, write_model
+from .checkpoint import open_checkpoint, read_round, write_checkpoint, write_model
 from .encoding import entries_of
 from .record import Record
 from .rounds import Rounds, digest_of
@@ -64,6 +65,9 @@ class SealedLock(Lock):
             entries_of(state)
         except UpdateRefused as error:
             return ModelCheck((LockIssue("", str(error)),))
+        if not state:
+            reason = f"{type(model).__name__} has no parameters to lock"
+            return ModelCheck((LockIssue("", reason),))
         owners = {name.rpartition(".")[0] for name in state}
         layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
         how = "its numbers are sent sealed, with all others"
@@ -127,7 +131,13 @@ class SealedLock(Lock):
         constants: Mapping[str, float],
         source: Path,
     ) -> None:
-        """Nothing: a sealed checkpoint opens, or it does not."""
+        """Nothing of a sealed checkpoint, which opens or does not."""
+        if TRAILER not in state:
+            super().check_fit(model, state, constants, source)
+
+    def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
+        """A sealed checkpoint needs it; what `save_model` wrote is open."""
+        return TRAILER in state
 
     def load_public(
         self,
@@ -139,10 +149,31 @@ class SealedLock(Lock):
     ) -> None:
         """Open the server's sealed checkpoint and load it; see `Lock.load_public`."""
         record = _on(model).record
+        if TRAILER not in state:
+            model.load_state_dict(state)
+            return
         if record is None:
             raise ConfigError(f"{source}: the vault holds nothing that opens it")
-        opened = open_checkpoint(record, state, round_index=round_index, source=source)
+        if round_index is not None:
+            raise ConfigError("--round: of lock: rotated only: a sealed checkpoint says its round")
+        opened = open_checkpoint(record, state, round_index=read_round(source), source=source)
         model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
+
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Load what the silo had opened when the round began, or open the last sum."""
+        record = _on(model).record
+        if record is not None and round_index is not None:
+            state = record.encoding.base
+        elif record is not None and TRAILER in state:
+            state = open_checkpoint(record, state, round_index=None, source=source)
+        model.load_state_dict({**model.state_dict(), **state})
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
@@ -253,7 +284,8 @@ class SealedLock(Lock):
             )
         if self._writes_vault:
             assert rounds.record is not None
-            kept = rounds.record.tensors
+            own = rounds.record.covers if self.config.keep_history else ()
+            kept = replace(rounds.record, covers=own).tensors
             vault = self._own_vault()
             vault.save(kept, round_index=rounds.round)
             if self.config.keep_history:
@@ -331,8 +363,16 @@ class SealedLock(Lock):
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The silo's own model; nothing in it is private."""
-        return deepcopy(protected), {}
+        """The silo's own model, and what opens the message that was sealed last.
+
+        From now on that is kept, in memory only.
+        """
+        private: Mapping[str, Tensor] = {}
+        if self._rounds is not None:
+            self._rounds.keep_own = True
+            if self._rounds.record is not None and self._rounds.record.covers:
+                private = self._rounds.record.tensors
+        return deepcopy(protected), private
 
     @property
     def _writes_vault(self) -> bool:

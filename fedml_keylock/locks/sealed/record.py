@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import VaultError
 from .encoding import CHUNK, Encoding, Shares, entries_of
 from .keystream import Keystream
-from .sealing import Opened, RoundKeys, open_sum
+from .sealing import TRAILER_WORDS, Opened, RoundKeys, open_sum
 
 __all__ = ["Record"]
 
@@ -30,6 +30,8 @@ class Record:
         pad_key: of S_0.
         tag_key: of the round.
         covers: keys and signs of what lies over this silo's own message; empty but for audits.
+        came: the last words of the sum that the round began with, by which its checkpoint is
+            known; empty in the first round.
 
     """
 
@@ -39,10 +41,17 @@ class Record:
     pad_key: bytes = field(repr=False)
     tag_key: bytes = field(repr=False)
     covers: tuple[tuple[bytes, int], ...] = field(default=(), repr=False)
+    came: tuple[int, ...] = ()
 
     @classmethod
     def of(
-        cls, encoding: Encoding, keys: RoundKeys, round_index: int, *, own: bool = False
+        cls,
+        encoding: Encoding,
+        keys: RoundKeys,
+        round_index: int,
+        *,
+        own: bool = False,
+        came: tuple[int, ...] = (),
     ) -> Record:
         """From what a round was sealed with.
 
@@ -51,10 +60,17 @@ class Record:
             keys: of the round.
             round_index: of the round.
             own: keep what opens this silo's own message too.
+            came: see the attribute.
 
         """
         covers = tuple(keys.covers()) if own else ()
-        return cls(encoding, round_index, keys.place, keys.pad_key(0), keys.tag_key(), covers)
+        pad, tag = keys.pad_key(0), keys.tag_key()
+        return cls(encoding, round_index, keys.place, pad, tag, covers, came)
+
+    @property
+    def pads(self) -> int:
+        """How many of the covers, at their end, are pads; the others are pairwise masks."""
+        return 1 if self.place + 1 == len(self.encoding.shares.samples) else 2
 
     def open(self, total: Mapping[str, Tensor]) -> Opened:
         """Verify and open the round's sum.
@@ -85,13 +101,17 @@ class Record:
     def tensors(self) -> dict[str, Tensor]:
         """The record as the vault keeps it, name to tensor."""
         keys = [list(key) for key in (self.pad_key, self.tag_key, *(k for k, _ in self.covers))]
+        signs = [sign for _, sign in self.covers]
+        if signs and self.pads == 1:  # all silos' records have the same shapes
+            keys, signs = [*keys, [0] * len(self.pad_key)], [*signs, 0]
         return {
             "sealed.round": torch.tensor(self.round),
             "sealed.place": torch.tensor(self.place),
             "sealed.samples": torch.tensor(self.encoding.shares.samples, dtype=torch.int64),
             "sealed.steps": torch.tensor(self.encoding.steps, dtype=torch.int64),
             "sealed.keys": torch.tensor(keys, dtype=torch.uint8),
-            "sealed.signs": torch.tensor([sign for _, sign in self.covers], dtype=torch.int64),
+            "sealed.signs": torch.tensor(signs, dtype=torch.int64),
+            "sealed.came": torch.tensor(self.came or [0] * TRAILER_WORDS, dtype=torch.int32),
             **{BASE + name: tensor for name, tensor in self.encoding.base.items()},
         }
 
@@ -111,8 +131,8 @@ class Record:
             signs = kept["sealed.signs"].tolist()
             encoding = Encoding(base, entries_of(base), steps, shares)
             place, round_index = int(kept["sealed.place"]), int(kept["sealed.round"])
-            return cls(
-                encoding, round_index, place, pad, tag, tuple(zip(covers, signs, strict=True))
-            )
+            signed = tuple((k, sign) for k, sign in zip(covers, signs, strict=True) if sign)
+            came = tuple(kept["sealed.came"].tolist()) if round_index else ()
+            return cls(encoding, round_index, place, pad, tag, signed, came)
         except (KeyError, ValueError, TypeError) as error:
             raise VaultError(f"the private state is that of another lock: {error}") from None

@@ -19,7 +19,7 @@ from .keystream import derive, framed
 from .neighbours import neighbours, reach
 from .notices import Notice, compare
 from .record import Record
-from .sealing import Opened, RoundKeys, seal
+from .sealing import TRAILER, Opened, RoundKeys, seal
 
 __all__ = ["Rounds", "digest_of"]
 
@@ -51,6 +51,7 @@ class Rounds(Private):
     base: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     record: Record | None = field(default=None, repr=False)
     _chain: bytes = field(default=b"", repr=False)
+    _came: tuple[int, ...] = ()
     _sealed: bool = False
     _used: bool = False
 
@@ -108,7 +109,7 @@ class Rounds(Private):
         encoding = Encoding.of(base, Shares.of(numbers), self._scales(base))
         keys = self._keys(encoding)
         message, counts = seal(encoding, payload, keys)
-        self.record = Record.of(encoding, keys, self.round, own=self.keep_own)
+        self.record = Record.of(encoding, keys, self.round, own=self.keep_own, came=self._came)
         self._sealed = True
         return message, counts
 
@@ -130,12 +131,15 @@ class Rounds(Private):
         # the first model and all words since: silos with the same chain have received the same
         self._chain = hashlib.sha256(framed(b"chain", self._chain, opened.digest)).digest()
         self.base, self.round = _kept(opened.state), self.round + 1
+        self._came = tuple(message[TRAILER].tolist())
         self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)
         return opened
 
     def agreed(self) -> None:
         """Check, after the last round, that all silos have opened the same.
+
+        Where nothing reaches them past the server, there is nothing to compare.
 
         Raises:
             UpdateRefused: naming the silo that has not.

@@ -17,12 +17,13 @@ from .encoding import CHUNK, Counts, Encoding
 from .keystream import Keystream, derive
 from .tag import TAG_WORDS, Tag, join_tags, split_tags
 
-__all__ = ["TRAILER", "Opened", "RoundKeys", "add_up", "open_sum", "seal"]
+__all__ = ["TRAILER", "TRAILER_WORDS", "Opened", "RoundKeys", "add_up", "open_sum", "seal"]
 
 TRAILER = "keylock.sealed"
 """The entry of a message that holds its counters and its tags."""
 COUNTERS = 2
 """Words of the counters: entries clipped, and entries that are NaN or infinite."""
+TRAILER_WORDS = COUNTERS + TAG_WORDS
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def seal(
     most = (2**31 - 1) // keys.participants
     counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
     tag.update(counters)
-    trailer = torch.empty(COUNTERS + TAG_WORDS, dtype=torch.int32)
+    trailer = torch.empty(TRAILER_WORDS, dtype=torch.int32)
     cover(np.concatenate([counters, split_tags(tag.value)]), trailer.numpy())
     sealed[TRAILER] = trailer
     return sealed, counts
@@ -152,7 +153,7 @@ def open_sum(
             tag.update(part)
             digest.update(part.data)
         state[entry.name] = encoding.decode(entry, step, words)
-    trailer = message[TRAILER].detach().cpu().numpy() - pad.words(COUNTERS + TAG_WORDS)
+    trailer = message[TRAILER].detach().cpu().numpy() - pad.words(TRAILER_WORDS)
     tag.update(trailer[:COUNTERS])
     if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:
         raise UpdateRefused(
@@ -171,7 +172,7 @@ def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:
 
     """
     wanted = {entry.name: entry.wire_shape for entry in encoding.entries}
-    wanted[TRAILER] = (COUNTERS + TAG_WORDS,)
+    wanted[TRAILER] = (TRAILER_WORDS,)
     for name in sorted(wanted.keys() ^ message.keys()):
         raise UpdateRefused(f"{name} is {'missing' if name in wanted else 'not one of its names'}")
     for name, shape in wanted.items():

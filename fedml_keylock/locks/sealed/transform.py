@@ -74,9 +74,9 @@ class SealTransform:
         where there are any. Of two silos, the one that colludes has what the other sent.
         """
         record = Record.from_tensors(private)
-        if colluding and self.silos > 2:
-            hidden = record.covers[1 : self.silos - 1]
-            record = replace(record, covers=tuple(c for c in record.covers if c not in hidden))
+        if colluding:
+            masks, pads = record.covers[: -record.pads], record.covers[-record.pads :]
+            record = replace(record, covers=(*masks[:1], *pads))
         return replace(
             update, before=dict(record.encoding.base), after=record.uncover(update.after)
         )

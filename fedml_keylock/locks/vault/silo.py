@@ -198,24 +198,12 @@ def silos_in(folder: Path) -> list[int]:
 
 
 def history_of(folder: Path, silo: int) -> list[Path]:
-    """The files with the private state that rounds of a silo began with, oldest first.
-
-    Example:
-        >>> history_of(Path("nowhere"), 0)
-        []
-
-    """
+    """The files with the private state that rounds of a silo began with, oldest first."""
     return sorted((folder / f"silo-{silo}").glob("round-*.safetensors"))
 
 
 def files_of(folder: Path, silo: int) -> list[Path]:
-    """Every file with a silo's private state: of the past, set aside, and at last the current one.
-
-    Example:
-        >>> files_of(Path("nowhere"), 0)
-        []
-
-    """
+    """Every file with a silo's private state: of the past, set aside, and the current one."""
     current = silo_path(folder, silo)
     aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
     there = [current] if os.path.lexists(current) else []

@@ -6,12 +6,12 @@ from itertools import product
 
 import pytest
 import torch
+from fedml_keylock.locks.rotated.state import state_lock
 from nets import lenet
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, VaultError
 from fedml_keylock.locks import KeyLockConfig, Vault, is_locked, lock_model, private_state_dict
-from fedml_keylock.locks.rotated.state import state_lock
 from fedml_keylock.locks.rotated.turns import OPEN
 from fedml_keylock.types import JobSecrets
 

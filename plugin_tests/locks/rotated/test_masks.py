@@ -7,17 +7,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import kstest
-from torch import nn
-
-from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused
-from fedml_keylock.locks import job_key, lock_model, unlock_model
-from fedml_keylock.locks.entropy import Stream
-from fedml_keylock.locks.job_key import JobKey
-from fedml_keylock.locks.rotated import mask as mask_module
 from fedml_keylock.locks.rotated.mask import (
     LEAST,
     LEAST_BUFFER,
@@ -29,6 +18,17 @@ from fedml_keylock.locks.rotated.mask import (
     scales_of,
 )
 from fedml_keylock.locks.rotated.state import state_lock
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import kstest
+from torch import nn
+
+from fedml_keylock.builtin import keylock
+from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused
+from fedml_keylock.locks import job_key, lock_model, unlock_model
+from fedml_keylock.locks.entropy import Stream
+from fedml_keylock.locks.job_key import JobKey
+from fedml_keylock.locks.rotated import mask as mask_module
 from fedml_keylock.locks.rotated.turns import Part, Turns
 from fedml_keylock.types import JobSecrets
 

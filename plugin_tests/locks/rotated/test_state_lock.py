@@ -10,6 +10,7 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
+from fedml_keylock.locks.rotated.state import lock_state, state_lock
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -29,14 +30,12 @@ from fedml_keylock.locks import (
     lock_model,
     make_lock,
     private_state_dict,
-    redraw_lock,
     secret_variables,
     unlock_model,
 )
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.locks.job_key import JobKey
 from fedml_keylock.locks.paper.module import draw_key
-from fedml_keylock.locks.rotated.state import lock_state, state_lock
 from fedml_keylock.locks.rotated.turns import OPEN, Part, Turns, digest, parts_of
 from fedml_keylock.types import JobSecrets
 
@@ -483,10 +482,17 @@ class TestSecrets:
             lock_model(model, uniform=seeded_uniform(torch.Generator().manual_seed(seed)))
             keys.append(state_lock(model).key)
         assert keys[0] == keys[1] != keys[2]
-        before, state = state_lock(one).key, contents(one)
-        redraw_lock(one, KeyLockConfig())
-        assert state_lock(one).key != before
-        assert_equal(contents(one), state)
+
+    def test_who_has_another_key_opens_noise(self):
+        model = locked()
+        public = lenet()
+        public.load_state_dict(model.state_dict())
+        state = contents(public)
+        other = make_lock().as_outsider(public, lambda: pytest.fail("a silo's own"), None)
+        assert state_lock(other).key != state_lock(model).key
+        for name, tensor in contents(model).items():
+            assert not torch.allclose(contents(other)[name], tensor, atol=1e-2), name
+        assert_equal(contents(public), state)
 
 
 class TestSilos:
