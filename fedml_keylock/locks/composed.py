@@ -68,7 +68,9 @@ class SealedPaperLock(PaperLock):
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Lock the model; what the first model is compared with is its public state."""
         info = super().lock_for_job(model)
-        self._wire.remember(model)
+        wire = self._wire  # what `protect` has said of this lock's vault holds for the other one
+        wire._cipher, wire._layout, wire._in_turn = self._cipher, self._layout, self._in_turn
+        wire.remember(model)
         return info
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:

@@ -49,7 +49,8 @@ class RotatedLock(Lock):
         self._rotation: Rotation | None = None
         self._nonce, self._secret = b"", b""
         self._integers: dict[str, Tensor] = {}
-        self._sent = -1
+        self._silo = 0
+        self._sent: dict[int, int] = {}
 
     @property
     def title(self) -> str:
@@ -205,6 +206,7 @@ class RotatedLock(Lock):
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault: what is in it belongs to another job."""
+        self._silo = silo
         vault = self._claim(silo)
         if vault.exists():  # another model's or lock's is refused, and not written over
             Rotation(parts_of(model)).load(vault.load()[0])
@@ -240,13 +242,13 @@ class RotatedLock(Lock):
     ) -> Mapping[str, Tensor]:
         """A whole state, rotated; one in each round."""
         rotation = self._begun()
-        if self._sent >= rotation.round:
+        if self._sent.get(self._silo, -1) >= rotation.round:
             raise UpdateRefused(
                 f"round {rotation.round}: it would send a second state in one round: send one"
             )
         self._check_integers(payload)
         rotated = rotation.rotate(payload)
-        self._sent = rotation.round
+        self._sent[self._silo] = rotation.round
         vault = self._own_vault()
         vault.save(rotation.tensors, round_index=rotation.round + 1)
         if self.config.keep_history:

@@ -141,7 +141,8 @@ class Rounds(Private):
             UpdateRefused: naming the silo that has not.
 
         """
-        own = Notice(self.round, self._chain, schema_of(self.base), 1.0)
+        samples = self.secrets.samples.get(self.secrets.silo, 1.0)
+        own = Notice(self.round, self._chain, schema_of(self.base), samples)
         compare(own, self.secrets, label="farewell")
 
     def _base_of(self, payload: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

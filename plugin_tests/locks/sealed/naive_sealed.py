@@ -66,10 +66,15 @@ def limbs(both: tuple[int, int]) -> list[int]:
     return [tag // 2 ** (16 * k) % 2**16 for tag in both for k in range(4)]
 
 
-def joined(numbers: Sequence[int]) -> tuple[int, int]:
-    halves = numbers[:4], numbers[4:]
-    first, second = (sum((n % 2**32) * 2 ** (16 * k) for k, n in enumerate(h)) for h in halves)
-    return first % 2**64, second % 2**64
+def joined(numbers: Sequence[int], silos: int) -> tuple[int, int] | None:
+    """The tags of so many silos' limbs, or None for what is no sum of so many."""
+    if not all(0 <= number <= silos * (2**16 - 1) for number in numbers):
+        return None
+    first, second = (
+        sum(number * 2 ** (16 * k) for k, number in enumerate(half)) % 2**64
+        for half in (numbers[:4], numbers[4:])
+    )
+    return first, second
 
 
 # numbers
@@ -371,7 +376,7 @@ class Silo:
         pad = words(self.pad_key(0), len(line))
         opened = total.of([wrapped(x - r) for x, r in zip(line, pad, strict=True)])
         both = tags(self.tag_key(), opened.line[:-8])
-        if joined(opened.trailer[2:]) != both:
+        if joined(opened.trailer[2:], len(self.numbers)) != both:
             return None
         made = {n: decoded(self.base[n], opened.words[n], self.samples) for n in opened.words}
         received = b"".join(struct.pack("<i", word) for word in opened.line[:-10])

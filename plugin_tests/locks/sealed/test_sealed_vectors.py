@@ -432,7 +432,7 @@ KNOWN = {
     "round/average/count": "c7feb4c537d6feff",
     "round/clipped": 4,
     "round/infinite": 2,
-    "round/next chain": "f76d284c041c25d6268a8ff316c40ef0194b313a7aa3dbf8e63d3de1d83e0b2c",
+    "round/next chain": "3fb353a9f512243c00c3271d2330e26fe12913c1f96b757646ec6a98629f050b",
     "round/next group secret": "3bb4268419f96a7f40bdc74c206b87076ae927976687503a6089d27b067c2c4f",
     "hello/transcript": "4f09961b3179c1ff9e46fecdf9e4806c0aa7cfa6b00600903d8b5a7b0edd57e5",
     "hello/pair secret": "956ea65218b8948e4061857bf1a8351ce49bd7ba742d4387b60a896fb5850f8b",

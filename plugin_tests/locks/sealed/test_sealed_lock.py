@@ -1,0 +1,340 @@
+"""`lock: sealed`, alone and over `lock: paper`, as a job asks it: first models, ends, and files."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sealed_silos import bits_of, secrets_of
+from torch import nn
+
+from fedml_keylock.errors import ConfigError, HostError, UpdateRefused, VaultError
+from fedml_keylock.locks import KeyLockConfig, Vault, lock_model, make_lock
+from fedml_keylock.locks.sealed.record import Record
+from fedml_keylock.locks.sealed.rounds import digest_of
+from fedml_keylock.locks.sealed.sealing import TRAILER
+from fedml_keylock.locks.vault import Cipher
+from fedml_keylock.locks.vault.file import Stored
+
+SAMPLES = (3, 1, 2)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 3))
+
+
+def state_of(model):
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def jobs(folder, *, samples=SAMPLES, **more):
+    """Each silo's lock and model, in a job whose silos have agreed on secrets."""
+    made = []
+    for secrets in secrets_of(samples):
+        lock, model = make_lock(KeyLockConfig(vault=folder, **more)), net()
+        lock.protect(model, silo=secrets.silo, agreement=lock.describe(model))
+        lock.share(secrets)
+        made.append((lock, model))
+    return made
+
+
+def play(silos, first, rounds=2):
+    """Rounds in which each silo moves its model by its own number; the last sum."""
+    for lock, model in silos:
+        model.load_state_dict(lock.open(model, first, round_index=-1))
+    for round_index in range(rounds):
+        sent = []
+        for place, (lock, model) in enumerate(silos):
+            with torch.no_grad():
+                for tensor in model.parameters():
+                    tensor += place * tensor.requires_grad
+            sent.append(lock.seal(model, state_of(model), samples=SAMPLES[place]))
+        total = silos[0][0].add_up(sent)
+        for lock, model in silos:
+            model.load_state_dict(lock.open(model, total, round_index=round_index))
+    return total
+
+
+# lock: sealed
+
+
+def test_a_job_trains_the_model_as_it_is(tmp_path):
+    """Guards `SealedLock.open` and `seal`: (3 * 0 + 1 * 1 + 2 * 2) / 6 a round, and no vault."""
+    silos = jobs(tmp_path / "vault")
+    first = state_of(silos[0][1])
+    play(silos, first)
+    for _, model in silos:
+        assert torch.allclose(model[0].weight, first["0.weight"] + 5 / 3, atol=1e-6)
+        assert bits_of(state_of(model)) == bits_of(state_of(silos[0][1]))
+    assert not (tmp_path / "vault").exists()
+
+
+def test_whose_first_model_it_is_is_said(tmp_path, caplog):
+    """Guards `remember` and `_first`: with the digest to copy."""
+    caplog.set_level(logging.INFO)
+    own, other = state_of(net()), state_of(net(1))
+    lock, model = jobs(tmp_path)[0]
+    lock.open(model, own, round_index=-1)
+    digest = digest_of(own).hex()
+    assert caplog.messages[-1] == f"the first model is this silo's own; its digest is {digest}"
+    lock, model = jobs(tmp_path)[0]
+    lock.open(model, other, round_index=-1)
+    assert caplog.records[-1].levelno == logging.WARNING
+    assert f"pin it by keylock: {{first_model: {digest_of(other).hex()}}}" in caplog.messages[-1]
+
+
+def test_a_pinned_first_model_is_the_only_one_that_is_taken(tmp_path):
+    """Guards ``first_model``: own, a digest in any case, or a file."""
+    own, other = state_of(net()), state_of(net(1))
+    save_file(other, tmp_path / "pinned.safetensors")
+    file, digest = str(tmp_path / "pinned.safetensors"), digest_of(other).hex()
+    for wanted, right, wrong in [
+        ("own", own, other),
+        (digest, other, own),
+        (digest.upper(), other, own),
+        (file, other, own),
+    ]:
+        lock, model = jobs(tmp_path, first_model=wanted)[0]
+        assert lock.open(model, right, round_index=-1) is right
+        lock, model = jobs(tmp_path, first_model=wanted)[0]
+        with pytest.raises(
+            UpdateRefused, match=r"^round 0: the server's first model \([0-9a-f]{64}\)"
+        ):
+            lock.open(model, wrong, round_index=-1)
+
+
+@pytest.mark.parametrize("odd", [torch.nan, torch.inf])
+def test_a_diverged_silo_ends_the_job_in_every_silo_alike(tmp_path, odd):
+    """Guards the counter in `SealedLock.open`: it names the round, and no silo or tensor.
+
+    The silo's own log names the tensor.
+    """
+    silos = jobs(tmp_path)
+    first, sent = state_of(silos[0][1]), []
+    for place, (lock, model) in enumerate(silos):
+        payload = state_of(model)
+        lock.open(model, first, round_index=-1)
+        if place == 1:
+            payload["3.bias"][1] = odd
+        sent.append(lock.seal(model, payload, samples=SAMPLES[place]))
+    said = set()
+    for lock, model in silos:
+        with pytest.raises(UpdateRefused) as error:
+            lock.open(model, lock.add_up(sent), round_index=0)
+        said.add(str(error.value))
+    (only,) = said
+    assert only.startswith("round 0: 1 numbers of the silos' updates were NaN or infinite: ")
+    assert "3.bias" not in only
+    assert [path.name for path in tmp_path.glob("*.log")] == ["silo-1.log"]
+    assert "1 are not finite, in 3.bias" in (tmp_path / "silo-1.log").read_text()
+
+
+def test_what_was_clipped_is_said_in_every_silo(tmp_path, caplog):
+    """Guards the warning in `SealedLock.open`."""
+    silos = jobs(tmp_path)
+    first, sent = state_of(silos[0][1]), []
+    for place, (lock, model) in enumerate(silos):
+        payload = state_of(model)
+        lock.open(model, first, round_index=-1)
+        if place == 2:
+            payload["3.weight"][0, :2] = 1e4
+        sent.append(lock.seal(model, payload, samples=SAMPLES[place]))
+    caplog.clear()
+    for lock, model in silos:
+        lock.open(model, lock.add_up(sent), round_index=0)
+    wanted = "round 0: 2 numbers of the silos' updates were clipped to the range of a round"
+    assert caplog.messages == [wanted] * 3
+    assert "2 numbers outgrew their range" in (tmp_path / "silo-2.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("silos", "colluders", "refused"), [(2, 1, True), (3, 1, False), (3, 2, True), (2, 0, False)]
+)
+def test_of_what_colluding_silos_leave_there_must_be_two(tmp_path, silos, colluders, refused):
+    """Guards ``colluders + 2`` in `SealedLock.share`."""
+    if refused:
+        with pytest.raises(ConfigError, match=f"of {silos} silos at most {silos - 2} may collude"):
+            jobs(tmp_path, samples=(1,) * silos, colluders=colluders)
+    else:
+        assert jobs(tmp_path, samples=(1,) * silos, colluders=colluders)
+
+
+def test_without_secrets_nothing_is_opened_or_sealed(tmp_path):
+    """Guards `_begun`."""
+    lock, model = make_lock(KeyLockConfig(vault=tmp_path)), net()
+    lock.protect(model, silo=0, agreement=lock.describe(model))
+    for call in (
+        lambda: lock.open(model, state_of(model), round_index=-1),
+        lambda: lock.seal(model, state_of(model), samples=1),
+    ):
+        with pytest.raises(HostError, match="no secret to seal with"):
+            call()
+
+
+def test_after_the_last_round_silos_are_asked_for_no_other_samples(tmp_path):
+    """Guards the samples in `Rounds.agreed`: over gRPC every job ended in an error at its end."""
+    silos = jobs(tmp_path)
+    play(silos, state_of(silos[0][1]))
+    for place, (lock, _) in enumerate(silos):
+        lock.finish(2, silo=place)
+
+
+def test_checkpoints_vaults_and_the_open_model(tmp_path):
+    """Guards `keep`, what `seal` saves, `load_public`, `finish`, and what stays out of a vault."""
+    config = {"checkpoint": tmp_path / "sealed.safetensors", "save_model": tmp_path / "models"}
+    silos = jobs(tmp_path / "vault", **config)
+    total = play(silos, state_of(silos[0][1]))
+    lock, model = silos[1]
+    lock.keep(total, round_index=1)
+    for place, (each, _) in enumerate(silos):
+        each.finish(2, silo=place)
+    trained = state_of(model)
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [
+        f"silo-{place}.safetensors" for place in range(3)
+    ]
+    assert bits_of(load_file(tmp_path / "models" / "silo-1.safetensors")).items() == (
+        bits_of(trained).items()
+    )
+    kept = Vault(tmp_path / "vault", 1, lock.describe(net()).layout).load()[0]
+    assert Record.from_tensors(kept).covers == ()
+    fresh = net(5)
+    lock_model(fresh, KeyLockConfig())
+    lock.load_private(fresh, kept)
+    sealed = load_file(tmp_path / "sealed.safetensors")
+    lock.load_public(fresh, sealed, round_index=1, source=tmp_path)
+    assert bits_of(state_of(fresh)) == bits_of(trained)
+
+
+def test_for_audits_the_history_has_what_opens_the_silo_s_own_messages(tmp_path):
+    """Guards ``keep_history``."""
+    silos = jobs(tmp_path / "vault", keep_history=True)
+    play(silos, state_of(silos[0][1]))
+    vault = Vault(tmp_path / "vault", 2, silos[2][0].describe(net()).layout)
+    for round_index in range(2):
+        record = Record.from_tensors(vault.load(vault.history_path(round_index))[0])
+        assert (record.round, len(record.covers)) == (round_index, 3)
+
+
+def test_a_handle_seals_what_was_trained_since(tmp_path):
+    """`lock_model`: the model is trained in place, and its handle has what it was before."""
+    model = net()
+    lock_model(model, KeyLockConfig())
+    before = state_of(model)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor += 1
+    message, counts = model.keylock.seal(model.state_dict())
+    assert counts.clipped == 0
+    opened = model.keylock.open(message).state
+    assert torch.allclose(opened["0.weight"], before["0.weight"] + 1, atol=1e-6)
+
+
+def test_a_rehearsal_gives_the_messages_and_the_average(tmp_path):
+    """Guards `rehearse`, which FedML's simulation in one process averages by."""
+    lock, base = make_lock(KeyLockConfig(vault=tmp_path)), state_of(net())
+    updates = [
+        (n, {k: (t + place).to(t.dtype) for k, t in base.items()})
+        for place, n in enumerate(SAMPLES)
+    ]
+    messages, average = lock.rehearse(base, updates)
+    assert len(messages) == 3
+    assert all(TRAILER in message for message in messages)
+    assert torch.allclose(average["0.weight"], base["0.weight"] + 5 / 6, atol=1e-6)
+    odd = [(1, base), (1, {**base, "3.bias": base["3.bias"] * torch.nan})]
+    with pytest.raises(UpdateRefused, match=r"^round 0: 3 numbers of the silos' updates were NaN"):
+        lock.rehearse(base, odd)
+
+
+# lock: [paper, sealed]
+
+
+@pytest.fixture
+def composed(tmp_path):
+    made = []
+    for secrets in secrets_of(SAMPLES):
+        config = KeyLockConfig(lock=["paper", "sealed"], key_length=8, vault=tmp_path / "vault")
+        lock, model = make_lock(config), net()
+        lock.protect(model, silo=secrets.silo, agreement=lock.describe(model))
+        lock.share(secrets)
+        made.append((lock, model))
+    return made
+
+
+def test_over_lock_paper_its_public_state_is_sealed_and_nothing_private_leaves(composed):
+    """Guards `SealedPaperLock`: seal, open, remember, and the two locks' own names."""
+    lock, model = composed[0]
+    assert lock.title == "keylock:paper:first+sealed"
+    assert lock.seals
+    assert lock.wraps_model
+    assert lock.weakness == ""
+    first = state_of(model)
+    assert first.keys() == net().state_dict().keys()  # the public names
+    play(composed, first)
+    owns = [lock.private_state(model) for lock, model in composed]
+    assert owns[0]
+    assert any(not torch.equal(owns[0][name], owns[1][name]) for name in owns[0])
+    for _, each in composed:
+        assert torch.allclose(each[3].weight, first["3.weight"] + 5 / 3, atol=1e-6)
+        assert bits_of(state_of(each)) == bits_of(state_of(model))
+
+
+def test_over_lock_paper_messages_are_sealed_words_under_public_names(composed):
+    lock, model = composed[0]
+    lock.open(model, state_of(model), round_index=-1)
+    message = lock.seal(model, state_of(model), samples=SAMPLES[0])
+    assert message.keys() == {*net().state_dict(), TRAILER}
+    assert {words.dtype for words in message.values()} == {torch.int32}
+    with pytest.raises(UpdateRefused, match="second message"):
+        lock.seal(model, state_of(model), samples=SAMPLES[0])
+
+
+def test_over_lock_paper_the_first_model_is_compared_by_its_public_state(composed, caplog):
+    """Guards the order in `SealedPaperLock.lock_for_job`."""
+    caplog.set_level(logging.INFO)
+    lock, model = composed[1]
+    lock.open(model, state_of(model), round_index=-1)
+    assert "the first model is this silo's own" in caplog.messages[-1]
+
+
+def test_each_lock_has_a_vault_of_its_own(tmp_path):
+    secrets = secrets_of(SAMPLES)[0]
+    config = KeyLockConfig(
+        lock=["paper", "sealed"], key_length=8, vault=tmp_path / "vault", keep_history=True
+    )
+    lock, model = make_lock(config), net()
+    lock.protect(model, silo=0, agreement=lock.describe(model))
+    lock.share(secrets)
+    lock.open(model, state_of(model), round_index=-1)
+    lock.begin_round(model, round_index=0)
+    lock.seal(model, state_of(model), samples=SAMPLES[0])
+    found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")}
+    assert found >= {"vault/sealed/silo-0.safetensors", "vault/silo-0/round-00000.safetensors"}
+    assert found >= {"vault/sealed/silo-0/round-00000.safetensors"}
+
+
+@pytest.mark.parametrize("lock", ["sealed", ["paper", "sealed"]])
+def test_an_encrypted_vault_has_no_key_in_the_open_and_is_bound_to_the_job(
+    tmp_path, monkeypatch, lock
+):
+    """Guards `SealedPaperLock.lock_for_job`.
+
+    Its second vault was written in the open whatever ``encrypt_vault`` said, for any model.
+    """
+    monkeypatch.setenv("FEDML_KEYLOCK_PASSPHRASE", "a passphrase that is long enough")
+    length = {} if lock == "sealed" else {"key_length": 8}
+    more = {"lock": lock, "encrypt_vault": True, "keep_history": True, **length}
+    made, model = jobs(tmp_path, samples=(1,), **more)[0]
+    made.open(model, state_of(model), round_index=-1)
+    made.seal(model, state_of(model), samples=1)
+    sealed = made if lock == "sealed" else made._wire
+    files = [*sealed.config.vault.rglob("*.safetensors")]
+    assert len(files) == 2
+    for file in files:
+        assert sealed._rounds.record.pad_key not in file.read_bytes()
+        stored = Stored.read(file)
+        assert stored.header["layout"] == made.describe(net()).layout
+        with pytest.raises(VaultError, match="encrypted"):
+            stored.state(None)
+        kept = stored.state(Cipher.from_environment())
+        assert Record.from_tensors(kept).pad_key == sealed._rounds.record.pad_key
