@@ -205,7 +205,7 @@ def errors(case: str, silos: int) -> tuple[float, float, float]:
     size = 0.0
     for entry, step, total in zip(encoding.entries, encoding.steps, sums, strict=True):
         right = exact[entry.name] / sum(samples)
-        sealed = encoding.decode(entry, step, total)
+        sealed = encoding.decode(entry, step, [total])
         both = (plain[entry.name].double() - right, sealed.double() - right)
         wrong.append([float(off.square().sum()) for off in both])
         size += float(right.square().sum())

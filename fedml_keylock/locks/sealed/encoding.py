@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import UpdateRefused
 
-__all__ = ["CHUNK", "Counts", "Encoding", "Entry", "Shares", "entries_of"]
+__all__ = ["CHUNK", "Counts", "Encoding", "Entry", "Shares", "chunks", "entries_of"]
 
 CHUNK = 1 << 18
 """Words that are worked on at once: they stay in the processor's cache."""
@@ -246,7 +246,12 @@ class Encoding:
         yield from ((words >> low).to(torch.int32).numpy() for words in wide)
 
     def decode(
-        self, entry: Entry, step: int, words: NDArray[np.int32], *, share: float = 1.0
+        self,
+        entry: Entry,
+        step: int,
+        pieces: Iterable[NDArray[np.int32]],
+        *,
+        share: float = 1.0,
     ) -> Tensor:
         """The average of a tensor from the sums of its words.
 
@@ -255,33 +260,50 @@ class Encoding:
         Args:
             entry: of the tensor.
             step: the exponent of its step.
-            words: ``(words,)``.
+            pieces: the words, in their order on the wire, some at a time.
             share: n / n_i for the words of one silo, which are its share of the average.
 
         """
         base = self.base[entry.name].detach()
         flat = base.cpu().reshape(-1)
         made = torch.empty_like(flat)
-        low = words[: entry.numel]
-        high = words[entry.numel :]
-        for start in range(0, entry.numel, CHUNK):
-            part = slice(start, start + CHUNK)
-            if entry.kind == "integer":
-                sums = torch.from_numpy(low[part].astype(np.int64))
-                sums += torch.from_numpy(high[part].astype(np.int64)) << self.shares.low_bits
-                total = round(self.shares.total / share)
-                mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
-                made[part] = (flat[part].to(torch.int64) + mean).to(entry.dtype)
-                continue
-            moved = torch.from_numpy(low[part].astype(np.float64))
-            moved *= 2.0**step
-            if entry.kind != "matrix":
-                above = torch.from_numpy(high[part].astype(np.float64))
-                moved += above * 2.0 ** (step + self.shares.low_bits)
-            new = (flat[part].double() + moved * share).to(entry.dtype)
-            # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
-            made[part] = torch.where(moved == 0, flat[part], new)
+        rows: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]]
+        if entry.kind == "matrix":
+            rows = ((words, words[:0]) for words in pieces)
+        else:
+            whole = np.concatenate([np.empty(0, np.int32), *pieces])
+            rows = zip(chunks(whole[: entry.numel]), chunks(whole[entry.numel :]), strict=True)
+        start = 0
+        for low, high in rows:
+            part = slice(start, start + len(low))
+            made[part] = self._averaged(entry, step, flat[part], low, high, share)
+            start = part.stop
         return made.reshape(entry.shape).to(base.device)
+
+    def _averaged(
+        self,
+        entry: Entry,
+        step: int,
+        base: Tensor,
+        low: NDArray[np.int32],
+        high: NDArray[np.int32],
+        share: float,
+    ) -> Tensor:
+        """Some entries of a base, moved by their words; a matrix has no high ones."""
+        if entry.kind == "integer":
+            sums = torch.from_numpy(low.astype(np.int64))
+            sums += torch.from_numpy(high.astype(np.int64)) << self.shares.low_bits
+            total = round(self.shares.total / share)
+            mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
+            return (base.to(torch.int64) + mean).to(entry.dtype)
+        moved = torch.from_numpy(low.astype(np.float64))
+        moved *= 2.0**step
+        if entry.kind != "matrix":
+            above = torch.from_numpy(high.astype(np.float64))
+            moved += above * 2.0 ** (step + self.shares.low_bits)
+        new = (base.double() + moved * share).to(entry.dtype)
+        # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+        return torch.where(moved == 0, base, new)
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
@@ -321,6 +343,11 @@ class Encoding:
         clipped = int((moved.abs() > bound).sum())
         counts.add(entry.name, clipped, 0)
         return moved.clamp_(-bound, bound) * samples
+
+
+def chunks(words: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
+    """Words, CHUNK at a time."""
+    return (words[start : start + CHUNK] for start in range(0, len(words), CHUNK))
 
 
 def _size(tensor: Tensor) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import VaultError
-from .encoding import CHUNK, Encoding, Shares, entries_of
+from .encoding import Encoding, Shares, chunks, entries_of
 from .keystream import Keystream
 from .sealing import TRAILER_WORDS, Opened, RoundKeys, open_sum
 
@@ -86,16 +87,19 @@ class Record:
         encoding = self.encoding
         share = encoding.shares.total / encoding.shares.samples[self.place]
         streams = [(Keystream(key), sign) for key, sign in self.covers]
-        state: dict[str, Tensor] = {}
-        for entry, step in zip(encoding.entries, encoding.steps, strict=True):
-            words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
-            for start in range(0, len(words), CHUNK):
-                part = words[start : start + CHUNK]
+
+        def uncovered(wire: Tensor) -> Iterator[NDArray[np.int32]]:
+            for words in chunks(wire.detach().cpu().contiguous().view(-1).numpy()):
+                part = words.copy()
                 for stream, sign in streams:
                     secret = stream.words(len(part))
                     (np.subtract if sign > 0 else np.add)(part, secret, out=part)
-            state[entry.name] = encoding.decode(entry, step, words, share=share)
-        return state
+                yield part
+
+        return {
+            entry.name: encoding.decode(entry, step, uncovered(message[entry.name]), share=share)
+            for entry, step in zip(encoding.entries, encoding.steps, strict=True)
+        }
 
     @property
     def tensors(self) -> dict[str, Tensor]:

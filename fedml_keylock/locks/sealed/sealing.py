@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import UpdateRefused
-from .encoding import CHUNK, Counts, Encoding
+from .encoding import Counts, Encoding, chunks
 from .keystream import Keystream, derive
 from .tag import TAG_WORDS, Tag, join_tags, split_tags
 
@@ -144,15 +144,17 @@ def open_sum(
     """
     check_form(encoding, message)
     tag, pad, digest = Tag(tag_key), Keystream(pad_key), hashlib.sha256()
-    state: dict[str, Tensor] = OrderedDict()
-    for entry, step in zip(encoding.entries, encoding.steps, strict=True):
-        words = message[entry.name].detach().cpu().contiguous().view(-1).numpy().copy()
-        for start in range(0, len(words), CHUNK):
-            part = words[start : start + CHUNK]
-            np.subtract(part, pad.words(len(part)), out=part)
+
+    def uncovered(wire: Tensor) -> Iterator[NDArray[np.int32]]:
+        for words in chunks(wire.detach().cpu().contiguous().view(-1).numpy()):
+            part = words - pad.words(len(words))
             tag.update(part)
             digest.update(part.data)
-        state[entry.name] = encoding.decode(entry, step, words)
+            yield part
+
+    state: dict[str, Tensor] = OrderedDict()
+    for entry, step in zip(encoding.entries, encoding.steps, strict=True):
+        state[entry.name] = encoding.decode(entry, step, uncovered(message[entry.name]))
     trailer = message[TRAILER].detach().cpu().numpy() - pad.words(TRAILER_WORDS)
     tag.update(trailer[:COUNTERS])
     if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:

@@ -42,7 +42,7 @@ def averaged(first, payloads, samples):
             parts = encoding.encode(entry, step, payload[entry.name], place, counts)
             total += np.concatenate([np.zeros(0, dtype=np.int32), *parts])
         assert (total == total.astype(np.int32)).all()
-        made[entry.name] = encoding.decode(entry, step, total.astype(np.int32))
+        made[entry.name] = encoding.decode(entry, step, [total.astype(np.int32)])
     return made, counts
 
 
