@@ -120,7 +120,9 @@ def test_silos_in_turn_rotate_alike(run_job):
     turns = {"client_num_in_total": 5, "client_num_per_round": 3, "comm_round": ROUNDS}
     plain = ended(run_job(settings=None, ranks=4, **turns))
     job = ended(run_job(settings=LOCK, ranks=4, **turns))
-    silo = next(s for s in range(5) if (job.folder / f"keylock_vault/silo-{s}.safetensors").exists())
+    silo = next(
+        s for s in range(5) if (job.folder / f"keylock_vault/silo-{s}.safetensors").exists()
+    )
     final, other = models(job, 0)[-1], models(plain, 0)[-1]
     # without the plugin FedML takes silo 0 for none, and trains another one in its turn
     assert_near(opened(job, final, ROUNDS - 1, silo), other, 5e-2)
