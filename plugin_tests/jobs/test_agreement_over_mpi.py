@@ -300,7 +300,7 @@ def test_a_leader_that_sends_garbage_is_named(tmp_path):
         errors = [found["error"] for found in ranks[rank]]
         for error, words in zip(errors, [SEALED, *[f"rank 1 {NO_KEY}"] * 2, *sizes], strict=True):
             assert words in error
-    XX
+            assert "with the same YAML" in error
             assert "\n" not in error
 
 
