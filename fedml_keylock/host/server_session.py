@@ -107,7 +107,7 @@ class ServerSession(Session):
         if self._hellos and self._total is None:
             entries[HELLOS] = ",".join(f"{rank}:{said}" for rank, said in self._hellos.items())
         averaged = self._total is not None or (self.seals and self._next_round > 0)
-        if averaged and not _is_same(state, self._total or {}):
+        if averaged and not _is_same(state, self._total):
             raise UpdateRefused(
                 f"{self.who}, round {self.round}: the job's aggregator changed the sum of sealed "
                 f"updates, or computed something else of them; {_CALL_AGG}"
@@ -160,9 +160,9 @@ _CALL_AGG = (
 )
 
 
-def _is_same(state: Any, total: Mapping[str, Tensor]) -> bool:
-    """Whether a state is the sum itself, or a copy of it."""
-    if not isinstance(state, Mapping) or state.keys() != total.keys():
+def _is_same(state: Any, total: Mapping[str, Tensor] | None) -> bool:
+    """Whether a state is the sum's words."""
+    if total is None or not isinstance(state, Mapping) or state.keys() != total.keys():
         return False
     return all(
         isinstance(words, Tensor) and words.dtype == torch.int32 and words.equal(total[name])

@@ -77,8 +77,8 @@ def test_silos_that_attack_themselves_keep_scores_only(run_example):
     for report in found.values():
         rows = {(row["defense"], row["knowledge"]): row for row in report["leakage"]}
         # the controls: the same images without a lock, and with the silo's own private state
-        assert {("none", "none"), ("keylock:rotated", "oracle")} <= set(rows)
-        locked = rows["keylock:rotated", "adaptive"]["ssim_aligned"]["mean"]
+        assert {("none", "none"), ("keylock:sealed", "oracle")} <= set(rows)
+        locked = rows["keylock:sealed", "adaptive"]["ssim_aligned"]["mean"]
         if rows["none", "none"]["stage"] == "untrained":
             assert rows["none", "none"]["ssim_aligned"]["mean"] > locked + 0.3
     kinds = {path.suffix for path in (job.folder / "leakage").rglob("*") if path.is_file()}
@@ -88,9 +88,9 @@ def test_silos_that_attack_themselves_keep_scores_only(run_example):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("keylock", [{"lock": "paper"}, {}, {"mask": False}])
+@pytest.mark.parametrize("keylock", [{"lock": "paper"}, {}, {"lock": "rotated"}])
 def test_a_silo_audits_what_it_really_sends(run_example, keylock):
-    """Under the default lock as it is rotated and masked."""
+    """Under the default lock as it is sealed."""
     job = run_example(
         keylock=keylock,
         single_digit_rounds=1,
@@ -107,10 +107,10 @@ def test_a_silo_audits_what_it_really_sends(run_example, keylock):
         # with its own private state and without a lock the same digit comes out
         for row in (*oracle, *plain[:1]):
             assert row["ssim_aligned"]["mean"] > 0.5
-        if "lock" not in keylock:
+        if keylock != {"lock": "paper"}:
             (knows,) = [row for row in report["leakage"] if row["knowledge"] == "adaptive"]
             assert knows["ssim_aligned"]["mean"] < 0.2
-            assert knows["defense"] == "keylock:rotated" + ":unmasked" * bool(keylock)
+            assert knows["defense"] == "keylock:" + keylock.get("lock", "sealed")
 
 
 @pytest.mark.long

@@ -157,7 +157,7 @@ KEPT = {
 
 def own_accuracies(job):
     """Silo and round of each accuracy that a silo told about its own key."""
-    found = re.findall(r"silo (\d+), aggregate of round (\d+): accuracy with its own k", job.output)
+    found = re.findall(r"silo (\d+), aggregate of round (\d+): accuracy in the silo", job.output)
     return sorted((int(silo), int(index)) for silo, index in found)
 
 
