@@ -20,7 +20,18 @@ def invoke(*arguments: str):
     return CliRunner().invoke(cli.main, list(arguments))
 
 
-COMMANDS = ("demo", "run", "audit", "check", "export", "vault", "report", "roster", "plugins", "doctor")
+COMMANDS = (
+    "demo",
+    "run",
+    "audit",
+    "check",
+    "export",
+    "vault",
+    "report",
+    "roster",
+    "plugins",
+    "doctor",
+)
 
 
 @pytest.mark.parametrize("group", [(), ("vault",), ("report",), ("roster",)])
@@ -99,9 +110,7 @@ def test_check_says_that_all_is_locked_without_a_word_of_layers(lock):
 def test_check_knows_no_other_locks(options):
     result = invoke("check", "--model", "torch.nn:Identity", *options)
     assert result.exit_code == 2
-    assert (
-        "No such option" in result.output or "'x' is not one of 'sealed'," in result.output
-    )
+    assert "No such option" in result.output or "'x' is not one of 'sealed'," in result.output
 
 
 def test_plugins_lists_what_is_registered():

@@ -199,7 +199,7 @@ def test_a_model_that_was_rotated_is_rotated_back_by_any_silo(job, tmp_path):
 
 
 def test_a_sealed_checkpoint_is_opened_by_any_silos_vault(job, tmp_path):
-    made, silos = job(lock="sealed")
+    _, silos = job(lock="sealed")
     for silo in (0, 1):
         wrote, warned = ok("--example-shape", "1,8,8", silo=silo, checkpoint="global.safetensors")
         assert re.fullmatch(

@@ -108,9 +108,7 @@ def test_accuracy_over_three_seeds(tmp_path):
         return sum(r[defense][kind]["mean"] for r in reports) / len(reports)
 
     plain = mean("none", "server")
-    figures = {
-        f"{d}, {k}": mean(d, k) for d in (PAPER, SEALED) for k in ("own_lock", "fresh_lock")
-    }
+    figures = {f"{d}, {k}": mean(d, k) for d in (PAPER, SEALED) for k in ("own_lock", "fresh_lock")}
     (tmp_path / "accuracy.json").write_text(json.dumps({"none": plain, **figures}))
     print(json.dumps({"none": plain, **figures}, indent=1))  # noqa: T201  # shown with -s
     for defense in (PAPER, SEALED):

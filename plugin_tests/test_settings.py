@@ -156,7 +156,7 @@ def test_every_field_can_be_set_from_yaml():
         assert KeyLockConfig.from_mapping(made.model_dump(mode="json")) == made
     assert KeyLockConfig.from_mapping({"lock": "paper", "layers": "all"}).layers == "all"
     assert KeyLockConfig.from_mapping({"lock": "paper"}).layers == "first"
-    assert KeyLockConfig.from_mapping({}) == KeyLockConfig(lock="rotated")
+    assert KeyLockConfig.from_mapping({}) == KeyLockConfig(lock="sealed")
 
 
 @pytest.mark.parametrize("settings", [KeyLockConfig(), InversionSettings()])

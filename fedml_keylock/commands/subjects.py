@@ -108,9 +108,7 @@ def captured(request: Request) -> Material:
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
-    final, rounds = accuracy_by_round(
-        capture, model, public, own_lock, surrogate=subject.surrogate
-    )
+    final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
     name = subject.defense
     return Material(subject, facts, {name: final} if final else {}, {name: rounds})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from ..errors import ConfigError, HostError
+from ..errors import ConfigError, HostError, VaultError
 from ..locks.vault.disk import open_private, write_private
 
 __all__ = ["Roster", "add_key", "new_identity", "read_roster"]
@@ -128,6 +129,8 @@ def new_identity(path: Path) -> str:
         VaultError: it cannot be written, or something is there already.
 
     """
+    if os.path.lexists(path):
+        raise VaultError(f"{path}: is there already, and a key cannot be made again; name another")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes_raw().hex().encode(), what="identity:")
     return private.public_key().public_bytes_raw().hex()

@@ -29,8 +29,9 @@ def former(state: State) -> Round:
     torchvision's ResNet-18.
     """
     import torch
-    from fedml_keylock.builtin import keylock
     from torchvision import models
+
+    from fedml_keylock.builtin import keylock
 
     torch.set_num_threads(1)
     model, defense = models.resnet18(num_classes=10), keylock({})

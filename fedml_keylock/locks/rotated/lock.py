@@ -143,7 +143,9 @@ class RotatedLock(Lock):
         """Load the average of a round; see `Lock.load_public`."""
         rotation = _on(model)
         # a job that was ended within a round has left the average of the one before
-        last = {rotation.round, max(0, rotation.round - 1)} if round_index is None else {round_index}
+        last = (
+            {rotation.round, max(0, rotation.round - 1)} if round_index is None else {round_index}
+        )
         for one in sorted(last, reverse=True):
             restored = rotation.restore(state, round_index=one)
             if rotation.is_like(restored):

@@ -86,8 +86,8 @@ def open_checkpoint(
         return dict(record.encoding.base)  # what the vault's round began with
     if round_index is not None and round_index != record.round:
         raise ConfigError(
-            f"{source}: it is of round {round_index}, and the vault opens the last checkpoint only: "
-            f"that of round {record.round}"
+            f"{source}: it is of round {round_index}, and the vault opens the last checkpoint "
+            f"only: that of round {record.round}"
         )
     try:
         return record.open(total).state
