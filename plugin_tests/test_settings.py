@@ -11,7 +11,7 @@ from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.inversion import Knowledge, LocalTraining, Secrets
 from fedml_keylock.locks import KeyLockConfig
-from fedml_keylock.locks.config import OF_ONE_LOCK
+from fedml_keylock.locks.config import FIELDS_OF
 from fedml_keylock.plugins import attack_of
 from fedml_keylock.settings import Settings
 
@@ -36,10 +36,9 @@ def refusal(settings, section):
         ("key_length: true", "key_length", "True", "integer"),
         ("key_length: null", "key_length", "None", "integer"),
         ("key_length: [1, 2]", "key_length", "[1, 2]", "integer"),
-        ("lock: whole", "lock", "'whole'", "'rotated' or 'paper'"),
-        ("lock: 3", "lock", "3", "'rotated' or 'paper'"),
-        ("lock: null", "lock", "None", "'rotated' or 'paper'"),
-        ("lock: [paper]", "lock", "['paper']", "'rotated' or 'paper'"),
+        ("lock: whole", "lock", "'whole'", "'sealed', 'rotated' or 'paper'"),
+        ("lock: 3", "lock", "3", "'sealed', 'rotated' or 'paper'"),
+        ("lock: null", "lock", "None", "'sealed', 'rotated' or 'paper'"),
         ("layers: frist", "layers", "'frist'", "first, all, or a list of module-name globs"),
         ("layers: layer1.*", "layers", "'layer1.*'", "such as ['layer1.*']"),
         ("layers: []", "layers", "[]", "first, all, or a list of module-name globs"),
@@ -140,18 +139,24 @@ def test_every_field_can_be_set_from_yaml():
             "log_training: true}"
         )
     )
-    rotated = KeyLockConfig.from_mapping(yaml.safe_load("{group_key: /etc/group, mask: false}"))
+    sealed = KeyLockConfig.from_mapping(
+        yaml.safe_load(
+            "{group_key: /etc/group, colluders: 1, roster: r.yaml, identity: i.key, scale: 2.5, "
+            "first_model: own, checkpoint: g.safetensors, save_model: m, tell_accuracy: true, "
+            "tell_samples: true}"
+        )
+    )
     default = KeyLockConfig().model_dump()
-    changed = {n for c in (config, rotated) for n, v in c.model_dump().items() if v != default[n]}
+    changed = {n for c in (config, sealed) for n, v in c.model_dump().items() if v != default[n]}
     assert changed == KeyLockConfig.model_fields.keys()
     assert config.layers == ("conv1", "layer*")
     assert str(config.vault) == "/var/lib/vault"
-    for made in (config, rotated):
+    for made in (config, sealed):
         assert KeyLockConfig(**made.model_dump()) == made  # as an audit reads it of a capture
         assert KeyLockConfig.from_mapping(made.model_dump(mode="json")) == made
     assert KeyLockConfig.from_mapping({"lock": "paper", "layers": "all"}).layers == "all"
     assert KeyLockConfig.from_mapping({"lock": "paper"}).layers == "first"
-    assert KeyLockConfig.from_mapping({}) == KeyLockConfig(lock="rotated")
+    assert KeyLockConfig.from_mapping({}) == KeyLockConfig(lock="sealed")
 
 
 @pytest.mark.parametrize("settings", [KeyLockConfig(), InversionSettings()])
@@ -221,7 +226,7 @@ def test_what_is_not_of_that_side_is_refused(section, said):
 
 RETIRED = {
     "module": {
-        "whole": "it is called lock: rotated now",
+        "whole": "it is called lock: sealed, the default now",
         "affine": "it is called lock: paper now",
         "mixing": "'mixing' is of locks that are gone",
         "weights+norm": "'weights+norm' is of locks that are gone",
@@ -237,6 +242,7 @@ RETIRED = {
         "[conv1]": "it is called layers now",
         "frist": "it is called layers now",
     },
+    "mask": {"false": "it is called lock: sealed, the default, which needs no mask now"},
     "then": {"krum": "it is called robust_aggregation now"},
     "form": {"full": "'full' is of locks that are gone"},
     "mixed": {"inner": "'inner' is of locks that are gone"},
@@ -253,7 +259,7 @@ def test_a_field_of_earlier_versions_is_refused_with_what_to_write_now(name, val
     assert said.startswith(f"keylock.{name}: {RETIRED[name][value]}")
     if "are gone" in said:
         assert "docs/what-we-tried.md says why" in said
-        assert said.endswith("leave it out, or use lock: rotated or lock: paper")
+        assert said.endswith("leave it out, or use lock: sealed or lock: paper")
     # what is written in its place is a field that there is
     else:
         (field,) = (f for f in KeyLockConfig.model_fields if f"called {f}" in said)
@@ -268,20 +274,23 @@ OF_PAPER = [
     *(("key_length", 16), ("layers", "all"), ("layers", ["conv*"]), ("activation", "sigmoid")),
     *(("chained", True), ("share_norm_statistics", True)),
 ]
-OF_ROTATED = [("group_key", "group"), ("mask", False)]
+OF_SEALED = [
+    *(("colluders", 1), ("first_model", "own"), ("scale", 2.5), ("checkpoint", "g.safetensors")),
+    *(("save_model", "m"), ("tell_accuracy", True), ("tell_samples", True)),
+]
 
 
 @pytest.mark.parametrize(
     ("field", "value", "of", "under"),
     [
-        *((field, value, "paper", "rotated") for field, value in OF_PAPER),
-        *((field, value, "rotated", "paper") for field, value in OF_ROTATED),
+        *((field, value, "paper", under) for field, value in OF_PAPER for under in ("sealed",)),
+        *((f, v, "sealed", under) for f, v in OF_SEALED for under in ("rotated", "paper")),
     ],
 )
 def test_what_is_of_one_lock_is_refused_under_the_other_with_both_their_names(
     field, value, of, under
 ):
-    sections = [{"lock": under, field: value}] + [{field: value}] * (under == "rotated")
+    sections = [{"lock": under, field: value}] + [{field: value}] * (under == "sealed")
     for section in sections:
         said = refusal(KeyLockConfig, yaml.safe_dump(section))
         shown = tuple(value) if isinstance(value, list) else value
@@ -292,32 +301,29 @@ def test_what_is_of_one_lock_is_refused_under_the_other_with_both_their_names(
     KeyLockConfig.from_mapping({"lock": of, field: value})
 
 
-def test_what_is_of_one_lock_is_known_as_such():
-    """Of each field either lock makes use, or it is refused under the other."""
-    assert {field for field, _ in OF_PAPER + OF_ROTATED} == set(OF_ONE_LOCK)
+def test_what_is_of_some_locks_is_known_as_such():
+    of_one = {field for field, locks in FIELDS_OF.items() if len(locks) == 1}
+    assert {field for field, _ in OF_PAPER + OF_SEALED} | {"roster", "identity"} == of_one
 
 
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ("robust_aggregation: krum\nmask: true", "keylock.mask: krum looks at single states"),
+        ("robust_aggregation: krum", "keylock.robust_aggregation: 'krum' is of lock: rotated"),
         (
-            "robust_aggregation: weak_dp",
+            "lock: [paper, sealed]\nrobust_aggregation: krum",
+            "keylock.robust_aggregation: krum compares single updates, which lock: sealed hides",
+        ),
+        (
+            "lock: rotated\nrobust_aggregation: weak_dp",
             "keylock.robust_aggregation: 'weak_dp' does not run under lock: rotated",
         ),
+        ("lock: [paper]", "keylock.lock: ['paper'] do not go together"),
+        ("roster: r.yaml", "keylock.roster: it goes with identity"),
     ],
 )
 def test_what_would_be_without_effect_is_refused(section, said):
     assert refusal(KeyLockConfig, section).startswith(said)
-
-
-def test_states_that_are_compared_one_by_one_are_not_masked():
-    assert KeyLockConfig().masks
-    assert not KeyLockConfig(mask=False).masks
-    assert not KeyLockConfig(robust_aggregation="krum").masks
-    assert KeyLockConfig(robust_aggregation="krum", mask=False) != KeyLockConfig()
-    # on layers there is none, and FedML's own defense may be any
-    assert KeyLockConfig(lock="paper", robust_aggregation="weak_dp").lock == "paper"
 
 
 def test_a_wrong_argument_in_python_is_a_config_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,8 +129,8 @@ def new_identity(path: Path) -> str:
         VaultError: it cannot be written, or something is there already.
 
     """
-    if path.exists() or path.is_symlink():
-        raise VaultError(f"identity: {path} is there already, and is not written over")
+    if os.path.lexists(path):
+        raise VaultError(f"{path}: is there already, and a key cannot be made again; name another")
     private = Ed25519PrivateKey.generate()
     write_private(path, private.private_bytes_raw().hex().encode(), what="identity:")
     return private.public_key().public_bytes_raw().hex()

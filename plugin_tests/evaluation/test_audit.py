@@ -774,7 +774,7 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("--data", "{}", "--knowledge", "clever"), 1, "not 'clever'"),
         (("cap", "--truth", "t", "--labels", "l.csv"), 2, "--labels goes with --data"),
         (("cap", "--truth", "t", "--lock", "paper"), 2, "--lock goes not with a CAPTURE"),
-        (("--data", "{}", "--lock", "mix"), 2, "'mix' is not one of 'rotated', 'paper'"),
+        (("--data", "{}", "--lock", "mix"), 2, "'mix' is not one of 'sealed', 'rotated'"),
         (("--data", "{}", "--layers", "all"), 1, "keylock.layers: 'all' is of lock: paper"),
         (("--data", "{}", "--weights", "none.safetensors"), 1, "--weights none.safetensors"),
         (("--data", "nowhere"), 1, "nowhere: no such folder"),
