@@ -437,12 +437,9 @@ def test_silos_reach_one_another_past_the_server_and_its_receiver(tmp_path):
             assert came == {str(silo): f"{index}: {silo} to {own}" for silo in others}
 
 
-
-
 def test_its_import_costs_nothing():
     script = (
-        "import sys, fedml_keylock.host.key_agreement\n"
-        "print({'fedml', 'mpi4py'} & {*sys.modules})"
+        "import sys, fedml_keylock.host.key_agreement\nprint({'fedml', 'mpi4py'} & {*sys.modules})"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
