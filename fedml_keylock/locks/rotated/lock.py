@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -249,13 +250,14 @@ class RotatedLock(Lock):
                 raise HostError("the silos have no secret to lock with: name keylock.group_key")
             if rotation.key is None:
                 rotation.key = JobKey.derive(self._secret, self._nonce, digest(message))
-            opened = dict(message)
+            opened: dict[str, Tensor] = OrderedDict(message)
         else:
             opened = rotation.restore(message, round_index=round_index)
             rotation.round = round_index + 1
         integers = as_integers(opened, integers_of(model))
         self._integers = {name: tensor.clone() for name, tensor in integers.items()}
-        return {**opened, **integers}
+        opened.update(integers)
+        return opened
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float

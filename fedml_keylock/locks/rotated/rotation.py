@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -54,11 +55,12 @@ class Rotation(Private):
                 "whole of it can be sent: use lock: sealed for parts of a state"
             )
         self.sample = self._sample_of(state)
-        return {**state, **self._turns(self.round).turned(state)}
+        # FedML takes a plain dict for one state a silo
+        return OrderedDict({**state, **self._turns(self.round).turned(state)})
 
     def restore(self, state: Mapping[str, Tensor], *, round_index: int) -> dict[str, Tensor]:
         """The average of a round, as it was before it was rotated."""
-        return {**state, **self._turns(round_index).opened(state)}
+        return OrderedDict({**state, **self._turns(round_index).opened(state)})
 
     def is_like(self, state: Mapping[str, Tensor]) -> bool:
         """Whether a state can be of the same job as the one that was sent last.
