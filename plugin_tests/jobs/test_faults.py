@@ -95,7 +95,7 @@ FAULTS = {
     ),
 }
 LONGER = {"comm_round": 10, "epochs": 2}
-QUICK = {"killed_in_training", "full_disk", "replayed"}
+QUICK = {"killed_in_training", "full_disk"}
 
 
 def on_small_disk(line: Sequence[str], folder: Path) -> list[str]:

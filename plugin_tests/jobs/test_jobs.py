@@ -43,7 +43,7 @@ BAD_JOBS = {
 
 
 # what stops these is tested elsewhere, and how it stops them is that of another
-LONG = ("linear", "unsupported_optimizer", "nan", "shape", "scale")
+LONG = ("linear", "unknown_defense", "unsupported_optimizer", "nan", "shape", "scale")
 
 
 @pytest.mark.parametrize(
