@@ -27,7 +27,10 @@ from fedml_keylock.host.gate import MARK
 from fedml_keylock.host.launch import RANKS
 from fedml_keylock.host.startup_file import StartUp
 
-JOBS = Path(__file__).parents[1] / "jobs"
+TESTS = Path(__file__).parents[1]
+JOBS = TESTS / "jobs"
+HURRIED = (TESTS / "hurried" / "sitecustomize.py").read_text()
+"""What else a Python that a test starts runs first: the file of that name is another's here."""
 
 
 def _jobs():
@@ -584,7 +587,7 @@ def unaware(enabled, tmp_path, monkeypatch):
 
     def write(code=""):
         start = tmp_path / "sitecustomize.py"
-        start.write_text(f"import site\nsite.addsitedir({str(enabled)!r})\n{code}")
+        start.write_text(f"{HURRIED}\nimport site\nsite.addsitedir({str(enabled)!r})\n{code}")
         monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
 
     return write
