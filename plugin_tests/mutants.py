@@ -1,7 +1,8 @@
 """Takes protections out of a copy, one at a time, and runs the tests that should see it.
 
 `python plugin_tests/mutants.py` runs all, `python plugin_tests/mutants.py gate vault` those whose
-name has one of the words. Exit status 1 when a mutant was not seen.
+name has one of the words. Exit status 1 when a mutant was not seen, or when its tests fail with
+nothing taken out.
 """
 
 import os
@@ -269,34 +270,44 @@ MUTANTS = [
 ]
 
 
-def seen(mutant, work):
-    """Whether the tests fail without the line; None where the line is not there."""
-    copy = work / str(abs(hash(mutant.name)))
-    copy.mkdir()
+def copied(folder):
+    """A copy of the project, without results."""
+    folder.mkdir()
     for part in ("fedml_keylock", "plugin_tests", "examples", "pyproject.toml", "README.md"):
         source = ROOT / part
         if source.is_dir():
             skip = shutil.ignore_patterns("__pycache__", "results")
-            shutil.copytree(source, copy / part, ignore=skip)
+            shutil.copytree(source, folder / part, ignore=skip)
         else:
-            shutil.copy(source, copy / part)
-    path = copy / "fedml_keylock" / mutant.file
-    text = path.read_text()
-    if text.count(mutant.old) != 1:
-        return None
-    path.write_text(text.replace(mutant.old, mutant.new))
+            shutil.copy(source, folder / part)
+    return folder
+
+
+def status(tests, copy):
+    """Exit status of the tests in a copy."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-    tests = mutant.tests.split()
     run = subprocess.run(
-        [*command, *tests],
+        [*command, *tests.split()],
         cwd=copy,
         env={**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+    return run.returncode
+
+
+def seen(mutant, work):
+    """Whether the tests fail without the line; None where the line is not there."""
+    copy = copied(work / str(abs(hash(mutant.name))))
+    path = copy / "fedml_keylock" / mutant.file
+    text = path.read_text()
+    if text.count(mutant.old) != 1:
+        return None
+    path.write_text(text.replace(mutant.old, mutant.new))
+    found = status(mutant.tests, copy) == 1
     shutil.rmtree(copy)
-    return run.returncode == 1
+    return found
 
 
 def main():
@@ -304,12 +315,21 @@ def main():
     chosen = [m for m in MUTANTS if not words or any(word in m.name for word in words)]
     missed = 0
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda mutant: seen(mutant, Path(folder)), chosen)
+        work = Path(folder)
+        controls = sorted({mutant.tests for mutant in chosen})
+        whole = copied(work / "whole")
+        for tests, code in zip(
+            controls, pool.map(lambda tests: status(tests, whole), controls), strict=True
+        ):
+            if code:
+                print(f"CONTROL  {tests} fails with nothing taken out", flush=True)
+                missed += 1
+        results = pool.map(lambda mutant: seen(mutant, work), chosen)
         for mutant, found in zip(chosen, results, strict=True):
             word = {True: "seen", False: "NOT SEEN", None: "GONE: its line is not there"}[found]
             print(f"{word:8} {mutant.name}", flush=True)
             missed += found is not True
-    print(f"{len(chosen) - missed} seen, {missed} not")
+    print(f"{len(chosen)} mutants, {missed} not seen")
     return 1 if missed else 0
 
 
