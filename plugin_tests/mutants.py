@@ -104,14 +104,14 @@ MUTANTS = [
         "host/fedml/receiving.py",
         "    if named != source or message.get_sender_id() != source:\n",
         "    if False:\n",
-        f"{HOST}/test_unpickling.py -k in_the_name",
+        f"{HOST}/test_unpickling.py -k malicious_rank",
     ),
     Mutant(
         "messages: a silo sends to a silo",
         "host/fedml/receiving.py",
         "    if source and not server:\n",
         "    if False:\n",
-        f"{HOST}/test_unpickling.py -k to_a_silo",
+        f"{HOST}/test_unpickling.py -k malicious_rank",
     ),
     Mutant(
         "messages: any class is made",
