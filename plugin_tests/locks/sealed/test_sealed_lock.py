@@ -202,7 +202,9 @@ def test_checkpoints_vaults_and_the_open_model(tmp_path):
     lock_model(fresh, KeyLockConfig())
     lock.load_private(fresh, kept)
     sealed = load_file(tmp_path / "sealed.safetensors")
-    lock.load_public(fresh, sealed, round_index=1, source=tmp_path)
+    with pytest.raises(ConfigError, match=r"^--round: of lock: rotated only"):
+        lock.load_public(fresh, sealed, round_index=1, source=config["checkpoint"])
+    lock.load_public(fresh, sealed, round_index=None, source=config["checkpoint"])
     assert bits_of(state_of(fresh)) == bits_of(trained)
 
 

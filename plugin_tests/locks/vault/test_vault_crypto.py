@@ -7,8 +7,6 @@ import logging
 import os
 import pickle
 import struct
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -446,17 +444,6 @@ def test_a_large_file_is_not_taken_for_a_passphrase(tmp_path, monkeypatch):
     monkeypatch.setenv(f"{PASSPHRASE}_FILE", private_file(tmp_path / "p", b"x" * 100_000))
     with pytest.raises(ConfigError, match="1 to 4096 bytes"):
         Cipher.from_environment()
-
-
-def test_the_package_is_imported_only_when_it_is_needed():
-    script = (
-        "import sys, fedml_keylock.locks, fedml_keylock.builtin\n"
-        "print('cryptography' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "False\n"
 
 
 # --- what it never says

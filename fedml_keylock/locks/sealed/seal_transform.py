@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from ...types import ClientUpdate
-from .encoding import Encoding, Entry, Shares
+from .encoding import Encoding
+from .entries import Entry
 from .record import Record
 from .sealing import TRAILER, RoundKeys, seal
+from .shares import Shares
 
 __all__ = ["SealTransform"]
 
@@ -28,7 +30,7 @@ class SealTransform:
         silos: how many take part; from two on each has pairwise masks.
 
     Example:
-        >>> from .encoding import entries_of
+        >>> from .entries import entries_of
         >>> before = {"w": torch.zeros(2, 2)}
         >>> update = ClientUpdate(before, {"w": torch.full((2, 2), 0.1)}, 1.0)
         >>> transform = SealTransform(entries_of(before), 3)
