@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
@@ -21,10 +20,11 @@ from ..wire import WireLock, no_unknowns, tensors_of
 from .entries import entries_of
 from .first_model import FirstModel
 from .model_files import open_checkpoint, read_round, write_checkpoint, write_model
+from .neighbours import check_colluders
 from .record import Record
-from .rehearsal import check_finite, rehearse
+from .rehearsal import check_counts, rehearse
 from .rounds import Rounds, digest_of
-from .seal_transform import SealTransform
+from .seal_transform import SealTransform, noise_like
 from .sealing import TRAILER, add_up
 
 __all__ = ["SealedLock"]
@@ -147,13 +147,8 @@ class SealedLock(WireLock):
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
         """The model that words give to whoever has no key: noise, of the model's own size."""
-        drawn = uniform or (lambda shape: torch.rand(shape))
-        noise = {}
-        for name, tensor in tensors_of(model).items():
-            size = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-            noise[name] = ((2 * drawn(tuple(tensor.shape)) - 1) * size).to(tensor.dtype)
         outside = deepcopy(model)
-        outside.load_state_dict(noise)
+        outside.load_state_dict(noise_like(tensors_of(model), uniform))
         return outside
 
     # as a job's defense
@@ -180,16 +175,8 @@ class SealedLock(WireLock):
             ConfigError: there are fewer silos than the colluding ones leave out of two.
 
         """
-        silos, colluders = 1 + len(secrets.pairs), self.config.colluders
-        if colluders is not None and silos < colluders + 2:
-            raise ConfigError(
-                f"keylock.colluders: of {silos} silos at most {max(0, silos - 2)} may collude with "
-                f"the server, and {colluders} are declared: what is left is a single silo's update"
-            )
-        if silos == 2 and colluders is None:
-            logging.warning(
-                "lock: sealed with two silos: each learns the other's update from the average"
-            )
+        colluders = self.config.colluders
+        check_colluders(1 + len(secrets.pairs), colluders)
         self._rounds = Rounds(
             secrets, colluders, self.config.scale, keep_own=self.config.keep_history
         )
@@ -243,14 +230,7 @@ class SealedLock(WireLock):
             self._first.check(rounds.begin(message))
             return message
         opened = rounds.open(message)
-        done = rounds.round - 1
-        check_finite(opened, done)
-        if opened.counts.clipped:
-            logging.warning(
-                "round %d: %d numbers of the silos' updates were clipped to the range of a round",
-                done,
-                opened.counts.clipped,
-            )
+        check_counts(opened, rounds.round - 1)
         return opened.state
 
     def finish(self, rounds: int, *, silo: int) -> None:

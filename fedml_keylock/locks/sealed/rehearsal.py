@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 
@@ -12,7 +13,7 @@ from ...types import JobSecrets
 from .rounds import Rounds
 from .sealing import Opened, add_up
 
-__all__ = ["check_finite", "rehearse"]
+__all__ = ["check_counts", "rehearse"]
 
 
 def rehearse(
@@ -43,12 +44,12 @@ def rehearse(
         for silo, (number, payload) in zip(silos, updates, strict=True)
     ]
     opened = silos[0].open(add_up(messages))
-    check_finite(opened, 0)
+    check_counts(opened, 0)
     return [*messages], opened.state
 
 
-def check_finite(opened: Opened, round_index: int) -> None:
-    """Check that no silo has sent numbers that are NaN or infinite.
+def check_counts(opened: Opened, round_index: int) -> None:
+    """Check that no silo has sent numbers that are NaN or infinite, and warn of clipped ones.
 
     Raises:
         UpdateRefused: naming the round, and no silo or tensor.
@@ -59,4 +60,10 @@ def check_finite(opened: Opened, round_index: int) -> None:
             f"round {round_index}: {opened.counts.infinite} numbers of the silos' updates were NaN "
             "or infinite: training has diverged. The own log of the silo that sent them names the "
             "tensors; lower the learning rate, or clip gradients"
+        )
+    if opened.counts.clipped:
+        logging.warning(
+            "round %d: %d numbers of the silos' updates were clipped to the range of a round",
+            round_index,
+            opened.counts.clipped,
         )

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from ...types import ClientUpdate
+from ..entropy import Uniform
 from .encoding import Encoding
 from .entries import Entry
 from .record import Record
 from .sealing import TRAILER, RoundKeys, seal
 from .shares import Shares
 
-__all__ = ["SealTransform"]
+__all__ = ["SealTransform", "noise_like"]
 
 FEATURES = 256
 """Words that a learned attacker is given: they are all as good as any others."""
@@ -115,3 +116,22 @@ class SealTransform:
                 high = words if entry.kind == "matrix" else words[1]
                 numbers[entry.name] = (high.double() * 2.0**-31).to(entry.dtype)
         return numbers
+
+
+def noise_like(state: Mapping[str, Tensor], uniform: Uniform | None) -> dict[str, Tensor]:
+    """The state that words give to whoever has no key: noise, of each tensor's own size.
+
+    Args:
+        state: of the model.
+        uniform: where random numbers come from; None for torch's generator.
+
+    Example:
+        >>> bool((noise_like({"w": torch.ones(9)}, None)["w"].abs() <= 1).all())
+        True
+
+    """
+    drawn, noise = uniform or torch.rand, {}
+    for name, tensor in state.items():
+        size = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+        noise[name] = ((2 * drawn(tuple(tensor.shape)) - 1) * size).to(tensor.dtype)
+    return noise

@@ -560,7 +560,7 @@ def test_a_full_disk_leaves_the_old_file(written, model, monkeypatch):
 
 
 def test_what_is_too_large_for_the_cipher_is_said(written, model, monkeypatch):
-    from cryptography.hazmat.primitives.ciphers import aead
+    from fedml_keylock.locks.vault import cipher as module
 
     class TooSmall:
         def __init__(self, _key):
@@ -569,6 +569,6 @@ def test_what_is_too_large_for_the_cipher_is_said(written, model, monkeypatch):
         def encrypt(self, *_arguments):
             raise OverflowError("Data or associated data too long. Max 2**31 - 1 bytes")
 
-    monkeypatch.setattr(aead, "AESGCM", TooSmall)
+    monkeypatch.setattr(module, "AESGCM", TooSmall)
     with pytest.raises(VaultError, match=r"silo-2\.safetensors: too large to be encrypted"):
         save(written, model, round_index=8)
