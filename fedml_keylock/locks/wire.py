@@ -17,7 +17,7 @@ from .entropy import Uniform
 from .private import ATTRIBUTE, Private
 from .protocol import Lock
 
-__all__ = ["WireLock", "no_unknowns", "tensors_of"]
+__all__ = ["WireLock", "no_unknowns", "state_tensors"]
 
 
 class WireLock(Lock):
@@ -63,7 +63,7 @@ class WireLock(Lock):
         return ModelCheck(
             issues=(),
             layers=tuple(LayerCheck(name, locked=True, how=how) for name in layers),
-            shared=tuple(name for name in tensors_of(model) if name not in locked),
+            shared=tuple(name for name in state_tensors(model) if name not in locked),
         )
 
     def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
@@ -127,11 +127,11 @@ class WireLock(Lock):
         return True
 
 
-def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a model's state, without what else there may be in it.
 
     Example:
-        >>> sorted(tensors_of(nn.Linear(1, 1)))
+        >>> sorted(state_tensors(nn.Linear(1, 1)))
         ['bias', 'weight']
 
     """

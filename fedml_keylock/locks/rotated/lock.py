@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, UpdateRefused
+from ...tensors import with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -19,7 +20,7 @@ from ..entropy import Uniform
 from ..group_key import group_secret
 from ..job_key import JobKey
 from ..private import ATTRIBUTE
-from ..wire import WireLock, no_unknowns, tensors_of
+from ..wire import WireLock, no_unknowns, state_tensors
 from .rotation import Rotation
 from .rotation_transform import RotationTransform
 from .turns import as_integers, digest, integers_of, parts_of
@@ -66,7 +67,7 @@ class RotatedLock(WireLock):
         return {name for part in parts_of(model) for name in part.names}
 
     def _handle(self, model: nn.Module, secret: bytes) -> Rotation:
-        return Rotation(parts_of(model), JobKey.derive(secret, digest(tensors_of(model))))
+        return Rotation(parts_of(model), JobKey.derive(secret, digest(state_tensors(model))))
 
     def _draw(self, uniform: Uniform | None) -> bytes:
         if uniform is None and self.config.group_key is not None:
@@ -108,7 +109,7 @@ class RotatedLock(WireLock):
         for one in sorted(last, reverse=True):
             restored = rotation.restore(state, round_index=one)
             if rotation.is_like(restored):
-                model.load_state_dict(restored)
+                model.load_state_dict(with_versions(restored, model.state_dict()))
                 return
         raise ConfigError(
             f"{source}: not the average of round {max(last)}, as rotated back so it is noise: name "
@@ -129,7 +130,7 @@ class RotatedLock(WireLock):
         if round_index != 0:
             last = rotation.round if round_index is None else round_index - 1
             state = rotation.restore(state, round_index=last)
-        model.load_state_dict(state)
+        model.load_state_dict(with_versions(state, model.state_dict()))
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
@@ -142,9 +143,9 @@ class RotatedLock(WireLock):
         """The public state, rotated back by another key."""
         candidate = deepcopy(model)
         self.lock(candidate, uniform=uniform)
-        restored = _on(candidate).restore(tensors_of(model), round_index=0)
+        restored = _on(candidate).restore(state_tensors(model), round_index=0)
         self.unlock(candidate)
-        candidate.load_state_dict(restored)
+        candidate.load_state_dict(with_versions(restored, model.state_dict()))
         return candidate
 
     # as a job's defense
@@ -192,7 +193,7 @@ class RotatedLock(WireLock):
         integers = as_integers(opened, integers_of(model))
         self._integers = {name: tensor.clone() for name, tensor in integers.items()}
         opened.update(integers)
-        return opened
+        return with_versions(opened, model.state_dict())
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float

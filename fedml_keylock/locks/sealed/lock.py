@@ -11,12 +11,13 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
+from ...tensors import with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
-from ..wire import WireLock, no_unknowns, tensors_of
+from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
 from .model_files import open_checkpoint, read_round, write_checkpoint, write_model
@@ -57,7 +58,7 @@ class SealedLock(WireLock):
     # on a model
 
     def _locked_names(self, model: nn.Module) -> set[str]:
-        state = tensors_of(model)
+        state = state_tensors(model)
         try:
             entries_of(state)
         except UpdateRefused as error:
@@ -68,7 +69,7 @@ class SealedLock(WireLock):
 
     def _handle(self, model: nn.Module, secret: bytes) -> Rounds:
         rounds = Rounds(JobSecrets(secret), scale=self.config.scale)
-        rounds.begin(tensors_of(model))
+        rounds.begin(state_tensors(model))
         return rounds
 
     @staticmethod
@@ -120,7 +121,8 @@ class SealedLock(WireLock):
         if round_index is not None:
             raise ConfigError("--round: of lock: rotated only: a sealed checkpoint says its round")
         opened = open_checkpoint(record, state, round_index=read_round(source), source=source)
-        model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
+        own = model.state_dict()
+        model.load_state_dict(with_versions(opened, own), strict=opened.keys() == own.keys())
 
     def load_round(
         self,
@@ -136,7 +138,8 @@ class SealedLock(WireLock):
             state = record.encoding.base
         elif record is not None and TRAILER in state:
             state = open_checkpoint(record, state, round_index=None, source=source)
-        model.load_state_dict({**model.state_dict(), **state})
+        own = model.state_dict()
+        model.load_state_dict(with_versions({**own, **state}, own))
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
@@ -148,7 +151,8 @@ class SealedLock(WireLock):
     ) -> nn.Module:
         """The model that words give to whoever has no key: noise, of the model's own size."""
         outside = deepcopy(model)
-        outside.load_state_dict(noise_like(tensors_of(model), uniform))
+        noise = noise_like(state_tensors(model), uniform)
+        outside.load_state_dict(with_versions(noise, model.state_dict()))
         return outside
 
     # as a job's defense
@@ -189,7 +193,7 @@ class SealedLock(WireLock):
 
     def remember(self, model: nn.Module) -> None:
         """Remember what this silo's own first model is."""
-        self._first.own = digest_of(tensors_of(model))
+        self._first.own = digest_of(state_tensors(model))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it."""
@@ -231,7 +235,7 @@ class SealedLock(WireLock):
             return message
         opened = rounds.open(message)
         check_counts(opened, rounds.round - 1)
-        return opened.state
+        return with_versions(opened.state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:
         """After the last round: compare with the other silos, and write the open model."""
@@ -262,7 +266,7 @@ class SealedLock(WireLock):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
-        transform = SealTransform(entries_of(tensors_of(model)), silos)
+        transform = SealTransform(entries_of(state_tensors(model)), silos)
         return Surrogate(deepcopy(model), (), no_unknowns, transform)
 
     def twin(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ...errors import UpdateRefused
+from ...tensors import with_versions
 from ...types import JobSecrets
 from .rounds import Rounds
 from .sealing import Opened, add_up
@@ -45,7 +46,7 @@ def rehearse(
     ]
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
-    return [*messages], opened.state
+    return [*messages], with_versions(opened.state, base)
 
 
 def check_counts(opened: Opened, round_index: int) -> None:

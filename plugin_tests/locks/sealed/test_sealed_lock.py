@@ -1,6 +1,7 @@
 """`lock: sealed`, alone and over `lock: paper`, as a job asks it: first models, ends, and files."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -178,6 +179,24 @@ def test_after_the_last_round_silos_are_asked_for_no_other_samples(tmp_path):
     play(silos, state_of(silos[0][1]))
     for place, (lock, _) in enumerate(silos):
         lock.finish(2, silo=place)
+
+
+def test_silos_compare_what_they_have_opened_before_the_model_is_written(tmp_path):
+    """Guards `agreed` in `SealedLock.finish`: what a server sent to one silo only is found."""
+    silos = jobs(tmp_path / "vault", save_model=tmp_path / "models")
+    play(silos, state_of(silos[0][1]))
+    told = []
+
+    def exchange(messages):
+        told.append(sorted(messages))
+        return {silo: bytes(message) for silo, message in messages.items()}  # no notice of theirs
+
+    rounds = silos[1][0]._rounds
+    rounds.secrets = replace(rounds.secrets, exchange=exchange)
+    with pytest.raises(UpdateRefused, match=r"^silo 0 is in another round than this one"):
+        silos[1][0].finish(2, silo=1)
+    assert told == [[0, 2]]
+    assert not (tmp_path / "models").exists()
 
 
 def test_checkpoints_vaults_and_the_open_model(tmp_path):
