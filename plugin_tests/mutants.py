@@ -162,6 +162,8 @@ TABLE = {
             "_nonce: bytes = field(default_factory=lambda: os.urandom(SECRET))",
             "_nonce: bytes = bytes(SECRET)",
         ),
+    ],
+    ("host/key_agreement", "locks/sealed/test_sealed_vectors.py"): [
         (
             "agreement: hellos are not in their ranks' places",
             'b"".join(_place(rank) + hello for',
@@ -530,14 +532,16 @@ TABLE = {
         ("notices: one nonce both ways", "int(sender > receiver)", "0"),
         ("notices: samples in no order", "for silo in sorted(found)]", "for silo in found]"),
         (
-            "notices: they are of any job",
-            "secrets.pairs[silo], label, secrets.transcript",
-            "secrets.pairs[silo], label",
-        ),
-        (
             "notices: other samples than at the start",
             "        if said[secrets.silo] != secrets.samples.get(secrets.silo, own.samples):\n",
             "        if False:\n",
+        ),
+    ],
+    ("locks/sealed/notices", "locks/sealed/test_sealed_vectors.py"): [
+        (
+            "notices: they are of any job",
+            "secrets.pairs[silo], label, secrets.transcript",
+            "secrets.pairs[silo], label",
         ),
     ],
     ("locks/sealed/record", "locks/sealed/test_sealed_record.py"): [
@@ -591,20 +595,17 @@ TABLE = {
             'derive(secrets.group, "ratchet"), pairs=pairs)',
             'derive(secrets.group, "ratchet"))',
         ),
-        ("rounds: a schema has no types", "{list(e.shape)} {e.dtype}", "{list(e.shape)}"),
+        (
+            "rounds: a model's digest is of no numbers",
+            "        found.update(raw(state[name]))\n",
+            "        pass\n",
+        ),
     ],
     ("locks/sealed/rounds", "locks/sealed/test_sealed_lock.py"): [
         (
             "rounds: the farewell says one sample",
             "        samples = self.secrets.samples.get(self.secrets.silo, 1.0)\n",
             "        samples = 1.0\n",
-        ),
-    ],
-    ("locks/sealed/rounds", "locks/sealed/test_sealed_notices.py"): [
-        (
-            "rounds: a model's digest is of no numbers",
-            "        found.update(raw(state[name]))\n",
-            "        pass\n",
         ),
     ],
     ("locks/sealed/rounds", "locks/sealed/test_sealed_rounds.py"): [
@@ -633,6 +634,9 @@ TABLE = {
             "self.base, self.round = _kept(opened.state), self.round + 1",
             "self.base, self.round = opened.state, self.round + 1",
         ),
+    ],
+    ("locks/sealed/rounds", "locks/sealed/test_sealed_vectors.py"): [
+        ("rounds: a schema has no types", "{list(e.shape)} {e.dtype}", "{list(e.shape)}"),
     ],
     ("locks/sealed/rounds", "locks/sealed/test_sealed_verification.py"): [
         (
