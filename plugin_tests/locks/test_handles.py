@@ -26,6 +26,7 @@ from fedml_keylock.locks import (
 )
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.locks.paper.module import draw_key
+from fedml_keylock.types import JobSecrets
 
 IMAGES = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(5))
 WORDS = torch.randint(20, (4, 7), generator=torch.Generator().manual_seed(6))
@@ -327,3 +328,32 @@ def test_an_attacker_has_the_public_model_and_no_unknowns_in_it(lock):
     assert known.names == ()
     assert not is_locked(known.model)
     assert known.update_transform is not None
+
+
+class Versioned(nn.Linear):
+    """It asks for its version on loading, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        if local_metadata.get("version") != 2:
+            raise ValueError("version should be 2")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+@both
+def test_what_is_opened_has_the_versions_that_modules_ask_for(lock, tmp_path):
+    """Guards `with_versions`: under a lock at the wire MNASNet ended with its first average."""
+    model = nn.Sequential(Versioned(2, 600))
+    with pytest.raises(ValueError, match="version should be 2"):
+        model.load_state_dict(dict(model.state_dict()))  # the control
+    made = make_lock(KeyLockConfig(lock=lock, vault=tmp_path))
+    made.protect(model, silo=0, agreement=made.describe(model))
+    made.share(JobSecrets(bytes(32)))
+    made.begin_job(b"nonce")
+    model.load_state_dict(made.open(model, model.state_dict(), round_index=-1))
+    sent = made.seal(model, model.state_dict(), samples=1)
+    total = made.add_up([sent]) if made.seals else sent
+    model.load_state_dict(made.open(model, total, round_index=0))
+    if made.seals:  # as FedML's simulation in one process averages
+        model.load_state_dict(made.rehearse(model.state_dict(), [(1, model.state_dict())] * 2)[1])
