@@ -318,14 +318,14 @@ TABLE = {
             "bytes(8)",
         ),
     ],
-    ("locks/paper/private_state", "locks/paper"): [
+    ("locks/paper/private_state", "locks/paper/test_private_state.py"): [
         (
             "private: running statistics of locked layers leave the silo",
             "        state[prefix + name] = torch.full_like(state",
             "        _ = torch.full_like(state",
         ),
     ],
-    ("locks/private", "locks/paper"): [
+    ("locks/private", "locks/paper/test_private_state.py"): [
         (
             "private: a lock's tensors are in the model's state",
             "    def state_dict(self, *args: Any, **kwargs: Any) -> Any:\n",
@@ -758,7 +758,7 @@ TABLE = {
             "sum(int(word) << (LIMB * k) for k, word in enumerate(half[:3]))",
         ),
     ],
-    ("locks/vault/disk", "locks/vault"): [
+    ("locks/vault/disk", "locks/vault/test_vault.py"): [
         (
             "vault: files are readable by others",
             "                file.write(content)\n",
@@ -770,14 +770,14 @@ TABLE = {
             "who: str, path: Path) -> None:\n    return\n",
         ),
     ],
-    ("locks/vault/file", "locks/vault"): [
+    ("locks/vault/file", "locks/vault/test_vault.py"): [
         (
             "vault: a damaged file is loaded",
             'if self.header.get("sha256") != _checksum(self.header, tensors):',
             "if False:",
         ),
     ],
-    ("locks/vault/silo", "locks/vault"): [
+    ("locks/vault/silo", "locks/vault/test_vault.py"): [
         (
             "vault: another silo's file is loaded",
             "            if stored.header.get(name) != value:\n",
@@ -804,7 +804,14 @@ MUTANTS = [
 
 def copied(folder):
     """A copy of the project, without results."""
-    for part in ("fedml_keylock", "plugin_tests", "examples", "pyproject.toml", "README.md"):
+    for part in (
+        "fedml_keylock",
+        "plugin_tests",
+        "docs",
+        "examples",
+        "pyproject.toml",
+        "README.md",
+    ):
         source = ROOT / part
         if source.is_dir():
             skip = shutil.ignore_patterns("__pycache__", "results")
