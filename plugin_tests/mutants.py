@@ -55,7 +55,12 @@ TABLE = {
         (
             "gate: a silo's other entries leave as they are",
             "                entries[name] = check_samples(",
-            "                _ = check_samples if True else (",
+            "                _ = (lambda *_, **__: None)(",
+        ),
+        (
+            "gate: a number leaves in the memory that it is a view of",
+            "                entries[name] = check_samples(",
+            "                check_samples(",
         ),
         (
             "gate: whatever a trainer returns leaves the silo",

@@ -400,6 +400,7 @@ def test_a_silo_emits_what_the_defense_releases_under_its_mark():
     assert found is entries["model"]
     assert torch.equal(found["w"], torch.full((2,), 2.0))
     assert entries == {"model": found, "samples": 7.0, "type": 3, "word": None, MARK: AGREED.mark}
+    assert type(entries["samples"]) is float
 
 
 def test_a_silo_s_other_words_go_under_its_mark_too():
