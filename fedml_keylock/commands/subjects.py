@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..defense import Defense
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
     Protection,
@@ -33,7 +34,7 @@ from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
-from ..types import Defense, Surrogate
+from ..types import Surrogate
 from .job import build_model, lock_settings
 from .request import Request
 

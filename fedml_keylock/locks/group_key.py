@@ -1,7 +1,7 @@
 """A secret that silos share and the server has not, from a file that somebody gave them.
 
-All of them turn what they send by it, so that whoever colludes with one silo can turn back what all
-of them send; what masks hide (see rotated/mask.py) stays hidden.
+What silos agree on by themselves is added to it. Under `lock: rotated` whoever colludes with one
+silo can rotate back what all of them send; under `lock: sealed` pairwise masks stay.
 """
 
 from __future__ import annotations

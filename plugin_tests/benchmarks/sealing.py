@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding
 from fedml_keylock.locks.sealed.neighbours import neighbours, reach
 from fedml_keylock.locks.sealed.rounds import Rounds
 from fedml_keylock.locks.sealed.sealing import RoundKeys, add_up, open_sum, seal
+from fedml_keylock.locks.sealed.shares import Shares
 from fedml_keylock.types import JobSecrets
 
 State = dict[str, Tensor]

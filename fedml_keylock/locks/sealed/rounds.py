@@ -14,12 +14,14 @@ from ...errors import HostError, UpdateRefused
 from ...tensors import raw
 from ...types import JobSecrets
 from ..private import Private
-from .encoding import Counts, Encoding, Shares, entries_of
+from .encoding import Counts, Encoding
+from .entries import entries_of
 from .keystream import derive, framed
 from .neighbours import neighbours, reach
 from .notices import Notice, compare
 from .record import Record
 from .sealing import TRAILER, Opened, RoundKeys, seal
+from .shares import Shares
 
 __all__ = ["Rounds", "digest_of"]
 

@@ -1,6 +1,7 @@
 """`lock: sealed`, alone and over `lock: paper`, as a job asks it: first models, ends, and files."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,24 @@ def test_after_the_last_round_silos_are_asked_for_no_other_samples(tmp_path):
         lock.finish(2, silo=place)
 
 
+def test_silos_compare_what_they_have_opened_before_the_model_is_written(tmp_path):
+    """Guards `agreed` in `SealedLock.finish`: what a server sent to one silo only is found."""
+    silos = jobs(tmp_path / "vault", save_model=tmp_path / "models")
+    play(silos, state_of(silos[0][1]))
+    told = []
+
+    def exchange(messages):
+        told.append(sorted(messages))
+        return {silo: bytes(message) for silo, message in messages.items()}  # no notice of theirs
+
+    rounds = silos[1][0]._rounds
+    rounds.secrets = replace(rounds.secrets, exchange=exchange)
+    with pytest.raises(UpdateRefused, match=r"^silo 0 is in another round than this one"):
+        silos[1][0].finish(2, silo=1)
+    assert told == [[0, 2]]
+    assert not (tmp_path / "models").exists()
+
+
 def test_checkpoints_vaults_and_the_open_model(tmp_path):
     """Guards `keep`, what `seal` saves, `load_public`, `finish`, and what stays out of a vault."""
     config = {"checkpoint": tmp_path / "sealed.safetensors", "save_model": tmp_path / "models"}
@@ -202,8 +221,24 @@ def test_checkpoints_vaults_and_the_open_model(tmp_path):
     lock_model(fresh, KeyLockConfig())
     lock.load_private(fresh, kept)
     sealed = load_file(tmp_path / "sealed.safetensors")
-    lock.load_public(fresh, sealed, round_index=1, source=tmp_path)
+    with pytest.raises(ConfigError, match=r"^--round: of lock: rotated only"):
+        lock.load_public(fresh, sealed, round_index=1, source=config["checkpoint"])
+    lock.load_public(fresh, sealed, round_index=None, source=config["checkpoint"])
     assert bits_of(state_of(fresh)) == bits_of(trained)
+
+
+def test_what_an_audit_in_the_job_keeps_in_memory_is_not_in_the_vault(tmp_path):
+    """Guards ``own`` in `SealedLock.seal`: after `twin`, records open the silo's own messages."""
+    silos = jobs(tmp_path / "vault", checkpoint=tmp_path / "sealed.safetensors")
+    first = state_of(silos[0][1])
+    for lock, model in silos:
+        lock.open(model, first, round_index=-1)
+    lock, model = silos[1]
+    assert lock.twin(net(), model)[1] == {}  # nothing was sealed yet
+    lock.seal(model, first, samples=SAMPLES[1])
+    assert len(Record.from_tensors(lock.twin(net(), model)[1]).covers) == 4
+    kept = Vault(tmp_path / "vault", 1, lock.describe(net()).layout).load()[0]
+    assert Record.from_tensors(kept).covers == ()
 
 
 def test_for_audits_the_history_has_what_opens_the_silo_s_own_messages(tmp_path):
