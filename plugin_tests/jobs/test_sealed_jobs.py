@@ -291,7 +291,7 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
     ("case", "words"),
     [
         ("nan", ["round 0: ", "numbers of the silos' updates were NaN or infinite"]),
-        pytest.param("shape", ["3.weight is (2, 4, 3, 3)"], marks=pytest.mark.long),
+        pytest.param("shape", ["round 0: 3.weight: is (2, 4, 3, 3)"], marks=pytest.mark.long),
         pytest.param(
             "silo_without_plugin",
             ["its messages are not locked: the plugin is not active there"],
