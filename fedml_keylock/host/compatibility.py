@@ -112,6 +112,12 @@ def check_job(args: Arguments, defense: str | None, robust_aggregation: str | No
             raise HostError(
                 f"{field}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
             )
+    settings = getattr(args, defense or "", None) or {}
+    if settings.get("link_key") is not None and args.backend != "GRPC":
+        raise ConfigError(
+            f"{defense}.link_key: it is for jobs over gRPC, and backend is {args.backend}; leave "
+            "it out"
+        )
     if robust_aggregation is None:
         return
     field = f"{defense}.robust_aggregation: {robust_aggregation!r}"

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import UpdateRefused
+from ..errors import LockError, UpdateRefused
 
-__all__ = ["check_untrained", "quietly"]
+__all__ = ["check_trainer", "check_untrained", "quietly"]
 
 
 @contextmanager
@@ -31,6 +31,18 @@ def quietly(logs: bool) -> Iterator[None]:
         yield
     finally:
         logging.disable(level)
+
+
+def check_trainer(trainer: Any, model: nn.Module, *, who: str) -> None:
+    """Check that a trainer that holds a model holds the locked one, maybe in a wrapper.
+
+    Raises:
+        LockError: it does not.
+
+    """
+    held = getattr(trainer, "model", None)  # it may hold it by another name
+    if isinstance(held, nn.Module) and not any(module is model for module in held.modules()):
+        raise LockError(f"{who}: the trainer's model is not the one that was locked")
 
 
 def check_untrained(state: Any, own: Mapping[str, Tensor], *, who: str) -> None:

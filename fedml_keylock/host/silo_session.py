@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..errors import HostError, KeyLockError, LockError, UpdateRefused, VaultError
+from ..errors import HostError, KeyLockError, UpdateRefused, VaultError
 from ..types import JobSecrets
 from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos
 from .job_configuration import silo_in_turn
 from .key_agreement import Handshake, agree, samples_of
-from .local_training import check_untrained, quietly
+from .local_training import check_trainer, check_untrained, quietly
 from .own_accuracy import is_due, measured
 from .progress import note
 from .session import Session
@@ -31,14 +31,15 @@ class SiloSession(Session):
         silo: index of the silo that it works for, from 0; None in a rank that serves many in turn,
             until FedML says which one.
         gate: what its messages pass.
+        given: how many averages it was given; -1 before the first model.
 
     """
 
     silo: int | None = None
     gate: SiloGate = field(init=False, repr=False)
+    given: int = -1
     _locked_for: int | None = None
     _trained: int = 0
-    _given: int = 0
     _shared: bool = False
     _handshake: Handshake | None = field(default=None, repr=False)
     _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
@@ -68,12 +69,9 @@ class SiloSession(Session):
     def agree(self, dataset: Sequence[Any]) -> None:
         """Before FedML's messages begin: agree with the other silos on the secrets they need.
 
-        Args:
-            dataset: FedML's tuple, which says how many samples this silo has.
-
         Raises:
             ConfigError: see `Session.agree`.
-            HostError: see `key_agreement.share_secrets`.
+            HostError: see `key_agreement.agree`.
 
         """
         super().agree(dataset)
@@ -106,8 +104,7 @@ class SiloSession(Session):
         # after the last round FedML gives each rank one more silo, for which there is nothing to do
         if self.defense is None or not self.in_turn or self._is_over():
             return
-        if self.model is None:
-            raise HostError(f"{self.who}: FedML gave it data before the job's model was locked")
+        assert self.model is not None
         logging.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
         self._locked_for = silo
 
@@ -194,8 +191,8 @@ class SiloSession(Session):
             hellos = check_hellos(entries.get(HELLOS), silos=silos, who=who)
             self._share(self._handshake.complete(hellos))
         entries[names.state] = self._open(state)
-        self._given = self._trained
-        if self._trained >= int(self.args.comm_round):
+        self.given = self._trained
+        if self._is_over():
             self.defense.finish(self._trained, silo=self.silo or 0)
 
     def dismiss(self) -> None:
@@ -206,10 +203,10 @@ class SiloSession(Session):
 
         """
         rounds = int(self.args.comm_round)
-        if self.defense is not None and self._given < rounds:
+        if self.defense is not None and self.given < rounds:
             raise UpdateRefused(
-                f"{self.who}: the server ends the job after {self._given} of {rounds} rounds, of "
-                "which it has sent the averages"
+                f"{self.who}: the server ends the job after {max(0, self.given)} of {rounds} "
+                "rounds, of which it has sent the averages"
             )
 
     def _prepare(self, model: nn.Module) -> None:
@@ -230,8 +227,7 @@ class SiloSession(Session):
     def _open(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What FedML is to load in place of what the server sent."""
         assert self.defense is not None
-        if self.model is None:
-            raise HostError(f"{self.who}: a model came before the job's own was locked")
+        assert self.model is not None
         if self._credentials is not None and not self._shared:
             raise HostError(
                 f"{self.who}: a model came before the silos had agreed on a secret: start the job "
@@ -263,11 +259,8 @@ class SiloSession(Session):
     def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
         assert self.model is not None
         assert self.defense is not None
-        held = getattr(trainer, "model", None)  # it may hold it by another name, or in a wrapper
-        if not self.defense.wraps_model:
-            held = None
-        if isinstance(held, nn.Module) and not any(m is self.model for m in held.modules()):
-            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
+        if self.defense.wraps_model:
+            check_trainer(trainer, self.model, who=self.who)
         try:
             self.defense.begin_round(self.model, round_index=self.round)
             with quietly(self._logs_training):

@@ -84,7 +84,8 @@ def assert_stopped(job, words, *, models_of=()):
     """It ended with one line, on every rank, and soon."""
     assert job.status != 0
     assert job.seconds < WITHIN + 30, job.output[-3000:]  # of which 30 are to start it
-    said = {line.split(": ", 2)[2] for line in job.ours}
+    # each silo may say it of another one
+    said = {re.sub(r"\bsilo \d", "silo", line.split(": ", 2)[2]) for line in job.ours}
     assert len(said) == 1, job.output[-3000:]
     for word in words:
         assert word in job.ours[0], job.output[-3000:]
@@ -291,6 +292,9 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
     ("case", "words"),
     [
         ("nan", ["round 0: ", "numbers of the silos' updates were NaN or infinite"]),
+        pytest.param(
+            "part", ["round 0: ", "sends other names, shapes or types"], marks=pytest.mark.long
+        ),
         pytest.param("shape", ["round 0: 3.weight: is (2, 4, 3, 3)"], marks=pytest.mark.long),
         pytest.param(
             "silo_without_plugin",
@@ -318,7 +322,39 @@ def test_other_samples_than_were_said_over_grpc_are_refused(run_grpc, secret):
     ]
 
 
+NOISE = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
+NOISE |= {"mechanism_type": "gaussian"}
+
+
 @pytest.mark.long
-def test_what_reads_single_updates_is_refused(run_job):
-    attack = {"enable_attack": True, "attack_type": "byzantine", "byzantine_client_num": 1}
-    assert_stopped(run_job(settings={}, **attack), ["attack_type: byzantine", "lock: sealed keeps"])
+@pytest.mark.parametrize(
+    ("settings", "beside", "words"),
+    [
+        ({}, NOISE | {"dp_solution_type": "cdp"}, ["dp_solution_type: cdp", "use ldp"]),
+        (
+            {},
+            {"enable_attack": True, "attack_type": "byzantine", "byzantine_client_num": 1},
+            ["attack_type: byzantine", "use lock: rotated"],
+        ),
+        ({}, {"enable_contribution": True}, ["enable_contribution: ", "leave it out"]),
+        (SAVED, SIMULATED, ["keylock.save_model: nothing writes it", "use checkpoint"]),
+    ],
+)
+def test_what_cannot_be_had_beside_it_is_refused_before_anything_is_sent(
+    run_job, settings, beside, words
+):
+    job = run_job(settings=settings, **beside)
+    assert_stopped(job, words)
+    assert not any(job.messages(rank) for rank in range(3))
+
+
+@pytest.mark.long
+def test_fedmls_local_noise_and_poisoned_labels_run_beside_it(run_job):
+    beside = NOISE | {"dp_solution_type": "ldp"}
+    beside |= {"enable_attack": True, "attack_type": "label_flipping"}
+    beside |= {"original_class_list": [0, 1], "target_class_list": [1, 0]}
+    beside |= {"ratio_of_poisoned_client": 1.0}
+    noisy = saved(ended(run_job(settings=SAVED, **beside)))
+    quiet = models(ended(run_job(settings=None)), 0)[-1]
+    # of two silos' noise, of scale 0.03, the average is here
+    assert 0.01 < (noisy["9.weight"] - quiet["9.weight"]).std() < 0.2

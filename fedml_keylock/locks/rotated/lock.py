@@ -205,7 +205,7 @@ class RotatedLock(Lock):
     @property
     def credentials(self) -> Credentials | None:
         """What silos agree on secrets with."""
-        return Credentials(self.config.group_key, self.config.roster, self.config.identity)
+        return Credentials(self.config.group_key, link_key=self.config.link_key)
 
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on, which a file's secret is part of if there is one."""

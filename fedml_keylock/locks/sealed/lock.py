@@ -213,7 +213,8 @@ class SealedLock(Lock):
     @property
     def credentials(self) -> Credentials | None:
         """What silos agree on secrets with."""
-        return Credentials(self.config.group_key, self.config.roster, self.config.identity)
+        own = self.config
+        return Credentials(own.group_key, own.roster, own.identity, own.link_key)
 
     @property
     def tells_samples(self) -> bool:
@@ -384,10 +385,7 @@ class SealedLock(Lock):
         return self._rounds
 
     def _first(self, rounds: Rounds, first: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        again = rounds.begun
         digest = rounds.begin(first)
-        if again:  # FedML's server sends each silo its first model twice
-            return first
         wanted = self.config.first_model
         own = digest == self._own_model
         if wanted is not None and not (own if wanted == "own" else _is(digest, wanted)):
