@@ -175,6 +175,11 @@ class KeyLockConfig(Settings):
                 f"keylock.{name}: {_listed(value)!r} is of lock: {' and '.join(locks)}, and lock "
                 f"is {', '.join(self.locks)}; leave it out, or set lock: {locks[0]}"
             )
+        if self.checkpoint is not None and len(self.locks) > 1:
+            raise ConfigError(
+                "keylock.checkpoint: it is of lock: sealed alone; under [paper, sealed] use "
+                "save_model, which fedml-keylock export puts together with a silo's lock"
+            )
         then = self.robust_aggregation
         if then is not None and self.locks[-1] == "sealed":
             raise ConfigError(

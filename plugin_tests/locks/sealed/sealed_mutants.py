@@ -313,13 +313,8 @@ TABLE = {
     ],
     ("locks/composed", "sealed_lock"): [
         (
-            "lock: the second vault is not encrypted",
-            "= self._cipher, self._layout, self._in_turn",
-            "= None, self._layout, self._in_turn",
-        ),
-        (
             "lock: paper's first model is compared before it is locked",
-            "        wire.remember(model)\n",
+            "        self._wire.remember(model)\n",
             "",
         ),
     ],
