@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..types import Credentials, JobSecrets, Surrogate
 from .config import KeyLockConfig
 from .description import LockInfo
@@ -107,6 +109,31 @@ class SealedPaperLock(PaperLock):
     def finish(self, rounds: int, *, silo: int) -> None:
         """As of lock: sealed."""
         self._wire.finish(rounds, silo=silo)
+
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Not for an audit: the vault has the published lock, and not what opens a message.
+
+        Raises:
+            ConfigError: always.
+
+        """
+        raise ConfigError(
+            f"{source}: under lock: [paper, sealed] a vault opens no message; leave --vault out, "
+            "or audit a job of lock: sealed"
+        )
+
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """As of lock: sealed; the copy has the published lock."""
+        return self._wire.twin(model, protected)
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """As of lock: sealed: whatever the model computes, the server reads none of it."""

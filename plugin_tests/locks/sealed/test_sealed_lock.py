@@ -308,6 +308,8 @@ def test_over_lock_paper_the_vault_is_the_published_lock_s(tmp_path):
     lock.seal(model, state_of(model), samples=SAMPLES[0])
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")}
     assert found == {"vault/silo-0.safetensors", "vault/silo-0/round-00000.safetensors"}
+    with pytest.raises(ConfigError, match=r"a vault opens no message; leave --vault out"):
+        lock.load_round(model, {}, round_index=0, source=tmp_path)
 
 
 def test_an_encrypted_vault_has_no_key_in_the_open_and_is_bound_to_the_job(tmp_path, monkeypatch):
