@@ -142,8 +142,8 @@ def test_every_field_can_be_set_from_yaml():
     sealed = KeyLockConfig.from_mapping(
         yaml.safe_load(
             "{group_key: g, link_key: l, colluders: 1, roster: r.yaml, identity: i.key, "
-            "scale: 2.5, first_model: own, checkpoint: g.safetensors, save_model: m, tell_accuracy: true, "
-            "tell_samples: true}"
+            "scale: 2.5, first_model: own, checkpoint: g.safetensors, save_model: m, "
+            "tell_accuracy: true, tell_samples: true}"
         )
     )
     default = KeyLockConfig().model_dump()
