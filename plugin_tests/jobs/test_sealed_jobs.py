@@ -238,9 +238,13 @@ def test_silos_in_turn_learn_what_they_learn_without_a_lock(run_job):
 
 @pytest.mark.long
 def test_fedmls_mpi_simulation_learns_what_it_learns_without_a_lock(run_job):
-    """It does not send what its server has made of the last round: a checkpoint has it."""
+    """It does not send what its server has made of the last round: a checkpoint has it.
+
+    Three silos take turns on two ranks.
+    """
+    turns = {**SIMULATED, **KEPT, "client_num_in_total": 3, "comm_round": ROUNDS}
     jobs = [
-        ended(run_job("", settings=lock, comm_round=ROUNDS, **SIMULATED, **KEPT))
+        ended(run_job("", settings=lock, **turns))
         for lock in (None, {"checkpoint": "sealed.safetensors"})
     ]
     plain, _ = (Capture.open(job.folder / "leakage" / "capture") for job in jobs)
