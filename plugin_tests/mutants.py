@@ -135,6 +135,27 @@ MUTANTS = [
         f"{HOST}/test_silo_session.py",
     ),
     Mutant(
+        "silo: the server chooses who takes part",
+        "host/silo_session.py",
+        "        return silo_in_turn(self.args, self._trained) if self.seals else None\n",
+        "        return None\n",
+        f"{HOST}/test_silo_session.py",
+    ),
+    Mutant(
+        "link: a message without its tag is read",
+        "host/link.py",
+        "        if end < 0 or not hmac.compare_digest(tag, self._tag(message, head)):\n",
+        "        if end < 0:\n",
+        f"{HOST}/test_link.py",
+    ),
+    Mutant(
+        "link: a message comes twice",
+        "host/link.py",
+        "        self._received[sender] = number\n",
+        "",
+        f"{HOST}/test_link.py",
+    ),
+    Mutant(
         "silo: the next silo keeps the last one's lock",
         "host/silo_session.py",
         "        if self.defense is None or not self.in_turn or self._is_over():\n",
