@@ -16,7 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["measure", "measured"]
+__all__ = ["is_due", "measure", "measured"]
+
+
+def is_due(args: Any, index: int) -> bool:
+    """Whether FedML's server tests the average of the round with this index.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(frequency_of_the_test=2, comm_round=4)
+        >>> [is_due(args, index) for index in range(4)]
+        [True, False, True, True]
+
+    """
+    every = int(getattr(args, "frequency_of_the_test", 0) or 0)
+    return every > 0 and index >= 0 and index in {index // every * every, int(args.comm_round) - 1}
 
 
 def measured(

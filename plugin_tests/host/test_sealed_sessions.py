@@ -252,7 +252,7 @@ def test_the_first_model_may_come_again_and_no_other(job):
     silo, first = job.silos[0], net_state(job.server)
     again = job.deliver(silo, job.from_server(first))
     assert all(torch.equal(again[n], t) for n, t in first.items())
-    said = r"^silo 0 \(rank 1\), round 0: round 0: the server sent a model that is no average"
+    said = r"^silo 0 \(rank 1\), round 0: the server sent a model that is no average"
     with pytest.raises(UpdateRefused, match=said):
         job.deliver(silo, job.from_server({**first, "0.bias": first["0.bias"] + 1e-6}))
     job.upload(silo, 0)

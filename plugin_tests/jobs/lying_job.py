@@ -76,6 +76,10 @@ class Lying:
             said, lie = message.get_params(), self.server.model(message, dest)
             message = copy.copy(message)
             message.msg_params = {**said, MyMessage.MSG_ARG_KEY_MODEL_PARAMS: lie}
+            average = len(self.server.sums) - 1 if message.get_type() == AVERAGE else -1
+            if CASE == "seat" and average == ROUND and dest == VICTIM:  # the silo of rank 1 again
+                message.msg_params[MyMessage.MSG_ARG_KEY_CLIENT_INDEX] = self.server.seat
+            self.server.seat = said[MyMessage.MSG_ARG_KEY_CLIENT_INDEX]
             ends = CASE == "finish" and message.get_type() == AVERAGE
             if ends and len(self.server.sums) - 1 == ROUND:
                 finish = type(message)(MyMessage.MSG_TYPE_S2C_FINISH, 0, dest)

@@ -332,44 +332,34 @@ def test_over_lock_paper_the_first_model_is_compared_by_its_public_state(compose
     assert "the first model is this silo's own" in caplog.messages[-1]
 
 
-def test_each_lock_has_a_vault_of_its_own(tmp_path):
+def test_over_lock_paper_the_vault_is_the_published_lock_s(tmp_path):
     secrets = secrets_of(SAMPLES)[0]
-    config = KeyLockConfig(
-        lock=["paper", "sealed"], key_length=8, vault=tmp_path / "vault", keep_history=True
-    )
-    lock, model = make_lock(config), net()
+    more = {"lock": ["paper", "sealed"], "key_length": 8, "vault": tmp_path / "vault"}
+    lock, model = make_lock(KeyLockConfig(**more, keep_history=True)), net()
     lock.protect(model, silo=0, agreement=lock.describe(model))
     lock.share(secrets)
     lock.open(model, state_of(model), round_index=-1)
     lock.begin_round(model, round_index=0)
     lock.seal(model, state_of(model), samples=SAMPLES[0])
     found = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.safetensors")}
-    assert found >= {"vault/sealed/silo-0.safetensors", "vault/silo-0/round-00000.safetensors"}
-    assert found >= {"vault/sealed/silo-0/round-00000.safetensors"}
+    assert found == {"vault/silo-0.safetensors", "vault/silo-0/round-00000.safetensors"}
+    with pytest.raises(ConfigError, match=r"a vault opens no message; leave --vault out"):
+        lock.load_round(model, {}, round_index=0, source=tmp_path)
 
 
-@pytest.mark.parametrize("lock", ["sealed", ["paper", "sealed"]])
-def test_an_encrypted_vault_has_no_key_in_the_open_and_is_bound_to_the_job(
-    tmp_path, monkeypatch, lock
-):
-    """Guards `SealedPaperLock.lock_for_job`.
-
-    Its second vault was written in the open whatever ``encrypt_vault`` said, for any model.
-    """
+def test_an_encrypted_vault_has_no_key_in_the_open_and_is_bound_to_the_job(tmp_path, monkeypatch):
     monkeypatch.setenv("FEDML_KEYLOCK_PASSPHRASE", "a passphrase that is long enough")
-    length = {} if lock == "sealed" else {"key_length": 8}
-    more = {"lock": lock, "encrypt_vault": True, "keep_history": True, **length}
+    more = {"encrypt_vault": True, "keep_history": True}
     made, model = jobs(tmp_path, samples=(1,), **more)[0]
     made.open(model, state_of(model), round_index=-1)
     made.seal(model, state_of(model), samples=1)
-    sealed = made if lock == "sealed" else made._wire
-    files = [*sealed.config.vault.rglob("*.safetensors")]
+    files = [*made.config.vault.rglob("*.safetensors")]
     assert len(files) == 2
     for file in files:
-        assert sealed._rounds.record.pad_key not in file.read_bytes()
+        assert made._rounds.record.pad_key not in file.read_bytes()
         stored = Stored.read(file)
         assert stored.header["layout"] == made.describe(net()).layout
         with pytest.raises(VaultError, match="encrypted"):
             stored.state(None)
         kept = stored.state(Cipher.from_environment())
-        assert Record.from_tensors(kept).pad_key == sealed._rounds.record.pad_key
+        assert Record.from_tensors(kept).pad_key == made._rounds.record.pad_key
