@@ -43,10 +43,10 @@ class SiloSession(Session):
     _given: int = 0
     _shared: bool = False
     _handshake: Handshake | None = field(default=None, repr=False)
-    _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.gate = SiloGate(self._seal)
+        self.gate = SiloGate(self._release)
         if not self.in_turn:
             self.silo = self._locked_for = int(self.args.rank) - 1
 
@@ -140,7 +140,9 @@ class SiloSession(Session):
         state = result[0] if isinstance(result, tuple) else result
         audited = self.defense is not None and self.observer.audits_update
         if audited and isinstance(state, Mapping):  # as it will be sent
-            state = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            self._audited = state, sealed
+            state = sealed
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result
@@ -192,10 +194,10 @@ class SiloSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the server")
 
-    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> bool:
         """Check the server's model, and open it; see `Session.admit`."""
         if self.defense is None or entries.get(names.state) is None:
-            return
+            return True
         who = f"{self.who}: the server's model"
         state, nonce = self.gate.admit(entries, names, self._agreed(), who=who)
         self.defense.begin_job(nonce)
@@ -209,10 +211,13 @@ class SiloSession(Session):
                     "server has left some out, or its client_num_per_round is another"
                 )
             self._share(self._handshake.complete(hellos))
-        entries[names.state] = self._open(state)
+        entries[names.state] = opened = self._open(state)
+        if self.defense.seals and self._trained and opened is state:
+            return False  # the first model once more, as FedML sends it: it is no average
         self._given = self._trained
         if self._trained >= int(self.args.comm_round):
             self.defense.finish(self._trained, silo=self.silo or 0)
+        return True
 
     def dismiss(self) -> None:
         """Called when the server tells this silo that the job is over.
@@ -258,18 +263,21 @@ class SiloSession(Session):
         except UpdateRefused as error:
             raise UpdateRefused(f"{self.who}: {error}") from None
 
+    def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
+        """What is sent in place of a state: what was audited, or else the state sealed."""
+        audited, self._audited = self._audited, None
+        if audited is not None and audited[0] is state:
+            return audited[1]
+        return self._seal(state, samples)
+
     def _seal(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
-        """What the defense sends in place of a state; of the same state the same."""
+        """What the defense sends in place of a state."""
         assert self.defense is not None
         assert self.model is not None
-        if self._sealed is not None and self._sealed[0] is state:  # it was audited as it is sent
-            return self._sealed[1]
         try:
-            sealed = self.defense.seal(self.model, state, samples=samples)
+            return self.defense.seal(self.model, state, samples=samples)
         except (UpdateRefused, VaultError) as error:
             raise type(error)(f"{self.who}: {error}") from None
-        self._sealed = state, sealed
-        return sealed
 
     def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
         assert self.model is not None

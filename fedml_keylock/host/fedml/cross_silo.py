@@ -158,7 +158,8 @@ def _receive_message(
     # FedML tells itself that the connection is up; whoever sends may write his name as both
     if session is not None and not (msg_type == ready and sender == receiver):
         with final():
-            session.admit(msg_params.get_params(), entry_names(), int(sender))
+            if not session.admit(msg_params.get_params(), entry_names(), int(sender)):
+                return
             if isinstance(session, SiloSession) and msg_type == MyMessage.MSG_TYPE_S2C_FINISH:
                 session.dismiss()
     original(self, msg_type, msg_params)

@@ -303,12 +303,14 @@ class SealedLock(Lock):
         opened = rounds.open(message)
         done = rounds.round - 1
         if opened.counts.infinite:
-            raise UpdateRefused(_diverged(done, opened.counts.infinite))
+            raise UpdateRefused(_diverged(done))
         if opened.counts.clipped:
-            logging.warning(
-                "round %d: %d numbers of the silos' updates were clipped to the range of a round",
-                done,
-                opened.counts.clipped,
+            # not on standard output, which the server's host reads: whoever chose the model chose
+            # what clips in it
+            self.note(
+                f"round {done}: {opened.counts.clipped} numbers of all silos' updates were clipped "
+                "to the range of a round",
+                silo=self._silo,
             )
         return opened.state
 
@@ -346,7 +348,7 @@ class SealedLock(Lock):
         ]
         opened = silos[0].open(add_up(messages))
         if opened.counts.infinite:
-            raise UpdateRefused(_diverged(0, opened.counts.infinite))
+            raise UpdateRefused(_diverged(0))
         return [*messages], opened.state
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
@@ -404,9 +406,9 @@ class SealedLock(Lock):
         return first
 
 
-def _diverged(round_index: int, count: int) -> str:
+def _diverged(round_index: int) -> str:
     return (
-        f"round {round_index}: {count} numbers of the silos' updates were NaN or infinite: "
+        f"round {round_index}: numbers of the silos' updates were NaN or infinite: "
         "training has diverged. The own log of the silo that sent them names the tensors; lower "
         "the learning rate, or clip gradients"
     )

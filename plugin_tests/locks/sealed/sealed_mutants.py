@@ -33,7 +33,7 @@ TABLE = {
             "own.to(torch.float64, copy=True)",
             "own.double()",
         ),
-        ("encoding: zeros lose their sign", "torch.where(moved == 0, flat[part], new)", "new"),
+        ("encoding: zeros lose their sign", "torch.where(moved == 0, base, new)", "new"),
     ],
     ("locks/sealed/encoding", "sealed_encoding"): [
         (
@@ -301,8 +301,8 @@ TABLE = {
     ("locks/sealed/lock", "sealed_lock"): [
         (
             "lock: a diverged job goes on",
-            "        if opened.counts.infinite:\n            raise UpdateRefused(_diverged(done,",
-            "        if False:\n            raise UpdateRefused(_diverged(done,",
+            "        if opened.counts.infinite:\n            raise UpdateRefused(_diverged(done))",
+            "        if False:\n            raise UpdateRefused(_diverged(done))",
         ),
         (
             "lock: any first model is taken",
