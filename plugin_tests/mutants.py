@@ -37,13 +37,6 @@ MUTANTS = [
         f"{HOST}/test_gate.py",
     ),
     Mutant(
-        "session: the first model stands for an average",
-        "host/silo_session.py",
-        "            return False  # the first model",
-        "            pass  # the first model",
-        f"{HOST}/test_sealed_sessions.py",
-    ),
-    Mutant(
         "gate: an update is taken whatever it holds",
         "host/gate.py",
         "            check_state(update, agreement, who=who, partial=True)\n",

@@ -123,7 +123,7 @@ class ServerSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the silos")
 
-    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> bool:
+    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
         """Check a silo's message, and show its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
         if isinstance(entries.get(HELLO), str):
@@ -132,12 +132,11 @@ class ServerSession(Session):
         origin, before = Sender(sender, silo, self.round), self.observer.received
         update = self.gate.admit(entries, names, agreement, origin, before)
         if update is None:
-            return True
+            return
         self._note("while collecting updates", self.round)
         self._next_round = self.round + 1
         state, samples = update
         self.observer.show("after_upload", state, samples, silo, self.round)
-        return True
 
     def finish(self) -> None:
         """Attack what was captured."""

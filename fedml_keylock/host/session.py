@@ -124,13 +124,8 @@ class Session(ABC):
         """Called after a message was sent."""
 
     @abstractmethod
-    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> bool:
-        """Check a message from another rank; or raise, naming it.
-
-        Returns:
-            False where the host must not see it.
-
-        """
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
+        """Check a message from another rank; or raise, naming it."""
 
     def finish(self) -> None:  # noqa: B027  # a silo has nothing to do
         """Called when the job is over on this rank."""

@@ -194,10 +194,10 @@ class SiloSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the server")
 
-    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> bool:
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
         """Check the server's model, and open it; see `Session.admit`."""
         if self.defense is None or entries.get(names.state) is None:
-            return True
+            return
         who = f"{self.who}: the server's model"
         state, nonce = self.gate.admit(entries, names, self._agreed(), who=who)
         self.defense.begin_job(nonce)
@@ -211,13 +211,10 @@ class SiloSession(Session):
                     "server has left some out, or its client_num_per_round is another"
                 )
             self._share(self._handshake.complete(hellos))
-        entries[names.state] = opened = self._open(state)
-        if self.defense.seals and self._trained and opened is state:
-            return False  # the first model once more, as FedML sends it: it is no average
+        entries[names.state] = self._open(state)
         self._given = self._trained
         if self._trained >= int(self.args.comm_round):
             self.defense.finish(self._trained, silo=self.silo or 0)
-        return True
 
     def dismiss(self) -> None:
         """Called when the server tells this silo that the job is over.

@@ -237,8 +237,13 @@ TABLE = {
         ),
         (
             "rounds: another first model is taken",
-            "        elif self.round or digest != self._chain:\n",
-            "        elif self.round:\n",
+            "        elif self.round or self._used or digest != self._chain:\n",
+            "        elif self.round or self._used:\n",
+        ),
+        (
+            "rounds: the first model stands for an average",
+            "self.round or self._used or digest",
+            "self.round or digest",
         ),
     ],
     ("locks/sealed/rounds", "sealed_state"): [
