@@ -456,7 +456,7 @@ TABLE = {
             "own.to(torch.float64, copy=True)",
             "own.double()",
         ),
-        ("encoding: zeros lose their sign", "torch.where(moved == 0, base, new)", "new"),
+        ("encoding: zeros lose their sign", "torch.where(torch.from_numpy(still), base, new)", "new"),
     ],
     ("locks/sealed/entries", "locks/sealed/test_sealed_encoding.py"): [
         (
@@ -650,8 +650,13 @@ TABLE = {
         ),
         (
             "rounds: another first model is taken",
-            "        elif self.round or digest != self._chain:\n",
-            "        elif self.round:\n",
+            "        elif self.round or self._used or digest != self._chain:\n",
+            "        elif self.round or self._used:\n",
+        ),
+        (
+            "rounds: the first model stands for an average",
+            "self.round or self._used or digest",
+            "self.round or digest",
         ),
     ],
     ("locks/sealed/seal_transform", "locks/sealed/test_sealed_record.py"): [

@@ -146,7 +146,7 @@ def test_a_hello_that_the_server_changes_ends_the_job(job):
     for changed in (
         [first, second, third[:-2] + ("00" if third[-2:] != "00" else "01")],
         [first, second, "3:" + second.partition(":")[2]],
-        [first.replace(first[5], "1" if first[5] != "1" else "2", 1), second, third],
+        [first[:5] + ("1" if first[5] != "1" else "2") + first[6:], second, third],
     ):
         with pytest.raises(HostError, match=r"answers in its name|keylock.group_key"):
             job.deliver(job.silos[0], {**entries, HELLOS: ",".join(changed)})
@@ -256,9 +256,23 @@ def test_the_first_model_may_come_again_and_no_other(job):
     with pytest.raises(UpdateRefused, match=said):
         job.deliver(silo, job.from_server({**first, "0.bias": first["0.bias"] + 1e-6}))
     job.upload(silo, 0)
-    job.deliver(silo, job.from_server(first))
+    with pytest.raises(UpdateRefused, match=said):
+        job.deliver(silo, job.from_server(first))
     with pytest.raises(UpdateRefused, match="second message in one round"):
         job.upload(silo, 0)
+
+
+def test_a_trainer_may_fill_one_dict_round_after_round(job):
+    """What was sealed in the round before was sent again, as the dict was the same."""
+    job.begin()
+    silo, kept = job.silos[0], OrderedDict()
+    for _ in range(ROUNDS):
+        kept.update(moved(silo.model, 0))
+        own = job.upload(silo, 0, kept)["model_params"]
+        others = [job.upload(other, k)["model_params"] for k, other in enumerate(job.silos[1:], 1)]
+        total = job.server.add_up([(1, words) for words in (own, *others)])
+        for each in job.silos:
+            job.deliver(each, job.from_server(total))
 
 
 def test_a_model_of_the_server_s_own_is_refused_later_too(job):

@@ -195,12 +195,18 @@ class Encoding:
             return (base.to(torch.int64) + mean).to(entry.dtype)
         moved = torch.from_numpy(low.astype(np.float64))
         moved *= 2.0**step
+        still = low == 0
         if entry.kind != "matrix":
             above = torch.from_numpy(high.astype(np.float64))
             moved += above * 2.0 ** (step + self.shares.low_bits)
-        new = (base.double() + moved * share).to(entry.dtype)
-        # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
-        return torch.where(moved == 0, base, new)
+            still = (moved == 0).numpy()
+        if share != 1:
+            moved *= share
+        moved += base
+        new = moved.to(entry.dtype)
+        if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+            new = torch.where(torch.from_numpy(still), base, new)
+        return new
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts

@@ -234,7 +234,16 @@ class SealedLock(WireLock):
             self._first.check(rounds.begin(message))
             return message
         opened = rounds.open(message)
-        check_counts(opened, rounds.round - 1)
+        done = rounds.round - 1
+        check_counts(opened, done)
+        if opened.counts.clipped:
+            # not on standard output, which the server's host reads: whoever chose the model chose
+            # what clips in it
+            self.note(
+                f"round {done}: {opened.counts.clipped} numbers of all silos' updates were clipped "
+                "to the range of a round",
+                silo=self._silo,
+            )
         return with_versions(opened.state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:

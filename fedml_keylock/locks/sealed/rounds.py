@@ -58,19 +58,21 @@ class Rounds(Private):
     _used: bool = False
 
     def begin(self, first: Mapping[str, Tensor]) -> bytes:
-        """Take the first model, and bind every key to it. The same again changes nothing.
+        """Take the first model, and bind every key to it.
+
+        Until a message is sealed the same may come again. Later it would stand for an average.
 
         Returns:
             Its digest, 32 bytes.
 
         Raises:
-            UpdateRefused: the job has begun with another one.
+            UpdateRefused: the job has begun with another one, or a message was sealed.
 
         """
         digest = digest_of(first)
         if not self._chain:
             self.base, self._chain = _kept(first), digest
-        elif self.round or digest != self._chain:
+        elif self.round or self._used or digest != self._chain:
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
             )

@@ -5,6 +5,14 @@ import torch
 from sealed_silos import one_round, silos_of
 
 from fedml_keylock.errors import UpdateRefused
+from fedml_keylock.locks.sealed.encoding import Shares
+
+
+@pytest.mark.parametrize("odd", [0, -199, float("nan"), float("inf"), 2.0**40])
+def test_samples_that_are_no_weight_are_refused(odd):
+    """Guards `Shares.of`: with 100, 100 and -199 the bounds sum to 2^38, and sums wrap."""
+    with pytest.raises(UpdateRefused, match="the silos say that they have 100, 100, "):
+        Shares.of([100, 100, odd])
 
 
 @pytest.mark.parametrize(
