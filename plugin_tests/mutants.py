@@ -30,6 +30,13 @@ class Mutant(NamedTuple):
 
 MUTANTS = [
     Mutant(
+        "server: an aggregator's own weights are ignored",
+        "host/server_session.py",
+        "        if not all(isinstance(number, _Samples) for number, _ in updates):\n",
+        "        if False:\n",
+        f"{HOST}/test_sealed_sessions.py",
+    ),
+    Mutant(
         "gate: the mark of a silo's agreement is not checked",
         "host/gate.py",
         "            check_mark(entries.get(MARK), agreement, who=who)\n",

@@ -20,6 +20,10 @@ from .update_history import Sender
 __all__ = ["ServerSession"]
 
 
+class _Samples(float):
+    """A silo's number of samples as it came: sums of sealed updates have no other weights."""
+
+
 @dataclass
 class ServerSession(Session):
     """The server's rank.
@@ -68,6 +72,18 @@ class ServerSession(Session):
                 f"{self.who}, round {self.round}: {len(updates)} updates of {each} silos are to be "
                 "averaged, and sealed ones open together only: let the aggregator pass all of them "
                 "to FedMLAggOperator.agg"
+            )
+        words = (tensor.dtype for _, state in updates for tensor in state.values())
+        if any(dtype != torch.int32 for dtype in words):
+            raise HostError(
+                f"{self.who}, round {self.round}: the job's aggregator changed sealed updates "
+                f"before they were averaged; {_CALL_AGG}"
+            )
+        if not all(isinstance(number, _Samples) for number, _ in updates):
+            raise HostError(
+                f"{self.who}, round {self.round}: the job's aggregator weighs the silos by numbers "
+                "of its own, and sealed updates are weighed in the silos: let it pass on the "
+                "numbers that it is given, and put weights into the dataset's numbers of samples"
             )
         self._total = self.defense.add_up([state for _, state in updates])
         first = updates[0][1]
@@ -123,7 +139,7 @@ class ServerSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the silos")
 
-    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
         """Check a silo's message, and show its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
         if isinstance(entries.get(HELLO), str):
@@ -136,6 +152,8 @@ class ServerSession(Session):
         self._note("while collecting updates", self.round)
         self._next_round = self.round + 1
         state, samples = update
+        if self.seals:
+            entries[names.samples] = _Samples(samples)
         self.observer.show("after_upload", state, samples, silo, self.round)
 
     def finish(self) -> None:

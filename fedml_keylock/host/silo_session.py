@@ -254,9 +254,16 @@ class SiloSession(Session):
                 "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
             )
         try:
-            return self.defense.open(self.model, state, round_index=self.last_round)
+            opened = self.defense.open(self.model, state, round_index=self.last_round)
         except UpdateRefused as error:
             raise UpdateRefused(f"{self.who}: {error}") from None
+        if self._sealed is not None:
+            # what FedML averages has the versions of modules that the silo's own state has
+            versions = getattr(self._sealed[0], "_metadata", None)
+            if versions is not None and not hasattr(opened, "_metadata"):
+                opened._metadata = versions  # type: ignore[attr-defined]  # as in public_copy
+            self._sealed = None  # a trainer may fill the same mapping again
+        return opened
 
     def _seal(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
         """What the defense sends in place of a state; of the same state the same."""
