@@ -107,11 +107,15 @@ class ServerSession(Session):
             f"({type(error).__name__}: {first_line(error)}); {_CALL_AGG}"
         ) from error
 
-    def skip_test(self) -> None:
-        """Say once that the server does not test what it cannot read."""
+    def tell_sealed(self) -> None:
+        """Say once what becomes of the server's own model, which is not given what is sealed."""
         if not self._told:
             self._told = True
-            logging.info("%s: its model is sealed, and is not tested here; silos test it", self.who)
+            logging.info(
+                "%s: its model is sealed, and is not tested here; silos test it. The job's "
+                "aggregator keeps the first model: keylock.save_model has silos write the last one",
+                self.who,
+            )
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
         """Check and make ready what the server sends; see `Session.emit`."""

@@ -212,7 +212,7 @@ def test_an_aggregator_that_changes_updates_is_refused(job):
     """Guards the types in `ServerSession.add_up`: the line said that silos had sent several."""
     job.begin()
     halved = [(n, {k: t * 0.5 for k, t in words.items()}) for n, words in job.collect()]
-    with pytest.raises(HostError, match="changed sealed updates before .* FedMLAggOperator.agg"):
+    with pytest.raises(HostError, match=r"changed sealed updates before .* FedMLAggOperator\.agg"):
         job.server.add_up(halved)
 
 
@@ -291,10 +291,10 @@ def test_an_aggregator_that_fails_on_words_is_told_what_to_call(job):
 
 def test_that_the_server_does_not_test_is_said_once(job, caplog):
     with caplog.at_level(logging.INFO):
-        job.server.skip_test()
-        job.server.skip_test()
+        job.server.tell_sealed()
+        job.server.tell_sealed()
     said = "the server: its model is sealed, and is not tested here; silos test it"
-    assert caplog.messages.count(said) == 1
+    assert [message.startswith(said) for message in caplog.messages] == [True]
 
 
 # --- a server that lies
