@@ -231,6 +231,11 @@ TABLE = {
             "if False:",
         ),
         (
+            "server: an aggregator's own weights are ignored",
+            "        if not all(isinstance(number, _Samples) for number, _ in updates):\n",
+            "        if False:\n",
+        ),
+        (
             "session: a server adds up some of the updates",
             "        if len(updates) != each:\n",
             "        if False:\n",
