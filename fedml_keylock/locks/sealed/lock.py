@@ -42,7 +42,7 @@ class SealedLock(Lock):
         super().__init__(config)
         self._secrets: JobSecrets | None = None
         self._rounds: Rounds | None = None
-        self._own_model = b""
+        self._own_model: dict[str, bytes] = {}
         self._silo = 0
 
     @property
@@ -253,8 +253,8 @@ class SealedLock(Lock):
         return self.info(model)
 
     def remember(self, model: nn.Module) -> None:
-        """Remember what this silo's own first model is."""
-        self._own_model = digest_of(_tensors(model))
+        """Remember what this silo's own first model is, name by name: a part of it may come."""
+        self._own_model = {n: digest_of({n: t}) for n, t in _tensors(model).items()}
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it."""
@@ -384,9 +384,12 @@ class SealedLock(Lock):
         return self._rounds
 
     def _first(self, rounds: Rounds, first: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        again = rounds.begun
         digest = rounds.begin(first)
+        if again:  # and it is the same
+            return first
         wanted = self.config.first_model
-        own = digest == self._own_model
+        own = all(self._own_model.get(n) == digest_of({n: t}) for n, t in first.items())
         if wanted is not None and not (own if wanted == "own" else _is(digest, wanted)):
             raise UpdateRefused(
                 f"round 0: the server's first model ({digest.hex()}) is not what "
