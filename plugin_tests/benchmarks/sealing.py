@@ -101,7 +101,7 @@ def keys_of(place: int, participants: int, colluders: int | None) -> RoundKeys:
 
 
 def round_of_a_silo(state: State) -> Callable[[], float]:
-    """CPU seconds of a round with three silos: one seals, the server adds up, one verifies and opens.
+    """CPU seconds of a round of three silos: one seals, the server adds up, one verifies and opens.
 
     The other silos do the same beside it, and are not counted.
     """

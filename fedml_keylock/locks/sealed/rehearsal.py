@@ -63,7 +63,7 @@ def check_counts(opened: Opened, round_index: int) -> None:
     """
     if opened.counts.infinite:
         raise UpdateRefused(
-            f"round {round_index}: numbers of the silos' updates were NaN or infinite: training has "
-            "diverged. The own log of the silo that sent them names the tensors; lower the learning "
-            "rate, or clip gradients"
+            f"round {round_index}: numbers of the silos' updates were NaN or infinite: training "
+            "has diverged. The own log of the silo that sent them names the tensors; lower the "
+            "learning rate, or clip gradients"
         )

@@ -85,6 +85,21 @@ def test_whose_first_model_it_is_is_said(tmp_path, caplog):
     assert f"pin it by keylock: {{first_model: {digest_of(other).hex()}}}" in caplog.messages[-1]
 
 
+def test_a_part_of_the_silo_s_own_first_model_is_its_own_and_said_once(tmp_path, caplog):
+    """As where adapters alone are exchanged: honest jobs were warned of, or refused.
+
+    Guards `remember` and ``again`` in `_first`: FedML sends the first model twice.
+    """
+    caplog.set_level(logging.INFO)
+    own = state_of(net())
+    part = {name: own[name] for name in sorted(own)[:2]}
+    lock, model = jobs(tmp_path, first_model="own")[0]
+    for _ in range(2):
+        assert lock.open(model, part, round_index=-1) is part
+    digest = digest_of(part).hex()
+    assert caplog.messages == [f"the first model is this silo's own; its digest is {digest}"]
+
+
 def test_a_pinned_first_model_is_the_only_one_that_is_taken(tmp_path):
     """Guards ``first_model``: own, a digest in any case, or a file."""
     own, other = state_of(net()), state_of(net(1))
