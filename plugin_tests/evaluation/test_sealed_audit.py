@@ -13,7 +13,7 @@ from fedml_keylock.errors import ConfigError, VaultError
 from fedml_keylock.evaluation.audit import Protection, accuracy_by_round, audit, probe, save_truth
 from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
+from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import PublicData, learned
 from fedml_keylock.locks.sealed.record import Record
@@ -42,7 +42,7 @@ def test_who_has_the_record_opens_updates_and_who_colludes_no_masks(digits):  # 
     assert TRAILER in subject.updates[0].after
     plain = undefended(subject)
     for own, as_oracle, as_colluding in zip(
-        plain, opened(subject), opened(subject, colluding=True), strict=True
+        plain, recovered(subject), recovered(subject, colluding=True), strict=True
     ):
         assert distance(as_oracle.after, own.after) < 1e-6
         assert distance(as_oracle.before, own.before) == 0
