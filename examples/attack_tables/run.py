@@ -42,7 +42,7 @@ sys.path.insert(0, str(JOB))
 from model import MODELS  # noqa: E402  # the job's own
 from tables import tables  # noqa: E402
 
-LOCKS: tuple[dict, ...] = ({"lock": "paper"}, {})
+LOCKS: dict[str, dict] = {"paper": {"lock": "paper"}, "sealed": {}}
 SINGLE, SILOS = 2, 3
 LIMIT = {"lenet": 6, "resnet20": 4}
 """Updates attacked at untrained weights, and as many at trained ones."""
@@ -122,11 +122,13 @@ def audit_job(folder: Path, net: str, defense: Lock, facts: dict, workers: int |
 @click.option("--output", type=click.Path(path_type=Path), default=Path("tables"))
 @click.option("--nets", default=",".join(ATTACKS), show_default=True)
 @click.option("--data", default="mnist,fashion_mnist", show_default=True)
+@click.option("--locks", default=",".join(LOCKS), show_default=True)
 @click.option("--rounds", default=10, show_default=True, help="Of each job.")
 @click.option("--workers", type=int, help="Processes that attack; as many as cores without it.")
-def main(output: Path, nets: str, data: str, rounds: int, workers: int | None) -> None:
+def main(output: Path, nets: str, data: str, locks: str, rounds: int, workers: int | None) -> None:
     torch.set_num_threads(1)
-    for net, one, lock in product(nets.split(","), data.split(","), LOCKS):
+    for net, one, name in product(nets.split(","), data.split(","), locks.split(",")):
+        lock = LOCKS[name]
         defense = keylock(lock)
         folder = output / f"{net}-{one}-{defense.title.replace(':', '-')}"
         facts = {"data": one, "model": net, "silos": SILOS, "rounds": rounds}
