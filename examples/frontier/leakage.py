@@ -17,7 +17,7 @@ import torch
 from accuracy import fit_lock
 from attackers import Attacker, Effort
 from files import load, save
-from points import Point, hides_layers, transforms_at_clip
+from points import Point, is_rotated, transforms_at_clip
 from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import global_state, silo_locks
@@ -219,9 +219,10 @@ def _subject(
     """The updates that an attacker has."""
     model = first_model(setting.net, setting.seed)
     if stage == "trained":
-        model.load_state_dict(global_state(folder))
-        if hides_layers(point):  # who knows more than the server does: the weights that silos have
-            model = silo_locks(point, setting, folder)[1](model, 0, None)
+        state = global_state(folder)
+        model.load_state_dict(state)
+        if is_rotated(point):  # who knows more than the server does: the weights that silos have
+            model = silo_locks(point, setting, folder)[1](state, 0, None)
             unlock_model(model)
     images, labels = pictures(setting.data)
     attacked, rest = _rows(setting, effort.images, batch)
@@ -326,7 +327,7 @@ def _protection(
     def fresh(plain: nn.Module, draw: torch.Generator) -> tuple[nn.Module, Mapping[str, Tensor]]:
         turn = next(turns)
         if stage == "trained":
-            locked = own(plain, turn, None)
+            locked = own(plain.state_dict(), turn, None)
         else:
             locked = deepcopy(plain)
             if grouped:

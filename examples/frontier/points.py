@@ -85,6 +85,11 @@ def hides_layers(point: Point) -> bool:
     return point.lock is not None and keylock(point.lock).transforms_updates
 
 
+def is_rotated(point: Point) -> bool:
+    """Whether silos rotate the whole state: what the simulation ends with is rotated, too."""
+    return hides_layers(point) and not seals(point)
+
+
 def seals(point: Point) -> bool:
     """Whether silos send words, of which only the sum opens."""
     return point.lock is not None and keylock(point.lock).seals

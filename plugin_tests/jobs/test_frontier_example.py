@@ -303,7 +303,15 @@ TARGETS = ("features.2.weight", "classifier.weight")
 
 def small(output, *more):
     line = [sys.executable, str(FRONTIER / "run.py"), "--output", str(output), "--seeds", "1"]
-    line += ["--points", "paper-all,sealed,dp-1e-2", "--rounds", "2", "--images", "2", "--restarts"]
+    line += [
+        "--points",
+        "paper-all,sealed,rotated,dp-1e-2",
+        "--rounds",
+        "2",
+        "--images",
+        "2",
+        "--restarts",
+    ]
     line += ["1", "--steps", "5", "--learning", "3", "--batches", "1", "--workers", "1", *more]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -312,18 +320,18 @@ def small(output, *more):
 
 @pytest.mark.long
 def test_points_end_to_end_and_once_more(tmp_path):
-    said = small(tmp_path, "--attackers", "oblivious,joint,simulating,oracle,twin")
-    assert said.count(": trained") == 4
+    said = small(tmp_path, "--attackers", "oblivious,joint,simulating,insider,others,oracle,twin")
+    assert said.count(": trained") == 5
     rows = {
         row["point"]: row for row in json.loads((tmp_path / "frontier.json").read_text())["rows"]
     }
-    assert list(rows) == ["none", "paper-all", "sealed", "dp-1e-2"]
+    assert list(rows) == ["none", "paper-all", "sealed", "rotated", "dp-1e-2"]
     assert rows["sealed"]["own_by_seed"] == pytest.approx(rows["none"]["own_by_seed"], abs=2e-3)
     assert not any(row["not_measured"] for row in rows.values())
     assert set(rows["paper-all"]["stages"]) == {"untrained", "trained"}
     for name in ("table.md", "frontier.png"):
         assert (tmp_path / name).stat().st_size > 1000
-    again = small(tmp_path, "--attackers", "oblivious,joint,simulating,oracle,twin")
+    again = small(tmp_path, "--attackers", "oblivious,joint,simulating,insider,others,oracle,twin")
     assert [Path(line).name for line in again.splitlines()] == [
         "table.md",
         "frontier.json",
