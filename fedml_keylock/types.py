@@ -221,12 +221,14 @@ class Credentials:
         group_key: a file with a secret that all silos have; None without one.
         roster: a file with the silos' public keys; None without one.
         identity: a file with this silo's own private key; None without a roster.
+        link_key: a file with a secret that server and silos have; None without one.
 
     """
 
     group_key: Path | None = None
     roster: Path | None = None
     identity: str | None = None
+    link_key: Path | None = None
 
 
 @dataclass(frozen=True)

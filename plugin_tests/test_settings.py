@@ -141,9 +141,9 @@ def test_every_field_can_be_set_from_yaml():
     )
     sealed = KeyLockConfig.from_mapping(
         yaml.safe_load(
-            "{group_key: /etc/group, colluders: 1, roster: r.yaml, identity: i.key, scale: 2.5, "
-            "first_model: own, checkpoint: g.safetensors, save_model: m, tell_accuracy: true, "
-            "tell_samples: true}"
+            "{group_key: g, link_key: l, colluders: 1, roster: r.yaml, identity: i.key, "
+            "scale: 2.5, first_model: own, checkpoint: g.safetensors, save_model: m, "
+            "tell_accuracy: true, tell_samples: true}"
         )
     )
     default = KeyLockConfig().model_dump()
@@ -320,6 +320,10 @@ def test_what_is_of_some_locks_is_known_as_such():
         ),
         ("lock: [paper]", "keylock.lock: ['paper'] do not go together"),
         ("roster: r.yaml", "keylock.roster: it goes with identity"),
+        (
+            "lock: [paper, sealed]\ncheckpoint: g.safetensors",
+            "keylock.checkpoint: it is of lock: sealed alone; under [paper, sealed] use save_model",
+        ),
     ],
 )
 def test_what_would_be_without_effect_is_refused(section, said):

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, HostError
-from .job_configuration import INVERSION, Arguments, word
+from .job_configuration import INVERSION, Arguments, our_defense, word
 
 if TYPE_CHECKING:
     import torch
@@ -112,6 +112,12 @@ def check_job(args: Arguments, defense: str | None, robust_aggregation: str | No
             raise HostError(
                 f"{field}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
             )
+    settings = getattr(args, defense or "", None) or {}
+    if settings.get("link_key") is not None and args.backend != "GRPC":
+        raise ConfigError(
+            f"{defense}.link_key: it is for jobs over gRPC, and backend is {args.backend}; leave "
+            "it out"
+        )
     if robust_aggregation is None:
         return
     field = f"{defense}.robust_aggregation: {robust_aggregation!r}"
@@ -182,6 +188,20 @@ def check_sealing(args: Arguments) -> None:
             "enable_contribution: FedML assesses silos by testing single updates on the server, "
             "which lock: sealed keeps from reading; leave it out"
         )
+    settings = getattr(args, our_defense(args) or "", None) or {}
+    if getattr(args, "training_type", None) != "simulation":
+        return
+    # its silos do not get the last average over MPI; in one process it is in the open
+    in_one = getattr(args, "backend", None) == "sp"
+    for name in ("save_model", "checkpoint") if in_one else ("save_model",):
+        if settings.get(name) is not None:
+            remedy = "save FedML's own model, which is in the open"
+            if not in_one:
+                remedy = "use checkpoint, which fedml-keylock export opens"
+            raise ConfigError(
+                f"keylock.{name}: nothing writes it in this kind of simulation; {remedy}, or use "
+                "training_type: cross_silo"
+            )
 
 
 def _clips(args: Arguments) -> bool:

@@ -28,6 +28,7 @@ __all__ = [
     "EntryNames",
     "ServerGate",
     "SiloGate",
+    "check_hellos",
     "check_mark",
     "check_nonce",
     "check_samples",
@@ -179,6 +180,33 @@ class SiloGate:
             state = entries[names.state] = public_copy(released)
         entries[MARK] = agreement.mark
         return state
+
+
+def check_hellos(entry: Any, *, silos: int, who: str) -> dict[int, bytes]:
+    r"""Check the silos' hellos, as the server passes them on, and return them by rank.
+
+    Raises:
+        UpdateRefused: there are none, or not one of each silo that takes part.
+
+    Example:
+        >>> check_hellos("1:ab,2:cd", silos=2, who="silo 0")
+        {1: b'\xab', 2: b'\xcd'}
+
+    """
+    try:
+        pairs = (said.split(":") for said in str(entry).split(","))
+        hellos = {int(rank): bytes.fromhex(hello) for rank, hello in pairs}
+    except ValueError:
+        raise UpdateRefused(
+            f"{who} came without the silos' hellos: the plugin is not active on the server. Start "
+            "every rank with `python -m fedml_keylock` and the same YAML"
+        ) from None
+    if len(hellos) != silos:  # of two, one of which colludes, the sum is the other's
+        raise UpdateRefused(
+            f"{who} came with the hellos of {len(hellos)} silos, and {silos} take part: the server "
+            "has left some out, or its client_num_per_round is another"
+        )
+    return hellos
 
 
 def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:

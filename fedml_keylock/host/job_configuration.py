@@ -18,6 +18,7 @@ __all__ = [
     "misplaced_settings",
     "our_attack",
     "our_defense",
+    "silo_in_turn",
     "word",
 ]
 
@@ -38,6 +39,25 @@ def our_defense(args: Arguments) -> str | None:
 def our_attack(args: Arguments) -> bool:
     """Whether the job asks for gradient inversion."""
     return bool(getattr(args, "enable_attack", False)) and word(args, "attack_type") == INVERSION
+
+
+def silo_in_turn(args: Arguments, trained: int) -> int:
+    """The silo that FedML's own choice gives a rank, where there are more silos than ranks.
+
+    The choice is public, and the same on every rank. Its seed is the number of the round, or in a
+    cross-silo job that of the round before.
+
+    Args:
+        args: FedML's.
+        trained: how many rounds are over.
+
+    """
+    import numpy as np  # which `doctor` may have to do without
+
+    seed = trained if args.training_type == "simulation" else max(0, trained - 1)
+    total, each = int(args.client_num_in_total), int(args.client_num_per_round)
+    chosen = np.random.RandomState(seed).choice(range(total), each, replace=False)
+    return int(chosen[int(args.rank) - 1])
 
 
 def word(args: Arguments, name: str) -> str:

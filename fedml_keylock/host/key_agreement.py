@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -22,16 +21,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..errors import HostError
-from ..types import JobSecrets
+from ..locks.group_key import group_secret
+from ..types import Credentials, JobSecrets
+from .mailbox import Mailbox, exchange_among, misfit
 from .roster import SIGNATURE, Roster
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["Handshake", "agree"]
+__all__ = ["Handshake", "agree", "samples_of"]
 
-TAG = 28_411
-"""Of every message here: FedML's own have 0, and every MPI allows tags up to 32767."""
 SECRET = KEY = 32
 """Bytes of a secret, and of a public key of X25519 (RFC 7748)."""
 NONCE = 12
@@ -40,8 +39,6 @@ SEALED_SAMPLES = NONCE + 8 + 16
 ANSWER = NONCE + SECRET + 16
 """Bytes of the leader's answer: a nonce, and the group's secret sealed, with its tag."""
 LABEL = b"fedml-keylock agreement 2"
-PAUSE = 0.001
-"""Seconds between two looks: MPI's own waiting takes a whole core."""
 
 
 @dataclass
@@ -64,6 +61,20 @@ class Handshake:
     roster: Roster | None = None
     _private: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate, repr=False)
     _nonce: bytes = field(default_factory=lambda: os.urandom(SECRET))
+
+    @classmethod
+    def of(cls, credentials: Credentials, rank: int, samples: float) -> Handshake:
+        """With what a silo's configuration names.
+
+        Raises:
+            ConfigError: a file is not what it must be.
+            VaultError: a file is missing, or others may read it.
+
+        """
+        key, roster = credentials.group_key, None
+        if credentials.roster is not None:
+            roster = Roster.load(credentials.roster, credentials.identity or "", rank=rank)
+        return cls(rank, samples, b"" if key is None else group_secret(key), roster)
 
     @property
     def hello(self) -> bytes:
@@ -94,7 +105,7 @@ class Handshake:
         samples: dict[int, float] = {}
         for rank, hello in sorted(hellos.items()):
             if len(hello) != self.length:
-                raise _refused(rank, f"sent {len(hello)} bytes, not {self.length}")
+                raise misfit(rank, f"sent {len(hello)} bytes, not {self.length}")
             body = hello
             if self.roster is not None:
                 body, signature = hello[:-SIGNATURE], hello[-SIGNATURE:]
@@ -129,7 +140,7 @@ class Handshake:
         try:
             shared = self._private.exchange(X25519PublicKey.from_public_bytes(hello[:KEY]))
         except ValueError:
-            raise _refused(rank, "sent a public key that keeps no secret") from None
+            raise misfit(rank, "sent a public key that keeps no secret") from None
         low, high = sorted((self.rank, rank))
         return _derive(shared, b"pair" + _place(low) + _place(high) + transcript)
 
@@ -206,7 +217,7 @@ def agree(
         try:
             group = ciphers[leader].decrypt(answer[:NONCE], answer[NONCE:], transcript)
         except InvalidTag:
-            raise _refused(
+            raise misfit(
                 leader, "sent a secret not sealed for the keys that this rank has"
             ) from None
     place = {rank: silo for silo, rank in enumerate(silos)}
@@ -216,89 +227,8 @@ def agree(
         {place[rank]: secret for rank, secret in pairs.items()},
         {},
         transcript,
-        _exchange_among(comm, silos),
+        exchange_among(comm, silos),
     )
-
-
-def _exchange_among(
-    comm: MPI.Intracomm, silos: Sequence[int]
-) -> Callable[[Mapping[int, bytes]], Mapping[int, bytes]]:
-    """A way to the other silos that FedML's receiver does not look into."""
-    group = comm.Get_group().Incl(silos)
-    # only the silos take part in making it, and messages in it are no messages of FedML's
-    mailbox = Mailbox(comm.Create_group(group, TAG))
-
-    def exchange(messages: Mapping[int, bytes]) -> Mapping[int, bytes]:
-        length = len(next(iter(messages.values()), b""))
-        return mailbox.exchange(messages, [*messages], length, wait=None)
-
-    return exchange
-
-
-class Mailbox:
-    """Messages to and from other ranks, which never waits in a call that only they could end.
-
-    Args:
-        comm: a communicator.
-
-    """
-
-    def __init__(self, comm: MPI.Intracomm) -> None:
-        self._comm = comm
-
-    def exchange(
-        self,
-        messages: Mapping[int, bytes],
-        senders: Collection[int],
-        length: int,
-        *,
-        wait: float | None,
-    ) -> dict[int, bytes]:
-        """Send each rank its message, and receive one of so many bytes from each sender.
-
-        It checks a message's length before it receives it.
-
-        Args:
-            messages: by rank.
-            senders: ranks to receive from.
-            length: bytes of what they send.
-            wait: seconds; None to wait as long as they take.
-
-        Raises:
-            HostError: a rank did not receive or send its message in time, or sent another length.
-
-        """
-        from mpi4py import MPI
-
-        end = None if wait is None else time.monotonic() + wait
-        received: dict[int, bytes] = {}
-        status = MPI.Status()
-        sending = {
-            rank: self._comm.Isend(bytearray(message), dest=rank, tag=TAG)
-            for rank, message in messages.items()
-        }
-
-        def done(rank: int) -> bool:
-            if rank in senders and rank not in received:
-                if not self._comm.Iprobe(source=rank, tag=TAG, status=status):
-                    return False
-                size = status.Get_count(MPI.BYTE)
-                if size != length:
-                    raise _refused(rank, f"sent {size} bytes, not {length}")
-                buffer = bytearray(length)
-                self._comm.Recv(buffer, source=rank, tag=TAG)
-                received[rank] = bytes(buffer)
-            return rank not in sending or bool(sending[rank].Test())
-
-        left = sorted({*messages, *senders})
-        while left := [rank for rank in left if not done(rank)]:
-            if end is not None and time.monotonic() >= end:
-                raise HostError(
-                    f"the silos share no secret: {_named(left)} did not answer within {wait:g} "
-                    "seconds. Start every rank with `python -m fedml_keylock` and the same YAML"
-                )
-            time.sleep(PAUSE)
-        return received
 
 
 def _derive(secret: bytes, info: bytes) -> bytes:
@@ -310,12 +240,17 @@ def _place(rank: int) -> bytes:
     return rank.to_bytes(4, "big")
 
 
-def _refused(rank: int, what: str) -> HostError:
-    return HostError(
-        f"the silos share no secret: rank {rank} {what}. Run the same fedml-keylock on every rank, "
-        "with the same YAML"
-    )
+def samples_of(dataset: Sequence[Any], silo: int | None) -> float:
+    """How many samples FedML's dataset tuple says that a silo has; 0 where that is not known.
 
+    Example:
+        >>> samples_of([None, None, None, None, {1: 20}], 1)
+        20.0
 
-def _named(ranks: Sequence[int]) -> str:
-    return f"rank{'s'[: len(ranks) != 1]} {', '.join(map(str, ranks))}"
+    """
+    if silo is None or dataset[4] is None:
+        return 0.0
+    try:
+        return float(dataset[4][silo])
+    except (KeyError, IndexError, TypeError, ValueError):
+        return 0.0

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import HostError
 from ..types import JobSecrets
+from .compatibility import check_sealing
 from .progress import note
 from .public_state import check_state, public_copy
 from .silo_session import SiloSession
@@ -56,6 +57,8 @@ class OneProcess(SiloSession):
 
     def agree(self, dataset: Sequence[Any]) -> None:
         """Draw the silos' secret: all of them are here."""
+        if self.seals:
+            check_sealing(self.args)
         if self.defense is not None:
             self.defense.share(JobSecrets(os.urandom(32)))
         self._shared = True
@@ -160,6 +163,9 @@ class OneProcess(SiloSession):
 
     def _note(self, doing: str) -> None:
         note(f"rank 0: {self.who}: {doing}")
+
+    def _chosen(self) -> None:
+        """Any: FedML's server is in this process."""
 
     def _is_over(self) -> bool:
         return False

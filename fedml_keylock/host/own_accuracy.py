@@ -16,7 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["measure", "measured"]
+__all__ = ["is_due", "measure", "measured"]
+
+
+def is_due(args: Any, index: int) -> bool:
+    """Whether FedML's server tests the average of the round with this index.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(frequency_of_the_test=2, comm_round=4)
+        >>> [is_due(args, index) for index in range(4)]
+        [True, False, True, True]
+
+    """
+    every = int(getattr(args, "frequency_of_the_test", 0) or 0)
+    return every > 0 and index >= 0 and index in {index // every * every, int(args.comm_round) - 1}
 
 
 def measured(
@@ -43,7 +57,7 @@ def measured(
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:
     """The share of right answers, by the trainer's own test or else by counting.
 
-    It restores the model's mode and torch's random numbers.
+    It restores the mode of each of the model's layers and torch's random numbers.
 
     Returns:
         None where there is nothing to count.
@@ -55,7 +69,7 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
         0.5
 
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             test = getattr(trainer, "test", None)
@@ -65,7 +79,8 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
                 return float(found["test_correct"]) / total if total else None
             return _count(model, data, device)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _count(model: nn.Module, data: Any, device: Any) -> float | None:

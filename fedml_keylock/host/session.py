@@ -15,6 +15,7 @@ from ..types import Agreement, Credentials
 from .compatibility import check_model, check_sealing
 from .gate import EntryNames
 from .job_configuration import Arguments
+from .link import Link
 from .observer import Observer
 from .silo_round import Tell
 
@@ -36,6 +37,7 @@ class Session(ABC):
         observer: sees updates.
         model: the job's, when it is known.
         agreement: what the defense says of the model.
+        link: tags messages, if that is configured.
         tell: sends metrics on FedML's own channels.
 
     """
@@ -46,6 +48,7 @@ class Session(ABC):
     observer: Observer
     model: nn.Module | None = None
     agreement: Agreement | None = None
+    link: Link | None = None
     tell: Tell = _nowhere
 
     @property
@@ -105,7 +108,11 @@ class Session(ABC):
         """
         if self.seals:
             check_sealing(self.args)
-        if self._credentials is not None and not self._credentials.group_key and not self._comm:
+        credentials = self._credentials
+        if credentials is not None:
+            is_server = self.args.role == "server"
+            self.link = Link.of(credentials, int(self.args.rank), is_server=is_server)
+        if credentials is not None and not credentials.group_key and not self._comm:
             raise ConfigError(
                 "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
                 "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"

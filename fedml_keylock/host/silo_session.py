@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ..errors import HostError, LockError, UpdateRefused, VaultError
-from ..locks.group_key import group_secret
+from ..errors import HostError, KeyLockError, UpdateRefused, VaultError
 from ..types import JobSecrets
-from .gate import HELLO, HELLOS, EntryNames, SiloGate
-from .key_agreement import Handshake, agree
-from .own_accuracy import measured
+from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos
+from .job_configuration import silo_in_turn
+from .key_agreement import Handshake, agree, samples_of
+from .local_training import check_trainer, check_untrained, quietly
+from .own_accuracy import is_due, measured
 from .progress import note
-from .roster import Roster
 from .session import Session
 from .silo_round import SiloRound
 
@@ -33,20 +31,21 @@ class SiloSession(Session):
         silo: index of the silo that it works for, from 0; None in a rank that serves many in turn,
             until FedML says which one.
         gate: what its messages pass.
+        given: how many averages it was given; -1 before the first model.
 
     """
 
     silo: int | None = None
     gate: SiloGate = field(init=False, repr=False)
+    given: int = -1
     _locked_for: int | None = None
     _trained: int = 0
-    _given: int = 0
     _shared: bool = False
     _handshake: Handshake | None = field(default=None, repr=False)
-    _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.gate = SiloGate(self._seal)
+        self.gate = SiloGate(self._release)
         if not self.in_turn:
             self.silo = self._locked_for = int(self.args.rank) - 1
 
@@ -70,27 +69,17 @@ class SiloSession(Session):
     def agree(self, dataset: Sequence[Any]) -> None:
         """Before FedML's messages begin: agree with the other silos on the secrets they need.
 
-        Args:
-            dataset: FedML's tuple, which says how many samples this silo has.
-
         Raises:
             ConfigError: see `Session.agree`.
-            HostError: see `key_agreement.share_secrets`.
+            HostError: see `key_agreement.agree`.
 
         """
         super().agree(dataset)
         credentials = self._credentials
         if self.defense is None or credentials is None:
             return
-        rank, roster = int(self.args.rank), None
-        if credentials.roster is not None:
-            roster = Roster.load(credentials.roster, credentials.identity or "", rank=rank)
-        self._handshake = Handshake(
-            rank,
-            _samples_of(dataset, self.silo),
-            b"" if credentials.group_key is None else group_secret(credentials.group_key),
-            roster,
-        )
+        samples = samples_of(dataset, self.silo)
+        self._handshake = Handshake.of(credentials, int(self.args.rank), samples)
         if self._comm is not None:
             self._note("while agreeing on secrets with the other silos")
             self._share(agree(self._comm, self._handshake))
@@ -99,23 +88,23 @@ class SiloSession(Session):
         """Called when FedML gives this rank a silo's data: load the silo's private state.
 
         Raises:
-            HostError: there is no such silo, or it is not the one whose lock this rank holds for
-                the whole job.
+            HostError: there is no such silo, or it is not the one that this rank is to work for.
             VaultError: the silo's vault cannot be read, or another process uses it.
 
         """
         if not 0 <= silo < int(self.args.client_num_in_total):
             raise HostError(f"{self.who}: FedML gave it the data of silo {silo}; there is none")
-        if self.defense is not None and not self.in_turn and silo != self.silo:
+        chosen = self._chosen()
+        if self.defense is not None and chosen not in (silo, None):
             raise HostError(
-                f"{self.who}: FedML gave it the data of silo {silo}, whose lock it lacks"
+                f"{self.who}: FedML gave it the data of silo {silo}, and by FedML's own choice it "
+                f"works for silo {chosen}; a server must not choose who takes part"
             )
         self.silo = silo
         # after the last round FedML gives each rank one more silo, for which there is nothing to do
         if self.defense is None or not self.in_turn or self._is_over():
             return
-        if self.model is None:
-            raise HostError(f"{self.who}: FedML gave it data before the job's model was locked")
+        assert self.model is not None
         logging.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
         self._locked_for = silo
 
@@ -140,7 +129,9 @@ class SiloSession(Session):
         state = result[0] if isinstance(result, tuple) else result
         audited = self.defense is not None and self.observer.audits_update
         if audited and isinstance(state, Mapping):  # as it will be sent
-            state = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            self._audited = state, sealed
+            state = sealed
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result
@@ -165,13 +156,10 @@ class SiloSession(Session):
 
     def tests_now(self) -> bool:
         """Whether a silo that was just given a model tests it: when FedML's server does."""
-        every = int(getattr(self.args, "frequency_of_the_test", 0) or 0)
-        last = self.last_round
-        if self.defense is None or not self.defense.own_accuracy or every < 1 or last < 0:
+        if self.defense is None or not self.defense.own_accuracy:
             return False
         # after the last round FedML gives a rank the data of a silo whose lock it does not have
-        in_place = self._locked_for == self.silo
-        return in_place and (last % every == 0 or last == int(self.args.comm_round) - 1)
+        return self._locked_for == self.silo and is_due(self.args, self.last_round)
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
         """Check and make ready what the silo sends, and show it to the observer."""
@@ -201,17 +189,12 @@ class SiloSession(Session):
         self.defense.begin_job(nonce)
         self.observer.received = state
         if self._handshake is not None and not self._shared:
-            hellos = _hellos_in(entries.get(HELLOS), who=who)
-            each = int(self.args.client_num_per_round)
-            if len(hellos) != each:  # of two, one of which colludes, the sum is the other's
-                raise UpdateRefused(
-                    f"{who} came with the hellos of {len(hellos)} silos, and {each} take part: the "
-                    "server has left some out, or its client_num_per_round is another"
-                )
+            silos = int(self.args.client_num_per_round)
+            hellos = check_hellos(entries.get(HELLOS), silos=silos, who=who)
             self._share(self._handshake.complete(hellos))
         entries[names.state] = self._open(state)
-        self._given = self._trained
-        if self._trained >= int(self.args.comm_round):
+        self.given = self._trained
+        if self._is_over():
             self.defense.finish(self._trained, silo=self.silo or 0)
 
     def dismiss(self) -> None:
@@ -222,10 +205,10 @@ class SiloSession(Session):
 
         """
         rounds = int(self.args.comm_round)
-        if self.defense is not None and self._given < rounds:
+        if self.defense is not None and self.given < rounds:
             raise UpdateRefused(
-                f"{self.who}: the server ends the job after {self._given} of {rounds} rounds, of "
-                "which it has sent the averages"
+                f"{self.who}: the server ends the job after {max(0, self.given)} of {rounds} "
+                "rounds, of which it has sent the averages"
             )
 
     def _prepare(self, model: nn.Module) -> None:
@@ -246,8 +229,7 @@ class SiloSession(Session):
     def _open(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What FedML is to load in place of what the server sent."""
         assert self.defense is not None
-        if self.model is None:
-            raise HostError(f"{self.who}: a model came before the job's own was locked")
+        assert self.model is not None
         if self._credentials is not None and not self._shared:
             raise HostError(
                 f"{self.who}: a model came before the silos had agreed on a secret: start the job "
@@ -256,38 +238,44 @@ class SiloSession(Session):
         try:
             return self.defense.open(self.model, state, round_index=self.last_round)
         except UpdateRefused as error:
-            raise UpdateRefused(f"{self.who}: {error}") from None
+            raise self._located(error) from None
+
+    def _located(self, error: KeyLockError) -> KeyLockError:
+        """A defense's error with the silo's name, and with the round once."""
+        said = str(error).removeprefix(f"round {self.round}: ")
+        return type(error)(f"{self.who}: {said}")
+
+    def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
+        """What is sent in place of a state: what was audited, or else the state sealed."""
+        audited, self._audited = self._audited, None
+        if audited is not None and audited[0] is state:
+            return audited[1]
+        return self._seal(state, samples)
 
     def _seal(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
-        """What the defense sends in place of a state; of the same state the same."""
+        """What the defense sends in place of a state."""
         assert self.defense is not None
         assert self.model is not None
-        if self._sealed is not None and self._sealed[0] is state:  # it was audited as it is sent
-            return self._sealed[1]
         try:
-            sealed = self.defense.seal(self.model, state, samples=samples)
+            return self.defense.seal(self.model, state, samples=samples)
         except (UpdateRefused, VaultError) as error:
-            raise type(error)(f"{self.who}: {error}") from None
-        self._sealed = state, sealed
-        return sealed
+            raise self._located(error) from None
 
     def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
         assert self.model is not None
         assert self.defense is not None
-        held = getattr(trainer, "model", None)  # it may hold it by another name, or in a wrapper
-        if not self.defense.wraps_model:
-            held = None
-        if isinstance(held, nn.Module) and not any(m is self.model for m in held.modules()):
-            raise LockError(f"{self.who}: the trainer's model is not the one that was locked")
+        if self.defense.wraps_model:
+            check_trainer(trainer, self.model, who=self.who)
         try:
             self.defense.begin_round(self.model, round_index=self.round)
-            with self._quietly():
+            with quietly(self._logs_training):
                 result = run()
             trained = self.defense.end_round(self.model, round_index=self.round)
         except VaultError as error:
-            raise VaultError(f"{self.who}: {error}") from None
+            raise self._located(error) from None
         if trained is False:
-            self._check_untrained(result[0] if isinstance(result, tuple) else result)
+            sent = result[0] if isinstance(result, tuple) else result
+            check_untrained(sent, self.model.state_dict(), who=self.who)
         return result
 
     @property
@@ -300,68 +288,16 @@ class SiloSession(Session):
         """Whether what is logged of the training leaves the silo."""
         return self.defense is None or self.defense.log_training
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        """Drop what is logged of the training, up to warnings.
-
-        FedML's trainers log every batch's loss, and mpiexec carries that to the server's host. Of a
-        model that the server knows, it tells the label, and which of some images it was.
-        """
-        if self._logs_training:
-            yield
-            return
-        level = logging.root.manager.disable
-        logging.disable(max(level, logging.INFO))
-        try:
-            yield
-        finally:
-            logging.disable(level)
-
-    def _check_untrained(self, state: Any) -> None:
-        """Refuse what a silo trained in another model than the locked one, such as a copy of it."""
-        assert self.model is not None
-        own = self.model.state_dict()
-        for name, tensor in state.items() if isinstance(state, Mapping) else ():
-            if not isinstance(tensor, Tensor) or name not in own or not tensor.any():
-                continue
-            if not torch.equal(tensor.cpu(), own[name].cpu()):
-                raise UpdateRefused(
-                    f"{self.who}: what it would send was not trained in the locked model, which no "
-                    f"gradient reached ({name} differs); train the model that FedML gives the "
-                    "trainer, and not a copy of it"
-                )
-
     def _note(self, doing: str) -> None:
         """Note what this rank is doing, for the line that reports it if it is killed."""
         note(f"rank {self.args.rank}: {self.who}: {doing}")
 
+    def _chosen(self) -> int | None:
+        """The silo that this rank is to work for; None for any."""
+        if not self.in_turn:
+            return self.silo
+        return silo_in_turn(self.args, self._trained) if self.seals else None
+
     def _is_over(self) -> bool:
         """Whether the last round was trained."""
         return self._trained >= int(self.args.comm_round)
-
-
-def _samples_of(dataset: Sequence[Any], silo: int | None) -> float:
-    """How many samples a silo has, as FedML reads it; 0 where that is not known."""
-    if silo is None or dataset[4] is None:
-        return 0.0
-    try:
-        return float(dataset[4][silo])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return 0.0
-
-
-def _hellos_in(entry: Any, *, who: str) -> dict[int, bytes]:
-    """The silos' hellos, by rank, as the server passes them on.
-
-    Raises:
-        UpdateRefused: there are none, or they are something else.
-
-    """
-    try:
-        pairs = (said.split(":") for said in str(entry).split(","))
-        return {int(rank): bytes.fromhex(hello) for rank, hello in pairs}
-    except ValueError:
-        raise UpdateRefused(
-            f"{who} came without the silos' hellos: the plugin is not active on the server. Start "
-            "every rank with `python -m fedml_keylock` and the same YAML"
-        ) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from ..types import Credentials, JobSecrets, Surrogate
 from .config import KeyLockConfig
 from .description import LockInfo
@@ -28,8 +30,8 @@ class SealedPaperLock(PaperLock):
 
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
-        # each lock has a vault of its own
-        self._wire = SealedLock(config.model_copy(update={"vault": config.vault / "sealed"}))
+        # the vault is the published lock's; what is sent is opened in the silo only
+        self._wire = SealedLock(config.model_copy(update={"keep_history": False}))
 
     @property
     def title(self) -> str:
@@ -68,15 +70,13 @@ class SealedPaperLock(PaperLock):
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Lock the model; what the first model is compared with is its public state."""
         info = super().lock_for_job(model)
-        wire = self._wire  # what `protect` has said of this lock's vault holds for the other one
-        wire._cipher, wire._layout, wire._in_turn = self._cipher, self._layout, self._in_turn
-        wire.remember(model)
+        self._wire.remember(model)
         return info
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Put a silo's private state into the model, and claim the other vault if it is used."""
-        entered = super().enter_silo(model, silo=silo)
-        return f"{entered}; {self._wire.enter_silo(model, silo=silo)}"
+        """Put a silo's private state into the model."""
+        self._wire.enter_silo(model, silo=silo)
+        return super().enter_silo(model, silo=silo)
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
@@ -109,6 +109,31 @@ class SealedPaperLock(PaperLock):
     def finish(self, rounds: int, *, silo: int) -> None:
         """As of lock: sealed."""
         self._wire.finish(rounds, silo=silo)
+
+    def load_round(
+        self,
+        model: nn.Module,
+        state: Mapping[str, Tensor],
+        *,
+        round_index: int | None,
+        source: Path,
+    ) -> None:
+        """Not for an audit: the vault has the published lock, and not what opens a message.
+
+        Raises:
+            ConfigError: always.
+
+        """
+        raise ConfigError(
+            f"{source}: under lock: [paper, sealed] a vault opens no message; leave --vault out, "
+            "or audit a job of lock: sealed"
+        )
+
+    def twin(
+        self, model: nn.Module, protected: nn.Module
+    ) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        """As of lock: sealed; the copy has the published lock."""
+        return self._wire.twin(model, protected)
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """As of lock: sealed: whatever the model computes, the server reads none of it."""

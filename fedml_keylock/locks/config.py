@@ -20,6 +20,7 @@ rotation of all of them leaves as they are."""
 
 FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     "group_key": ("sealed", "rotated"),
+    "link_key": ("sealed", "rotated"),
     "colluders": ("sealed",),
     "roster": ("sealed",),
     "identity": ("sealed",),
@@ -72,6 +73,9 @@ class KeyLockConfig(Settings):
     group_key: Path | None = None
     """Of sealed and rotated: an owner-only file with a secret of 32 bytes or more that all silos
     have and the server has not. None: silos agree by themselves, which they can in an MPI job."""
+    link_key: Path | None = None
+    """Of sealed and rotated, over gRPC: an owner-only file with another secret, which server and
+    silos have: each message carries a tag under it, against who changes them on the way."""
     colluders: int | None = Field(default=None, ge=0, strict=True)
     """Of sealed: how many silos may collude with the server. None: all but two, of up to 64 silos;
     31 of more."""
@@ -170,6 +174,11 @@ class KeyLockConfig(Settings):
             raise ConfigError(
                 f"keylock.{name}: {_listed(value)!r} is of lock: {' and '.join(locks)}, and lock "
                 f"is {', '.join(self.locks)}; leave it out, or set lock: {locks[0]}"
+            )
+        if self.checkpoint is not None and len(self.locks) > 1:
+            raise ConfigError(
+                "keylock.checkpoint: it is of lock: sealed alone; under [paper, sealed] use "
+                "save_model, which fedml-keylock export puts together with a silo's lock"
             )
         then = self.robust_aggregation
         if then is not None and self.locks[-1] == "sealed":

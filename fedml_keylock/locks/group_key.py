@@ -1,4 +1,4 @@
-"""A secret that silos share and the server has not, from a file that somebody gave them.
+"""A secret that ranks share, from a file that somebody gave them.
 
 What silos agree on by themselves is added to it. Under `lock: rotated` whoever colludes with one
 silo can rotate back what all of them send; under `lock: sealed` pairwise masks stay.
@@ -18,11 +18,12 @@ LEAST = 32
 MOST = 4096
 
 
-def group_secret(path: Path) -> bytes:
+def group_secret(path: Path, *, name: str = "group_key") -> bytes:
     """The secret in a group's file.
 
     Args:
         path: an owner-only file of at least 32 random bytes, such as ``openssl rand 32`` makes.
+        name: of the setting that names it, for messages.
 
     Raises:
         ConfigError: the secret is too short, or too long for one.
@@ -37,11 +38,11 @@ def group_secret(path: Path) -> bytes:
         32
 
     """
-    with open_private(path, what="keylock.group_key:", follow=True) as file:
+    with open_private(path, what=f"keylock.{name}:", follow=True) as file:
         secret: bytes = file.read(MOST + 1)
     if not LEAST <= len(secret) <= MOST:
         raise ConfigError(
-            f"keylock.group_key: {path} must hold {LEAST} to {MOST} random bytes: openssl rand "
+            f"keylock.{name}: {path} must hold {LEAST} to {MOST} random bytes: openssl rand "
             f"-out {path} {LEAST}"
         )
     return secret

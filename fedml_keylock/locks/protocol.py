@@ -75,7 +75,7 @@ class Lock(ModelLock, Defense):
         state, planned = model.state_dict(), self.plan(model)
         # each silo's own affair; of the group's secret, all but whether there is one
         own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
-        own |= {"checkpoint", "save_model", "first_model", "roster", "identity"}
+        own |= {"checkpoint", "save_model", "first_model", "roster", "identity", "link_key"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
         server = {"robust_aggregation"}
         return Agreement(

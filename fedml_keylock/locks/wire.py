@@ -117,7 +117,8 @@ class WireLock(Lock):
     @property
     def credentials(self) -> Credentials | None:
         """What silos agree on secrets with."""
-        return Credentials(self.config.group_key, self.config.roster, self.config.identity)
+        own = self.config
+        return Credentials(own.group_key, own.roster, own.identity, own.link_key)
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
         """Nothing: the model is the job's own."""

@@ -138,6 +138,28 @@ def test_what_reads_or_changes_single_updates_is_refused_where_they_are_sealed(
         agree(keylock({}), args)
 
 
+@pytest.mark.parametrize(
+    ("kind", "backend", "refused"),
+    [
+        ("simulation", "MPI", {"save_model": "use checkpoint, which fedml-keylock export opens"}),
+        ("simulation", "sp", dict.fromkeys(("save_model", "checkpoint"), "in the open")),
+        ("cross_silo", "MPI", {}),
+    ],
+)
+def test_what_nothing_would_write_is_refused(kind, backend, refused, tmp_path):
+    places = {"save_model": str(tmp_path), "checkpoint": str(tmp_path / "m.safetensors")}
+    for name, path in places.items():
+        args = job(training_type=kind, backend=backend, keylock={name: path}, **ENABLED)
+        if name not in refused:
+            agree(keylock({name: path}), args)
+            continue
+        with pytest.raises(ConfigError, match=f"^keylock.{name}: .*{refused[name]}"):
+            agree(keylock({name: path}), args)
+
+
+ENABLED = {"enable_defense": True, "defense_type": "keylock"}
+
+
 def test_fedml_has_these_attacks():
     """By the names that are compared with."""
     from fedml.core.security import constants

@@ -96,6 +96,8 @@ def test_a_key_is_added_once(files):
     add_key(files / "roster", 1, keys[1])
     assert read_roster(files / "roster") == keys
     with pytest.raises(ConfigError, match="rank 1 has another key already; take its line out"):
+        add_key(files / "roster", 1, new_identity(files / "new"))
+    with pytest.raises(ConfigError, match="rank 2 has this key: each silo needs an identity"):
         add_key(files / "roster", 1, keys[2])
     with pytest.raises(ConfigError, match=r"no public key: it is 64 hexadecimal digits"):
         add_key(files / "roster", 4, keys[2][1:])

@@ -3,9 +3,11 @@
 import logging
 import subprocess
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from job_arguments import PAPER, arguments, made
@@ -14,6 +16,7 @@ from torch import nn
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import JOB_NONCE, MARK, EntryNames
+from fedml_keylock.host.local_training import quietly
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session_of import session_of
 from fedml_keylock.host.silo_session import SiloSession
@@ -22,6 +25,14 @@ from fedml_keylock.locks.vault import silo as vaults
 from fedml_keylock.locks.vault.disk import claim, release
 
 # --- silo after silo
+
+
+@contextmanager
+def np_random_kept():
+    """FedML seeds numpy's own generator."""
+    kept = np.random.get_state()
+    yield
+    np.random.set_state(kept)
 
 
 @pytest.fixture
@@ -127,6 +138,35 @@ def test_a_silo_that_there_is_not_is_not_entered(serving, tmp_path, silo):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", ["cross_silo", "simulation"])
+def test_in_a_sealed_job_the_server_does_not_choose_who_takes_part(kind):
+    """With one silo on two ranks it would have a sum that is mostly that silo's."""
+    from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
+    from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
+
+    many = {"client_num_in_total": 7, "client_num_per_round": 3, "comm_round": 5}
+    ranks = [arguments(rank=r, keylock={}, worker_num=3, **many) for r in (1, 2, 3)]
+    for args in ranks:
+        args.training_type, args.worker_num = kind, 3 + (kind == "simulation")
+    sessions = [session_of(args) for args in ranks]
+    for session in sessions:
+        session.adopt(made())
+    with np_random_kept():
+        for index in range(5):
+            if kind == "simulation":
+                named = FedAVGAggregator.client_sampling(None, index, 7, 3)
+            else:
+                named = FedMLAggregator.data_silo_selection(None, max(0, index - 1), 7, 3)
+            assert len({*named}) == 3
+            for session, silo in zip(sessions, named, strict=True):
+                other = int(named[0]) if silo != named[0] else int(named[1])
+                with pytest.raises(HostError, match=f"silo {other}, and by FedML's .* {silo}; a"):
+                    session.enter(other)
+                session.enter(int(silo))
+                assert session.silo == silo
+                session._trained += 1
+
+
 def test_another_model_of_a_silo_is_refused(serving, tmp_path):
     session, model, optimizer = serving
     train(session, model, optimizer, 1, 0)
@@ -218,10 +258,8 @@ def test_a_silo_that_is_in_use_is_not_entered(serving, tmp_path, holder, monkeyp
 @pytest.mark.parametrize("log_training", [False, True])
 def test_what_is_logged_of_training_stays_in_the_silo(log_training, caplog):
     """FedML's trainers log each batch's loss, from which the server has the label."""
-    defense = SimpleNamespace(log_training=log_training)
-    session = SiloSession(SimpleNamespace(rank=1), "keylock", defense, None)
     with caplog.at_level(logging.INFO):
-        with session._quietly():
+        with quietly(log_training):
             logging.info("Loss: 2.3")
             logging.getLogger("of a trainer").info("Loss: 2.4")
             logging.warning("something is wrong")

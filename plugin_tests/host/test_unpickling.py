@@ -537,6 +537,7 @@ from fedml.core.distributed.communication.grpc import grpc_comm_manager
 from fedml.core.distributed.communication.message import Message
 from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.host.fedml.receiving import _make_careful
+from fedml_keylock.host.link import Link
 
 class Evil:
     def __reduce__(self):
@@ -565,7 +566,7 @@ for careful in (True, False):
     for value in (5, Evil()):
         made = manager()
         if careful:
-            _make_careful(made, lambda: "silo 0 (rank 1), round 3")
+            _make_careful(made, SimpleNamespace(who="silo 0 (rank 1), round 3", link=None))
         made.grpc_servicer.message_q.put(message(value))
         try:
             made.handle_receive_message()
@@ -576,6 +577,22 @@ for careful in (True, False):
             assert made.got == [5 if value == 5 else None]
             assert value == 5 or not careful
         assert os.path.exists(FOLDER) == (value != 5 and not careful)
+
+os.rmdir(FOLDER)
+args = SimpleNamespace(role="server")
+for tag in (
+    lambda sent: Link(bytes(32), 1).protect(sent, 0),
+    lambda sent: sent,
+    lambda sent: Link(bytes(32), 2).protect(sent, 0),
+):
+    made = manager()
+    _make_careful(made, SimpleNamespace(who="the server", link=Link(bytes(32), 0), args=args))
+    made.grpc_servicer.message_q.put(tag(message(5)))
+    try:
+        made.handle_receive_message()
+        print(made.got)
+    except UpdateRefused as error:
+        print(error)
 """
 
 
@@ -586,6 +603,10 @@ def test_of_grpc_nothing_is_run(with_fedml, tmp_path):
     assert ended.stdout == (
         "silo 0 (rank 1), round 3: a message held posix.mkdir, which no model or number needs; "
         "nothing of it was run\n"
+        "[5]\n"
+        "a message came without the tag of keylock.link_key: it was changed on the way, or its "
+        "sender has another link_key or none\n"
+        "rank 2: a message came in the name of rank 1\n"
     )
 
 

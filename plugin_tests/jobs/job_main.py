@@ -22,6 +22,8 @@ class Misbehaving(ModelTrainerCLS):
         if self.args.rank == 2:
             if CASE == "nan":
                 state["3.weight"] = state["3.weight"] * float("nan")
+            if CASE == "part":
+                del state["9.bias"]
             if CASE == "shape":
                 state["3.weight"] = state["3.weight"][:2]
             if CASE == "private":

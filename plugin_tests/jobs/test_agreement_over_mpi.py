@@ -18,8 +18,9 @@ import pytest
 from job_harness import run_line
 
 from fedml_keylock.errors import HostError
-from fedml_keylock.host.key_agreement import ANSWER, NONCE, TAG, Handshake, agree
+from fedml_keylock.host.key_agreement import ANSWER, NONCE, Handshake, agree
 from fedml_keylock.host.launch import find_mpiexec
+from fedml_keylock.host.mailbox import TAG
 from fedml_keylock.types import JobSecrets
 
 SERVER, LEADER, SILOS = 0, 1, (1, 2, 3)
@@ -34,7 +35,8 @@ import json, sys, time
 from pathlib import Path
 from mpi4py import MPI
 from fedml_keylock.errors import HostError
-from fedml_keylock.host.key_agreement import ANSWER, TAG, Handshake, agree
+from fedml_keylock.host.key_agreement import ANSWER, Handshake, agree
+from fedml_keylock.host.mailbox import TAG
 
 comm, HELLO = MPI.COMM_WORLD, Handshake(1).length
 rank = comm.Get_rank()
@@ -421,8 +423,13 @@ else:
         found.append({silo: message.decode() for silo, message in came.items()})
         # what FedML's receiver looks for is not among it
         seen += comm.Iprobe(source=MPI.ANY_SOURCE, tag=MPI.ANY_TAG)
+    error = ""
+    try:
+        agreed.exchange(dict.fromkeys(agreed.pairs, b"longer" if rank == 3 else b"short"))
+    except HostError as refused:
+        error = str(refused)
     tell({}, "done")
-    tell({"found": found, "seen": seen})
+    tell({"found": found, "seen": seen, "error": error})
 drain()
 """
 
@@ -435,6 +442,10 @@ def test_silos_reach_one_another_past_the_server_and_its_receiver(tmp_path):
         for index, came in enumerate(ranks[rank]["found"]):
             others = {0, 1, 2} - {own}
             assert came == {str(silo): f"{index}: {silo} to {own}" for silo in others}
+    # a silo is called by its rank in the job
+    assert "rank 3 sent 6 bytes, not 5" in ranks[1]["error"]
+    assert "rank 3 sent 6 bytes, not 5" in ranks[2]["error"]
+    assert "sent 5 bytes, not 6" in ranks[3]["error"]
 
 
 def test_its_import_costs_nothing():

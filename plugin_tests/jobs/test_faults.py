@@ -164,6 +164,18 @@ def test_a_fault_ends_the_job_in_one_line(case, tmp_path):
 
 
 @pytest.mark.long
+def test_a_silo_with_another_lock_ends_a_sealed_job(tmp_path):
+    words = ["rank 2 (silo 1), round 0: its settings differ", "same YAML"]
+    fault = Fault(words, own={"lock": "rotated"})
+    job = run(tmp_path, "other_lock", settings={}, fault=fault)
+    assert job.status != 0
+    assert time.time() - float((tmp_path / "fault").read_text()) < ENDS_WITHIN
+    assert len(set(job.ours)) == 1, job.output[-3000:]
+    assert all(word in job.ours[0] for word in words)
+    assert not any(m["model"] for rank in (1, 2) for m in job.messages(rank))
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("settings", [LOCK, LOCK | {"layers": "all"}])
 def test_a_killed_job_started_again_learns_as_if_nothing_had_happened(
     settings, tmp_path, monkeypatch

@@ -194,7 +194,5 @@ def test_what_compares_with_the_model_that_was_sent_is_refused():
     said = r"keylock\.robust_aggregation: 'cclip' does not run under lock: rotated"
     with pytest.raises(ConfigError, match=said):
         keylock({**rotated, "robust_aggregation": "cclip"})
-    with pytest.raises(
-        ConfigError, match=r"krum.* is of lock: rotated and paper, and"
-    ):
+    with pytest.raises(ConfigError, match=r"krum.* is of lock: rotated and paper, and"):
         keylock({"robust_aggregation": "krum"})

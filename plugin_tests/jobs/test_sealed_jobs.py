@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_wire import runs_of, windows
 
 from fedml_keylock.commands.deploy import read_checkpoint
 from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.host.link import Link
 from fedml_keylock.host.roster import add_key, new_identity
 from fedml_keylock.locks.sealed.model_files import open_checkpoint, read_round
 from fedml_keylock.locks.sealed.record import Record
@@ -84,7 +86,8 @@ def assert_stopped(job, words, *, models_of=()):
     """It ended with one line, on every rank, and soon."""
     assert job.status != 0
     assert job.seconds < WITHIN + 30, job.output[-3000:]  # of which 30 are to start it
-    said = {line.split(": ", 2)[2] for line in job.ours}
+    # each silo may say it of another one
+    said = {re.sub(r"\bsilo \d", "silo", line.split(": ", 2)[2]) for line in job.ours}
     assert len(said) == 1, job.output[-3000:]
     for word in words:
         assert word in job.ours[0], job.output[-3000:]
@@ -183,12 +186,22 @@ def test_silos_keep_nothing_where_nothing_asks_for_it(run_job):
     assert not (job.folder / "final").exists()
 
 
-def test_over_grpc_a_file_has_the_secret(run_grpc, run_job, secret):
+def test_over_grpc_a_file_has_the_secret_and_another_tags_messages(
+    run_grpc, run_job, secret, tmp_path_factory
+):
     plain = ended(run_job(settings=None))
-    job = ended(run_grpc(settings=SAVED | {"group_key": str(secret)}))
+    path = tmp_path_factory.mktemp("link") / "link"
+    path.touch(mode=0o600)
+    path.write_bytes(secret.read_bytes()[::-1])
+    job = ended(run_grpc(settings=SAVED | {"group_key": str(secret), "link_key": str(path)}))
     assert_near(saved(job), models(plain, 0)[-1])
     for rank in (1, 2):
         assert {t.dtype for upload in models(job, rank) for t in upload.values()} == {torch.int32}
+        server, wire = Link(path.read_bytes(), 0), (job.folder / f"wire-{rank}.bin").read_bytes()
+        for message in job.messages(rank):
+            assert server.check(wire[: message["bytes"]])[1] == rank
+            wire = wire[message["bytes"] :]
+        assert wire == b""
 
 
 @pytest.fixture
@@ -225,9 +238,13 @@ def test_silos_in_turn_learn_what_they_learn_without_a_lock(run_job):
 
 @pytest.mark.long
 def test_fedmls_mpi_simulation_learns_what_it_learns_without_a_lock(run_job):
-    """It does not send what its server has made of the last round: a checkpoint has it."""
+    """It does not send what its server has made of the last round: a checkpoint has it.
+
+    Three silos take turns on two ranks.
+    """
+    turns = {**SIMULATED, **KEPT, "client_num_in_total": 3, "comm_round": ROUNDS}
     jobs = [
-        ended(run_job("", settings=lock, comm_round=ROUNDS, **SIMULATED, **KEPT))
+        ended(run_job("", settings=lock, **turns))
         for lock in (None, {"checkpoint": "sealed.safetensors"})
     ]
     plain, _ = (Capture.open(job.folder / "leakage" / "capture") for job in jobs)
@@ -291,7 +308,10 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
     ("case", "words"),
     [
         ("nan", ["round 0: ", "numbers of the silos' updates were NaN or infinite"]),
-        pytest.param("shape", ["3.weight is (2, 4, 3, 3)"], marks=pytest.mark.long),
+        pytest.param(
+            "part", ["round 0: ", "sends other names, shapes or types"], marks=pytest.mark.long
+        ),
+        pytest.param("shape", ["round 0: 3.weight: is (2, 4, 3, 3)"], marks=pytest.mark.long),
         pytest.param(
             "silo_without_plugin",
             ["its messages are not locked: the plugin is not active there"],
@@ -301,6 +321,8 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
 )
 def test_what_silos_cannot_seal_ends_in_one_line(run_job, case, words):
     job = run_job(case, settings={})
+    if case == "silo_without_plugin":  # FedML's receiver there reads what silos tell one another
+        job = replace(job, output=job.output.replace("Traceback", ""))
     assert_stopped(job, words)
     if case == "nan":  # which tensor of which silo is the silo's own affair
         assert "3.weight" not in job.output
@@ -318,7 +340,39 @@ def test_other_samples_than_were_said_over_grpc_are_refused(run_grpc, secret):
     ]
 
 
+NOISE = {"enable_dp": True, "epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
+NOISE |= {"mechanism_type": "gaussian"}
+
+
 @pytest.mark.long
-def test_what_reads_single_updates_is_refused(run_job):
-    attack = {"enable_attack": True, "attack_type": "byzantine", "byzantine_client_num": 1}
-    assert_stopped(run_job(settings={}, **attack), ["attack_type: byzantine", "lock: sealed keeps"])
+@pytest.mark.parametrize(
+    ("settings", "beside", "words"),
+    [
+        ({}, NOISE | {"dp_solution_type": "cdp"}, ["dp_solution_type: cdp", "use ldp"]),
+        (
+            {},
+            {"enable_attack": True, "attack_type": "byzantine", "byzantine_client_num": 1},
+            ["attack_type: byzantine", "use lock: rotated"],
+        ),
+        ({}, {"enable_contribution": True}, ["enable_contribution: ", "leave it out"]),
+        (SAVED, SIMULATED, ["keylock.save_model: nothing writes it", "use checkpoint"]),
+    ],
+)
+def test_what_cannot_be_had_beside_it_is_refused_before_anything_is_sent(
+    run_job, settings, beside, words
+):
+    job = run_job(settings=settings, **beside)
+    assert_stopped(job, words)
+    assert not any(job.messages(rank) for rank in range(3))
+
+
+@pytest.mark.long
+def test_fedmls_local_noise_and_poisoned_labels_run_beside_it(run_job):
+    beside = NOISE | {"dp_solution_type": "ldp"}
+    beside |= {"enable_attack": True, "attack_type": "label_flipping"}
+    beside |= {"original_class_list": [0, 1], "target_class_list": [1, 0]}
+    beside |= {"ratio_of_poisoned_client": 1.0}
+    noisy = saved(ended(run_job(settings=SAVED, **beside)))
+    quiet = models(ended(run_job(settings=None)), 0)[-1]
+    # of two silos' noise, of scale 0.03, the average is here
+    assert 0.01 < (noisy["9.weight"] - quiet["9.weight"]).std() < 0.2

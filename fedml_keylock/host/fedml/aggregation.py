@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..one_process import OneProcess
 from ..patching import Function, Seam, around
 from ..server_session import ServerSession
-from .current_job import begin, final
+from .current_job import begin, current, final
 
 if TYPE_CHECKING:
     from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
@@ -41,7 +41,7 @@ def seams() -> tuple[Seam, ...]:
 
 @around
 def _agg(original: Function, args: Any, raw_grad_list: Any) -> Any:
-    session = begin(args)
+    session = current()  # FedML's own defenses average with arguments of their own
     if isinstance(session, ServerSession) and session.seals:
         with final():
             return session.add_up(raw_grad_list)
@@ -73,6 +73,7 @@ def _aggregate(original: Function, self: FedMLAggregator) -> Any:
 def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> None:
     session = begin(self.args)
     if isinstance(session, ServerSession) and session.is_sealed:
+        session.tell_sealed()
         return  # words are no weights: the server's own model stays the first one
     original(self, model_parameters)
 
@@ -81,7 +82,7 @@ def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> N
 def _test(original: Function, self: FedMLAggregator, round_idx: Any) -> None:
     session = begin(self.args)
     if isinstance(session, ServerSession) and session.is_sealed:
-        session.skip_test()
+        session.tell_sealed()
         return
     original(self, round_idx)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import fedml
@@ -10,6 +11,7 @@ from ...errors import ConfigError, HostError
 from ..patching import Function, Seam, around
 from ..silo_session import SiloSession
 from .current_job import begin, current, entry_names, final
+from .receiving import with_pickle
 
 if TYPE_CHECKING:
     from fedml.core.alg_frame.client_trainer import ClientTrainer
@@ -140,6 +142,9 @@ def _send_message(original: Function, self: Any, msg: Any) -> None:
     if session is not None:
         with final():
             session.emit(msg.get_params(), entry_names(), int(msg.get_receiver_id()))
+    if session is not None and session.link is not None:
+        protect, receiver = session.link.protect, int(msg.get_receiver_id())
+        original = with_pickle(original, dumps=lambda sent: protect(pickle.dumps(sent), receiver))
     original(self, msg)
     if session is not None:
         session.sent()
@@ -157,11 +162,27 @@ def _receive_message(
     sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
     # FedML tells itself that the connection is up; whoever sends may write his name as both
     if session is not None and not (msg_type == ready and sender == receiver):
+        silo = session if isinstance(session, SiloSession) else None
         with final():
+            if silo is not None and not _loads(self, msg_type):
+                msg_params.get_params().pop(entry_names().state, None)
             session.admit(msg_params.get_params(), entry_names(), int(sender))
-            if isinstance(session, SiloSession) and msg_type == MyMessage.MSG_TYPE_S2C_FINISH:
-                session.dismiss()
+            if silo is not None and msg_type == MyMessage.MSG_TYPE_S2C_FINISH:
+                silo.dismiss()
     original(self, msg_type, msg_params)
+
+
+def _loads(silo: Any, msg_type: Any) -> bool:
+    """Whether FedML's silo loads a model of a message of this type.
+
+    What it does not load must not count as received. FedML's server sends the first model again
+    where a silo says twice that it is there.
+    """
+    from fedml.cross_silo.client.message_define import MyMessage
+
+    if msg_type == MyMessage.MSG_TYPE_S2C_INIT_CONFIG:
+        return not getattr(silo, "is_inited", False)
+    return bool(msg_type == MyMessage.MSG_TYPE_S2C_SYNC_MODEL_TO_CLIENT)
 
 
 @around

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import HostError, UpdateRefused
 from ..patching import Function, Seam, around
+from ..session import Session
 from ..unpickling import load
 from .current_job import begin, final
 
 if TYPE_CHECKING:
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
 
-__all__ = ["seams"]
+__all__ = ["seams", "with_pickle"]
 
 
 def seams() -> tuple[Seam, ...]:
@@ -35,7 +36,7 @@ def _init_manager(original: Function, self: FedMLCommManager) -> None:
         self.comm = _careful(self.comm)
     original(self)
     if self.backend == "GRPC":
-        _make_careful(self.com_manager, lambda: session.who)
+        _make_careful(self.com_manager, session)
 
 
 def _careful(comm: Any) -> Any:
@@ -88,16 +89,31 @@ def _check_sender(message: Any, source: int, *, server: bool) -> None:
         raise UpdateRefused(f"rank {source}: a message came in the name of rank {named!r:.20}")
 
 
-def _make_careful(manager: Any, who: Callable[[], str]) -> None:
+def _make_careful(manager: Any, session: Session) -> None:
     """Give FedML's loop over gRPC messages, in this manager, another `pickle`."""
     from fedml.core.distributed.communication.message import Message
 
     def careful(data: bytes) -> Any:
         with final():
-            return load(io.BytesIO(data), message=Message, who=who())
+            if session.link is None:
+                return load(io.BytesIO(data), message=Message, who=session.who)
+            data, sender = session.link.check(data)
+            read = load(io.BytesIO(data), message=Message, who=f"rank {sender}")
+            _check_sender(read, sender, server=session.args.role == "server")
+            return read
 
-    loop = type(manager).message_handling_subroutine
-    if "pickle" not in loop.__code__.co_names:
-        raise HostError("this FedML unpickles gRPC's messages elsewhere than where it was tested")
-    known = loop.__globals__ | {"pickle": SimpleNamespace(loads=careful)}
-    manager.message_handling_subroutine = FunctionType(loop.__code__, known).__get__(manager)
+    loop = with_pickle(type(manager).message_handling_subroutine, loads=careful)
+    manager.message_handling_subroutine = loop.__get__(manager)
+
+
+def with_pickle(function: Function, **calls: Callable[..., Any]) -> FunctionType:
+    """A function of FedML's over gRPC, with another `pickle`.
+
+    Raises:
+        HostError: it has none.
+
+    """
+    if "pickle" not in function.__code__.co_names:
+        raise HostError("this FedML pickles gRPC's messages elsewhere than where it was tested")
+    known = function.__globals__ | {"pickle": SimpleNamespace(**calls)}
+    return FunctionType(function.__code__, known)

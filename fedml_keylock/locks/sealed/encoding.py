@@ -14,7 +14,7 @@ from torch import Tensor
 from .entries import Entry, entries_of
 from .shares import Shares
 
-__all__ = ["CHUNK", "Counts", "Encoding", "chunks"]
+__all__ = ["CHUNK", "Counts", "Encoding", "chunks", "exponent_of", "size_of"]
 
 CHUNK = 1 << 18
 """Words that are worked on at once: they stay in the processor's cache."""
@@ -68,7 +68,7 @@ class Encoding:
 
     @classmethod
     def of(
-        cls, base: Mapping[str, Tensor], shares: Shares, scale: Mapping[str, float] | None = None
+        cls, base: Mapping[str, Tensor], shares: Shares, sizes: Mapping[str, int] | None = None
     ) -> Encoding:
         """The encoding of differences from a base.
 
@@ -78,7 +78,7 @@ class Encoding:
         Args:
             base: what was received.
             shares: of the participants.
-            scale: the largest number of tensors whose base says nothing of it, by name.
+            sizes: the exponents that steps follow, by name; None for those of the base.
 
         Raises:
             UpdateRefused: a tensor is of complex or quantised numbers.
@@ -96,12 +96,12 @@ class Encoding:
             "vector": HEADROOM_VECTOR - 31 - shares.low_bits,
             "double": HEADROOM - 31 - shares.low_bits,
         }
-        given = scale or {}
+        given = sizes or {}
         steps = tuple(
             0
             if entry.kind == "integer"
             else bits[entry.kind]
-            + (_exponent(given[entry.name]) if entry.name in given else _size(base[entry.name]))
+            + (given[entry.name] if entry.name in given else size_of(base[entry.name]))
             for entry in entries
         )
         return cls(base, entries, steps, shares)
@@ -195,12 +195,18 @@ class Encoding:
             return (base.to(torch.int64) + mean).to(entry.dtype)
         moved = torch.from_numpy(low.astype(np.float64))
         moved *= 2.0**step
+        still = low == 0
         if entry.kind != "matrix":
             above = torch.from_numpy(high.astype(np.float64))
             moved += above * 2.0 ** (step + self.shares.low_bits)
-        new = (base.double() + moved * share).to(entry.dtype)
-        # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
-        return torch.where(moved == 0, base, new)
+            still = (moved == 0).numpy()
+        if share != 1:
+            moved *= share
+        moved += base
+        new = moved.to(entry.dtype)
+        if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+            new = torch.where(torch.from_numpy(still), base, new)
+        return new
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
@@ -247,11 +253,11 @@ def chunks(words: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
     return (words[start : start + CHUNK] for start in range(0, len(words), CHUNK))
 
 
-def _size(tensor: Tensor) -> int:
+def size_of(tensor: Tensor) -> int:
     """The exponent of a tensor's largest finite number, rounded up to a power of two."""
     flat = tensor.detach().reshape(-1)
     size = _largest(flat)
-    return _exponent(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
+    return exponent_of(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
 
 
 def _largest(flat: Tensor) -> float:
@@ -268,7 +274,7 @@ def _largest(flat: Tensor) -> float:
     return max(-float(least), float(most))
 
 
-def _exponent(size: float) -> int:
+def exponent_of(size: float) -> int:
     """The least e with ``2^e >= size``, of LEAST and more; 0 for a size of 0."""
     mantissa, exponent = math.frexp(size)
     return max(exponent - (mantissa == 0.5), LEAST)

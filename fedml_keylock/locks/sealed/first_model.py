@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from ...errors import UpdateRefused
 from .rounds import digest_of
@@ -18,26 +21,34 @@ class FirstModel:
 
     Attributes:
         wanted: ``keylock.first_model``: own, a digest in hexadecimal or a file; None for any.
-        own: digest of the model that this silo built from the same code and seed.
 
     """
 
     wanted: str | None
-    own: bytes = b""
+    _own: dict[str, bytes] = field(default_factory=dict)
 
-    def check(self, digest: bytes) -> None:
+    def remember(self, state: Mapping[str, Tensor]) -> None:
+        """Remember the model that this silo built, name by name: a part of it may come."""
+        self._own = {name: digest_of({name: tensor}) for name, tensor in state.items()}
+
+    def check(self, state: Mapping[str, Tensor], digest: bytes) -> None:
         """Refuse a first model that is not the wanted one, and log whose it is.
+
+        Args:
+            state: the first model.
+            digest: of it.
 
         Raises:
             UpdateRefused: it is another one.
 
         """
-        if self.wanted is not None and not self._is_wanted(digest):
+        own = all(self._own.get(name) == digest_of({name: t}) for name, t in state.items())
+        if self.wanted is not None and not (own if self.wanted == "own" else self._is(digest)):
             raise UpdateRefused(
                 f"round 0: the server's first model ({digest.hex()}) is not what "
                 f"keylock.first_model asks for ({self.wanted})"
             )
-        if digest == self.own:
+        if own:
             logging.info("the first model is this silo's own; its digest is %s", digest.hex())
         elif self.wanted is None:
             logging.warning(
@@ -47,9 +58,7 @@ class FirstModel:
                 digest.hex(),
             )
 
-    def _is_wanted(self, digest: bytes) -> bool:
-        if self.wanted == "own":
-            return digest == self.own
+    def _is(self, digest: bytes) -> bool:
         path = Path(str(self.wanted))
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

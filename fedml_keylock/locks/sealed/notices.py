@@ -74,7 +74,7 @@ def compare(own: Notice, secrets: JobSecrets, *, label: str = "notice") -> list[
         if said[secrets.silo] != secrets.samples.get(secrets.silo, own.samples):
             raise UpdateRefused(
                 f"it says that it has {own.samples:g} samples and said "
-                f"{secrets.samples[secrets.silo]} when the job began"
+                f"{secrets.samples[secrets.silo]:g} when the job began"
             )
         return [float(said[silo]) for silo in sorted(said)]
     sealed = {

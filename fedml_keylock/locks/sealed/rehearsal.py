@@ -46,11 +46,16 @@ def rehearse(
     ]
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
+    if opened.counts.clipped:
+        logging.warning(
+            "%d numbers of the silos' updates were clipped to the range of a round",
+            opened.counts.clipped,
+        )
     return [*messages], with_versions(opened.state, base)
 
 
 def check_counts(opened: Opened, round_index: int) -> None:
-    """Check that no silo has sent numbers that are NaN or infinite, and warn of clipped ones.
+    """Check that no silo has sent numbers that are NaN or infinite.
 
     Raises:
         UpdateRefused: naming the round, and no silo or tensor.
@@ -58,13 +63,7 @@ def check_counts(opened: Opened, round_index: int) -> None:
     """
     if opened.counts.infinite:
         raise UpdateRefused(
-            f"round {round_index}: {opened.counts.infinite} numbers of the silos' updates were NaN "
-            "or infinite: training has diverged. The own log of the silo that sent them names the "
-            "tensors; lower the learning rate, or clip gradients"
-        )
-    if opened.counts.clipped:
-        logging.warning(
-            "round %d: %d numbers of the silos' updates were clipped to the range of a round",
-            round_index,
-            opened.counts.clipped,
+            f"round {round_index}: numbers of the silos' updates were NaN or infinite: training "
+            "has diverged. The own log of the silo that sent them names the tensors; lower the "
+            "learning rate, or clip gradients"
         )

@@ -17,9 +17,10 @@ from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError, UpdateRefused
-from fedml_keylock.host import key_agreement
+from fedml_keylock.host import key_agreement, mailbox
 from fedml_keylock.host.gate import HELLOS, JOB_NONCE, EntryNames
-from fedml_keylock.host.key_agreement import Handshake, Mailbox, agree
+from fedml_keylock.host.key_agreement import Handshake, agree
+from fedml_keylock.host.mailbox import Mailbox
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.roster import Roster
 from fedml_keylock.host.silo_session import SiloSession
@@ -274,14 +275,14 @@ class Comm:
         return SimpleNamespace(Incl=lambda ranks: ranks)
 
     def Create_group(self, ranks, tag):  # noqa: N802
-        assert tag == key_agreement.TAG
+        assert tag == mailbox.TAG
         return Comm(self.world, self.rank, [*ranks])
 
     def box(self, source, receiver):
         return self.world.boxes[tuple(self.ranks), source, receiver]
 
     def Isend(self, message, dest, tag):  # noqa: N802
-        assert tag == key_agreement.TAG
+        assert tag == mailbox.TAG
         with self.world.lock:
             sent = self.world.on_the_way(self.rank, self.ranks[dest], bytes(message))
             self.world.log.append((self.rank, self.ranks[dest], sent))
@@ -290,14 +291,14 @@ class Comm:
         return SimpleNamespace(Test=lambda: True)
 
     def Iprobe(self, source, tag, status):  # noqa: N802
-        assert tag == key_agreement.TAG
+        assert tag == mailbox.TAG
         with self.world.lock:
             box = self.box(source, self.Get_rank())
             status.size = len(box[0]) if box else None
             return bool(box)
 
     def Recv(self, buffer, source, tag):  # noqa: N802
-        assert tag == key_agreement.TAG
+        assert tag == mailbox.TAG
         with self.world.lock:
             message = self.box(source, self.Get_rank()).popleft()
         assert len(message) <= len(buffer), "MPI ends the job: MPI_ERR_TRUNCATE"
@@ -462,7 +463,7 @@ def grpc_silo(tmp_path, each):
 def test_a_server_that_leaves_silos_out_is_refused(tmp_path):
     """Or of many silos it would let two agree, one of which colludes, and read the other's update.
 
-    Guards the count in `SiloSession.admit`.
+    Guards the count in `check_hellos`.
     """
     session = grpc_silo(tmp_path, 4)
     others = [Handshake(rank, 5.0, bytes(range(32))) for rank in (2, 3, 4)]

@@ -1,0 +1,98 @@
+"""Tags of the messages between server and silos, against who changes them on the way."""
+
+from __future__ import annotations
+
+import hmac
+import struct
+import time
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from ..errors import ConfigError, UpdateRefused
+from ..locks.group_key import group_secret
+from ..types import Credentials
+
+__all__ = ["Link"]
+
+_HEAD = struct.Struct(">IIQ")
+"""Sender, receiver, and the message's number."""
+_TAG = 32
+
+
+class Link:
+    """One rank's side: tags what it sends, and checks what it receives before anything reads it.
+
+    A message behind its bytes has who sent it, to whom, a number that only grows, and an HMAC of it
+    all. One of an earlier job may come again when a process is started anew: the silos' hellos are
+    others then, so that it ends the job and does no more.
+
+    Args:
+        secret: that server and silos have.
+        rank: this one.
+
+    Example:
+        >>> server, silo = Link(bytes(32), 0), Link(bytes(32), 1)
+        >>> silo.check(server.protect(b"model", 1))
+        (b'model', 0)
+
+    """
+
+    def __init__(self, secret: bytes, rank: int) -> None:
+        derivation = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedml-keylock link 1")
+        self._key, self._rank = derivation.derive(secret), rank
+        self._sent = 0
+        self._received: dict[int, int] = {}
+
+    @classmethod
+    def of(cls, credentials: Credentials, rank: int, *, is_server: bool) -> Link | None:
+        """With the configured secret; None without one.
+
+        Raises:
+            ConfigError: the file is not what it must be, or holds the silos' own secret.
+            VaultError: the file is missing, or others may read it.
+
+        """
+        if credentials.link_key is None:
+            return None
+        secret, own = group_secret(credentials.link_key, name="link_key"), credentials.group_key
+        if own is not None and not is_server and group_secret(own) == secret:
+            raise ConfigError(
+                "keylock.link_key: it is the silos' group_key, which the server must not have: "
+                "make another one"
+            )
+        return cls(secret, rank)
+
+    def protect(self, message: bytes, receiver: int) -> bytes:
+        """A message as it is sent."""
+        self._sent = max(self._sent + 1, time.time_ns())
+        head = _HEAD.pack(self._rank, receiver, self._sent)
+        return b"".join((message, head, self._tag(message, head)))
+
+    def check(self, received: bytes) -> tuple[bytes, int]:
+        """The message, and the rank that has sent it.
+
+        Raises:
+            UpdateRefused: it was changed on the way, or is not for this rank, or came before.
+
+        """
+        end = len(received) - _HEAD.size - _TAG
+        message, head, tag = received[: max(0, end)], received[end:-_TAG], received[-_TAG:]
+        if end < 0 or not hmac.compare_digest(tag, self._tag(message, head)):
+            raise UpdateRefused(
+                "a message came without the tag of keylock.link_key: it was changed on the way, or "
+                "its sender has another link_key or none"
+            )
+        sender, receiver, number = _HEAD.unpack(head)
+        if receiver != self._rank or number <= self._received.get(sender, 0):
+            raise UpdateRefused(
+                f"a message of rank {sender} to rank {receiver} came again, or where it does not "
+                "belong: somebody on the way sends what others have sent"
+            )
+        self._received[sender] = number
+        return message, sender
+
+    def _tag(self, message: bytes, head: bytes) -> bytes:
+        made = hmac.new(self._key, head, "sha256")
+        made.update(message)
+        return made.digest()
