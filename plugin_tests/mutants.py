@@ -185,6 +185,21 @@ TABLE = {
             "        if end < 0:\n",
         ),
         ("link: a message comes twice", "        self._received[sender] = number\n", ""),
+        (
+            "link: a message comes where it does not belong",
+            "if receiver != self._rank or number",
+            "if number",
+        ),
+        (
+            "link: the tag is not of who sends to whom",
+            'made = hmac.new(self._key, head, "sha256")',
+            'made = hmac.new(self._key, b"", "sha256")',
+        ),
+        (
+            "link: its secret is the silos' own",
+            "if own is not None and not is_server and group_secret(own) == secret:",
+            "if False:",
+        ),
     ],
     ("host/local_training", "host/test_silo_session.py"): [
         ("silo: losses of batches are logged", "    if logs:\n", "    if True:\n"),
@@ -259,7 +274,7 @@ TABLE = {
     ("host/silo_session", "host/test_sealed_sessions.py"): [
         (
             "session: the server ends the job at any time",
-            "if self.defense is not None and self._given < rounds:",
+            "if self.defense is not None and self.given < rounds:",
             "if False:",
         ),
         (
@@ -649,8 +664,8 @@ TABLE = {
         ),
         (
             "rounds: an average is the job's own tensors",
-            "self.base, self.round = _kept(opened.state), self.round + 1",
-            "self.base, self.round = opened.state, self.round + 1",
+            "{**self.base, **_kept(opened.state)}",
+            "{**self.base, **opened.state}",
         ),
     ],
     ("locks/sealed/rounds", "locks/sealed/test_sealed_vectors.py"): [
