@@ -122,7 +122,7 @@ MUTANTS = [
     ),
     Mutant(
         "silo: losses of batches are logged",
-        "host/local_training.py",
+        "host.silo_training.py",
         "    if logs:\n",
         "    if True:\n",
         f"{HOST}/test_silo_session.py",

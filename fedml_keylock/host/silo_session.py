@@ -14,11 +14,11 @@ from ..types import JobSecrets
 from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos
 from .job_configuration import silo_in_turn
 from .key_agreement import Handshake, agree, samples_of
-from .local_training import check_trainer, check_untrained, quietly
 from .own_accuracy import is_due, measured
 from .progress import note
 from .session import Session
 from .silo_round import SiloRound
+from .silo_training import check_trainer, check_untrained, quietly
 
 __all__ = ["SiloSession"]
 
