@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .defense import DefenseFactory
 from .hookspecs import hookimpl
 from .locks import KeyLockConfig, Lock, make_lock
-from .types import DefenseFactory
 
 __all__ = ["keylock", "register_attacks", "register_defenses", "register_metrics"]
 

@@ -13,10 +13,10 @@ from . import __version__
 from .commands.audit import audit
 from .commands.check import check
 from .commands.enable import disable, enable
+from .commands.enrol import roster
 from .commands.export import export
 from .commands.options import FOLDER
 from .commands.report import report
-from .commands.roster import roster
 from .commands.vault import vault
 from .errors import KeyLockError
 

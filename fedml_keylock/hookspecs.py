@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from .types import ClientUpdate, DefenseFactory
+    from .defense import DefenseFactory
+    from .types import ClientUpdate
 
 __all__ = ["PROJECT", "hookimpl", "hookspec"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from . import hookspecs
+from .defense import Defense, DefenseFactory
 from .errors import ConfigError, PluginError, first_line
-from .types import Defense, DefenseFactory
 
 if TYPE_CHECKING:
     from .inversion import Attack
@@ -167,7 +167,7 @@ def defense_of(name: str, settings: Mapping[str, Any]) -> Defense:
     if not isinstance(made, Defense):
         raise PluginError(
             f"defense {name} is a {type(made).__name__}, which is not derived from "
-            "fedml_keylock.types.Defense; mend its plugin or uninstall it"
+            "fedml_keylock.defense.Defense; mend its plugin or uninstall it"
         )
     return made
 

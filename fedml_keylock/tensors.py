@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .errors import first_line
 
-__all__ = ["copied", "fingerprint", "one_thread", "raw", "tensors_of", "under"]
+__all__ = ["copied", "fingerprint", "one_thread", "raw", "tensors_of", "under", "with_versions"]
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
@@ -100,3 +101,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def with_versions(state: Mapping[str, Tensor], of: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state with the versions of modules that hang on another one: some ask for them on loading.
+
+    Example:
+        >>> with_versions({"w": torch.zeros(1)}, torch.nn.Linear(1, 1).state_dict())._metadata[""]
+        {'version': 1}
+
+    """
+    made = OrderedDict(state)
+    if hasattr(of, "_metadata"):  # torch keeps it on the dict itself
+        made._metadata = of._metadata  # type: ignore[attr-defined]
+    return made

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from fedml_keylock import hookspecs, plugins
+from fedml_keylock.defense import Defense
 from fedml_keylock.errors import ConfigError, PluginError
 from fedml_keylock.evaluation.audit import Protection, audit, probe
 from fedml_keylock.host.session_of import session_of
-from fedml_keylock.types import ClientUpdate, Defense, JobSecrets
+from fedml_keylock.types import ClientUpdate, JobSecrets
 
 HERE = Path(__file__).parent / "sample_plugin"
 SPECS = [
@@ -112,13 +113,14 @@ def test_the_samples_defense_is_the_least_that_one_must_have(sample):
     assert said == Defense.__abstractmethods__
     made, model = kind({}), net()
     assert (made.title, made.robust_aggregation) == ("OpenDoor", None)
-    assert (made.needs_secret, made.wants_pairs, made.transforms_updates) == (False,) * 3
-    assert (made.own_accuracy, made.log_training) == (True, False)
+    assert (made.credentials, made.seals, made.transforms_updates) == (None, False, False)
+    assert (made.wraps_model, made.own_accuracy, made.log_training) == (True, True, False)
+    assert (made.tells_samples, made.tells_accuracy) == (True, True)
     state = model.state_dict()
-    assert made.release(model, state, samples=3) is state
     made.share(JobSecrets(b"secret"))
     made.begin_job(b"nonce")
-    made.receive(model, state, round_index=-1)
+    assert made.open(model, state, round_index=-1) is state
+    assert made.seal(model, state, samples=3) is state
     made.begin_round(model, round_index=0)
     assert made.end_round(model, round_index=0) is True
 
@@ -187,7 +189,10 @@ def test_an_audit_runs_the_samples_attack_under_its_defense(installed, tmp_path)
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("defense", "defense odd is a Odd, which is not derived from fedml_keylock.types.Defense"),
+        (
+            "defense",
+            "defense odd is a Odd, which is not derived from fedml_keylock.defense.Defense",
+        ),
         ("attack", "attack odd is a Odd without needs, uses, reconstruct, which"),
     ],
 )

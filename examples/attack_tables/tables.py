@@ -66,7 +66,7 @@ def tables(output: Path) -> str:
             text += [f"\n## {called}, {level} attacker\n", HEAD, "|---" * 10 + "|"]
             text += table(reports, metric, level)
     text += ["\n## Accuracy of the final model\n"]
-    text += ["| net | data | lock | under the silo's own lock | without a lock |"]
+    text += ["| net | data | lock | in the silos | without a key |"]
     text += ["|---" * 5 + "|"]
     for report in reports:
         ((lock, roles),) = report["accuracy"].items()

@@ -61,7 +61,7 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         # what the server has is what a silo has
         return result | {"own": result["server"], "own_each": [result["server"]]}
     defense, own = silo_locks(point, setting, folder)
-    each = [share_correct(own(plain, silo, None), test) for silo in range(setting.silos)]
+    each = [share_correct(own(state, silo, None), test) for silo in range(setting.silos)]
     draw = torch.Generator().manual_seed(7919 * (setting.seed + 1))
     fresh = fresh_lock_accuracy(
         plain,
@@ -72,11 +72,17 @@ def measure(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         silos=setting.silos,
         uniform=seeded_uniform(draw),
     )
+    if defense.seals:  # what the server has are words: noise, and no start for a fit
+        result["server"], fitted = statistics.mean(fresh), result["from_scratch"]
+        message = defense.rehearse(state, [(1.0, state)] * setting.silos)[0][0]
+        result["upload_bytes"] = sum(v.numel() * v.element_size() for v in message.values())
+    else:
+        fitted = _fitted(plain, defense, draw, public, test)
     return result | {
         "own": statistics.mean(each),
         "own_each": each,
         "fresh": statistics.mean(fresh),
-        "fitted": _fitted(plain, defense, draw, public, test),
+        "fitted": fitted,
     }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from points import Point, is_rotated
+from points import Point, hides_layers, seals
 from splits import first_model
 from torch import nn
 
@@ -55,9 +55,10 @@ class Attacker:
         none: or nothing at all.
         stages: at whose weights it differs from the others.
         knows: whether it is somebody who knows the protection, and has no silo's private state.
-        rotated: whether there is something in it where the whole state is rotated, of which no
-            layer, no unknown of a layer and no earlier round can be told.
-        only_rotated: whether it is for that lock alone.
+        whole: whether there is something in it where the whole state is sent as something else, of
+            which no layer, no unknown of a layer and no earlier round can be told.
+        only_whole: whether it is for such locks alone.
+        others: whether it is a silo, which has the sum of the others': for locks that seal alone.
         shared: whether silos send several updates each, under one lock.
         single: whether it takes one image an update only.
         fits: whether it has a lock that it fitted on all public images, in the place of a silo's.
@@ -73,8 +74,9 @@ class Attacker:
     none: bool = False
     stages: tuple[str, ...] = STAGES
     knows: bool = True
-    rotated: bool = False
-    only_rotated: bool = False
+    whole: bool = False
+    only_whole: bool = False
+    others: bool = False
     shared: bool = False
     single: bool = False
     fits: bool = False
@@ -103,6 +105,7 @@ ATTACKERS = (
     "first-layer",
     "per-layer",
     "insider",
+    "others",
     "temporal",
     "simulating",
     "fitted",
@@ -124,16 +127,17 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
         Attacker(f"{layer} alone", "adaptive", _alone(layer), **everywhere) for layer in others
     ]
     return {
-        "oblivious": [Attacker("oblivious", "oblivious", _search(FEW), rivals=True, rotated=True)],
-        "joint": [Attacker("joint", "adaptive", _search(), rotated=True, **everywhere)],
+        "oblivious": [Attacker("oblivious", "oblivious", _search(FEW), rivals=True, whole=True)],
+        "joint": [Attacker("joint", "adaptive", _search(), whole=True, **everywhere)],
         "alternating": [Attacker("alternating", "adaptive", _search(HALF, alternate=ALTERNATE))],
         "first-layer": [Attacker("first layer", "adaptive", _alone(first), **everywhere)],
         "per-layer": per_layer,
         # of a fresh lock another fresh lock says nothing: there an insider is `joint` again
         "insider": [
             Attacker("insider", "insider", _search(HALF), stages=("trained",)),
-            Attacker("colluding", "insider", _search(HALF), rotated=True, only_rotated=True),
+            Attacker("colluding", "insider", _search(HALF), whole=True, only_whole=True),
         ],
+        "others": [Attacker("sum of the others", "oblivious", _search(), knows=False, others=True)],
         "temporal": [Attacker("temporal", "temporal", _search(HALF), shared=True)],
         # a lock of the first round is not tuned to the weights, and of a later one more or less
         "simulating": [
@@ -143,7 +147,7 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
                 decoder(tuned),
                 stages=(stage,),
                 single=True,
-                rotated=True,
+                whole=True,
                 **everywhere,
             )
             for stage, tuned in zip(STAGES, (0.0, 0.5), strict=True)
@@ -151,7 +155,7 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
         # at untrained weights no lock fits better than another
         "fitted": [Attacker("fitted", "oracle", _search(FEW), stages=("trained",), fits=True)],
         "oracle": [
-            Attacker("oracle", "oracle", _search(FEW), knows=False, rotated=True),
+            Attacker("oracle", "oracle", _search(FEW), knows=False, whole=True),
             Attacker(
                 "oracle who simulates",
                 "simulating",
@@ -170,7 +174,7 @@ def attackers(net: str) -> dict[str, list[Attacker]]:
                 variant="twin",
                 rivals=True,
                 knows=False,
-                rotated=True,
+                whole=True,
             )
         ],
     }
@@ -194,9 +198,13 @@ def wanted_of(
     for stage in stages:
         for batch in batches:
             for attacker in (one for name in names for one in every[name]):
-                if is_rotated(point) and not attacker.rotated:
+                if attacker.others:
+                    if seals(point):
+                        yield attacker, stage, batch
                     continue
-                if attacker.only_rotated and not is_rotated(point):
+                if hides_layers(point) and not attacker.whole:
+                    continue
+                if attacker.only_whole and not hides_layers(point):
                     continue
                 fits = point.lock is not None or (attacker.rivals if point.rival else attacker.none)
                 if fits and stage in attacker.stages and (batch == 1 or not attacker.single):

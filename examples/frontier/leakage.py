@@ -22,11 +22,13 @@ from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import global_state, silo_locks
 
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation.audit import Protection, Subject, probe
 from fedml_keylock.evaluation.audit.crew import Crew
 from fedml_keylock.evaluation.audit.plan import Task, tasks_of
 from fedml_keylock.evaluation.audit.score import baselines, joined, score
+from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.work import Store
 from fedml_keylock.inversion import (
     Knowledge,
@@ -217,9 +219,10 @@ def _subject(
     """The updates that an attacker has."""
     model = first_model(setting.net, setting.seed)
     if stage == "trained":
-        model.load_state_dict(global_state(folder))
+        state = global_state(folder)
+        model.load_state_dict(state)
         if is_rotated(point):  # who knows more than the server does: the weights that silos have
-            model = silo_locks(point, setting, folder)[1](model, 0, None)
+            model = silo_locks(point, setting, folder)[1](state, 0, None)
             unlock_model(model)
     images, labels = pictures(setting.data)
     attacked, rest = _rows(setting, effort.images, batch)
@@ -244,7 +247,34 @@ def _subject(
         draw = torch.Generator().manual_seed(104_729 * (setting.seed + 1))
         updates = tuple(_perturbed(update, model, point, draw) for update in updates)
     subject = replace(subject, updates=updates)
+    if attacker.others:
+        return _that_moved(_sums_of_others(subject, point))
     return _that_moved(_with_fitted_lock(subject, point, setting) if attacker.fits else subject)
+
+
+def _sums_of_others(subject: Subject, point: Point) -> Subject:
+    """What a silo has of the others, alone or with the server: the average without its own part.
+
+    In each update's place there are as many silos as images, with one each, and the one that looks.
+    """
+    defense = keylock(point.lock or {})
+    assert subject.public is not None
+    found = []
+    for row, update in enumerate(subject.updates):
+        images, labels = subject.images[row], subject.labels[row]
+        own = (subject.public.images[:1], subject.public.labels[:1])
+        parts = [own, *zip(images.split(1), labels.split(1), strict=True)]
+        made = [
+            train_update(subject.model, *part, learning_rate=update.learning_rate) for part in parts
+        ]
+        average = defense.rehearse(made[0].before, [(1.0, one.after) for one in made])[1]
+        count = len(parts)
+        rest = {
+            name: ((count * value.double() - made[0].after[name]) / (count - 1)).to(value)
+            for name, value in average.items()
+        }
+        found.append(replace(update, before=made[0].before, after=rest))
+    return replace(subject, updates=tuple(found), defense="none", surrogate=None, secrets=None)
 
 
 def _with_fitted_lock(subject: Subject, point: Point, setting: Setting) -> Subject:
@@ -297,7 +327,7 @@ def _protection(
     def fresh(plain: nn.Module, draw: torch.Generator) -> tuple[nn.Module, Mapping[str, Tensor]]:
         turn = next(turns)
         if stage == "trained":
-            locked = own(plain, turn, None)
+            locked = own(plain.state_dict(), turn, None)
         else:
             locked = deepcopy(plain)
             if grouped:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedml_keylock.builtin import keylock
 from fedml_keylock.inversion import Clip, Noise, Prune, Transform
 
 NETS = ("lenet", "resnet20")
@@ -62,8 +63,8 @@ POINTS = {
     point.name: point
     for point in (
         Point("none", "none"),
+        locked("sealed", "sealed"),
         locked("rotated", "rotated", lock="rotated"),
-        locked("rotated-unmasked", "rotated", lock="rotated", mask=False),
         locked("paper-first", "paper", lock="paper"),
         locked("paper-all", "paper", lock="paper", layers="all"),
         noised("dp-1e-2", 1e-2),
@@ -79,9 +80,19 @@ POINTS = {
 """By name. `none` is always measured, as the others are measured against it."""
 
 
+def hides_layers(point: Point) -> bool:
+    """Whether silos send the whole state as something else, so that no layer can be told apart."""
+    return point.lock is not None and keylock(point.lock).transforms_updates
+
+
 def is_rotated(point: Point) -> bool:
-    """Whether silos rotate the whole state, so that no layer of it can be told apart."""
-    return (point.lock or {}).get("lock") == "rotated"
+    """Whether silos rotate the whole state: what the simulation ends with is rotated, too."""
+    return hides_layers(point) and not seals(point)
+
+
+def seals(point: Point) -> bool:
+    """Whether silos send words, of which only the sum opens."""
+    return point.lock is not None and keylock(point.lock).seals
 
 
 def transforms(rival: Mapping[str, float]) -> tuple[Transform, ...]:

@@ -39,6 +39,8 @@ NOTE = (
     "*Plain*: the strongest attacker on plain FedAvg's update. *Twin*: `joint` on the same step "
     "at the same weights, unprotected. *Oracle*: the better of `joint` with "
     "the silo's private state and of a decoder trained under the silos' own locks. "
+    "*Sum of the others* (in the lower table): what each silo has of any average, of as many other "
+    "silos as the batch says, one image each. "
     "*Labels*: share recovered, %, at the most. *Upload*, *step*: over plain FedAvg's. -: does "
     "not apply, or was not measured; what was not measured is named, and passes nothing."
 )

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import yaml
 from points import Point
 from safetensors.torch import load_file
 from splits import Setting, first_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedml_keylock.builtin import Lock, keylock
 from fedml_keylock.evaluation.audit import OwnLock
@@ -107,7 +109,18 @@ def global_state(folder: Path) -> dict[str, Tensor]:
 
 
 def silo_locks(point: Point, setting: Setting, folder: Path) -> tuple[Lock, OwnLock]:
-    """A point's lock, and copies of a model under the lock that a silo has trained."""
+    """A point's lock, and copies of a model under the lock that a silo has trained.
+
+    Where silos seal what they send, the simulation's model is what they open, and has no lock.
+    """
     defense = keylock(point.lock or {})
     plain = first_model(setting.net, setting.seed)
+    if defense.seals:
+        return defense, lambda state, _silo, _round: _loaded(plain, state)
     return defense, own_locks(plain, defense, folder / "job" / defense.config.vault)
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    copy = deepcopy(model)
+    copy.load_state_dict(state)
+    return copy

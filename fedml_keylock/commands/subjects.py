@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..defense import Defense
 from ..errors import AttackError, ConfigError
 from ..evaluation.audit import (
     Protection,
@@ -33,7 +34,7 @@ from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
-from ..types import Defense, Surrogate
+from ..types import Surrogate
 from .job import build_model, lock_settings
 from .request import Request
 
@@ -104,7 +105,10 @@ def captured(request: Request) -> Material:
     )
     again = partial(_rebuild, request.builder, meta.get("defense"), settings)
     subject = replace(subject, rebuild=again)
-    facts = {"capture": str(request.capture), "rounds": sorted({r for r, _ in truth})}
+    if own_lock is None and subject.update_transform is not None and max(r for r, _ in truth):
+        said = "without --vault round 0 alone is audited: later models are open to silos only"
+        click.echo(f"fedml-keylock: {said}", err=True)
+    facts = {"capture": str(request.capture), "rounds": sorted({u.round for u in subject.updates})}
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"

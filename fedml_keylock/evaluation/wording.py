@@ -21,7 +21,7 @@ __all__ = [
 LABELS_LEAK = 0.8
 """Share of the labels recovered from which they are said to leak."""
 STILL_WORKS, FAILS = 0.9, 0.5
-"""Shares of the accuracy with the silos' own locks from which a model still works, and below which
+"""Shares of the accuracy in the silos from which a model still works, and below which
 it does not; between them it works in part."""
 
 
@@ -131,8 +131,8 @@ def accuracy_text(
     Example:
         >>> accuracy_text({"own_lock": {"mean": 0.9}, "fresh_lock": {"mean": 0.1}}, {"mean": 0.95})
         ... # doctest: +NORMALIZE_WHITESPACE
-        "Accuracy with the silos' own locks is 90.0 %, 5.0 points below the 95.0 % without a
-        defense. A fresh random lock does not work (10.0 %)."
+        'Accuracy in the silos is 90.0 %, 5.0 points below the 95.0 % without a
+        defense. A fresh random key does not work (10.0 %).'
 
     """
     if undefended:
@@ -142,13 +142,13 @@ def accuracy_text(
         return ""
     own, base = mean_of(measured.get("own_lock")), mean_of(plain)
     if own is None:
-        others = {"fresh_lock": "With a fresh random lock it is", "server": "Without a lock it is"}
-        said = ["Accuracy with the silos' own locks was not measured."]
+        others = {"fresh_lock": "With a fresh random key it is", "server": "Without a key it is"}
+        said = ["Accuracy in the silos was not measured."]
         for role, start in others.items():
             if mean_of(measured.get(role)) is not None:
                 said.append(f"{start} {_share(measured[role])}.")
         return " ".join(said)
-    text = f"Accuracy with the silos' own locks is {_share(measured['own_lock'])}, "
+    text = f"Accuracy in the silos is {_share(measured['own_lock'])}, "
     if base is None:
         return f"{text}with no run without a defense beside it. {_others(measured, own)}".rstrip()
     text += f"{_difference(own - base)} the {100 * base:.1f} % without a defense."
@@ -203,15 +203,15 @@ def _others(measured: Mapping[str, Any], own: float) -> str:
     said = []
     fresh, server = measured.get("fresh_lock"), measured.get("server")
     if (share := mean_of(fresh)) is not None:
-        text = f"A fresh random lock {_state(share, own)} ({_share(fresh)})"
+        text = f"A fresh random key {_state(share, own)} ({_share(fresh)})"
         if share >= STILL_WORKS * own:
             text += (
                 ": the lock is no secret to the model, and whoever holds the public weights can "
-                "use them with a lock made up on the spot"
+                "use them with a key made up on the spot"
             )
         said.append(f"{text}.")
     if (share := mean_of(server)) is not None:
-        said.append(f"Without any lock the server's model {_state(share, own)} ({_share(server)}).")
+        said.append(f"Without a key the server's model {_state(share, own)} ({_share(server)}).")
     return " ".join(said)
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from ..defense import Defense
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
-from ..types import Agreement, ClientUpdate, Defense
+from ..types import Agreement, ClientUpdate
 from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 

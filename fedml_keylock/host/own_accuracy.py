@@ -57,7 +57,7 @@ def measured(
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:
     """The share of right answers, by the trainer's own test or else by counting.
 
-    It restores the model's mode and torch's random numbers.
+    It restores the mode of each of the model's layers and torch's random numbers.
 
     Returns:
         None where there is nothing to count.
@@ -69,7 +69,7 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
         0.5
 
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             test = getattr(trainer, "test", None)
@@ -79,7 +79,8 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
                 return float(found["test_correct"]) / total if total else None
             return _count(model, data, device)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def _count(model: nn.Module, data: Any, device: Any) -> float | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..defense import Defense
 from ..errors import AttackError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
 from ..evaluation.audit.training import count_classes
@@ -24,7 +25,7 @@ from ..evaluation.verdict import BASELINE, ORACLE
 from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
 from ..tensors import copied
-from ..types import ClientUpdate, Defense, Surrogate
+from ..types import ClientUpdate, Surrogate
 from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..defense import Defense
 from ..errors import AttackError, ConfigError
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
 from ..inversion import Attack, PublicData
 from ..plugins import attack_of, manager, metrics
-from ..types import Agreement, ClientUpdate, Defense
+from ..types import Agreement, ClientUpdate
 from .job_configuration import Arguments
 
 __all__ = ["Attacker", "ServerCapture", "images_of"]

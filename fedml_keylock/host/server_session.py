@@ -20,6 +20,10 @@ from .update_history import Sender
 __all__ = ["ServerSession"]
 
 
+class _Samples(float):
+    """A silo's number of samples as it came: sums of sealed updates have no other weights."""
+
+
 @dataclass
 class ServerSession(Session):
     """The server's rank.
@@ -69,6 +73,18 @@ class ServerSession(Session):
                 "averaged, and sealed ones open together only: let the aggregator pass all of them "
                 "to FedMLAggOperator.agg"
             )
+        words = (tensor.dtype for _, state in updates for tensor in state.values())
+        if any(dtype != torch.int32 for dtype in words):
+            raise HostError(
+                f"{self.who}, round {self.round}: the job's aggregator changed sealed updates "
+                f"before they were averaged; {_CALL_AGG}"
+            )
+        if not all(isinstance(number, _Samples) for number, _ in updates):
+            raise HostError(
+                f"{self.who}, round {self.round}: the job's aggregator weighs the silos by numbers "
+                "of its own, and sealed updates are weighed in the silos: let it pass on the "
+                "numbers that it is given, and put weights into the dataset's numbers of samples"
+            )
         self._total = self.defense.add_up([state for _, state in updates])
         first = updates[0][1]
         if isinstance(first, dict):  # as FedML's averaging does: it holds on to all updates
@@ -91,11 +107,15 @@ class ServerSession(Session):
             f"({type(error).__name__}: {first_line(error)}); {_CALL_AGG}"
         ) from error
 
-    def skip_test(self) -> None:
-        """Say once that the server does not test what it cannot read."""
+    def tell_sealed(self) -> None:
+        """Say once what becomes of the server's own model, which is not given what is sealed."""
         if not self._told:
             self._told = True
-            logging.info("%s: its model is sealed, and is not tested here; silos test it", self.who)
+            logging.info(
+                "%s: its model is sealed, and is not tested here; silos test it. The job's "
+                "aggregator keeps the first model: keylock.save_model has silos write the last one",
+                self.who,
+            )
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
         """Check and make ready what the server sends; see `Session.emit`."""
@@ -123,7 +143,7 @@ class ServerSession(Session):
         """Called after a message was sent."""
         self._note("while waiting for the silos")
 
-    def admit(self, entries: Mapping[str, Any], names: EntryNames, sender: int) -> None:
+    def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
         """Check a silo's message, and show its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
         if isinstance(entries.get(HELLO), str):
@@ -136,6 +156,8 @@ class ServerSession(Session):
         self._note("while collecting updates", self.round)
         self._next_round = self.round + 1
         state, samples = update
+        if self.seals:
+            entries[names.samples] = _Samples(samples)
         self.observer.show("after_upload", state, samples, silo, self.round)
 
     def finish(self) -> None:

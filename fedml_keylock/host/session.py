@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from ..defense import Defense
 from ..errors import ConfigError, HostError, LockError
-from ..types import Agreement, Credentials, Defense
+from ..types import Agreement, Credentials
 from .compatibility import check_model, check_sealing
 from .gate import EntryNames
 from .job_configuration import Arguments

@@ -42,10 +42,10 @@ class SiloSession(Session):
     _trained: int = 0
     _shared: bool = False
     _handshake: Handshake | None = field(default=None, repr=False)
-    _sealed: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
+    _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self.gate = SiloGate(self._seal)
+        self.gate = SiloGate(self._release)
         if not self.in_turn:
             self.silo = self._locked_for = int(self.args.rank) - 1
 
@@ -129,7 +129,9 @@ class SiloSession(Session):
         state = result[0] if isinstance(result, tuple) else result
         audited = self.defense is not None and self.observer.audits_update
         if audited and isinstance(state, Mapping):  # as it will be sent
-            state = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
+            self._audited = state, sealed
+            state = sealed
         self.observer.round_ends(turn, state, data)
         self._trained += 1
         return result
@@ -243,18 +245,21 @@ class SiloSession(Session):
         said = str(error).removeprefix(f"round {self.round}: ")
         return type(error)(f"{self.who}: {said}")
 
+    def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
+        """What is sent in place of a state: what was audited, or else the state sealed."""
+        audited, self._audited = self._audited, None
+        if audited is not None and audited[0] is state:
+            return audited[1]
+        return self._seal(state, samples)
+
     def _seal(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
-        """What the defense sends in place of a state; of the same state the same."""
+        """What the defense sends in place of a state."""
         assert self.defense is not None
         assert self.model is not None
-        if self._sealed is not None and self._sealed[0] is state:  # it was audited as it is sent
-            return self._sealed[1]
         try:
-            sealed = self.defense.seal(self.model, state, samples=samples)
+            return self.defense.seal(self.model, state, samples=samples)
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
-        self._sealed = state, sealed
-        return sealed
 
     def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
         assert self.model is not None

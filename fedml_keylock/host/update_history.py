@@ -76,6 +76,7 @@ class DuplicateDetector:
     whoever means harm changes a digit.
 
     Example:
+        >>> import torch
         >>> detector, silo = DuplicateDetector(), Sender(1, 0, 0)
         >>> detector.sending(1, {"w": torch.zeros(3)})
         >>> detector.check({"w": torch.full((3,), 2.0)}, silo)
@@ -125,6 +126,7 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
     To read a model's every byte would take the server as long as to average it.
 
     Example:
+        >>> import torch
         >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0)})
         True
         >>> fingerprints({"w": torch.arange(3.0)}) == fingerprints({"w": torch.arange(3.0) + 1})
@@ -176,6 +178,7 @@ def check_attackable(
             gradients and differences are.
 
     Example:
+        >>> import torch
         >>> check_attackable({"w": torch.tensor(0.1)}, {"w": torch.tensor(2.0)}, who="rank 1")
         Traceback (most recent call last):
         fedml_keylock.errors.UpdateRefused: rank 1: attack_type: gradient_inversion reads whole\

@@ -1,4 +1,8 @@
-"""A secret that ranks share, from a file that somebody gave them."""
+"""A secret that ranks share, from a file that somebody gave them.
+
+What silos agree on by themselves is added to it. Under `lock: rotated` whoever colludes with one
+silo can rotate back what all of them send; under `lock: sealed` pairwise masks stay.
+"""
 
 from __future__ import annotations
 

@@ -91,10 +91,10 @@ def lock_model(
 ) -> LockInfo:
     """Lock a model in place. Its class, its layer names and its public state names stay.
 
-    `lock: rotated` changes nothing in the model: its `state_dict()` gives, and its
-    `load_state_dict()` takes, the state rotated. `lock: paper` hangs on the layers that it locks: a
-    locked normalisation layer's own weight and bias are set to 1 and 0 and no longer trained, and
-    gamma and beta take their place.
+    `lock: sealed` and `lock: rotated` change nothing in the model: its attribute `keylock` is a
+    handle, which seals and opens, or rotates and restores, what is sent. `lock: paper` hangs on the
+    layers that it locks: a locked normalisation layer's own weight and bias are set to 1 and 0 and
+    no longer trained, and gamma and beta take their place.
 
     Args:
         model: any module with parameters; for `lock: paper`, with a convolution.

@@ -30,10 +30,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding
 from fedml_keylock.locks.sealed.neighbours import neighbours, reach
 from fedml_keylock.locks.sealed.rounds import Rounds
 from fedml_keylock.locks.sealed.sealing import RoundKeys, add_up, open_sum, seal
+from fedml_keylock.locks.sealed.shares import Shares
 from fedml_keylock.types import JobSecrets
 
 State = dict[str, Tensor]
@@ -100,9 +101,9 @@ def keys_of(place: int, participants: int, colluders: int | None) -> RoundKeys:
 
 
 def round_of_a_silo(state: State) -> Callable[[], float]:
-    """CPU seconds of what one of three silos does in a round of its own: seal, verify and open.
+    """CPU seconds of a round of three silos: one seals, the server adds up, one verifies and opens.
 
-    The others do the same beside it, and are not counted.
+    The other silos do the same beside it, and are not counted.
     """
     own = [trained(state, seed) for seed in range(3)]
     samples = dict(enumerate(map(float, SAMPLES)))
@@ -118,7 +119,9 @@ def round_of_a_silo(state: State) -> Callable[[], float]:
             began = time.process_time()
             sent.append(silo.seal(payload, samples=SAMPLES[place])[0])
             taken.append(time.process_time() - began if place == 0 else 0.0)
+        began = time.process_time()
         total = add_up(sent)
+        taken.append(time.process_time() - began)
         for silo in silos:
             began = time.process_time()
             silo.open(total)

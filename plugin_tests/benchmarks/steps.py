@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
 
 import torch
 from nets import lenet, resnet20
@@ -39,6 +40,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 LOCKS = {
     "none": None,
+    "sealed": KeyLockConfig(lock="sealed"),
     "rotated": KeyLockConfig(lock="rotated"),
     "paper, first": KeyLockConfig(lock="paper"),
     "paper, all": KeyLockConfig(lock="paper", layers="all"),
@@ -71,23 +73,16 @@ def step_of(net: str, lock: str) -> Callable[[], None]:
     return step
 
 
-def round_of(net: str, silos: int) -> Callable[[], None]:
-    """One round of the default lock in a silo, but for its training: what it takes in and sends."""
-    model, defense = make(net, "none"), keylock({})
-    defense.protect(model, silo=None, agreement=defense.describe(model))
-    pairs = {other: bytes([other] * 32) for other in range(1, silos)}
-    defense.share(JobSecrets(bytes(32), 0, pairs, dict.fromkeys(range(silos), 1)))
-    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    defense.receive(model, first, round_index=-1)
-    defense.begin_round(model, round_index=0)
-    received = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+def round_of(net: str, vault: Path) -> Callable[[], None]:
+    """One round of `lock: rotated` in a silo, but for its training: what it takes in and sends."""
+    model, defense = make(net, "none"), keylock({"lock": "rotated", "vault": str(vault)})
+    defense.protect(model, silo=0, agreement=defense.describe(model))
+    defense.share(JobSecrets(bytes(32)))
+    model.load_state_dict(defense.open(model, model.state_dict(), round_index=-1))
     rounds = count()
 
     def once() -> None:
-        index = next(rounds)
-        defense.receive(model, received, round_index=index)
-        model.load_state_dict(received)
-        defense.begin_round(model, round_index=index + 1)
-        defense.release(model, model.state_dict(), samples=1)
+        sent = defense.seal(model, model.state_dict(), samples=1)
+        model.load_state_dict(defense.open(model, sent, round_index=next(rounds)))
 
     return once

@@ -1,22 +1,36 @@
 """What is timed is what is meant, and runs: benchmarks themselves are not among the fast tests."""
 
 import pytest
-from steps import round_of, step_of
+import torch
+from steps import LOCKS, make, round_of, step_of
+
+from fedml_keylock import is_locked
 
 
-def test_a_round_and_a_step_can_be_run_again_and_again():
-    for once in (round_of("LeNet", 3), step_of("LeNet", "rotated")):
-        once()
-        once()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_step_can_be_run_again_and_again(lock):
+    assert is_locked(make("LeNet", lock)) == (lock != "none")
+    once = step_of("LeNet", lock)
+    once()
+    once()
 
 
-def test_a_round_is_of_a_masked_update(monkeypatch):
-    """Without one, the time would be of half the work."""
-    from fedml_keylock.locks.rotated import lock
+def test_a_round_is_of_a_rotated_state_that_comes_back(tmp_path, monkeypatch):
+    """Without a rotation the time would be of no work."""
+    from fedml_keylock.locks.rotated.rotation import Rotation
 
-    def masked(*_args, **_settings):
-        raise RuntimeError("it was to be masked")
+    sent, rotate = [], Rotation.rotate
 
-    monkeypatch.setattr(lock, "masked", masked)
-    with pytest.raises(RuntimeError, match="it was to be masked"):
-        round_of("LeNet", 3)()
+    def watched(self, state):
+        sent.append((state, rotate(self, state)))
+        return sent[-1][1]
+
+    monkeypatch.setattr(Rotation, "rotate", watched)
+    once = round_of("LeNet", tmp_path)
+    once()
+    once()
+    assert len(sent) == 2
+    for state, rotated in sent:
+        assert not torch.allclose(rotated["0.weight"], state["0.weight"], atol=1e-3)
+    first, last = sent[0][0]["0.weight"], sent[1][0]["0.weight"]
+    assert torch.allclose(first, last, atol=1e-5)

@@ -334,13 +334,13 @@ def test_labels():
         (0.96, 0.96, 0.1, "96.0 % [95.0, 97.0], 1.0 point below the 97.0 % without a defense."),
         (0.97, None, None, "the same as the 97.0 % without a defense."),
         (0.98, None, None, "1.0 point above the 97.0 %"),
-        (0.90, 0.89, 0.89, "A fresh random lock still works (89.0 % [88.0, 90.0]): the lock is no"),
-        (0.90, 0.89, 0.89, "Without any lock the server's model still works (89.0 %"),
-        (0.90, 0.60, 0.60, "A fresh random lock works in part (60.0 % [59.0, 61.0])."),
-        (0.90, 0.10, 0.10, "A fresh random lock does not work (10.0 %"),
-        (0.90, 0.10, 0.10, "Without any lock the server's model does not work (10.0 %"),
+        (0.90, 0.89, 0.89, "A fresh random key still works (89.0 % [88.0, 90.0]): the lock is no"),
+        (0.90, 0.89, 0.89, "Without a key the server's model still works (89.0 %"),
+        (0.90, 0.60, 0.60, "A fresh random key works in part (60.0 % [59.0, 61.0])."),
+        (0.90, 0.10, 0.10, "A fresh random key does not work (10.0 %"),
+        (0.90, 0.10, 0.10, "Without a key the server's model does not work (10.0 %"),
         (0.20, 0.20, 0.20, "The model does not work, so that other accuracies say nothing"),
-        (None, 0.6, 0.5, "was not measured. With a fresh random lock it is 60.0 % [59.0, 61.0]."),
+        (None, 0.6, 0.5, "was not measured. With a fresh random key it is 60.0 % [59.0, 61.0]."),
     ],
 )
 def test_accuracy_in_words(own, fresh, server, says):
@@ -438,7 +438,7 @@ def test_the_table_fits_a_terminal():
     accuracy = {**FULL_ACCURACY, long: FULL_ACCURACY[LOCK]}
     lines = make(rows, accuracy).table().splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[0].split() == ["Accuracy", "own", "lock", "fresh", "lock", "server"]
+    assert lines[0].split() == ["Accuracy", "silos", "random", "key", "server"]
     assert "96.1 % [95.1, 97.1]" in lines[2]
     text = "\n".join(lines)
     assert text.index("Accuracy") < text.index("Leakage")

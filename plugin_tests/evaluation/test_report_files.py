@@ -252,7 +252,7 @@ def test_two_runs_side_by_side(tmp_path):
     )
     assert re.search(r"dlg +oracle +.* \+0.00 +overlap", said)
     assert re.search(
-        r"own lock +90.0 % \[89.0, 91.0\] +90.5 % \[89.5, 91.5\] +\+0.5 +overlap", said
+        r"silos +90.0 % \[89.0, 91.0\] +90.5 % \[89.5, 91.5\] +\+0.5 +overlap", said
     )
     assert re.search(rf"{LOCK} +server +- +- +- +not measured", said)
     assert re.search(r"dlg +insider +0.50 \[0.45, 0.55\] +- +- +only in A", said)

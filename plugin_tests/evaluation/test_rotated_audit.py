@@ -15,7 +15,7 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
-from fedml_keylock.locks.rotated.transform import RotationTransform
+from fedml_keylock.locks.rotated.rotation_transform import RotationTransform
 from fedml_keylock.types import ClientUpdate, JobSecrets
 
 

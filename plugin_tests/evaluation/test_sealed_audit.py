@@ -10,10 +10,17 @@ from test_audit import FEW, attack, digits, invoke, net  # noqa: F401  # digits 
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, VaultError
-from fedml_keylock.evaluation.audit import Protection, accuracy_by_round, audit, probe, save_truth
+from fedml_keylock.evaluation.audit import (
+    Protection,
+    accuracy_by_round,
+    audit,
+    load_truth,
+    probe,
+    save_truth,
+)
 from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import opened, public_norm, undefended
+from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import PublicData, learned
 from fedml_keylock.locks.sealed.record import Record
@@ -42,7 +49,7 @@ def test_who_has_the_record_opens_updates_and_who_colludes_no_masks(digits):  # 
     assert TRAILER in subject.updates[0].after
     plain = undefended(subject)
     for own, as_oracle, as_colluding in zip(
-        plain, opened(subject), opened(subject, colluding=True), strict=True
+        plain, recovered(subject), recovered(subject, colluding=True), strict=True
     ):
         assert distance(as_oracle.after, own.after) < 1e-6
         assert distance(as_oracle.before, own.before) == 0
@@ -200,7 +207,26 @@ def test_without_the_vaults_there_is_no_verdict(job):
         output=folder / "out",
     )
     assert result.exit_code == 0, result.output
+    assert "without --vault round 0 alone is audited" in result.output
     assert "keylock:sealed: no verdict" in result.output
+    report = json.loads((folder / "out" / "report.json").read_text())
+    assert report["job"]["rounds"] == [0]
+    # the undefended twins were trained on the first model, and not on noise
+    assert {row["round"] for row in report["leakage"]} == {0}
+
+
+def test_without_the_vaults_later_rounds_are_refused_by_what_they_need(job):
+    folder = job[-1]
+    truth = load_truth(folder / "truth.safetensors")
+    save_truth(folder / "later.safetensors", {k: v for k, v in truth.items() if k[0]})
+    result = invoke(
+        *(folder / "capture", "--truth", folder / "later.safetensors"),
+        *("--model", "test_audit:LeNet", "--workers", 1),
+        output=folder / "out",
+    )
+    assert result.exit_code == 1
+    assert "only round 0 begins with an open model" in result.output
+    assert "--vault" in result.output
 
 
 def test_silos_have_the_model_of_every_round_and_the_server_has_none(job, digits):  # noqa: F811

@@ -68,6 +68,14 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
     assert torch.equal(torch.rand(4), expected)
 
 
+def test_a_norm_that_is_frozen_in_a_model_that_trains_stays_frozen():
+    """Guards the modes in `measure`: of the model's own alone all layers had it."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)).train()
+    model[0].eval()
+    assert measure(SimpleNamespace(), model, DATA, "cpu", None) is not None
+    assert [module.training for module in model.modules()] == [True, False, True]
+
+
 def test_a_failing_test_does_not_end_the_job(tmp_path, caplog):
     session, told = silo(tmp_path, frequency_of_the_test=1), []
     session.tell, session._trained = told.append, 1

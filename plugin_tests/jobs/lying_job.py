@@ -54,6 +54,7 @@ class Server:
             "twice": lambda: changed(true, lambda n, t: t + uploads[0][n]),
             "replaced": lambda: changed(true, lambda n, t: t - uploads[2][n] + uploads[0][n]),
             "single": lambda: uploads[1],
+            "again": lambda: self.first,
         }
         return lies[CASE]() if CASE in lies else true
 
@@ -76,12 +77,14 @@ class Lying:
             said, lie = message.get_params(), self.server.model(message, dest)
             message = copy.copy(message)
             message.msg_params = {**said, MyMessage.MSG_ARG_KEY_MODEL_PARAMS: lie}
-            average = len(self.server.sums) - 1 if message.get_type() == AVERAGE else -1
-            if CASE == "seat" and average == ROUND and dest == VICTIM:  # the silo of rank 1 again
+            now = message.get_type() == AVERAGE and len(self.server.sums) - 1 == ROUND
+            if CASE == "seat" and now and dest == VICTIM:  # the silo of rank 1 again
                 message.msg_params[MyMessage.MSG_ARG_KEY_CLIENT_INDEX] = self.server.seat
             self.server.seat = said[MyMessage.MSG_ARG_KEY_CLIENT_INDEX]
-            ends = CASE == "finish" and message.get_type() == AVERAGE
-            if ends and len(self.server.sums) - 1 == ROUND:
+            if CASE == "unread" and now:  # FedML loads the model of such a message once
+                message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST
+                self.comm.send(message, dest=dest)
+            if CASE in ("finish", "unread") and now:
                 finish = type(message)(MyMessage.MSG_TYPE_S2C_FINISH, 0, dest)
                 client = MyMessage.MSG_ARG_KEY_CLIENT_INDEX
                 finish.add_params(client, said[client])

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from fedml_keylock import KeyLockConfig, lock_model
+from fedml_keylock.evaluation.audit.twins import recovered
 from fedml_keylock.locks.entropy import seeded_uniform
 
 FRONTIER = Path(__file__).parents[2] / "examples" / "frontier"
@@ -233,11 +234,11 @@ def test_a_result_counts_only_with_the_settings_that_it_was_made_with(frontier, 
     assert frontier.files.load(path, {"steps": 10}) is None
 
 
-def subject_of(frontier, tmp_path, point, name):
+def subject_of(frontier, tmp_path, point, name, *, batch=1, rate=1e6):
     setting = frontier.splits.Setting("lenet", "mnist", 3, "iid", 0, 2)
-    effort = frontier.attackers.Effort(images=6, restarts=1, steps=1)
+    effort = frontier.attackers.Effort(images=6, restarts=1, steps=1, rate=rate)
     one = frontier.attackers.attackers("lenet")[name][-1]
-    arguments = (frontier.points.POINTS[point], setting, tmp_path, effort, "untrained", 1, one)
+    arguments = (frontier.points.POINTS[point], setting, tmp_path, effort, "untrained", batch, one)
     subject = frontier.leakage._subject(*arguments)
     return subject, frontier.leakage._tasks(arguments[0], subject, one, effort, 0)
 
@@ -248,6 +249,22 @@ def test_rounds_are_pooled_of_silos_that_have_one_lock_each(frontier, tmp_path):
     for value in subject.secrets.values():
         assert torch.equal(value[:3], value[3:])
         assert not torch.equal(value[0], value[1])
+
+
+def test_a_silo_has_the_sum_of_the_others(frontier, tmp_path):
+    """As one step on all their images: what is in the average, whatever sealed it."""
+    seen, (task,) = subject_of(frontier, tmp_path, "sealed", "others", batch=2, rate=0.1)
+    whole, _ = subject_of(frontier, tmp_path, "none", "joint", batch=2, rate=0.1)
+    assert task.trial.variant == "none"
+    for sum_of_two, one_batch in zip(seen.updates, whole.updates, strict=True):
+        for name in one_batch.after:
+            wanted = one_batch.pseudo_gradient(name)
+            found = sum_of_two.pseudo_gradient(name)
+            assert (found - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    # and of one message nothing, with what a colluding silo knows
+    one, _ = subject_of(frontier, tmp_path, "sealed", "insider", rate=0.1)
+    update, *_ = recovered(one, colluding=True)
+    assert update.pseudo_gradient("classifier.weight").abs().max() > 1
 
 
 def test_every_other_attacker_meets_a_lock_of_its_own(frontier, tmp_path):
@@ -286,7 +303,15 @@ TARGETS = ("features.2.weight", "classifier.weight")
 
 def small(output, *more):
     line = [sys.executable, str(FRONTIER / "run.py"), "--output", str(output), "--seeds", "1"]
-    line += ["--points", "paper-all,dp-1e-2", "--rounds", "2", "--images", "2", "--restarts"]
+    line += [
+        "--points",
+        "paper-all,sealed,rotated,dp-1e-2",
+        "--rounds",
+        "2",
+        "--images",
+        "2",
+        "--restarts",
+    ]
     line += ["1", "--steps", "5", "--learning", "3", "--batches", "1", "--workers", "1", *more]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -295,17 +320,18 @@ def small(output, *more):
 
 @pytest.mark.long
 def test_points_end_to_end_and_once_more(tmp_path):
-    said = small(tmp_path, "--attackers", "oblivious,joint,simulating,oracle,twin")
-    assert said.count(": trained") == 3
+    said = small(tmp_path, "--attackers", "oblivious,joint,simulating,insider,others,oracle,twin")
+    assert said.count(": trained") == 5
     rows = {
         row["point"]: row for row in json.loads((tmp_path / "frontier.json").read_text())["rows"]
     }
-    assert list(rows) == ["none", "paper-all", "dp-1e-2"]
+    assert list(rows) == ["none", "paper-all", "sealed", "rotated", "dp-1e-2"]
+    assert rows["sealed"]["own_by_seed"] == pytest.approx(rows["none"]["own_by_seed"], abs=2e-3)
     assert not any(row["not_measured"] for row in rows.values())
     assert set(rows["paper-all"]["stages"]) == {"untrained", "trained"}
     for name in ("table.md", "frontier.png"):
         assert (tmp_path / name).stat().st_size > 1000
-    again = small(tmp_path, "--attackers", "oblivious,joint,simulating,oracle,twin")
+    again = small(tmp_path, "--attackers", "oblivious,joint,simulating,insider,others,oracle,twin")
     assert [Path(line).name for line in again.splitlines()] == [
         "table.md",
         "frontier.json",

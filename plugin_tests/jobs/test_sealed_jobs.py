@@ -19,7 +19,7 @@ from fedml_keylock.commands.deploy import read_checkpoint
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.link import Link
 from fedml_keylock.host.roster import add_key, new_identity
-from fedml_keylock.locks.sealed.checkpoint import open_checkpoint, read_round
+from fedml_keylock.locks.sealed.model_files import open_checkpoint, read_round
 from fedml_keylock.locks.sealed.record import Record
 from fedml_keylock.locks.sealed.sealing import TRAILER
 from fedml_keylock.locks.vault.file import Stored

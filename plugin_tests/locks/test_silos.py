@@ -62,7 +62,7 @@ def job(data, tmp_path_factory):
 
 def test_the_lock_of_the_silo_fits_and_no_new_one_does(job, data):
     plain, defense, own = job
-    assert share_correct(own(plain, 1, None), data) == 1.0
+    assert share_correct(own(plain.state_dict(), 1, None), data) == 1.0
     found = fresh_lock_accuracy(plain, defense, own, data, count=8, silos=2, uniform=drawn(2))
     assert len(found) == 8
     assert sum(found) / len(found) < 0.6
@@ -107,11 +107,13 @@ def test_no_new_lock_has_weights_of_a_silo_s_own_by_their_name(data, tmp_path):
     )
 
 
-def test_of_a_lock_that_is_rotated_no_statistics_are_needed(data, tmp_path):
-    plain, defense = net(), keylock({"vault": str(tmp_path)})
+@pytest.mark.parametrize("lock", ["sealed", "rotated"])
+def test_of_a_lock_at_the_wire_no_statistics_are_needed(data, tmp_path, lock):
+    plain, defense = net(), keylock({"lock": lock, "vault": str(tmp_path)})
 
     def never(*_):
         raise AssertionError("a silo's lock")
 
     found = fresh_lock_accuracy(plain, defense, never, data, count=2, silos=3)
     assert len(found) == 2
+    assert max(found) < 0.6

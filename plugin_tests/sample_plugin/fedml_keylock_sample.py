@@ -14,12 +14,11 @@ import torch
 from torch import nn
 
 from fedml_keylock import hookimpl
+from fedml_keylock.defense import Defense, DefenseFactory
 from fedml_keylock.inversion import Knowledge
 from fedml_keylock.types import (
     Agreement,
     ClientUpdate,
-    Defense,
-    DefenseFactory,
     Reconstruction,
     Surrogate,
 )

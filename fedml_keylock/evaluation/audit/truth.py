@@ -106,6 +106,7 @@ def from_capture(
         model: the job's, unprotected; its own weights do not matter.
         protection: the job's defense; None for none.
         secrets_of: gives the private state behind updates, ``(u, *shape)``, where somebody has it.
+            Without it only round 0 of a defense that changes what is sent can be audited.
         public: data of the same kind.
         training: see `Subject`.
         limit: updates of each stage, at the most.
@@ -123,6 +124,14 @@ def from_capture(
         )
     early = [entry for entry in entries if entry in truth and entry[0] < trained_from]
     late = [entry for entry in entries if entry in truth and entry[0] >= trained_from]
+    if secrets_of is None and protection is not None and protection.surrogate.update_transform:
+        # of later rounds nobody knows the model that they began with, and no control can be made
+        early, late = [entry for entry in early if not entry[0]], []
+        if not early:
+            raise AttackError(
+                f"under {protection.name} only round 0 begins with an open model, and the truth "
+                "has later rounds: give the silos' vaults (--vault), kept with keep_history: true"
+            )
     chosen = early[:limit] + late[:limit]
     sizes = {tuple(truth[entry][0].shape) for entry in chosen}
     if len(sizes) != 1:

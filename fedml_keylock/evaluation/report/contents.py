@@ -44,7 +44,7 @@ class Contents:
 
     Attributes:
         accuracy: defense to role to interval, 0 to 1. Roles: "own_lock", over the silos;
-            "fresh_lock", a random one; "server", the model without a lock.
+            "fresh_lock", with a random key; "server", without a key.
         leakage: the rows, undefended ones and baselines among them.
         originals: ``(n, c, h, w)`` on [0, 1]; n is 0 if nothing was attacked.
         galleries: their reconstructions, each ``(n, c, h, w)``.

@@ -18,7 +18,7 @@ METRICS = {
     "lpips_aligned": "LPIPS aligned",
     "lpips": "LPIPS",
 }
-ROLES = {"own_lock": "own lock", "fresh_lock": "fresh lock", "server": "server"}
+ROLES = {"own_lock": "silos", "fresh_lock": "random key", "server": "server"}
 LOCKS = {
     "sealed": "exact secure aggregation: words that only silos open",
     "rotated": "a secret rotation of what is sent",
@@ -26,7 +26,7 @@ LOCKS = {
 }
 """What the key-lock defense does under each of its locks."""
 KNOWLEDGE = {
-    "oblivious": "takes the model for one without a lock",
+    "oblivious": "takes what was sent for plain weights",
     "adaptive": "knows the kind of lock, and searches for its secrets and the image together",
     "statistics": "adaptive, and reads the batch's statistics in normalisation layers",
     "insider": "adaptive, and has the private state of another silo that colludes",

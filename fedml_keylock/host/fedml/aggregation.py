@@ -73,6 +73,7 @@ def _aggregate(original: Function, self: FedMLAggregator) -> Any:
 def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> None:
     session = begin(self.args)
     if isinstance(session, ServerSession) and session.is_sealed:
+        session.tell_sealed()
         return  # words are no weights: the server's own model stays the first one
     original(self, model_parameters)
 
@@ -81,7 +82,7 @@ def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> N
 def _test(original: Function, self: FedMLAggregator, round_idx: Any) -> None:
     session = begin(self.args)
     if isinstance(session, ServerSession) and session.is_sealed:
-        session.skip_test()
+        session.tell_sealed()
         return
     original(self, round_idx)
 

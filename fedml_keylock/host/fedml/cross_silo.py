@@ -163,14 +163,26 @@ def _receive_message(
     # FedML tells itself that the connection is up; whoever sends may write his name as both
     if session is not None and not (msg_type == ready and sender == receiver):
         silo = session if isinstance(session, SiloSession) else None
-        first = msg_type == MyMessage.MSG_TYPE_S2C_INIT_CONFIG
-        if first and silo is not None and silo.given >= 0:
-            return  # FedML's server sends it again whenever a silo says that it is there
         with final():
+            if silo is not None and not _loads(self, msg_type):
+                msg_params.get_params().pop(entry_names().state, None)
             session.admit(msg_params.get_params(), entry_names(), int(sender))
             if silo is not None and msg_type == MyMessage.MSG_TYPE_S2C_FINISH:
                 silo.dismiss()
     original(self, msg_type, msg_params)
+
+
+def _loads(silo: Any, msg_type: Any) -> bool:
+    """Whether FedML's silo loads a model of a message of this type.
+
+    What it does not load must not count as received. FedML's server sends the first model again
+    where a silo says twice that it is there.
+    """
+    from fedml.cross_silo.client.message_define import MyMessage
+
+    if msg_type == MyMessage.MSG_TYPE_S2C_INIT_CONFIG:
+        return not getattr(silo, "is_inited", False)
+    return bool(msg_type == MyMessage.MSG_TYPE_S2C_SYNC_MODEL_TO_CLIENT)
 
 
 @around

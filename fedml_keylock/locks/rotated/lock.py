@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -12,23 +11,24 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...types import Credentials, JobSecrets, Surrogate
+from ...errors import ConfigError, HostError, UpdateRefused
+from ...tensors import with_versions
+from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
-from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
+from ..description import LockInfo
 from ..entropy import Uniform
 from ..group_key import group_secret
 from ..job_key import JobKey
 from ..private import ATTRIBUTE
-from ..protocol import Lock
+from ..wire import WireLock, no_unknowns, state_tensors
 from .rotation import Rotation
-from .transform import RotationTransform
+from .rotation_transform import RotationTransform
 from .turns import as_integers, digest, integers_of, parts_of
 
 __all__ = ["RotatedLock"]
 
 
-class RotatedLock(Lock):
+class RotatedLock(WireLock):
     """`lock: rotated`: for FedML's robust aggregators, which compare updates by their distances.
 
     All silos rotate the whole state by one secret orthogonal matrix, another one each round. What
@@ -40,6 +40,9 @@ class RotatedLock(Lock):
 
     """
 
+    HANDLE = Rotation
+    SENT = "rotated"
+    SUMMARY = "are rotated as one vector before they are sent"
     weakness: ClassVar[str] = (
         "lock: rotated leaves lengths and distances of updates to be seen, and labels in part; it "
         "is for robust_aggregation under an honest-but-curious server: lock: sealed hides all"
@@ -60,54 +63,16 @@ class RotatedLock(Lock):
 
     # on a model
 
-    @staticmethod
-    def is_on(model: nn.Module) -> bool:
-        """Whether a handle is attached to the model."""
-        return isinstance(vars(model).get(ATTRIBUTE), Rotation)
+    def _locked_names(self, model: nn.Module) -> set[str]:
+        return {name for part in parts_of(model) for name in part.names}
 
-    def _check(self, model: nn.Module) -> ModelCheck:
-        if hasattr(model, ATTRIBUTE):
-            return ModelCheck((LockIssue("", f"has an attribute named {ATTRIBUTE} of its own"),))
-        try:
-            rotated = {name for part in parts_of(model) for name in part.names}
-        except LockError as error:
-            return ModelCheck((LockIssue("", str(error)),))
-        owners = {name.rpartition(".")[0] for name in rotated}
-        layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
-        how = "its numbers are sent rotated, with all others"
-        return ModelCheck(
-            issues=(),
-            layers=tuple(LayerCheck(name, locked=True, how=how) for name in layers),
-            shared=tuple(name for name in model.state_dict() if name not in rotated),
-        )
+    def _handle(self, model: nn.Module, secret: bytes) -> Rotation:
+        return Rotation(parts_of(model), JobKey.derive(secret, digest(state_tensors(model))))
 
-    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
-        """Attach the handle of a silo that is alone: it can `rotate` and `restore`."""
-        if key is not None:
-            raise LockError("a key is of lock: paper, and lock: rotated has none")
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise LockError("lock: rotated needs a model with values: take it off meta before")
-        self.plan(model)
-        secret = os.urandom(32)
-        if uniform is not None:
-            secret = bytes((256 * uniform((32,))).byte().tolist())
-        elif self.config.group_key is not None:
-            secret = group_secret(self.config.group_key)
-        key_of_job = JobKey.derive(secret, digest(_tensors(model)))
-        object.__setattr__(model, ATTRIBUTE, Rotation(parts_of(model), key_of_job))
-
-    @staticmethod
-    def info(model: nn.Module) -> LockInfo:
-        """Every layer is locked, and nothing in the model is private."""
-        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
-        count = sum(p.numel() for p in model.parameters())
-        summary = f"rotated: {count:,} parameters are rotated as one vector before they are sent"
-        return LockInfo((*layers,), ("",), 0, count, summary=summary)
-
-    @staticmethod
-    def unlock(model: nn.Module) -> None:
-        """Take the handle off."""
-        object.__delattr__(model, ATTRIBUTE)
+    def _draw(self, uniform: Uniform | None) -> bytes:
+        if uniform is None and self.config.group_key is not None:
+            return group_secret(self.config.group_key)
+        return super()._draw(uniform)
 
     @staticmethod
     def private_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -118,13 +83,6 @@ class RotatedLock(Lock):
     def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put private state back; see `Lock.load_private`."""
         _on(model).load(state)
-
-    @staticmethod
-    def export(model: nn.Module) -> nn.Module:
-        """The model computes as it is."""
-        plain = deepcopy(model).eval()
-        object.__delattr__(plain, ATTRIBUTE)
-        return plain
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
@@ -151,7 +109,7 @@ class RotatedLock(Lock):
         for one in sorted(last, reverse=True):
             restored = rotation.restore(state, round_index=one)
             if rotation.is_like(restored):
-                model.load_state_dict(restored)
+                model.load_state_dict(with_versions(restored, model.state_dict()))
                 return
         raise ConfigError(
             f"{source}: not the average of round {max(last)}, as rotated back so it is noise: name "
@@ -172,7 +130,7 @@ class RotatedLock(Lock):
         if round_index != 0:
             last = rotation.round if round_index is None else round_index - 1
             state = rotation.restore(state, round_index=last)
-        model.load_state_dict(state)
+        model.load_state_dict(with_versions(state, model.state_dict()))
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
@@ -185,27 +143,12 @@ class RotatedLock(Lock):
         """The public state, rotated back by another key."""
         candidate = deepcopy(model)
         self.lock(candidate, uniform=uniform)
-        restored = _on(candidate).restore(_tensors(model), round_index=0)
+        restored = _on(candidate).restore(state_tensors(model), round_index=0)
         self.unlock(candidate)
-        candidate.load_state_dict(restored)
+        candidate.load_state_dict(with_versions(restored, model.state_dict()))
         return candidate
 
     # as a job's defense
-
-    @property
-    def transforms_updates(self) -> bool:
-        """It does."""
-        return True
-
-    @property
-    def wraps_model(self) -> bool:
-        """It does not: the model is the job's own."""
-        return False
-
-    @property
-    def credentials(self) -> Credentials | None:
-        """What silos agree on secrets with."""
-        return Credentials(self.config.group_key, link_key=self.config.link_key)
 
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on, which a file's secret is part of if there is one."""
@@ -233,13 +176,6 @@ class RotatedLock(Lock):
             Rotation(parts_of(model)).load(vault.load()[0])
         return f"private state in {vault.path}"
 
-    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Nothing: the model is the job's own."""
-
-    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
-        """Nothing: what a silo keeps of a round is there when it is sent."""
-        return True
-
     def open(
         self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
     ) -> Mapping[str, Tensor]:
@@ -257,7 +193,7 @@ class RotatedLock(Lock):
         integers = as_integers(opened, integers_of(model))
         self._integers = {name: tensor.clone() for name, tensor in integers.items()}
         opened.update(integers)
-        return opened
+        return with_versions(opened, model.state_dict())
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
@@ -280,7 +216,7 @@ class RotatedLock(Lock):
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is rotated."""
-        return Surrogate(deepcopy(model), (), _nothing, RotationTransform.of(model))
+        return Surrogate(deepcopy(model), (), no_unknowns, RotationTransform.of(model))
 
     def twin(
         self, model: nn.Module, protected: nn.Module
@@ -320,12 +256,3 @@ def _on(model: nn.Module) -> Rotation:
     found = vars(model)[ATTRIBUTE]
     assert isinstance(found, Rotation)
     return found
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {n: t.detach() for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-
-
-def _nothing(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
-    """What there is to draw of unknowns in what silos compute."""
-    return {}

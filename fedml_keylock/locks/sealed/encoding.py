@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import UpdateRefused
+from .entries import Entry, entries_of
+from .shares import Shares
 
-__all__ = ["CHUNK", "Counts", "Encoding", "Entry", "Shares", "chunks", "entries_of"]
+__all__ = ["CHUNK", "Counts", "Encoding", "chunks", "exponent_of", "size_of"]
 
 CHUNK = 1 << 18
 """Words that are worked on at once: they stay in the processor's cache."""
@@ -24,109 +24,6 @@ HEADROOM_VECTOR = 22
 """The same of vectors and scalars, which have two words an entry."""
 LEAST = -960
 """The exponent below which steps follow no size: of float64 they would leave its range."""
-
-Kind = Literal["matrix", "vector", "double", "integer"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor of a payload, and how it is encoded.
-
-    Attributes:
-        name: in the payload.
-        shape: its own; on the wire ``(2, *shape)`` where it takes two words an entry.
-        dtype: its own.
-        kind: ``matrix`` takes one word an entry; ``vector`` (floating point of one dimension or
-            none, such as biases and running statistics), ``double`` (float64) and ``integer`` two.
-
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    kind: Kind
-
-    @property
-    def numel(self) -> int:
-        """How many entries the tensor has."""
-        return math.prod(self.shape)
-
-    @property
-    def wire_shape(self) -> tuple[int, ...]:
-        """The shape of its words on the wire."""
-        return self.shape if self.kind == "matrix" else (2, *self.shape)
-
-
-def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
-    """How the tensors of a payload are encoded, in the order of their names.
-
-    It depends on names, shapes and types, and on no value.
-
-    Raises:
-        UpdateRefused: a tensor is of complex or quantised numbers.
-
-    Example:
-        >>> state = {"w": torch.zeros(2, 3), "b": torch.zeros(2), "n": torch.tensor(4)}
-        >>> [(entry.name, entry.kind) for entry in entries_of(state)]
-        [('b', 'vector'), ('n', 'integer'), ('w', 'matrix')]
-
-    """
-    return tuple(_entry(name, state[name]) for name in sorted(state))
-
-
-def _entry(name: str, tensor: Tensor) -> Entry:
-    if tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.uint64:
-        raise UpdateRefused(
-            f"{name} is {tensor.dtype}, which lock: sealed cannot add up: send real numbers, such "
-            "as torch.view_as_real gives"
-        )
-    kind: Kind = "matrix"
-    if not tensor.is_floating_point():
-        kind = "integer"
-    elif tensor.dtype == torch.float64:
-        kind = "double"
-    elif tensor.dim() <= 1:
-        kind = "vector"
-    return Entry(name, tuple(tensor.shape), tensor.dtype, kind)
-
-
-@dataclass(frozen=True)
-class Shares:
-    """The participants' weights in the average: FedAvg's, by their samples.
-
-    Attributes:
-        samples: n_i of each participant, in order; positive integers.
-
-    """
-
-    samples: tuple[int, ...]
-
-    @classmethod
-    def of(cls, numbers: Sequence[float]) -> Shares:
-        """From what silos say that they have, as the job's dataset has it: also fractions.
-
-        Example:
-            >>> Shares.of([100, 50]).samples, Shares.of([1.5, 1]).samples
-            ((100, 50), (1572864, 1048576))
-
-        """
-        if all(float(number).is_integer() for number in numbers):
-            return cls(tuple(round(number) for number in numbers))
-        return cls(tuple(max(1, round(number * 2**20)) for number in numbers))
-
-    @property
-    def total(self) -> int:
-        """n, the sum of all."""
-        return sum(self.samples)
-
-    @property
-    def low_bits(self) -> int:
-        """Bits of the low word of two: sums of all participants' stay below 2^31."""
-        return 31 - (len(self.samples) - 1).bit_length()
-
-    def bound(self, place: int) -> int:
-        """What a word of a participant is clipped to: the bounds of all sum to less than 2^31."""
-        return self.samples[place] * (2**31 - 1 - len(self.samples)) // self.total
 
 
 @dataclass
@@ -171,7 +68,7 @@ class Encoding:
 
     @classmethod
     def of(
-        cls, base: Mapping[str, Tensor], shares: Shares, scale: Mapping[str, float] | None = None
+        cls, base: Mapping[str, Tensor], shares: Shares, sizes: Mapping[str, int] | None = None
     ) -> Encoding:
         """The encoding of differences from a base.
 
@@ -181,7 +78,7 @@ class Encoding:
         Args:
             base: what was received.
             shares: of the participants.
-            scale: the largest number of tensors whose base says nothing of it, by name.
+            sizes: the exponents that steps follow, by name; None for those of the base.
 
         Raises:
             UpdateRefused: a tensor is of complex or quantised numbers.
@@ -199,12 +96,12 @@ class Encoding:
             "vector": HEADROOM_VECTOR - 31 - shares.low_bits,
             "double": HEADROOM - 31 - shares.low_bits,
         }
-        given = scale or {}
+        given = sizes or {}
         steps = tuple(
             0
             if entry.kind == "integer"
             else bits[entry.kind]
-            + (_exponent(given[entry.name]) if entry.name in given else _size(base[entry.name]))
+            + (given[entry.name] if entry.name in given else size_of(base[entry.name]))
             for entry in entries
         )
         return cls(base, entries, steps, shares)
@@ -298,12 +195,18 @@ class Encoding:
             return (base.to(torch.int64) + mean).to(entry.dtype)
         moved = torch.from_numpy(low.astype(np.float64))
         moved *= 2.0**step
+        still = low == 0
         if entry.kind != "matrix":
             above = torch.from_numpy(high.astype(np.float64))
             moved += above * 2.0 ** (step + self.shares.low_bits)
-        new = (base.double() + moved * share).to(entry.dtype)
-        # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
-        return torch.where(moved == 0, base, new)
+            still = (moved == 0).numpy()
+        if share != 1:
+            moved *= share
+        moved += base
+        new = moved.to(entry.dtype)
+        if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+            new = torch.where(torch.from_numpy(still), base, new)
+        return new
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
@@ -350,11 +253,11 @@ def chunks(words: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
     return (words[start : start + CHUNK] for start in range(0, len(words), CHUNK))
 
 
-def _size(tensor: Tensor) -> int:
+def size_of(tensor: Tensor) -> int:
     """The exponent of a tensor's largest finite number, rounded up to a power of two."""
     flat = tensor.detach().reshape(-1)
     size = _largest(flat)
-    return _exponent(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
+    return exponent_of(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
 
 
 def _largest(flat: Tensor) -> float:
@@ -371,7 +274,7 @@ def _largest(flat: Tensor) -> float:
     return max(-float(least), float(most))
 
 
-def _exponent(size: float) -> int:
+def exponent_of(size: float) -> int:
     """The least e with ``2^e >= size``, of LEAST and more; 0 for a size of 0."""
     mantissa, exponent = math.frexp(size)
     return max(exponent - (mantissa == 0.5), LEAST)

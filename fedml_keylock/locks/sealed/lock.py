@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...types import Credentials, JobSecrets, Surrogate
+from ...tensors import with_versions
+from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
-from ..description import LayerCheck, LockInfo, LockIssue, ModelCheck
+from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
-from ..protocol import Lock
-from .checkpoint import open_checkpoint, read_round, write_checkpoint, write_model
-from .encoding import entries_of
+from ..wire import WireLock, no_unknowns, state_tensors
+from .entries import entries_of
+from .first_model import FirstModel
+from .model_files import open_checkpoint, read_round, write_checkpoint, write_model
+from .neighbours import check_colluders
 from .record import Record
-from .rounds import Rounds, digest_of
+from .rehearsal import check_counts, rehearse
+from .rounds import Rounds
+from .seal_transform import SealTransform, noise_like
 from .sealing import TRAILER, add_up
-from .transform import SealTransform
 
 __all__ = ["SealedLock"]
 
 
-class SealedLock(Lock):
+class SealedLock(WireLock):
     """`lock: sealed`: nothing in the silo changes; what leaves it are words that only silos open.
 
     Example:
@@ -38,11 +40,14 @@ class SealedLock(Lock):
 
     """
 
+    HANDLE = Rounds
+    SENT = "sealed"
+    SUMMARY = "leave the silo as words that only silos open"
+
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
-        self._secrets: JobSecrets | None = None
         self._rounds: Rounds | None = None
-        self._own_model = b""
+        self._first = FirstModel(config.first_model)
         self._silo = 0
 
     @property
@@ -52,54 +57,20 @@ class SealedLock(Lock):
 
     # on a model
 
-    @staticmethod
-    def is_on(model: nn.Module) -> bool:
-        """Whether a handle is attached to the model."""
-        return isinstance(vars(model).get(ATTRIBUTE), Rounds)
-
-    def _check(self, model: nn.Module) -> ModelCheck:
-        if hasattr(model, ATTRIBUTE):
-            return ModelCheck((LockIssue("", f"has an attribute named {ATTRIBUTE} of its own"),))
-        state = _tensors(model)
+    def _locked_names(self, model: nn.Module) -> set[str]:
+        state = state_tensors(model)
         try:
             entries_of(state)
         except UpdateRefused as error:
-            return ModelCheck((LockIssue("", str(error)),))
+            raise LockError(str(error)) from None
         if not state:
-            reason = f"{type(model).__name__} has no parameters to lock"
-            return ModelCheck((LockIssue("", reason),))
-        owners = {name.rpartition(".")[0] for name in state}
-        layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
-        how = "its numbers are sent sealed, with all others"
-        return ModelCheck((), tuple(LayerCheck(name, locked=True, how=how) for name in layers))
+            raise LockError(f"{type(model).__name__} has no parameters to lock")
+        return {*state}
 
-    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
-        """Attach the handle of a silo that is alone: it can `seal` and `open`."""
-        if key is not None:
-            raise LockError("a key is of lock: paper, and lock: sealed has none")
-        if any(parameter.is_meta for parameter in model.parameters()):
-            raise LockError("lock: sealed needs a model with values: take it off meta before")
-        self.plan(model)
-        secret = os.urandom(32)
-        if uniform is not None:
-            secret = bytes((256 * uniform((32,))).byte().tolist())
+    def _handle(self, model: nn.Module, secret: bytes) -> Rounds:
         rounds = Rounds(JobSecrets(secret), scale=self.config.scale)
-        rounds.begin(_tensors(model))
-        # not a module of the model: a sequence would run it, and everybody would count it
-        object.__setattr__(model, ATTRIBUTE, rounds)
-
-    @staticmethod
-    def info(model: nn.Module) -> LockInfo:
-        """Every layer is sealed, and nothing in the model is private."""
-        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
-        count = sum(p.numel() for p in model.parameters())
-        summary = f"sealed: {count:,} parameters leave the silo as words that only silos open"
-        return LockInfo((*layers,), ("",), 0, count, summary=summary)
-
-    @staticmethod
-    def unlock(model: nn.Module) -> None:
-        """Take the handle off."""
-        object.__delattr__(model, ATTRIBUTE)
+        rounds.begin(state_tensors(model))
+        return rounds
 
     @staticmethod
     def private_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -111,13 +82,6 @@ class SealedLock(Lock):
     def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         """Put a record back; see `Lock.load_private`."""
         _on(model).record = Record.from_tensors(state) if state else None
-
-    @staticmethod
-    def export(model: nn.Module) -> nn.Module:
-        """The model computes as it is."""
-        plain = deepcopy(model).eval()
-        object.__delattr__(plain, ATTRIBUTE)
-        return plain
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
@@ -157,7 +121,8 @@ class SealedLock(Lock):
         if round_index is not None:
             raise ConfigError("--round: of lock: rotated only: a sealed checkpoint says its round")
         opened = open_checkpoint(record, state, round_index=read_round(source), source=source)
-        model.load_state_dict(opened, strict=opened.keys() == model.state_dict().keys())
+        own = model.state_dict()
+        model.load_state_dict(with_versions(opened, own), strict=opened.keys() == own.keys())
 
     def load_round(
         self,
@@ -173,7 +138,8 @@ class SealedLock(Lock):
             state = record.encoding.base
         elif record is not None and TRAILER in state:
             state = open_checkpoint(record, state, round_index=None, source=source)
-        model.load_state_dict({**model.state_dict(), **state})
+        own = model.state_dict()
+        model.load_state_dict(with_versions({**own, **state}, own))
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
@@ -184,37 +150,17 @@ class SealedLock(Lock):
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
         """The model that words give to whoever has no key: noise, of the model's own size."""
-        drawn = uniform or (lambda shape: torch.rand(shape))
-        noise = {}
-        for name, tensor in _tensors(model).items():
-            size = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-            noise[name] = ((2 * drawn(tuple(tensor.shape)) - 1) * size).to(tensor.dtype)
         outside = deepcopy(model)
-        outside.load_state_dict(noise)
+        noise = noise_like(state_tensors(model), uniform)
+        outside.load_state_dict(with_versions(noise, model.state_dict()))
         return outside
 
     # as a job's defense
 
     @property
-    def transforms_updates(self) -> bool:
-        """It does."""
-        return True
-
-    @property
     def seals(self) -> bool:
         """It does."""
         return True
-
-    @property
-    def wraps_model(self) -> bool:
-        """It does not: the model is the job's own."""
-        return False
-
-    @property
-    def credentials(self) -> Credentials | None:
-        """What silos agree on secrets with."""
-        own = self.config
-        return Credentials(own.group_key, own.roster, own.identity, own.link_key)
 
     @property
     def tells_samples(self) -> bool:
@@ -233,16 +179,8 @@ class SealedLock(Lock):
             ConfigError: there are fewer silos than the colluding ones leave out of two.
 
         """
-        silos, colluders = 1 + len(secrets.pairs), self.config.colluders
-        if colluders is not None and silos < colluders + 2:
-            raise ConfigError(
-                f"keylock.colluders: of {silos} silos at most {max(0, silos - 2)} may collude with "
-                f"the server, and {colluders} are declared: what is left is a single silo's update"
-            )
-        if silos == 2 and colluders is None:
-            logging.warning(
-                "lock: sealed with two silos: each learns the other's update from the average"
-            )
+        colluders = self.config.colluders
+        check_colluders(1 + len(secrets.pairs), colluders)
         self._rounds = Rounds(
             secrets, colluders, self.config.scale, keep_own=self.config.keep_history
         )
@@ -255,7 +193,7 @@ class SealedLock(Lock):
 
     def remember(self, model: nn.Module) -> None:
         """Remember what this silo's own first model is."""
-        self._own_model = digest_of(_tensors(model))
+        self._first.remember(state_tensors(model))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it."""
@@ -263,13 +201,6 @@ class SealedLock(Lock):
         if not self._writes_vault:
             return "no private state to keep"
         return f"opens checkpoints by {self._claim(silo).path}"
-
-    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Nothing: the model is the job's own."""
-
-    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
-        """Nothing: what a silo keeps of a round is there when it is sealed."""
-        return True
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
@@ -300,18 +231,23 @@ class SealedLock(Lock):
         """What FedML loads in place of what came: the first model as it is, then verified sums."""
         rounds = self._begun()
         if TRAILER not in message:
-            return self._first(rounds, message)
+            again = rounds.begun
+            digest = rounds.begin(message)
+            if not again:
+                self._first.check(message, digest)
+            return message
         opened = rounds.open(message)
         done = rounds.round - 1
-        if opened.counts.infinite:
-            raise UpdateRefused(_diverged(done, opened.counts.infinite))
+        check_counts(opened, done)
         if opened.counts.clipped:
-            logging.warning(
-                "round %d: %d numbers of the silos' updates were clipped to the range of a round",
-                done,
-                opened.counts.clipped,
+            # not on standard output, which the server's host reads: whoever chose the model chose
+            # what clips in it
+            self.note(
+                f"round {done}: {opened.counts.clipped} numbers of all silos' updates were clipped "
+                "to the range of a round",
+                silo=self._silo,
             )
-        return opened.state
+        return with_versions(opened.state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:
         """After the last round: compare with the other silos, and write the open model."""
@@ -332,23 +268,7 @@ class SealedLock(Lock):
         updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """One round of all silos in one process, with secrets of its own."""
-        count = len(updates)
-        pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
-        group, samples = os.urandom(32), {i: number for i, (number, _) in enumerate(updates)}
-        silos = []
-        for own in range(count):
-            mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
-            silos.append(Rounds(JobSecrets(group, own, mine, samples), self.config.colluders))
-            silos[own].scale = self.config.scale
-            silos[own].begin(base)
-        messages = [
-            silo.seal(payload, samples=number)[0]
-            for silo, (number, payload) in zip(silos, updates, strict=True)
-        ]
-        opened = silos[0].open(add_up(messages))
-        if opened.counts.infinite:
-            raise UpdateRefused(_diverged(0, opened.counts.infinite))
-        return [*messages], opened.state
+        return rehearse(base, updates, self.config.colluders, self.config.scale)
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
         """On the server: write the sealed checkpoint."""
@@ -358,8 +278,8 @@ class SealedLock(Lock):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
-        transform = SealTransform(entries_of(_tensors(model)), silos)
-        return Surrogate(deepcopy(model), (), _nothing, transform)
+        transform = SealTransform(entries_of(state_tensors(model)), silos)
+        return Surrogate(deepcopy(model), (), no_unknowns, transform)
 
     def twin(
         self, model: nn.Module, protected: nn.Module
@@ -384,55 +304,8 @@ class SealedLock(Lock):
             raise HostError("the silos have no secret to seal with: name keylock.group_key")
         return self._rounds
 
-    def _first(self, rounds: Rounds, first: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        digest = rounds.begin(first)
-        wanted = self.config.first_model
-        own = digest == self._own_model
-        if wanted is not None and not (own if wanted == "own" else _is(digest, wanted)):
-            raise UpdateRefused(
-                f"round 0: the server's first model ({digest.hex()}) is not what "
-                f"keylock.first_model asks for ({wanted})"
-            )
-        if own:
-            logging.info("the first model is this silo's own; its digest is %s", digest.hex())
-        elif wanted is None:
-            logging.warning(
-                "the first model is not the one that this silo built from the same code and seed: "
-                "a server that chose it can make the average say mostly one silo's; pin it by "
-                "keylock: {first_model: %s}",
-                digest.hex(),
-            )
-        return first
-
-
-def _diverged(round_index: int, count: int) -> str:
-    return (
-        f"round {round_index}: {count} numbers of the silos' updates were NaN or infinite: "
-        "training has diverged. The own log of the silo that sent them names the tensors; lower "
-        "the learning rate, or clip gradients"
-    )
-
 
 def _on(model: nn.Module) -> Rounds:
     found = vars(model)[ATTRIBUTE]
     assert isinstance(found, Rounds)
     return found
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {n: t.detach() for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-
-
-def _is(digest: bytes, wanted: str) -> bool:
-    """Whether a digest is that of a model that was named: in hexadecimal, or by a file."""
-    path = Path(wanted)
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return digest == digest_of(load_file(path))
-    return digest.hex() == wanted.lower()
-
-
-def _nothing(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
-    """What there is to draw of unknowns in what silos compute."""
-    return {}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["MOST_COMPLETE", "SPARSE", "neighbours", "reach"]
+import logging
+
+from ...errors import ConfigError
+
+__all__ = ["MOST_COMPLETE", "SPARSE", "check_colluders", "neighbours", "reach"]
 
 MOST_COMPLETE = 64
 """Participants up to which each has a mask with all others where nothing is declared."""
@@ -47,3 +51,28 @@ def neighbours(place: int, participants: int, steps: int) -> tuple[int, ...]:
     """
     near = {(place + sign * d) % participants for d in range(1, steps + 1) for sign in (1, -1)}
     return tuple(sorted(near - {place}))
+
+
+def check_colluders(silos: int, colluders: int | None) -> None:
+    """Check that colluding silos leave two, and warn where there are but two.
+
+    Args:
+        silos: of the job.
+        colluders: how many may collude with the server; None where it is not declared.
+
+    Raises:
+        ConfigError: what they leave is a single silo's update.
+
+    Example:
+        >>> check_colluders(3, 1)
+
+    """
+    if colluders is not None and silos < colluders + 2:
+        raise ConfigError(
+            f"keylock.colluders: of {silos} silos at most {max(0, silos - 2)} may collude with "
+            f"the server, and {colluders} are declared: what is left is a single silo's update"
+        )
+    if silos == 2 and colluders is None:
+        logging.warning(
+            "lock: sealed with two silos: each learns the other's update from the average"
+        )

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import VaultError
-from .encoding import Encoding, Shares, chunks, entries_of
+from .encoding import Encoding, chunks
+from .entries import entries_of
 from .keystream import Keystream
 from .sealing import TRAILER_WORDS, Opened, RoundKeys, open_sum
+from .shares import Shares
 
 __all__ = ["Record"]
 

@@ -14,12 +14,14 @@ from ...errors import HostError, UpdateRefused
 from ...tensors import raw
 from ...types import JobSecrets
 from ..private import Private
-from .encoding import Counts, Encoding, Shares, entries_of
+from .encoding import Counts, Encoding, exponent_of, size_of
+from .entries import entries_of
 from .keystream import derive, framed
 from .neighbours import neighbours, reach
 from .notices import Notice, compare
 from .record import Record
 from .sealing import TRAILER, Opened, RoundKeys, seal
+from .shares import Shares
 
 __all__ = ["Rounds", "digest_of"]
 
@@ -38,7 +40,7 @@ class Rounds(Private):
             refused.
         keep_own: keep what opens this silo's own messages, for audits.
         round: index of the round, from 0.
-        base: what was received and opened last.
+        base: what was received and opened last, of each name.
         record: of the round that was sealed last.
 
     """
@@ -54,21 +56,24 @@ class Rounds(Private):
     _came: tuple[int, ...] = ()
     _sealed: bool = False
     _used: bool = False
+    _sizes: dict[str, int] = field(default_factory=dict)
 
     def begin(self, first: Mapping[str, Tensor]) -> bytes:
-        """Take the first model, and bind every key to it. The same again changes nothing.
+        """Take the first model, and bind every key to it.
+
+        Until a message is sealed the same may come again. Later it would stand for an average.
 
         Returns:
             Its digest, 32 bytes.
 
         Raises:
-            UpdateRefused: the job has begun with another one.
+            UpdateRefused: the job has begun with another one, or a message was sealed.
 
         """
         digest = digest_of(first)
         if not self._chain:
             self.base, self._chain = _kept(first), digest
-        elif self.round or digest != self._chain:
+        elif self.round or self._used or digest != self._chain:
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
             )
@@ -106,7 +111,7 @@ class Rounds(Private):
         self._used = True  # whatever happens from here on, no second notice and no second message
         own = Notice(self.round, self._chain, schema_of(base), samples)
         numbers = compare(own, self.secrets)
-        encoding = Encoding.of(base, Shares.of(numbers), self._scales(base))
+        encoding = Encoding.of(base, Shares.of(numbers), self._grown(base))
         keys = self._keys(encoding)
         message, counts = seal(encoding, payload, keys)
         self.record = Record.of(encoding, keys, self.round, own=self.keep_own, came=self._came)
@@ -130,7 +135,7 @@ class Rounds(Private):
             raise UpdateRefused(f"round {self.round}: {error}") from None
         # the first model and all words since: silos with the same chain have received the same
         self._chain = hashlib.sha256(framed(b"chain", self._chain, opened.digest)).digest()
-        self.base, self.round = _kept(opened.state), self.round + 1
+        self.base, self.round = {**self.base, **_kept(opened.state)}, self.round + 1
         self._came = tuple(message[TRAILER].tolist())
         self._sealed = self._used = False
         self.secrets = ratcheted(self.secrets)
@@ -171,10 +176,17 @@ class Rounds(Private):
             base[name] = tensor.detach().new_zeros(tensor.shape)
         return base
 
-    def _scales(self, base: Mapping[str, Tensor]) -> dict[str, float]:
-        if self.scale is None:
-            return {}
-        return {n: self.scale for n, t in base.items() if t is not self.base.get(n)}
+    def _grown(self, base: Mapping[str, Tensor]) -> dict[str, int]:
+        """Of each name, the exponent of the largest number that a base of it has had so far.
+
+        The average of gradients may be next to nothing in a round in which no silo's own is.
+        """
+        for name, tensor in base.items():
+            if tensor.is_floating_point():
+                known = tensor is self.base.get(name)
+                size = size_of(tensor) if known else exponent_of(self.scale or 0.0)
+                self._sizes[name] = max(size, self._sizes.get(name, size))
+        return self._sizes
 
     def _keys(self, encoding: Encoding) -> RoundKeys:
         silos = sorted({self.secrets.silo, *self.secrets.pairs})

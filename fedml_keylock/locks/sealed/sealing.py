@@ -115,7 +115,7 @@ class Opened:
     """A sum that was verified.
 
     Attributes:
-        state: the average, name to tensor.
+        state: the average, name to tensor, in the order of the base: jobs load by place, too.
         counts: of all participants together.
         digest: SHA-256 of the opened words. Not the tags: whoever has their key, as every silo
             has, can make other words with the same.
@@ -152,7 +152,7 @@ def open_sum(
             digest.update(part.data)
             yield part
 
-    state: dict[str, Tensor] = OrderedDict()
+    state: dict[str, Tensor] = {}
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         state[entry.name] = encoding.decode(entry, step, uncovered(message[entry.name]))
     trailer = message[TRAILER].detach().cpu().numpy() - pad.words(TRAILER_WORDS)
@@ -163,7 +163,8 @@ def open_sum(
             "of them once: the server, or who stands between, has changed it; nothing was loaded"
         )
     counts = Counts(int(trailer[0]), int(trailer[1]))
-    return Opened(state, counts, digest.digest())
+    ordered = OrderedDict((name, state[name]) for name in encoding.base)
+    return Opened(ordered, counts, digest.digest())
 
 
 def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:

@@ -45,9 +45,8 @@ class Tag:
         secret = np.concatenate([self._last, self._stream.longs(len(words))])
         self._last = secret[-1:]
         wide = words.astype(np.int64)
-        with np.errstate(over="ignore"):
-            for index in (0, 1):
-                self._sums[index] += int(np.dot(secret[index : index + len(words)], wide))
+        for index in (0, 1):
+            self._sums[index] += int(np.dot(secret[index : index + len(words)], wide))
 
     @property
     def value(self) -> tuple[int, int]:

@@ -1,7 +1,4 @@
-"""Encryption of a vault under a passphrase: scrypt, and AES-256-GCM over content and header.
-
-The package cryptography is imported only when a `Cipher` is used.
-"""
+"""Encryption of a vault under a passphrase: scrypt, and AES-256-GCM over content and header."""
 
 from __future__ import annotations
 
@@ -12,6 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ...errors import ConfigError, PrivateStateError, VaultError
 from .disk import open_private
@@ -155,8 +156,6 @@ class Cipher:
             VaultError: the content is 2 GiB or more.
 
         """
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         if self._own is None:
             self._own = Kdf(os.urandom(SALT))
         nonce = os.urandom(NONCE)
@@ -174,9 +173,6 @@ class Cipher:
             VaultError: another passphrase, or a bit of content or header has changed.
 
         """
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         if header.get("cipher") != NAME:
             raise VaultError(f"its cipher is {header.get('cipher')!r}, not {NAME!r}")
         kdf, nonce = Kdf.of(header), _bytes(header, "nonce", NONCE)
@@ -189,8 +185,6 @@ class Cipher:
             ) from None
 
     def _derive(self, kdf: Kdf) -> bytes:
-        from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
-
         return Scrypt(salt=kdf.salt, length=32, n=kdf.n, r=kdf.r, p=kdf.p).derive(self._passphrase)
 
     def __repr__(self) -> str:

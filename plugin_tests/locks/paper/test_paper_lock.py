@@ -209,7 +209,8 @@ def test_what_it_says_of_itself():
     paper = make_lock(KeyLockConfig(lock="paper"))
     assert paper.title == "keylock:paper:first"
     assert "does not withstand an attacker who knows of it" in paper.weakness
-    assert (paper.needs_secret, paper.wants_pairs, paper.transforms_updates) == (False,) * 3
+    assert (paper.credentials, paper.seals, paper.transforms_updates) == (None, False, False)
+    assert paper.wraps_model
 
 
 class Two(nn.Module):

@@ -102,11 +102,12 @@ def rounded(value: Fraction, dtype: str = "float64") -> Fraction | float:
 
 @dataclass(frozen=True)
 class Array:
-    """A tensor: the bytes of each entry."""
+    """A tensor: the bytes of each entry, and the largest exponent of those that it was before."""
 
     shape: tuple[int, ...]
     dtype: str
     entries: list[bytes]
+    before: int | None = field(default=None, compare=False)
 
     @property
     def real(self) -> bool:
@@ -175,11 +176,16 @@ def exponent_of(largest: Fraction) -> int:
     return max(e, -960)
 
 
+def size_of(base: Array) -> int:
+    numbers = map(base.number, range(len(base.entries)))
+    e = exponent_of(max((abs(n) for n in numbers if math.isfinite(n)), default=Fraction(0)))
+    return e if base.before is None else max(e, base.before)
+
+
 def step_of(base: Array, silos: int) -> int:
     if not base.real:
         return 0
-    numbers = map(base.number, range(len(base.entries)))
-    e = exponent_of(max((abs(n) for n in numbers if math.isfinite(n)), default=Fraction(0)))
+    e = size_of(base)
     if not base.wide:
         return e + 4 - 31
     return e + (4 if base.dtype == "float64" else 22) - 31 - low_bits(silos)
@@ -240,7 +246,7 @@ def decoded(base: Array, sums: Sequence[int], samples: Sequence[int]) -> Array:
         for dtype in ("float32", base.dtype) if base.dtype != "float64" else ():
             new = rounded(new, dtype) if math.isfinite(new) else new
         made.append(base.packed(new, sign))
-    return replace(base, entries=made)
+    return replace(base, entries=made, before=size_of(base) if base.real else None)
 
 
 # a message

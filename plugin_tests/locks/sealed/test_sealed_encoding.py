@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from sealed_silos import bits_of, one_round, secret, send, silos_of
 
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares, entries_of
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding
+from fedml_keylock.locks.sealed.entries import entries_of
 from fedml_keylock.locks.sealed.keystream import Keystream
 from fedml_keylock.locks.sealed.sealing import TRAILER, RoundKeys, add_up, seal
+from fedml_keylock.locks.sealed.shares import Shares
 
 SILOS = [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 63, 64, 65, 99, 100]
 SAMPLES = {

@@ -92,12 +92,14 @@ def test_all_silos_derive_the_same(signed):
 
 def test_every_start_has_other_secrets():
     """Guards the private key and the nonce: nothing of a job can be made to come again."""
-    seen = set()
+    seen, nonces = set(), set()
     for _ in range(5):
         silos = shakes()
         made = silos[1].complete(hellos_of(silos))
         seen |= {made.group, made.transcript, *made.pairs.values()}
+        nonces |= {hello[32:64] for hello in hellos_of(silos).values()}
     assert len(seen) == 20
+    assert len(nonces) == 5 * len(silos)
 
 
 def test_one_start_has_one_hello():

@@ -1,6 +1,7 @@
 """`lock: sealed`, alone and over `lock: paper`, as a job asks it: first models, ends, and files."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,21 @@ def test_whose_first_model_it_is_is_said(tmp_path, caplog):
     assert f"pin it by keylock: {{first_model: {digest_of(other).hex()}}}" in caplog.messages[-1]
 
 
+def test_a_part_of_the_silo_s_own_first_model_is_its_own_and_said_once(tmp_path, caplog):
+    """As where adapters alone are exchanged: honest jobs were warned of, or refused.
+
+    Guards `remember` and ``again`` in `_first`: FedML sends the first model twice.
+    """
+    caplog.set_level(logging.INFO)
+    own = state_of(net())
+    part = {name: own[name] for name in sorted(own)[:2]}
+    lock, model = jobs(tmp_path, first_model="own")[0]
+    for _ in range(2):
+        assert lock.open(model, part, round_index=-1) is part
+    digest = digest_of(part).hex()
+    assert caplog.messages == [f"the first model is this silo's own; its digest is {digest}"]
+
+
 def test_a_pinned_first_model_is_the_only_one_that_is_taken(tmp_path):
     """Guards ``first_model``: own, a digest in any case, or a file."""
     own, other = state_of(net()), state_of(net(1))
@@ -124,18 +140,19 @@ def test_a_diverged_silo_ends_the_job_in_every_silo_alike(tmp_path, odd):
             lock.open(model, lock.add_up(sent), round_index=0)
         said.add(str(error.value))
     (only,) = said
-    assert only.startswith("round 0: 1 numbers of the silos' updates were NaN or infinite: ")
+    assert only.startswith("round 0: numbers of the silos' updates were NaN or infinite: ")
     assert "3.bias" not in only
     assert [path.name for path in tmp_path.glob("*.log")] == ["silo-1.log"]
     assert "1 are not finite, in 3.bias" in (tmp_path / "silo-1.log").read_text()
 
 
-def test_what_was_clipped_is_said_in_every_silo(tmp_path, caplog):
-    """Guards the warning in `SealedLock.open`."""
+def test_what_was_clipped_is_noted_in_every_silo(tmp_path, caplog):
+    """Guards the note in `SealedLock.open`: what is logged, the server's host may read."""
     silos = jobs(tmp_path)
     first, sent = state_of(silos[0][1]), []
     for place, (lock, model) in enumerate(silos):
         payload = state_of(model)
+        lock.enter_silo(model, silo=place)
         lock.open(model, first, round_index=-1)
         if place == 2:
             payload["3.weight"][0, :2] = 1e4
@@ -143,9 +160,11 @@ def test_what_was_clipped_is_said_in_every_silo(tmp_path, caplog):
     caplog.clear()
     for lock, model in silos:
         lock.open(model, lock.add_up(sent), round_index=0)
-    wanted = "round 0: 2 numbers of the silos' updates were clipped to the range of a round"
-    assert caplog.messages == [wanted] * 3
-    assert "2 numbers outgrew their range" in (tmp_path / "silo-2.log").read_text()
+    assert not caplog.messages
+    wanted = "round 0: 2 numbers of all silos' updates were clipped to the range of a round"
+    noted = [(tmp_path / f"silo-{place}.log").read_text() for place in range(3)]
+    assert all(wanted in text for text in noted)
+    assert ["2 numbers outgrew their range" in text for text in noted] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +199,24 @@ def test_after_the_last_round_silos_are_asked_for_no_other_samples(tmp_path):
         lock.finish(2, silo=place)
 
 
+def test_silos_compare_what_they_have_opened_before_the_model_is_written(tmp_path):
+    """Guards `agreed` in `SealedLock.finish`: what a server sent to one silo only is found."""
+    silos = jobs(tmp_path / "vault", save_model=tmp_path / "models")
+    play(silos, state_of(silos[0][1]))
+    told = []
+
+    def exchange(messages):
+        told.append(sorted(messages))
+        return {silo: bytes(message) for silo, message in messages.items()}  # no notice of theirs
+
+    rounds = silos[1][0]._rounds
+    rounds.secrets = replace(rounds.secrets, exchange=exchange)
+    with pytest.raises(UpdateRefused, match=r"^silo 0 is in another round than this one"):
+        silos[1][0].finish(2, silo=1)
+    assert told == [[0, 2]]
+    assert not (tmp_path / "models").exists()
+
+
 def test_checkpoints_vaults_and_the_open_model(tmp_path):
     """Guards `keep`, what `seal` saves, `load_public`, `finish`, and what stays out of a vault."""
     config = {"checkpoint": tmp_path / "sealed.safetensors", "save_model": tmp_path / "models"}
@@ -202,8 +239,24 @@ def test_checkpoints_vaults_and_the_open_model(tmp_path):
     lock_model(fresh, KeyLockConfig())
     lock.load_private(fresh, kept)
     sealed = load_file(tmp_path / "sealed.safetensors")
-    lock.load_public(fresh, sealed, round_index=1, source=tmp_path)
+    with pytest.raises(ConfigError, match=r"^--round: of lock: rotated only"):
+        lock.load_public(fresh, sealed, round_index=1, source=config["checkpoint"])
+    lock.load_public(fresh, sealed, round_index=None, source=config["checkpoint"])
     assert bits_of(state_of(fresh)) == bits_of(trained)
+
+
+def test_what_an_audit_in_the_job_keeps_in_memory_is_not_in_the_vault(tmp_path):
+    """Guards ``own`` in `SealedLock.seal`: after `twin`, records open the silo's own messages."""
+    silos = jobs(tmp_path / "vault", checkpoint=tmp_path / "sealed.safetensors")
+    first = state_of(silos[0][1])
+    for lock, model in silos:
+        lock.open(model, first, round_index=-1)
+    lock, model = silos[1]
+    assert lock.twin(net(), model)[1] == {}  # nothing was sealed yet
+    lock.seal(model, first, samples=SAMPLES[1])
+    assert len(Record.from_tensors(lock.twin(net(), model)[1]).covers) == 4
+    kept = Vault(tmp_path / "vault", 1, lock.describe(net()).layout).load()[0]
+    assert Record.from_tensors(kept).covers == ()
 
 
 def test_for_audits_the_history_has_what_opens_the_silo_s_own_messages(tmp_path):
@@ -242,7 +295,7 @@ def test_a_rehearsal_gives_the_messages_and_the_average(tmp_path):
     assert all(TRAILER in message for message in messages)
     assert torch.allclose(average["0.weight"], base["0.weight"] + 5 / 6, atol=1e-6)
     odd = [(1, base), (1, {**base, "3.bias": base["3.bias"] * torch.nan})]
-    with pytest.raises(UpdateRefused, match=r"^round 0: 3 numbers of the silos' updates were NaN"):
+    with pytest.raises(UpdateRefused, match=r"^round 0: numbers of the silos' updates were NaN"):
         lock.rehearse(base, odd)
 
 

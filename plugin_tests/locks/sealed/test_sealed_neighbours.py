@@ -7,10 +7,11 @@ import pytest
 import torch
 from sealed_silos import secret, silos_of
 
-from fedml_keylock.locks.sealed.encoding import Encoding, Shares
+from fedml_keylock.locks.sealed.encoding import Encoding
 from fedml_keylock.locks.sealed.keystream import Keystream
 from fedml_keylock.locks.sealed.neighbours import MOST_COMPLETE, SPARSE, neighbours, reach
 from fedml_keylock.locks.sealed.sealing import TRAILER, RoundKeys, add_up, seal
+from fedml_keylock.locks.sealed.shares import Shares
 from fedml_keylock.locks.sealed.tag import join_tags
 
 GRAPHS = [(silos, steps) for silos in range(1, 13) for steps in range(silos // 2 + 1)]

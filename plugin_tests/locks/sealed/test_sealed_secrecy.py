@@ -13,9 +13,10 @@ from scipy.stats import chisquare
 from sealed_silos import one_round, secret, send, silos_of
 
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding
 from fedml_keylock.locks.sealed.keystream import Keystream
 from fedml_keylock.locks.sealed.sealing import TRAILER, RoundKeys, add_up, seal
+from fedml_keylock.locks.sealed.shares import Shares
 
 SILOS = range(4)
 BOUND = 1e-4

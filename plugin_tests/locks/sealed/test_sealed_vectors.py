@@ -22,11 +22,12 @@ from sealed_silos import bits, secret, secrets_of, silos_of
 
 from fedml_keylock.host.key_agreement import Handshake
 from fedml_keylock.locks.sealed import neighbours as graph
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding
 from fedml_keylock.locks.sealed.keystream import Keystream, derive, framed
 from fedml_keylock.locks.sealed.notices import Notice, compare
 from fedml_keylock.locks.sealed.rounds import digest_of, schema_of
 from fedml_keylock.locks.sealed.sealing import TRAILER, add_up
+from fedml_keylock.locks.sealed.shares import Shares
 from fedml_keylock.locks.sealed.tag import Tag, split_tags
 from fedml_keylock.types import JobSecrets
 

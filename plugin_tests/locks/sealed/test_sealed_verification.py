@@ -247,7 +247,7 @@ def test_a_sum_is_opened_once():
 
 
 def test_there_is_one_first_model():
-    """Guards `Rounds.begin`: another is refused, the same again is nothing, later none is taken."""
+    """Guards `Rounds.begin`: another is refused, until it has sent the same again is nothing."""
     silo, other = silos_of(FIRST)[0], {**FIRST, "n": torch.tensor(18)}
     digest = silo.begin(FIRST)
     assert silo.begin(dict(reversed(FIRST.items()))) == digest
@@ -258,7 +258,8 @@ def test_there_is_one_first_model():
     assert bits_of(silo.base) == bits_of(FIRST)
     silos = silos_of(FIRST)
     sent = send(silos, [FIRST] * 3)
-    silos[0].begin(FIRST)  # the same once more, after this silo has sent
+    with pytest.raises(UpdateRefused, match=r"^round 0: the server sent a model that is no"):
+        silos[0].begin(FIRST)  # of a job of one round it would be the final model
     silos[0].open(add_up(sent))
     for model in (FIRST, other, dict(silos[0].base)):
         with pytest.raises(UpdateRefused, match=r"^round 1: the server sent a model that is no"):

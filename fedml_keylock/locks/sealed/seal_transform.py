@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 
 from ...types import ClientUpdate
-from .encoding import Encoding, Entry, Shares
+from ..entropy import Uniform
+from .encoding import Encoding
+from .entries import Entry
 from .record import Record
 from .sealing import TRAILER, RoundKeys, seal
+from .shares import Shares
 
-__all__ = ["SealTransform"]
+__all__ = ["SealTransform", "noise_like"]
 
 FEATURES = 256
 """Words that a learned attacker is given: they are all as good as any others."""
@@ -28,7 +31,7 @@ class SealTransform:
         silos: how many take part; from two on each has pairwise masks.
 
     Example:
-        >>> from .encoding import entries_of
+        >>> from .entries import entries_of
         >>> before = {"w": torch.zeros(2, 2)}
         >>> update = ClientUpdate(before, {"w": torch.full((2, 2), 0.1)}, 1.0)
         >>> transform = SealTransform(entries_of(before), 3)
@@ -113,3 +116,22 @@ class SealTransform:
                 high = words if entry.kind == "matrix" else words[1]
                 numbers[entry.name] = (high.double() * 2.0**-31).to(entry.dtype)
         return numbers
+
+
+def noise_like(state: Mapping[str, Tensor], uniform: Uniform | None) -> dict[str, Tensor]:
+    """The state that words give to whoever has no key: noise, of each tensor's own size.
+
+    Args:
+        state: of the model.
+        uniform: where random numbers come from; None for torch's generator.
+
+    Example:
+        >>> bool((noise_like({"w": torch.ones(9)}, None)["w"].abs() <= 1).all())
+        True
+
+    """
+    drawn, noise = uniform or torch.rand, {}
+    for name, tensor in state.items():
+        size = float(tensor.double().abs().max()) if tensor.numel() else 0.0
+        noise[name] = ((2 * drawn(tuple(tensor.shape)) - 1) * size).to(tensor.dtype)
+    return noise

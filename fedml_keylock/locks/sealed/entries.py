@@ -1,0 +1,79 @@
+"""The tensors of a payload, and in what form each is encoded: by names, shapes and types only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...errors import UpdateRefused
+
+__all__ = ["Entry", "Kind", "entries_of"]
+
+Kind = Literal["matrix", "vector", "double", "integer"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a payload, and how it is encoded.
+
+    Attributes:
+        name: in the payload.
+        shape: its own; on the wire ``(2, *shape)`` where it takes two words an entry.
+        dtype: its own.
+        kind: ``matrix`` takes one word an entry; ``vector`` (floating point of one dimension or
+            none, such as biases and running statistics), ``double`` (float64) and ``integer`` two.
+
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    kind: Kind
+
+    @property
+    def numel(self) -> int:
+        """How many entries the tensor has."""
+        return math.prod(self.shape)
+
+    @property
+    def wire_shape(self) -> tuple[int, ...]:
+        """The shape of its words on the wire."""
+        return self.shape if self.kind == "matrix" else (2, *self.shape)
+
+
+def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
+    """How the tensors of a payload are encoded, in the order of their names.
+
+    It depends on names, shapes and types, and on no value.
+
+    Raises:
+        UpdateRefused: a tensor is of complex or quantised numbers.
+
+    Example:
+        >>> state = {"w": torch.zeros(2, 3), "b": torch.zeros(2), "n": torch.tensor(4)}
+        >>> [(entry.name, entry.kind) for entry in entries_of(state)]
+        [('b', 'vector'), ('n', 'integer'), ('w', 'matrix')]
+
+    """
+    return tuple(_entry(name, state[name]) for name in sorted(state))
+
+
+def _entry(name: str, tensor: Tensor) -> Entry:
+    if tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.uint64:
+        raise UpdateRefused(
+            f"{name} is {tensor.dtype}, which lock: sealed cannot add up: send real numbers, such "
+            "as torch.view_as_real gives"
+        )
+    kind: Kind = "matrix"
+    if not tensor.is_floating_point():
+        kind = "integer"
+    elif tensor.dtype == torch.float64:
+        kind = "double"
+    elif tensor.dim() <= 1:
+        kind = "vector"
+    return Entry(name, tuple(tensor.shape), tensor.dtype, kind)

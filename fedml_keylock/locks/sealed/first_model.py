@@ -1,0 +1,67 @@
+"""Whether the first model is the one that a silo expects, and what is said of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from ...errors import UpdateRefused
+from .rounds import digest_of
+
+__all__ = ["FirstModel"]
+
+
+@dataclass
+class FirstModel:
+    """What a silo compares the server's first model with.
+
+    Attributes:
+        wanted: ``keylock.first_model``: own, a digest in hexadecimal or a file; None for any.
+
+    """
+
+    wanted: str | None
+    _own: dict[str, bytes] = field(default_factory=dict)
+
+    def remember(self, state: Mapping[str, Tensor]) -> None:
+        """Remember the model that this silo built, name by name: a part of it may come."""
+        self._own = {name: digest_of({name: tensor}) for name, tensor in state.items()}
+
+    def check(self, state: Mapping[str, Tensor], digest: bytes) -> None:
+        """Refuse a first model that is not the wanted one, and log whose it is.
+
+        Args:
+            state: the first model.
+            digest: of it.
+
+        Raises:
+            UpdateRefused: it is another one.
+
+        """
+        own = all(self._own.get(name) == digest_of({name: t}) for name, t in state.items())
+        if self.wanted is not None and not (own if self.wanted == "own" else self._is(digest)):
+            raise UpdateRefused(
+                f"round 0: the server's first model ({digest.hex()}) is not what "
+                f"keylock.first_model asks for ({self.wanted})"
+            )
+        if own:
+            logging.info("the first model is this silo's own; its digest is %s", digest.hex())
+        elif self.wanted is None:
+            logging.warning(
+                "the first model is not the one that this silo built from the same code and seed: "
+                "a server that chose it can make the average say mostly one silo's; pin it by "
+                "keylock: {first_model: %s}",
+                digest.hex(),
+            )
+
+    def _is(self, digest: bytes) -> bool:
+        path = Path(str(self.wanted))
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return digest == digest_of(load_file(path))
+        return digest.hex() == str(self.wanted).lower()

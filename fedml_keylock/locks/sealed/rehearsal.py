@@ -1,0 +1,69 @@
+"""One sealed round of all silos in one process, as FedML's simulation runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from ...errors import UpdateRefused
+from ...tensors import with_versions
+from ...types import JobSecrets
+from .rounds import Rounds
+from .sealing import Opened, add_up
+
+__all__ = ["check_counts", "rehearse"]
+
+
+def rehearse(
+    base: Mapping[str, Tensor],
+    updates: Sequence[tuple[float, Mapping[str, Tensor]]],
+    colluders: int | None,
+    scale: float | None,
+) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
+    """The messages of a round whose silos have agreed on secrets of its own, and the average.
+
+    Args:
+        base: what the silos have received.
+        updates: of each silo, its samples and its payload.
+        colluders: as declared.
+        scale: the largest number of tensors that no silo has received.
+
+    """
+    count = len(updates)
+    pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
+    group, samples = os.urandom(32), {i: number for i, (number, _) in enumerate(updates)}
+    silos = []
+    for own in range(count):
+        mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
+        silos.append(Rounds(JobSecrets(group, own, mine, samples), colluders, scale))
+        silos[own].begin(base)
+    messages = [
+        silo.seal(payload, samples=number)[0]
+        for silo, (number, payload) in zip(silos, updates, strict=True)
+    ]
+    opened = silos[0].open(add_up(messages))
+    check_counts(opened, 0)
+    if opened.counts.clipped:
+        logging.warning(
+            "%d numbers of the silos' updates were clipped to the range of a round",
+            opened.counts.clipped,
+        )
+    return [*messages], with_versions(opened.state, base)
+
+
+def check_counts(opened: Opened, round_index: int) -> None:
+    """Check that no silo has sent numbers that are NaN or infinite.
+
+    Raises:
+        UpdateRefused: naming the round, and no silo or tensor.
+
+    """
+    if opened.counts.infinite:
+        raise UpdateRefused(
+            f"round {round_index}: numbers of the silos' updates were NaN or infinite: training "
+            "has diverged. The own log of the silo that sent them names the tensors; lower the "
+            "learning rate, or clip gradients"
+        )

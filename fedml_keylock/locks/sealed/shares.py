@@ -1,0 +1,60 @@
+"""The participants' weights in an average, and how large their words may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ...errors import UpdateRefused
+
+__all__ = ["Shares"]
+
+MOST_SAMPLES = 2**40
+"""Of a silo: integers of 64 bits hold all that is made of fewer."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The participants' weights in the average: FedAvg's, by their samples.
+
+    Attributes:
+        samples: n_i of each participant, in order; positive integers.
+
+    """
+
+    samples: tuple[int, ...]
+
+    @classmethod
+    def of(cls, numbers: Sequence[float]) -> Shares:
+        """From what silos say that they have, as the job's dataset has it: also fractions.
+
+        Raises:
+            UpdateRefused: one of them is no weight: the bounds of all would sum to more than 2^31.
+
+        Example:
+            >>> Shares.of([100, 50]).samples, Shares.of([1.5, 1]).samples
+            ((100, 50), (1572864, 1048576))
+
+        """
+        if not all(0 < number < MOST_SAMPLES for number in numbers):
+            raise UpdateRefused(
+                f"the silos say that they have {', '.join(f'{n:g}' for n in numbers)} samples: "
+                "each must have more than 0"
+            )
+        if all(float(number).is_integer() for number in numbers):
+            return cls(tuple(round(number) for number in numbers))
+        return cls(tuple(max(1, round(number * 2**20)) for number in numbers))
+
+    @property
+    def total(self) -> int:
+        """n, the sum of all."""
+        return sum(self.samples)
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of the low word of two: sums of all participants' stay below 2^31."""
+        return 31 - (len(self.samples) - 1).bit_length()
+
+    def bound(self, place: int) -> int:
+        """What a word of a participant is clipped to: the bounds of all sum to less than 2^31."""
+        return self.samples[place] * (2**31 - 1 - len(self.samples)) // self.total

@@ -1,0 +1,150 @@
+"""Locks at the wire: nothing in a silo changes, but what leaves it and what comes back."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from copy import deepcopy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import LockError
+from ..types import Credentials
+from .description import LayerCheck, LockInfo, LockIssue, ModelCheck
+from .entropy import Uniform
+from .private import ATTRIBUTE, Private
+from .protocol import Lock
+
+__all__ = ["WireLock", "no_unknowns", "state_tensors"]
+
+
+class WireLock(Lock):
+    """A lock that is a handle on the model, which stays as it is."""
+
+    HANDLE: ClassVar[type[Private]]
+    """The class of the handle."""
+    SENT: ClassVar[str]
+    """How the model's numbers are sent, in one word."""
+    SUMMARY: ClassVar[str]
+    """What becomes of the model's parameters."""
+
+    # on a model
+
+    @classmethod
+    def is_on(cls, model: nn.Module) -> bool:
+        """Whether a handle is attached to the model."""
+        return isinstance(vars(model).get(ATTRIBUTE), cls.HANDLE)
+
+    @abstractmethod
+    def _locked_names(self, model: nn.Module) -> set[str]:
+        """The entries of the model's state that are locked.
+
+        Raises:
+            LockError: there are none, or one cannot be.
+
+        """
+
+    @abstractmethod
+    def _handle(self, model: nn.Module, secret: bytes) -> Private:
+        """The handle of a silo that is alone."""
+
+    def _check(self, model: nn.Module) -> ModelCheck:
+        if hasattr(model, ATTRIBUTE):
+            return ModelCheck((LockIssue("", f"has an attribute named {ATTRIBUTE} of its own"),))
+        try:
+            locked = self._locked_names(model)
+        except LockError as error:
+            return ModelCheck((LockIssue("", str(error)),))
+        owners = {name.rpartition(".")[0] for name in locked}
+        layers = [n or type(model).__name__ for n, _ in model.named_modules() if n in owners]
+        how = f"its numbers are sent {self.SENT}, with all others"
+        return ModelCheck(
+            issues=(),
+            layers=tuple(LayerCheck(name, locked=True, how=how) for name in layers),
+            shared=tuple(name for name in state_tensors(model) if name not in locked),
+        )
+
+    def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
+        if key is not None:
+            raise LockError(f"a key is of lock: paper, and lock: {self.SENT} has none")
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise LockError(f"lock: {self.SENT} needs a model with values: take it off meta before")
+        self.plan(model)
+        handle = self._handle(model, self._draw(uniform))
+        # not a module of the model: a sequence would run it, and everybody would count it
+        object.__setattr__(model, ATTRIBUTE, handle)
+
+    def _draw(self, uniform: Uniform | None) -> bytes:
+        """The secret of a silo that is alone."""
+        if uniform is None:
+            return os.urandom(32)
+        return bytes((256 * uniform((32,))).byte().tolist())
+
+    @classmethod
+    def info(cls, model: nn.Module) -> LockInfo:
+        """Every layer is locked, and nothing in the model is private."""
+        layers = [n for n, m in model.named_modules() if [*m.parameters(recurse=False)]]
+        count = sum(p.numel() for p in model.parameters())
+        summary = f"{cls.SENT}: {count:,} parameters {cls.SUMMARY}"
+        return LockInfo((*layers,), ("",), 0, count, summary=summary)
+
+    @staticmethod
+    def unlock(model: nn.Module) -> None:
+        """Take the handle off."""
+        object.__delattr__(model, ATTRIBUTE)
+
+    @classmethod
+    def export(cls, model: nn.Module) -> nn.Module:
+        """The model computes as it is."""
+        plain = deepcopy(model).eval()
+        cls.unlock(plain)
+        return plain
+
+    # as a job's defense
+
+    @property
+    def transforms_updates(self) -> bool:
+        """It does."""
+        return True
+
+    @property
+    def wraps_model(self) -> bool:
+        """It does not: the model is the job's own."""
+        return False
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """What silos agree on secrets with."""
+        own = self.config
+        return Credentials(own.group_key, own.roster, own.identity, own.link_key)
+
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+        """Nothing: the model is the job's own."""
+
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
+        """Nothing: what a silo keeps of a round is there when it is sent."""
+        return True
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a model's state, without what else there may be in it.
+
+    Example:
+        >>> sorted(state_tensors(nn.Linear(1, 1)))
+        ['bias', 'weight']
+
+    """
+    return {n: t.detach() for n, t in model.state_dict().items() if isinstance(t, Tensor)}
+
+
+def no_unknowns(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
+    """What there is to draw of unknowns in what silos compute.
+
+    Example:
+        >>> no_unknowns(2, torch.Generator())
+        {}
+
+    """
+    return {}
