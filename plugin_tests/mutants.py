@@ -201,7 +201,7 @@ TABLE = {
             "if False:",
         ),
     ],
-    ("host/local_training", "host/test_silo_session.py"): [
+    ("host/silo_training", "host/test_silo_session.py"): [
         ("silo: losses of batches are logged", "    if logs:\n", "    if True:\n"),
     ],
     ("host/mailbox", "locks/sealed/test_sealed_handshake.py"): [

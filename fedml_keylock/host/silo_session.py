@@ -14,11 +14,11 @@ from ..types import JobSecrets
 from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos
 from .job_configuration import silo_in_turn
 from .key_agreement import Handshake, agree, samples_of
-from .local_training import check_trainer, check_untrained, quietly
 from .own_accuracy import is_due, measured
 from .progress import note
 from .session import Session
 from .silo_round import SiloRound
+from .silo_training import check_trainer, check_untrained, quietly
 
 __all__ = ["SiloSession"]
 
@@ -127,10 +127,9 @@ class SiloSession(Session):
         self.observer.round_begins(turn, self.model, data)
         result = run() if self.defense is None else self._train_locked(trainer, run)
         state = result[0] if isinstance(result, tuple) else result
-        audited = self.defense is not None and self.observer.audits_update
-        if audited and isinstance(state, Mapping):  # as it will be sent
+        if self.defense and self.observer.audits_update and isinstance(state, Mapping):
             sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
-            self._audited = state, sealed
+            self._audited = state, sealed  # as it will be sent
             state = sealed
         self.observer.round_ends(turn, state, data)
         self._trained += 1
@@ -214,8 +213,7 @@ class SiloSession(Session):
     def _prepare(self, model: nn.Module) -> None:
         self.observer.begin_audit(model, self.defense)
         if self.defense is not None:
-            assert self.agreement is not None
-            done = self.defense.protect(model, silo=self.silo, agreement=self.agreement)
+            done = self.defense.protect(model, silo=self.silo, agreement=self._agreed())
             logging.info("%s: %s", self.who, done)
 
     def _share(self, secrets: JobSecrets) -> None:
@@ -242,8 +240,7 @@ class SiloSession(Session):
 
     def _located(self, error: KeyLockError) -> KeyLockError:
         """A defense's error with the silo's name, and with the round once."""
-        said = str(error).removeprefix(f"round {self.round}: ")
-        return type(error)(f"{self.who}: {said}")
+        return type(error)(f"{self.who}: " + str(error).removeprefix(f"round {self.round}: "))
 
     def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
         """What is sent in place of a state: what was audited, or else the state sealed."""

@@ -315,19 +315,6 @@ def test_the_first_model_may_come_again_and_no_other(job):
         job.upload(silo, 0)
 
 
-def test_a_trainer_may_fill_one_dict_round_after_round(job):
-    """What was sealed in the round before was sent again, as the dict was the same."""
-    job.begin()
-    silo, kept = job.silos[0], OrderedDict()
-    for _ in range(ROUNDS):
-        kept.update(moved(silo.model, 0))
-        own = job.upload(silo, 0, kept)["model_params"]
-        others = [job.upload(other, k)["model_params"] for k, other in enumerate(job.silos[1:], 1)]
-        total = job.server.add_up([(1, words) for words in (own, *others)])
-        for each in job.silos:
-            job.deliver(each, job.from_server(total))
-
-
 def test_a_model_of_the_server_s_own_is_refused_later_too(job):
     job.begin()
     total = job.server.add_up(job.collect())

@@ -16,10 +16,10 @@ from torch import nn
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import JOB_NONCE, MARK, EntryNames
-from fedml_keylock.host.local_training import quietly
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.session_of import session_of
 from fedml_keylock.host.silo_session import SiloSession
+from fedml_keylock.host.silo_training import quietly
 from fedml_keylock.locks import Lock, private_state_dict
 from fedml_keylock.locks.vault import silo as vaults
 from fedml_keylock.locks.vault.disk import claim, release
