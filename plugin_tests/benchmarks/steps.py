@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
 
 import torch
 from nets import lenet, resnet20
@@ -12,8 +11,6 @@ from torch.nn.functional import cross_entropy
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model
-from fedml_keylock.builtin import keylock
-from fedml_keylock.types import JobSecrets
 
 
 def vit_tiny() -> nn.Module:
@@ -69,25 +66,3 @@ def step_of(net: str, lock: str) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def round_of(net: str, silos: int) -> Callable[[], None]:
-    """One round of the default lock in a silo, but for its training: what it takes in and sends."""
-    model, defense = make(net, "none"), keylock({})
-    defense.protect(model, silo=None, agreement=defense.describe(model))
-    pairs = {other: bytes([other] * 32) for other in range(1, silos)}
-    defense.share(JobSecrets(bytes(32), 0, pairs, dict.fromkeys(range(silos), 1)))
-    first = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    defense.receive(model, first, round_index=-1)
-    defense.begin_round(model, round_index=0)
-    received = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    rounds = count()
-
-    def once() -> None:
-        index = next(rounds)
-        defense.receive(model, received, round_index=index)
-        model.load_state_dict(received)
-        defense.begin_round(model, round_index=index + 1)
-        defense.release(model, model.state_dict(), samples=1)
-
-    return once
