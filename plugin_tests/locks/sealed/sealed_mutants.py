@@ -97,11 +97,15 @@ TABLE = {
         ),
     ],
     ("locks/sealed/tag", "sealed_verification"): [
-        ("tag: both rows are one", "secret[index : index + len(words)]", "secret[: len(words)]"),
+        (
+            "tag: both rows are one",
+            "self._last * int(wide[0]) + int(np.dot(secret[:-1], wide[1:]))",
+            "int(np.dot(secret, wide))",
+        ),
         ("tag: there is one", "% 2**64, self._sums[1] % 2**64", "% 2**64, 0"),
         (
             "tag: the keystream begins anew with every part",
-            "        self._last = secret[-1:]\n",
+            "        self._last = int(secret[-1])\n",
             "",
         ),
         (
