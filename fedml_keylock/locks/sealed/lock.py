@@ -21,6 +21,7 @@ from ..private import ATTRIBUTE
 from ..protocol import Lock
 from .checkpoint import open_checkpoint, read_round, write_checkpoint, write_model
 from .encoding import entries_of
+from .neighbours import MOST_COMPLETE, SPARSE
 from .record import Record
 from .rounds import Rounds, digest_of
 from .sealing import TRAILER, add_up
@@ -241,6 +242,13 @@ class SealedLock(Lock):
         if silos == 2 and colluders is None:
             logging.warning(
                 "lock: sealed with two silos: each learns the other's update from the average"
+            )
+        if silos > MOST_COMPLETE and colluders is None:
+            logging.warning(
+                "lock: sealed with %d silos: masks hold while at most %d of them collude with the "
+                "server; keylock: {colluders: NUMBER} declares how many may",
+                silos,
+                2 * SPARSE - 1,
             )
         self._rounds = Rounds(
             secrets, colluders, self.config.scale, keep_own=self.config.keep_history
