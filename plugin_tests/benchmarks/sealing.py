@@ -30,11 +30,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from fedml_keylock.locks.sealed.encoding import Counts, Encoding
+from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
 from fedml_keylock.locks.sealed.neighbours import neighbours, reach
 from fedml_keylock.locks.sealed.rounds import Rounds
 from fedml_keylock.locks.sealed.sealing import RoundKeys, add_up, open_sum, seal
-from fedml_keylock.locks.sealed.shares import Shares
 from fedml_keylock.types import JobSecrets
 
 State = dict[str, Tensor]
@@ -101,7 +100,7 @@ def keys_of(place: int, participants: int, colluders: int | None) -> RoundKeys:
 
 
 def round_of_a_silo(state: State) -> Callable[[], float]:
-    """CPU seconds of a round of three silos: one seals, the server adds up, one verifies and opens.
+    """CPU seconds of a round of three: one seals, the server adds up, the one verifies and opens.
 
     The other silos do the same beside it, and are not counted.
     """
@@ -322,9 +321,8 @@ def checkout(given: Path | None) -> Iterator[Path]:
 def beside(kind: str, repeats: int, *, python: str, former: Path | None) -> None:
     """Say how long sealing and opening a ResNet-18 takes over another way's time."""
     state = state_of("ResNet-18")
-    ours, ratios, found, times = round_of_a_silo(state), [], {"bytes": 0.0}, []
-    ours()
-    sealed, _ = seal(Encoding.of(state, Shares(SAMPLES)), state, keys_of(0, 3, None))
+    times: list[tuple[float, float]] = []
+    wires: list[tuple[float, float]] = []
     with ExitStack() as held:
         try:
             path: list[Path] = []
@@ -332,27 +330,32 @@ def beside(kind: str, repeats: int, *, python: str, former: Path | None) -> None
                 path = [held.enter_context(checkout(former))]
             file = Path(held.enter_context(tempfile.TemporaryDirectory())) / "state.npz"
             np.savez(file, **{name: tensor.numpy() for name, tensor in state.items()})
+            ours = Contender("sealed", sys.executable, file, [HERE.parents[1], HERE])
+            held.callback(ours.close)
             other = Contender(kind, sys.executable if path else python, file, path)
             held.callback(other.close)
-            for _ in range(repeats):
-                own, found = ours(), other.round()
-                ratios.append(own / found["seconds"])
-                times.append((own, found["seconds"]))
+            for _ in range(repeats + 1):
+                own, found = ours.round(), other.round()
+                times.append((own["seconds"], found["seconds"]))
+                wires.append((own["wire"], found.get("wire", 0.0)))
         except RuntimeError as error:
             say(f"over {NAMES[kind]}", f"not measured: {error}")
             return
-    own, theirs = (statistics.median(column) for column in zip(*times, strict=True))
-    middle = statistics.median(ratios)
-    spread = ", ".join(f"1/{1 / ratio:.1f}" for ratio in ratios)
+    (first, cold), *later = times
+    ratios = [theirs / own for own, theirs in later]
+    own, theirs = (statistics.median(column) for column in zip(*later, strict=True))
     say(
         f"protect, verify, open, over {NAMES[kind]}",
-        f"1/{1 / middle:.1f} ({spread}; {own:.2f} s and {theirs:.2f} s), which sends "
-        f"{found['bytes']:.2f} times the plain bytes; asked: 1/{1 / ASKED[kind]:.0f}",
+        f"1/{statistics.median(ratios):.1f} ({', '.join(f'1/{r:.1f}' for r in ratios)}; {own:.2f} "
+        f"and {theirs:.2f} s), in a process's first round 1/{cold / first:.1f} ({first:.2f} and "
+        f"{cold:.2f} s); it sends {found['bytes']:.2f} times the plain bytes; asked: "
+        f"1/{1 / ASKED[kind]:.0f}",
     )
     if "wire" in found:
-        own += seconds(lambda: pickle.loads(pickle.dumps(sealed)))
-        theirs += found["wire"]
-        say("the same with making bytes and back", f"1/{theirs / own:.1f} ({theirs:.2f} s)")
+        whole = [
+            (a + wire) / (b + more) for (b, a), (more, wire) in zip(later, wires[1:], strict=True)
+        ]
+        say("the same with making bytes and back", f"1/{statistics.median(whole):.1f}")
 
 
 def silos(repeats: int) -> None:

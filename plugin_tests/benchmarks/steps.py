@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import count
-from pathlib import Path
 
 import torch
 from nets import lenet, resnet20
@@ -13,8 +11,6 @@ from torch.nn.functional import cross_entropy
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model
-from fedml_keylock.builtin import keylock
-from fedml_keylock.types import JobSecrets
 
 
 def vit_tiny() -> nn.Module:
@@ -40,7 +36,6 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }
 LOCKS = {
     "none": None,
-    "sealed": KeyLockConfig(lock="sealed"),
     "rotated": KeyLockConfig(lock="rotated"),
     "paper, first": KeyLockConfig(lock="paper"),
     "paper, all": KeyLockConfig(lock="paper", layers="all"),
@@ -71,18 +66,3 @@ def step_of(net: str, lock: str) -> Callable[[], None]:
         optimizer.step()
 
     return step
-
-
-def round_of(net: str, vault: Path) -> Callable[[], None]:
-    """One round of `lock: rotated` in a silo, but for its training: what it takes in and sends."""
-    model, defense = make(net, "none"), keylock({"lock": "rotated", "vault": str(vault)})
-    defense.protect(model, silo=0, agreement=defense.describe(model))
-    defense.share(JobSecrets(bytes(32)))
-    model.load_state_dict(defense.open(model, model.state_dict(), round_index=-1))
-    rounds = count()
-
-    def once() -> None:
-        sent = defense.seal(model, model.state_dict(), samples=1)
-        model.load_state_dict(defense.open(model, sent, round_index=next(rounds)))
-
-    return once

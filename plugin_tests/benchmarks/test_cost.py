@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from steps import LOCKS, round_of, step_of
+from steps import LOCKS, step_of
 from torchvision import models
 
 from fedml_keylock import KeyLockConfig, lock_model, unlock_model
@@ -31,13 +31,6 @@ def one_thread():
 def test_a_training_step(net, lock, paired, report):
     ratio = paired(step_of(net, lock), step_of(net, "none"), rounds=ROUNDS[net])
     report(f"step, {net}, {lock}", f"{ratio:.3f} of the plain one")
-
-
-@pytest.mark.parametrize("net", ROUNDS)
-def test_a_round_of_the_rotation(net, tmp_path, report, benchmark):
-    """What goes out is rotated, what comes in is rotated back; no step takes longer."""
-    benchmark.pedantic(round_of(net, tmp_path), rounds=5, warmup_rounds=1)
-    report(f"a round, {net}, rotated", f"{benchmark.stats.stats.median:.3f} s")
 
 
 @pytest.mark.parametrize(

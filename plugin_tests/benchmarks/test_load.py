@@ -46,7 +46,11 @@ CAPTURE = {
     "attack_type": "gradient_inversion",
     "gradient_inversion": {"when": "never", "rounds": list(range(ROUNDS))},
 }
-LOCKS: dict[str, dict[str, Any]] = {"rotated": {}, "paper": {"lock": "paper"}}
+LOCKS: dict[str, dict[str, Any]] = {
+    "sealed": {},
+    "rotated": {"lock": "rotated"},
+    "paper": {"lock": "paper"},
+}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     # plain FedML's silos test nothing
@@ -56,9 +60,8 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "captured": {"attack_args": CAPTURE},
 }
-"""Kind of job to what its YAML says: the default lock, the published one, no lock but all updates
-kept."""
-ASKED = ["plain", *os.environ.get("LOAD_KINDS", "rotated,paper,captured").split(",")]
+"""Kind of job to what its YAML says: a lock, or none but all updates kept."""
+ASKED = ["plain", *os.environ.get("LOAD_KINDS", "sealed,paper,captured").split(",")]
 
 
 def digits(to: Path) -> None:

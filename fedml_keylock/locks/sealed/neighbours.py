@@ -54,7 +54,7 @@ def neighbours(place: int, participants: int, steps: int) -> tuple[int, ...]:
 
 
 def check_colluders(silos: int, colluders: int | None) -> None:
-    """Check that colluding silos leave two, and warn where there are but two.
+    """Check that colluding silos leave two, and warn of two silos, and of undeclared many.
 
     Args:
         silos: of the job.
@@ -75,4 +75,11 @@ def check_colluders(silos: int, colluders: int | None) -> None:
     if silos == 2 and colluders is None:
         logging.warning(
             "lock: sealed with two silos: each learns the other's update from the average"
+        )
+    if silos > MOST_COMPLETE and colluders is None:
+        logging.warning(
+            "lock: sealed with %d silos: masks hold while at most %d of them collude with the "
+            "server; keylock: {colluders: NUMBER} declares how many may",
+            silos,
+            2 * SPARSE - 1,
         )

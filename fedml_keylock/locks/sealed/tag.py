@@ -37,16 +37,17 @@ class Tag:
 
     def __init__(self, key: bytes) -> None:
         self._stream = Keystream(key)
-        self._last = self._stream.longs(1)
+        self._last = int(self._stream.longs(1)[0])
         self._sums = [0, 0]
 
     def update(self, words: NDArray[np.int32]) -> None:
         """Take in the next words, ``(k,)``."""
-        secret = np.concatenate([self._last, self._stream.longs(len(words))])
-        self._last = secret[-1:]
-        wide = words.astype(np.int64)
-        for index in (0, 1):
-            self._sums[index] += int(np.dot(secret[index : index + len(words)], wide))
+        if not len(words):
+            return
+        secret, wide = self._stream.longs(len(words)), words.astype(np.int64)
+        self._sums[0] += self._last * int(wide[0]) + int(np.dot(secret[:-1], wide[1:]))
+        self._sums[1] += int(np.dot(secret, wide))
+        self._last = int(secret[-1])
 
     @property
     def value(self) -> tuple[int, int]:

@@ -179,6 +179,15 @@ def test_of_what_colluding_silos_leave_there_must_be_two(tmp_path, silos, collud
         assert jobs(tmp_path, samples=(1,) * silos, colluders=colluders)
 
 
+@pytest.mark.parametrize(("silos", "colluders"), [(64, None), (65, None), (65, 31)])
+def test_many_silos_are_told_how_many_may_collude(tmp_path, caplog, silos, colluders):
+    """Guards the warning in `SealedLock.share`: beyond 64 the graph is not complete."""
+    lock = make_lock(KeyLockConfig(vault=tmp_path, colluders=colluders))
+    lock.share(secrets_of((1,) * silos)[0])
+    told = "with 65 silos: masks hold while at most 31 of them collude" in caplog.text
+    assert told is (silos == 65 and colluders is None)
+
+
 def test_without_secrets_nothing_is_opened_or_sealed(tmp_path):
     """Guards `_begun`."""
     lock, model = make_lock(KeyLockConfig(vault=tmp_path)), net()
