@@ -481,11 +481,7 @@ TABLE = {
             "own.to(torch.float64, copy=True)",
             "own.double()",
         ),
-        (
-            "encoding: zeros lose their sign",
-            "torch.where(torch.from_numpy(still), base, new)",
-            "new",
-        ),
+        ("encoding: zeros lose their sign", "        if still.any():", "        if False:"),
     ],
     ("locks/sealed/entries", "locks/sealed/test_sealed_encoding.py"): [
         (
@@ -778,11 +774,15 @@ TABLE = {
         ),
     ],
     ("locks/sealed/tag", "locks/sealed/test_sealed_verification.py"): [
-        ("tag: both rows are one", "secret[index : index + len(words)]", "secret[: len(words)]"),
+        (
+            "tag: both rows are one",
+            "self._last * int(wide[0]) + int(np.dot(secret[:-1], wide[1:]))",
+            "int(np.dot(secret, wide))",
+        ),
         ("tag: there is one", "% 2**64, self._sums[1] % 2**64", "% 2**64, 0"),
         (
             "tag: the keystream begins anew with every part",
-            "        self._last = secret[-1:]\n",
+            "        self._last = int(secret[-1])\n",
             "",
         ),
         (

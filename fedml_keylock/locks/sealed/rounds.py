@@ -162,6 +162,11 @@ class Rounds(Private):
             if came is not None and came.shape == tensor.shape and came.dtype == tensor.dtype:
                 base[name] = came
                 continue
+            if not tensor.is_floating_point():
+                raise UpdateRefused(
+                    f"{name} is {tensor.dtype}, which the server has not sent: the average of it "
+                    "would be rounded; send it as floating point"
+                )
             if self.scale is None:
                 what = "the server has not sent"
                 if came is not None:

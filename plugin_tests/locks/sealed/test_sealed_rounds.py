@@ -71,3 +71,12 @@ def test_an_average_has_the_order_of_what_was_sent():
     for _ in range(2):
         opened = one_round(silos, [dict.fromkeys(names, torch.ones(2, 2))] * 3)[0]
         assert list(opened.state) == names
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64])
+def test_votes_and_masks_are_to_be_sent_as_floating_point(dtype):
+    """FedML's average of integers has fractions. Guards `Rounds._base_of`."""
+    silos = silos_of({"w": torch.ones(2, 2)}, scale=1.0)
+    for name in ("w", "mask"):
+        with pytest.raises(UpdateRefused, match=rf"{name} is {dtype}, which .* as floating point"):
+            silos[0].seal({name: torch.ones(2, 2, dtype=dtype)})
