@@ -251,9 +251,7 @@ def test_two_runs_side_by_side(tmp_path):
         r"dlg +adaptive +0.05 \[0.00, 0.10\] +0.20 \[0.15, 0.25\] +\+0.15 +apart", said
     )
     assert re.search(r"dlg +oracle +.* \+0.00 +overlap", said)
-    assert re.search(
-        r"silos +90.0 % \[89.0, 91.0\] +90.5 % \[89.5, 91.5\] +\+0.5 +overlap", said
-    )
+    assert re.search(r"silos +90.0 % \[89.0, 91.0\] +90.5 % \[89.5, 91.5\] +\+0.5 +overlap", said)
     assert re.search(rf"{LOCK} +server +- +- +- +not measured", said)
     assert re.search(r"dlg +insider +0.50 \[0.45, 0.55\] +- +- +only in A", said)
     assert f"Only A has {LOCK}, dlg, insider, trained, 0." in said
