@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,29 @@ def test_an_audit_says_that_the_record_is_what_others_lack(digits, tmp_path):  #
     for level in levels:
         assert scores["keylock:sealed", level] < 0.15
     assert "keylock:sealed: withstood the attacks tried" in str(report.verdict())
+
+
+@pytest.mark.parametrize("settings", [{}, {"lock": "paper"}])
+def test_an_update_that_changed_nothing_is_left_out_of_the_scores(digits, tmp_path, settings):  # noqa: F811
+    """As one whose step is below the fixed point's, which only whoever opens it can see."""
+    subject = subject_of(digits, **settings)
+    still, *others = subject.updates
+    after = {n: t.clone() for n, t in still.before.items()}
+    if not settings:
+        same = replace(still, after=after)
+        transform = subject.surrogate.update_transform
+        sealed, private = transform.protect(same, torch.Generator().manual_seed(7))
+        secrets = {n: t.clone() for n, t in subject.secrets.items()}
+        for name, tensor in private.items():
+            secrets[name][0] = tensor
+        subject = replace(subject, updates=(sealed, *others), secrets=secrets)
+    else:
+        subject = replace(subject, updates=(replace(still, after=after), *others))
+    report = audit(subject, attack(steps=20), ["adaptive"], output=tmp_path)
+    images = {(row.defense, row.knowledge): row.images for row in report.leakage}
+    assert images["none", "none"] == 4
+    assert images[subject.defense, "oracle"] == 3
+    assert images[subject.defense, "adaptive"] == (3 if settings else 4)
 
 
 def test_there_is_nothing_for_a_decoder_to_learn(digits, tmp_path):  # noqa: F811

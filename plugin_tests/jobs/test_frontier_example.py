@@ -303,16 +303,9 @@ TARGETS = ("features.2.weight", "classifier.weight")
 
 def small(output, *more):
     line = [sys.executable, str(FRONTIER / "run.py"), "--output", str(output), "--seeds", "1"]
-    line += [
-        "--points",
-        "paper-all,sealed,rotated,dp-1e-2",
-        "--rounds",
-        "2",
-        "--images",
-        "2",
-        "--restarts",
-    ]
-    line += ["1", "--steps", "5", "--learning", "3", "--batches", "1", "--workers", "1", *more]
+    line += ["--points", "paper-all,sealed,rotated,dp-1e-2", "--rounds", "2", "--images", "2"]
+    line += ["--restarts", "1", "--steps", "5", "--learning", "3", "--batches", "1"]
+    line += ["--workers", "1", *more]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

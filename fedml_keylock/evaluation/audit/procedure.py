@@ -113,7 +113,7 @@ def audit(
     if failures:
         facts["not run"] = {trial.title: reason for trial, reason in failures.items()}
     if lost:
-        facts["diverged in every restart, not scored"] = lost
+        facts["not scored: diverged in every restart, or nothing was changed"] = lost
     originals, galleries = _galleries(shown, results)
     curves = [_curve(trial, runs[0], attacks[trial.attack]) for trial, runs in results.items()]
     return LeakageReport({}, rows, originals, galleries, facts, costs=curves)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -49,22 +50,51 @@ class Result:
 
 
 def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
-    """Do a task, in whatever process: the result in safetensors, or in one line why not."""
+    """Do a task, in whatever process: the result in safetensors, or in one line why not.
+
+    An update that changed nothing, as one of an image that the model is sure of may be rounded, has
+    no gradient: its picture is empty, and its cost NaN, as where every restart diverged.
+    """
+    rows, given = _moved(task), task.given
+    if not rows or task.known.get("statistics"):  # then the attack itself says which did not
+        rows = list(range(len(task.updates)))
+    if given is not None and task.trial.level == "oracle":
+        given = {name: value[rows] for name, value in given.items()}
     try:
         with one_thread():
             made = attack_updates(
                 task.attack,
-                task.updates,
+                [task.updates[row] for row in rows],
                 task.model,
-                knowledge=task.knowledge(),
+                knowledge=replace(task, given=given).knowledge(),
                 surrogate=task.surrogate,
                 seed=task.start,
                 checkpoint=checkpoint,
             )
     except KeyLockError as error:
         return str(error)
-    tensors = {field.name: getattr(made, field.name) for field in fields(Result)}
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    tensors = {field.name: getattr(made, field.name).detach().cpu() for field in fields(Result)}
+    count, history = len(task.updates), tensors["history"]
+    every = {
+        "images": tensors["images"].new_zeros(count, *tensors["images"].shape[1:]),
+        "labels": tensors["labels"].new_full((count, *tensors["labels"].shape[1:]), -1),
+        "cost": tensors["cost"].new_full((count,), torch.nan),
+        "history": history.new_full((len(history), count), torch.nan),
+    }
+    every["history"][:, rows] = history
+    for name in ("images", "labels", "cost"):
+        every[name][rows] = tensors[name]
+    return save(every)
+
+
+def _moved(task: Task) -> list[int]:
+    """Places of the updates that changed anything, as the attacker reads them."""
+    read = task.updates if task.surrogate is None else map(task.surrogate.read, task.updates)
+    return [
+        place
+        for place, update in enumerate(read)
+        if any(not torch.equal(update.before[name], update.after[name]) for name in update.after)
+    ]
 
 
 class Store:
