@@ -610,6 +610,43 @@ def test_of_grpc_nothing_is_run(with_fedml, tmp_path):
     )
 
 
+SENT = """
+import pickle
+from types import SimpleNamespace
+from fedml.core.distributed.communication.grpc import grpc_comm_manager
+from fedml.core.distributed.communication.message import Message
+from fedml_keylock.host.fedml import cross_silo
+from fedml_keylock.host.link import Link
+
+sent = []
+Manager = grpc_comm_manager.GRPCCommManager
+made = object.__new__(Manager)
+place = SimpleNamespace(ingress_ip=None, grpc_server_ip="127.0.0.1", grpc_server_port=1)
+made.client_rank = made.client_id = 1
+made.grpc_mappings, made.opts = {0: place, 1: place}, []
+grpc_comm_manager.grpc_comm_manager_pb2_grpc.gRPCCommManagerStub = lambda channel: (
+    SimpleNamespace(sendMessage=lambda request: sent.append(request.message))
+)
+session = SimpleNamespace(link=Link(bytes(32), 1), emit=lambda *_: None, sent=lambda: None)
+cross_silo.current = lambda: session
+send = cross_silo._send_message(Manager.send_message)
+for _ in range(2):
+    send(made, Message("a type", 1, 0))
+server = Link(bytes(32), 0)
+for one in sent:
+    message, sender = server.check(one)
+    print(sender, pickle.loads(message).get_type())
+print(grpc_comm_manager.pickle is pickle)
+"""
+
+
+def test_what_is_sent_over_grpc_carries_its_tag(with_fedml):
+    pytest.importorskip("grpc")
+    ended = with_fedml(SENT)
+    assert ended.status == 0, ended.stderr[-2000:]
+    assert ended.stdout == "1 a type\n1 a type\nTrue\n"
+
+
 GATE = """
 from types import SimpleNamespace
 from fedml.core.distributed.communication.message import Message
