@@ -18,6 +18,7 @@ SHARED = (
     "test_multi_host",
     "test_rotated_jobs",
     "test_sealed_jobs",
+    "test_ways",
     "test_wire",
 )
 """Files of which several tests look at one real job."""

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from job_harness import LIMIT, Job, RunJob, await_port, free_ports, run_line, variables, write_job
+import yaml
+from job_harness import (
+    LIMIT,
+    Job,
+    RunJob,
+    await_port,
+    config,
+    free_ports,
+    run_line,
+    variables,
+    write_job,
+)
 
 from fedml_keylock.host.launch import command
 
@@ -40,6 +52,30 @@ def run_job(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
         return run_line(line, folder, ranks=ranks, case=case, env=env)
 
     os.environ.pop("FEDML_KEYLOCK_RANKS", None)
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
+    """Run a script as `run_job` does, in a folder of its own with the files that it needs."""
+
+    def run(
+        case: str,
+        script: str,
+        files: Iterable[Path],
+        settings: Mapping[str, Any] | None,
+        where: str = "fedml_config.yaml",
+        *,
+        env: Mapping[str, str] | None = None,
+        **changes: Any,
+    ) -> Job:
+        folder = tmp_path_factory.mktemp(case)
+        for path in files:
+            shutil.copy(path, folder)
+        (folder / where).parent.mkdir(exist_ok=True)
+        (folder / where).write_text(yaml.safe_dump(config(settings, **changes)))
+        return run_line(command(3, [script, "--cf", where]), folder, case=case, env=env)
+
     return run
 
 

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from custom_net import Net
-from job_harness import config, run_line
 from safetensors.torch import load_file
 from test_wire import runs_of
 from torch import nn
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, UpdateRefused
-from fedml_keylock.host.launch import command
 from fedml_keylock.host.public_state import check_state, pinned
 from fedml_keylock.host.update_history import check_attackable, check_names
 from fedml_keylock.locks import KeyLockConfig, load_private_state_dict, lock_model, secret_variables
@@ -63,21 +59,6 @@ REFUSED = {
     ],
     "uneven": ["round 0: 7.bias is"],
 }
-
-
-@pytest.fixture(scope="session")
-def run_script(tmp_path_factory):
-    """Run a script as `run_job` does, in a folder of its own with the files that it needs."""
-
-    def run(case, script, files, settings, where="fedml_config.yaml", **changes):
-        folder = tmp_path_factory.mktemp(case)
-        for path in files:
-            shutil.copy(path, folder)
-        (folder / where).parent.mkdir(exist_ok=True)
-        (folder / where).write_text(yaml.safe_dump(config(settings, **changes)))
-        return run_line(command(3, [script, "--cf", where]), folder, case=case)
-
-    return run
 
 
 @pytest.fixture(scope="session")
