@@ -5,8 +5,8 @@ process. `run.py` writes its YAML and starts it; by itself, in a folder with tha
 
 python -m fedml_keylock main.py --cf fedml_config.yaml
 
-It ends with the global model in `global.safetensors`: what a server has, without any lock; under the
-sealed one, what silos open.
+It ends with the global model in `global.safetensors`: what a server has, without any lock; under
+the sealed one, what silos open.
 """
 
 import copy
