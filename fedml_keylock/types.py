@@ -231,6 +231,10 @@ class Credentials:
     link_key: Path | None = None
 
 
+Exchange = Callable[[Mapping[int, bytes], Callable[[], None]], Mapping[int, bytes]]
+"""A way to the other silos; see `JobSecrets`."""
+
+
 @dataclass(frozen=True)
 class JobSecrets:
     """What the silos of one job have agreed on, and their server does not have.
@@ -241,8 +245,9 @@ class JobSecrets:
         pairs: by another silo's index, 32 bytes that only these two have; empty for no pairs.
         samples: of every silo, by its index; empty where they have not said it.
         transcript: digest of all that the silos have told one another. It is no secret.
-        exchange: ``exchange(messages)`` sends each other silo its bytes past the server, and
-            returns what each has sent; None where nothing reaches them but the server.
+        exchange: ``exchange(messages, meanwhile)`` sends each other silo its bytes past the
+            server, calls ``meanwhile()``, and returns what each has sent; None where nothing
+            reaches them but the server.
 
     """
 
@@ -251,6 +256,4 @@ class JobSecrets:
     pairs: Mapping[int, bytes] = field(default_factory=dict, repr=False)
     samples: Mapping[int, float] = field(default_factory=dict)
     transcript: bytes = b""
-    exchange: Callable[[Mapping[int, bytes]], Mapping[int, bytes]] | None = field(
-        default=None, repr=False, compare=False
-    )
+    exchange: Exchange | None = field(default=None, repr=False, compare=False)

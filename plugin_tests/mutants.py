@@ -637,6 +637,13 @@ TABLE = {
             "        samples = 1.0\n",
         ),
     ],
+    ("locks/sealed/rounds", "locks/sealed/test_sealed_notices.py"): [
+        (
+            "rounds: what was sealed for other numbers is sent",
+            "        same = early and before == self._numbers\n",
+            "        same = early\n",
+        ),
+    ],
     ("locks/sealed/rounds", "locks/sealed/test_sealed_rounds.py"): [
         (
             "rounds: another shape is taken for the same tensor",

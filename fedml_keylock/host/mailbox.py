@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import HostError
+from ..types import Exchange
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,6 +40,7 @@ class Mailbox:
         length: int,
         *,
         wait: float | None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> dict[int, bytes]:
         """Send each rank its message, and receive one of so many bytes from each sender.
 
@@ -49,6 +51,7 @@ class Mailbox:
             senders: ranks to receive from.
             length: bytes of what they send.
             wait: seconds; None to wait as long as they take.
+            meanwhile: what this rank does between sending and receiving.
 
         Raises:
             HostError: a rank did not receive or send its message in time, or sent another length.
@@ -63,6 +66,8 @@ class Mailbox:
             rank: self._comm.Isend(bytearray(message), dest=rank, tag=TAG)
             for rank, message in messages.items()
         }
+        if meanwhile is not None:
+            meanwhile()
 
         def done(rank: int) -> bool:
             if rank in senders and rank not in received:
@@ -89,9 +94,7 @@ class Mailbox:
         return received
 
 
-def exchange_among(
-    comm: MPI.Intracomm, silos: Sequence[int]
-) -> Callable[[Mapping[int, bytes]], Mapping[int, bytes]]:
+def exchange_among(comm: MPI.Intracomm, silos: Sequence[int]) -> Exchange:
     """A way from each silo to the others that FedML's receiver does not look into.
 
     Args:
@@ -103,9 +106,11 @@ def exchange_among(
     # only the silos take part in making it, and messages in it are no messages of FedML's
     mailbox = Mailbox(comm.Create_group(group, TAG), silos)
 
-    def exchange(messages: Mapping[int, bytes]) -> Mapping[int, bytes]:
+    def exchange(
+        messages: Mapping[int, bytes], meanwhile: Callable[[], None]
+    ) -> Mapping[int, bytes]:
         length = len(next(iter(messages.values()), b""))
-        return mailbox.exchange(messages, [*messages], length, wait=None)
+        return mailbox.exchange(messages, [*messages], length, wait=None, meanwhile=meanwhile)
 
     return exchange
 

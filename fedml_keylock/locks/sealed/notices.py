@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -51,7 +52,13 @@ class Notice:
         return cls(*_FORM.unpack(packed))
 
 
-def compare(own: Notice, secrets: JobSecrets, *, label: str = "notice") -> list[float]:
+def compare(
+    own: Notice,
+    secrets: JobSecrets,
+    *,
+    label: str = "notice",
+    meanwhile: Callable[[], None] = lambda: None,
+) -> list[float]:
     """Tell every other silo where this one stands, and check that all stand there.
 
     Each notice is encrypted for the two silos that it is between.
@@ -61,6 +68,7 @@ def compare(own: Notice, secrets: JobSecrets, *, label: str = "notice") -> list[
         secrets: what the silos have agreed on. Where nothing reaches them past the server, silos
             that differ have other keys, and no average of theirs opens.
         label: of the keys: under one, in one round, there is one notice each way.
+        meanwhile: what this silo does while the notices of others are on their way.
 
     Returns:
         The samples of all silos, in their order.
@@ -84,7 +92,7 @@ def compare(own: Notice, secrets: JobSecrets, *, label: str = "notice") -> list[
         for silo in secrets.pairs
     }
     found = {secrets.silo: own}
-    for silo, came in secrets.exchange(sealed).items():
+    for silo, came in secrets.exchange(sealed, meanwhile).items():
         try:
             opened = _cipher(secrets, silo, label).decrypt(
                 _nonce(silo, secrets.silo), came, secrets.transcript

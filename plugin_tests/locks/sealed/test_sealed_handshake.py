@@ -350,7 +350,8 @@ def test_silos_agree_past_the_server(world, file, signed):
     # and they reach one another afterwards
     with ThreadPoolExecutor(3) as pool:
         told = pool.map(
-            lambda one: one.exchange({k: bytes([one.silo, k]) for k in one.pairs}), made.values()
+            lambda one: one.exchange({k: bytes([one.silo, k]) for k in one.pairs}, lambda: None),
+            made.values(),
         )
         assert [*told] == [
             {1: bytes([1, 0]), 2: bytes([2, 0])},

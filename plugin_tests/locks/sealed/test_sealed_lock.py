@@ -214,7 +214,7 @@ def test_silos_compare_what_they_have_opened_before_the_model_is_written(tmp_pat
     play(silos, state_of(silos[0][1]))
     told = []
 
-    def exchange(messages):
+    def exchange(messages, _meanwhile):
         told.append(sorted(messages))
         return {silo: bytes(message) for silo, message in messages.items()}  # no notice of theirs
 

@@ -25,10 +25,11 @@ class Post:
         self.on_the_way = lambda _sender, _receiver, message: message
 
     def of(self, own):
-        def exchange(messages):
+        def exchange(messages, meanwhile):
             for other, message in messages.items():
                 self.log.append(message)
                 self.sent[own, other] = self.on_the_way(own, other, message)
+            meanwhile()
             self.barrier.wait()
             found = {other: self.sent[other, own] for other in messages}
             self.barrier.wait()
@@ -134,6 +135,27 @@ def test_after_the_last_round_all_have_opened_the_same():
     assert said[0] == "silo 1 has received another model than silo 0; nothing is sent"
 
 
+@pytest.mark.parametrize("then", [(5, 2, 9), (5, 4, 9)])
+def test_what_was_sealed_early_is_sent_only_if_the_numbers_stay(then, monkeypatch):
+    """Guards `same` in `Rounds.seal`: a silo seals while the others' notices are on their way."""
+    from fedml_keylock.locks.sealed import rounds
+
+    made, sealing = [], rounds.seal
+    monkeypatch.setattr(rounds, "seal", lambda *given: made.append(given) or sealing(*given))
+    silos, _ = joined()
+    payloads = [{"w": FIRST["w"] * k, "b": FIRST["b"] + k} for k in (1.5, 2, 3)]
+    total = add_up(sealed(silos, payloads))
+    for silo in silos:
+        silo.open(total)
+    assert len(made) == 3
+    total = add_up(sealed(silos, payloads, then))
+    opened = [silo.open(total).state for silo in silos]
+    assert len(made) == (6 if then == (5, 2, 9) else 9)
+    expected = sum(n * p["w"].double() for n, p in zip(then, payloads, strict=True)) / sum(then)
+    for state in opened:
+        assert torch.allclose(state["w"].double(), expected, atol=1e-6 * float(expected.max()))
+
+
 @pytest.mark.parametrize("bit", [0, 300, 8 * 95])
 def test_a_changed_notice_is_refused(bit):
     """Guards the cipher: it is authenticated."""
@@ -157,7 +179,7 @@ def test_notices_serve_their_sender_receiver_round_and_job_only():
     note, sent = Notice(0, bytes(32), bytes(32), 5.0), {}
 
     def told(secrets, came, label="notice"):
-        def exchange(messages):
+        def exchange(messages, _meanwhile):
             sent[secrets.silo, label] = messages
             return came
 
