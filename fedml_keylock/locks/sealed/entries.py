@@ -25,8 +25,9 @@ class Entry:
         name: in the payload.
         shape: its own; on the wire ``(2, *shape)`` where it takes two words an entry.
         dtype: its own.
-        kind: ``matrix`` takes one word an entry; ``vector`` (floating point of one dimension or
-            none, such as biases and running statistics), ``double`` (float64) and ``integer`` two.
+        kind: ``matrix`` takes one word an entry; ``vector`` (floating point that extends in one
+            dimension or none, such as biases and scales of channels), ``double`` (float64) and
+            ``integer`` two. What has two dimensions is a matrix, also of one row.
 
     """
 
@@ -74,6 +75,6 @@ def _entry(name: str, tensor: Tensor) -> Entry:
         kind = "integer"
     elif tensor.dtype == torch.float64:
         kind = "double"
-    elif tensor.dim() <= 1:
+    elif tensor.dim() != 2 and sum(size != 1 for size in tensor.shape) <= 1:
         kind = "vector"
     return Entry(name, tuple(tensor.shape), tensor.dtype, kind)

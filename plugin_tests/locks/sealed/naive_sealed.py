@@ -116,7 +116,9 @@ class Array:
     @property
     def wide(self) -> bool:
         """Whether an entry takes two words."""
-        return not self.real or self.dtype == "float64" or len(self.shape) < 2
+        extends = [size for size in self.shape if size != 1]
+        small = len(self.shape) != 2 and len(extends) <= 1
+        return not self.real or self.dtype == "float64" or small
 
     def number(self, index: int) -> Fraction | float | int:
         """An entry: a fraction, or for what is none an infinity or NaN; an integer where it is."""

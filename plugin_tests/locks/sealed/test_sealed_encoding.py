@@ -157,6 +157,7 @@ def test_what_cannot_be_added_up_is_refused_by_name():
 def test_the_layout_depends_on_the_schema_only():
     """Guards `entries_of` and `Entry.wire_shape`: no value shows in a message's form."""
     shapes = {"w": (3, 4), "b": (5,), "s": (), "none": (0, 2), "d": (2, 2), "n": (3,)}
+    shapes |= {"row": (1, 4), "scale": (5, 1, 1)}
 
     def state(value):
         made = {name: torch.full(shape, value) for name, shape in shapes.items()}
@@ -171,7 +172,7 @@ def test_the_layout_depends_on_the_schema_only():
         for payload in (0.0, 1e30, torch.nan)
         for message in send(silos_of(state(first)), [state(payload)] * 3)
     ]
-    wanted = {**shapes, "b": (2, 5), "s": (2,), "d": (2, 2, 2), "n": (2, 3)}
+    wanted = {**shapes, "b": (2, 5), "scale": (2, 5, 1, 1), "s": (2,), "d": (2, 2, 2), "n": (2, 3)}
     assert forms == [[*((n, torch.int32, wanted[n]) for n in sorted(wanted)), forms[0][-1]]] * 36
     assert forms[0][-1] == (TRAILER, torch.int32, (10,))
 
