@@ -11,7 +11,7 @@ from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.inversion import Knowledge, LocalTraining, Secrets
 from fedml_keylock.locks import KeyLockConfig
-from fedml_keylock.locks.config import FIELDS_OF
+from fedml_keylock.locks.config import BOTH, FIELDS_OF
 from fedml_keylock.plugins import attack_of
 from fedml_keylock.settings import Settings
 
@@ -302,7 +302,7 @@ def test_what_is_of_one_lock_is_refused_under_the_other_with_both_their_names(
 
 
 def test_what_is_of_some_locks_is_known_as_such():
-    of_one = {field for field, locks in FIELDS_OF.items() if len(locks) == 1}
+    of_one = {field for field, locks in FIELDS_OF.items() if len({*locks} - {BOTH}) == 1}
     assert {field for field, _ in OF_PAPER + OF_SEALED} | {"roster", "identity"} == of_one
 
 
@@ -312,17 +312,17 @@ def test_what_is_of_some_locks_is_known_as_such():
         ("robust_aggregation: krum", "keylock.robust_aggregation: 'krum' is of lock: rotated"),
         (
             "lock: [paper, sealed]\nrobust_aggregation: krum",
-            "keylock.robust_aggregation: krum compares single updates, which lock: sealed hides",
+            "keylock.robust_aggregation: 'krum' is of lock: rotated and paper, and lock is paper+",
         ),
         (
             "lock: rotated\nrobust_aggregation: weak_dp",
             "keylock.robust_aggregation: 'weak_dp' does not run under lock: rotated",
         ),
-        ("lock: [paper]", "keylock.lock: ['paper'] do not go together"),
+        ("lock: [sealed, paper]", "keylock.lock: ['sealed', 'paper'] do not go together"),
         ("roster: r.yaml", "keylock.roster: it goes with identity"),
         (
             "lock: [paper, sealed]\ncheckpoint: g.safetensors",
-            "keylock.checkpoint: it is of lock: sealed alone; under [paper, sealed] use save_model",
+            "keylock.checkpoint: 'g.safetensors' is of lock: sealed, and lock is paper+sealed;",
         ),
     ],
 )

@@ -18,26 +18,20 @@ COMPARED = ("geo_median", "krum", "multikrum", "rfa")
 """FedML's own defenses that use nothing of updates but their distances from one another, which one
 rotation of all of them leaves as they are."""
 
+BOTH = "paper+sealed"
+SEALED, PAPER = ("sealed", BOTH), ("paper", BOTH)
 FIELDS_OF: Mapping[str, tuple[str, ...]] = {
-    "group_key": ("sealed", "rotated"),
-    "link_key": ("sealed", "rotated"),
-    "colluders": ("sealed",),
-    "roster": ("sealed",),
-    "identity": ("sealed",),
-    "first_model": ("sealed",),
-    "scale": ("sealed",),
+    **dict.fromkeys(("group_key", "link_key"), (*SEALED, "rotated")),
+    **dict.fromkeys(("colluders", "roster", "identity", "first_model", "scale"), SEALED),
+    **dict.fromkeys(("save_model", "tell_accuracy", "tell_samples"), SEALED),
+    # under both locks save_model writes what fedml-keylock export puts together with a silo's own
     "checkpoint": ("sealed",),
-    "save_model": ("sealed",),
-    "tell_accuracy": ("sealed",),
-    "tell_samples": ("sealed",),
     "robust_aggregation": ("rotated", "paper"),
-    "layers": ("paper",),
-    "key_length": ("paper",),
-    "activation": ("paper",),
-    "chained": ("paper",),
-    "share_norm_statistics": ("paper",),
+    **dict.fromkeys(("layers", "key_length", "activation", "chained"), PAPER),
+    "share_norm_statistics": PAPER,
 }
 """Fields that say something of some locks only, and which those are."""
+KINDS = ("sealed", "rotated", "paper", BOTH)
 
 RENAMED: Mapping[tuple[str, str | None], str] = {
     ("targets", None): "layers",
@@ -145,6 +139,17 @@ class KeyLockConfig(Settings):
         """
         return (self.lock,) if isinstance(self.lock, str) else self.lock
 
+    @property
+    def kind(self) -> str:
+        """Its locks in one word.
+
+        Example:
+            >>> KeyLockConfig(lock=["paper", "sealed"]).kind
+            'paper+sealed'
+
+        """
+        return "+".join(self.locks)
+
     @model_validator(mode="before")
     @classmethod
     def _current_names(cls, fields: Any) -> Any:
@@ -162,31 +167,23 @@ class KeyLockConfig(Settings):
 
     @model_validator(mode="after")
     def _goes_together(self) -> KeyLockConfig:
-        if isinstance(self.lock, tuple) and self.lock != ("paper", "sealed"):
+        kind = self.kind
+        if kind not in KINDS:
             raise ConfigError(
-                f"keylock.lock: {list(self.lock)} do not go together; use one of sealed, rotated "
+                f"keylock.lock: {list(self.locks)} do not go together; use one of sealed, rotated "
                 "and paper, or [paper, sealed]"
             )
         for name, locks in FIELDS_OF.items():
             value = getattr(self, name)
-            if value == type(self).model_fields[name].default or {*locks} & {*self.locks}:
+            if value == type(self).model_fields[name].default or kind in locks:
                 continue
+            alone = " and ".join(lock for lock in locks if lock != BOTH)
             raise ConfigError(
-                f"keylock.{name}: {_listed(value)!r} is of lock: {' and '.join(locks)}, and lock "
-                f"is {', '.join(self.locks)}; leave it out, or set lock: {locks[0]}"
-            )
-        if self.checkpoint is not None and len(self.locks) > 1:
-            raise ConfigError(
-                "keylock.checkpoint: it is of lock: sealed alone; under [paper, sealed] use "
-                "save_model, which fedml-keylock export puts together with a silo's lock"
+                f"keylock.{name}: {_listed(value)!r} is of lock: {alone}, and lock is {kind}; "
+                f"leave it out, or set lock: {locks[0]}"
             )
         then = self.robust_aggregation
-        if then is not None and self.locks[-1] == "sealed":
-            raise ConfigError(
-                f"keylock.robust_aggregation: {then} compares single updates, which lock: sealed "
-                "hides; use lock: rotated, or leave it out"
-            )
-        if then is not None and self.locks == ("rotated",) and then not in COMPARED:
+        if kind == "rotated" and then not in (None, *COMPARED):
             raise ConfigError(
                 f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
                 f"states can be compared with one another only; use one of {', '.join(COMPARED)}"

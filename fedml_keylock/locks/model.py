@@ -47,7 +47,7 @@ def make_lock(config: KeyLockConfig | None = None) -> Lock:
 
     """
     config = config or KeyLockConfig()
-    return LOCKS["+".join(config.locks)](config)
+    return LOCKS[config.kind](config)
 
 
 def _lock_on(model: nn.Module) -> type[Lock]:
