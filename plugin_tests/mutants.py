@@ -320,6 +320,11 @@ TABLE = {
             "return payload",
         ),
     ],
+    ("inversion/engine/exact", "inversion/test_second_derivatives.py"): [
+        ("norms: layer norm's derivative", "    F.layer_norm: _layer_norm,\n", ""),
+        ("norms: instance norm's derivative", "    F.instance_norm: _instance_norm,\n", ""),
+        ("norms: batch norm's derivative", "    F.batch_norm: _batch_norm,\n", ""),
+    ],
     ("locks/config", "test_settings.py"): [
         ("configuration: fields of another lock are taken", "or kind in locks:", "or True:"),
         (
