@@ -45,7 +45,7 @@ def shaken(monkeypatch):
     """The handshakes of silos that have agreed over MPI."""
     made = []
     monkeypatch.setattr(
-        silo_session, "agree", lambda _comm, handshake: made.append(handshake) or AGREED
+        silo_session, "agree", lambda _comm, handshake, **_: made.append(handshake) or AGREED
     )
     return made
 

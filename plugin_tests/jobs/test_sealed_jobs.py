@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -322,8 +321,6 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
 )
 def test_what_silos_cannot_seal_ends_in_one_line(run_job, case, words):
     job = run_job(case, settings={})
-    if case == "silo_without_plugin":  # FedML's receiver there reads what silos tell one another
-        job = replace(job, output=job.output.replace("Traceback", ""))
     assert_stopped(job, words)
     if case == "nan":  # which tensor of which silo is the silo's own affair
         assert "3.weight" not in job.output
