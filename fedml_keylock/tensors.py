@@ -14,7 +14,16 @@ from torch import Tensor
 
 from .errors import first_line
 
-__all__ = ["copied", "fingerprint", "one_thread", "raw", "tensors_of", "under", "with_versions"]
+__all__ = [
+    "copied",
+    "fingerprint",
+    "one_thread",
+    "raw",
+    "sparse",
+    "tensors_of",
+    "under",
+    "with_versions",
+]
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
@@ -57,6 +66,19 @@ def raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
     flat = flat.as_strided(flat.shape, (1,))  # contiguous: but of one entry, whatever it has
     return flat.view(torch.uint8).numpy().data  # numpy has no bfloat16, and bytes of everything
+
+
+def sparse(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be sent; None if it is dense.
+
+    Example:
+        >>> sparse(torch.ones(2).to_sparse())
+        'is torch.sparse_coo: send it dense: tensor.to_dense()'
+
+    """
+    if tensor.layout is torch.strided:
+        return None
+    return f"is {tensor.layout}: send it dense: tensor.to_dense()"
 
 
 def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:

@@ -193,11 +193,14 @@ def check_sealing(args: Arguments) -> None:
         return
     # its silos do not get the last average over MPI; in one process it is in the open
     in_one = getattr(args, "backend", None) == "sp"
-    for name in ("save_model", "checkpoint") if in_one else ("save_model",):
-        if settings.get(name) is not None:
-            remedy = "save FedML's own model, which is in the open"
-            if not in_one:
-                remedy = "use checkpoint, which fedml-keylock export opens"
+    unwritten = {"save_model": "use checkpoint, which fedml-keylock export opens"}
+    if in_one:
+        remedy = "save FedML's own model, which is in the open"
+        unwritten = dict.fromkeys(("save_model", "checkpoint"), remedy)
+    if in_one and settings.get("lock", "sealed") == "sealed":  # beside it paper has a history
+        unwritten["keep_history"] = "leave it out: no message is kept"
+    for name, remedy in unwritten.items():
+        if settings.get(name):
             raise ConfigError(
                 f"keylock.{name}: nothing writes it in this kind of simulation; {remedy}, or use "
                 "training_type: cross_silo"

@@ -174,7 +174,12 @@ class Handshake:
 
 
 def agree(
-    comm: MPI.Intracomm, handshake: Handshake, *, server: int = 0, wait: float = 120.0
+    comm: MPI.Intracomm,
+    handshake: Handshake,
+    *,
+    server: int = 0,
+    wait: float = 120.0,
+    greeting: bytes = b"",
 ) -> JobSecrets:
     """Agree with the other silos on secrets. Every silo calls it, and the server does not.
 
@@ -189,6 +194,7 @@ def agree(
         handshake: this silo's.
         server: the server's rank.
         wait: seconds to wait for the other silos.
+        greeting: what hellos begin with: a message that a rank without the plugin ignores.
 
     Raises:
         HostError: a silo did not answer in time, or sent what this protocol does not know; or this
@@ -201,8 +207,9 @@ def agree(
     silos = [rank for rank in range(comm.Get_size()) if rank != server]
     leader, others = silos[0], [rank for rank in silos if rank != own]
     mailbox, hello = Mailbox(comm), handshake.hello
-    came = mailbox.exchange(dict.fromkeys(others, hello), others, handshake.length, wait=wait)
-    hellos = {own: hello} | came
+    length = len(greeting) + handshake.length
+    came = mailbox.exchange(dict.fromkeys(others, greeting + hello), others, length, wait=wait)
+    hellos = {own: hello} | {rank: message[len(greeting) :] for rank, message in came.items()}
     transcript, _ = handshake.verified(hellos)
     pairs = {rank: handshake.pair(rank, hellos[rank], transcript) for rank in others}
     ciphers = {rank: ChaCha20Poly1305(_derive(pairs[rank], b"answer")) for rank in others}

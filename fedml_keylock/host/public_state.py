@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
+from ..tensors import sparse
 from ..types import Agreement
 
 __all__ = ["check_payload", "check_state", "check_words", "pinned", "public_copy"]
@@ -38,6 +39,8 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise UpdateRefused(f"{who}: {name} is a {type(tensor).__name__}, not a tensor")
+        if problem := sparse(tensor):
+            raise UpdateRefused(f"{who}: {name} {problem}")
     return state
 
 
@@ -162,6 +165,8 @@ def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: b
     shape, dtype = agreement.shapes[name], agreement.dtypes[name]
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
+    if problem := sparse(tensor):
+        return problem
     if tuple(tensor.shape) != shape:
         return f"has shape {tuple(tensor.shape)}, not {shape}"
     if tensor.dtype != dtype and not (averaged and tensor.dtype.is_floating_point):

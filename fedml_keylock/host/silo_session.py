@@ -32,12 +32,14 @@ class SiloSession(Session):
             until FedML says which one.
         gate: what its messages pass.
         given: how many averages it was given; -1 before the first model.
+        greeting: what its hellos over MPI begin with; see `key_agreement.agree`.
 
     """
 
     silo: int | None = None
     gate: SiloGate = field(init=False, repr=False)
     given: int = -1
+    greeting: bytes = field(default=b"", repr=False)
     _locked_for: int | None = None
     _trained: int = 0
     _shared: bool = False
@@ -82,7 +84,7 @@ class SiloSession(Session):
         self._handshake = Handshake.of(credentials, int(self.args.rank), samples)
         if self._comm is not None:
             self._note("while agreeing on secrets with the other silos")
-            self._share(agree(self._comm, self._handshake))
+            self._share(agree(self._comm, self._handshake, greeting=self.greeting))
 
     def enter(self, silo: int) -> None:
         """Called when FedML gives this rank a silo's data: load the silo's private state.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import LockError
+from ..tensors import sparse
 from ..types import Credentials
 from .description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from .entropy import Uniform
@@ -53,6 +54,9 @@ class WireLock(Lock):
     def _check(self, model: nn.Module) -> ModelCheck:
         if hasattr(model, ATTRIBUTE):
             return ModelCheck((LockIssue("", f"has an attribute named {ATTRIBUTE} of its own"),))
+        for name, tensor in state_tensors(model).items():
+            if problem := sparse(tensor):
+                return ModelCheck((LockIssue("", f"{name} {problem}"),))
         try:
             locked = self._locked_names(model)
         except LockError as error:

@@ -14,7 +14,7 @@ from fedml_keylock.types import JobSecrets
 
 def test_the_private_key_is_gone_when_the_silos_have_agreed(monkeypatch):
     agreed = JobSecrets(bytes(32), 0, {1: bytes(32), 2: bytes(32)}, {}, bytes(32))
-    monkeypatch.setattr(silo_session, "agree", lambda _comm, _handshake: agreed)
+    monkeypatch.setattr(silo_session, "agree", lambda *_args, **_named: agreed)
     args = SimpleNamespace(
         role="client",
         rank=1,

@@ -45,7 +45,7 @@ def shaken(monkeypatch):
     """The handshakes of silos that have agreed over MPI."""
     made = []
     monkeypatch.setattr(
-        silo_session, "agree", lambda _comm, handshake: made.append(handshake) or AGREED
+        silo_session, "agree", lambda _comm, handshake, **_: made.append(handshake) or AGREED
     )
     return made
 
@@ -142,19 +142,32 @@ def test_what_reads_or_changes_single_updates_is_refused_where_they_are_sealed(
     ("kind", "backend", "refused"),
     [
         ("simulation", "MPI", {"save_model": "use checkpoint, which fedml-keylock export opens"}),
-        ("simulation", "sp", dict.fromkeys(("save_model", "checkpoint"), "in the open")),
+        (
+            "simulation",
+            "sp",
+            dict.fromkeys(("save_model", "checkpoint"), "in the open")
+            | {"keep_history": "leave it out"},
+        ),
         ("cross_silo", "MPI", {}),
     ],
 )
 def test_what_nothing_would_write_is_refused(kind, backend, refused, tmp_path):
-    places = {"save_model": str(tmp_path), "checkpoint": str(tmp_path / "m.safetensors")}
-    for name, path in places.items():
-        args = job(training_type=kind, backend=backend, keylock={name: path}, **ENABLED)
+    asked = {"save_model": str(tmp_path), "checkpoint": str(tmp_path / "m.safetensors")}
+    asked |= {"keep_history": True}
+    for name, value in asked.items():
+        args = job(training_type=kind, backend=backend, keylock={name: value}, **ENABLED)
         if name not in refused:
-            agree(keylock({name: path}), args)
+            agree(keylock({name: value}), args)
             continue
         with pytest.raises(ConfigError, match=f"^keylock.{name}: .*{refused[name]}"):
-            agree(keylock({name: path}), args)
+            agree(keylock({name: value}), args)
+
+
+@pytest.mark.parametrize("asked", [{}, {"lock": ["paper", "sealed"], "keep_history": True}])
+def test_what_is_written_in_one_process_is_not_refused(asked):
+    """The published lock keeps a history there."""
+    args = job(training_type="simulation", backend="sp", keylock=asked, **ENABLED)
+    agree(keylock(asked), args)
 
 
 ENABLED = {"enable_defense": True, "defense_type": "keylock"}

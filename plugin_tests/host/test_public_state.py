@@ -111,6 +111,13 @@ def test_what_is_no_tensor_is_refused(silo, agreement, value):
     refused(state, agreement, rf"0\.weight is a {type(value).__name__}, not a tensor")
 
 
+def test_a_sparse_tensor_is_refused(silo, agreement):
+    weight = silo.state_dict()["0.weight"]
+    for odd in (weight.to_sparse(), weight.flatten(1).to_sparse_csr()):
+        state = {**silo.state_dict(), "0.weight": odd}
+        refused(state, agreement, r"0\.weight is torch\.sparse_.*: send it dense: tensor\.to_dense")
+
+
 @pytest.mark.parametrize("shape", [(4, 1, 3), (4, 1, 3, 4), (36,), (), (4, 1, 3, 3, 1)])
 def test_another_shape_is_refused(silo, agreement, shape):
     state = {**silo.state_dict(), "0.weight": torch.zeros(shape)}
@@ -302,6 +309,10 @@ def test_a_round_trip_is_equal(silo, agreement):
         ({}, "the update is empty"),
         ({"w": np.zeros(2)}, "w is a ndarray, not a tensor"),
         ({"w": 1}, "w is a int, not a tensor"),
+        (
+            {"w": torch.ones(2).to_sparse()},
+            r"w is torch\.sparse_coo: send it dense: tensor\.to_dense\(\)",
+        ),
     ],
 )
 def test_a_payload_and_words_are_tensors_by_name(check, state, said):

@@ -85,14 +85,24 @@ class Faulty(ModelTrainerCLS):
         return super().get_model_params()
 
 
+class Dying:
+    """A communicator whose process is killed while it sends."""
+
+    def __init__(self, comm):
+        self.comm = comm
+
+    def send(self, message, dest):
+        self.comm.isend(message, dest=dest)
+        kill()
+
+
 def break_the_sending(trainer) -> None:
     sending = MpiCommunicationManager.send_message
 
     def send_message(self, message):
         upload = message.get("model_params") is not None
         if upload and trainer.breaks("killed_in_upload"):
-            self.comm.isend(message, dest=0)
-            kill()
+            self.comm = Dying(self.comm)
         sending(self, message)
         if upload and trainer.breaks("killed_between_rounds"):
             threading.Timer(0.5, kill).start()

@@ -45,15 +45,9 @@ class Server:
         uploads = list(self.uploads.values())
         lies = {
             "other": lambda: self.first if dest == VICTIM else true,
-            "shifted": lambda: changed(true, lambda n, t: t + (n == "3.weight")),
             "shifted_one": lambda: changed(true, lambda n, t: t + (n == "3.weight")),
-            "scaled": lambda: changed(true, lambda n, t: 2 * t),
-            "zeros": lambda: changed(true, lambda n, t: torch.zeros_like(t)),
             "stale": lambda: self.sums[-2],
             "subset": lambda: changed(true, lambda n, t: t - uploads[2][n]),
-            "twice": lambda: changed(true, lambda n, t: t + uploads[0][n]),
-            "replaced": lambda: changed(true, lambda n, t: t - uploads[2][n] + uploads[0][n]),
-            "single": lambda: uploads[1],
             "again": lambda: self.first,
         }
         return lies[CASE]() if CASE in lies else true

@@ -1,6 +1,7 @@
 """A server that lies to the silos of a sealed job: it ends on every rank, and nothing is loaded.
 
-The lies are told below our checks on the server: whoever lies does not run them.
+The lies are told below our checks on the server: whoever lies does not run them. Which sums are
+none is in locks/sealed/test_sealed_verification.py.
 """
 
 from __future__ import annotations
@@ -26,20 +27,12 @@ LIES = {
     # case, round: what is said, and of which round
     ("other", 0): ("has received another model than silo", 0),
     ("other", 1): (NO_AVERAGE, 1),
-    ("shifted", 1): (NO_SUM, 1),
     ("shifted_one", 2): (NO_SUM, 2),
-    ("scaled", 0): (NO_SUM, 0),
-    ("zeros", 1): (NO_SUM, 1),
     ("stale", 1): (NO_SUM, 1),
-    ("subset", 0): (NO_SUM, 0),
     ("subset", 2): (NO_SUM, 2),
-    ("twice", 1): (NO_SUM, 1),
-    ("replaced", 1): (NO_SUM, 1),
-    ("single", 1): (NO_SUM, 1),
     ("again", 0): (NO_AVERAGE, 0),
     ("again", 2): (NO_AVERAGE, 2),
     ("unread", 2): ("the server ends the job after 2 of 3 rounds", 2),
-    ("finish", 0): ("the server ends the job after 0 of 3 rounds", 0),
     ("finish", 1): ("the server ends the job after 1 of 3 rounds", 1),
     ("finish", 2): ("the server ends the job after 2 of 3 rounds", 2),
 }

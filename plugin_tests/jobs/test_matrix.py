@@ -254,8 +254,8 @@ def test_silos_tell_wandb_their_accuracy(run_job):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ROBUST_AGGREGATIONS)
-def test_every_robust_aggregation_of_fedmls_runs_on_locked_updates(name, run_job):
+@pytest.mark.parametrize("name", sorted({*ROBUST_AGGREGATIONS} - {"krum", "rfa", "crfl"}))
+def test_every_other_robust_aggregation_of_fedmls_runs_on_locked_updates(name, run_job):
     case = "no_statistics" if name == "wise_median" else ""
     settings = LOCK | {"robust_aggregation": name}
     job = ended(run_job(case, settings=settings, ranks=4, **SETTINGS.get(name, {})))
@@ -264,9 +264,8 @@ def test_every_robust_aggregation_of_fedmls_runs_on_locked_updates(name, run_job
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
-@pytest.mark.parametrize("solution", ["ldp", "cdp"])
-def test_every_noise_of_fedmls_runs_beside_the_lock(solution, mechanism, run_job):
+@pytest.mark.parametrize(("solution", "mechanism"), [("ldp", "laplace"), ("cdp", "gaussian")])
+def test_every_other_noise_of_fedmls_runs_beside_the_lock(solution, mechanism, run_job):
     job = run_job(settings=LOCK, dp_solution_type=solution, mechanism_type=mechanism, **NOISE)
     assert_constants(models(ended(job), 0)[-1])
 
@@ -297,8 +296,8 @@ ATTACKS = {
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("attack", ATTACKS)
-def test_every_attack_of_fedmls_runs_beside_the_lock(attack, run_job):
+@pytest.mark.parametrize("attack", [name for name in ATTACKS if name != "random"])
+def test_every_other_attack_of_fedmls_runs_beside_the_lock(attack, run_job):
     assert_constants(models(ended(run_job(settings=LOCK, **ATTACKS[attack])), 0)[-1])
 
 

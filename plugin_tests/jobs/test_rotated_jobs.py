@@ -158,15 +158,6 @@ def test_over_grpc_a_file_has_the_secret(run_grpc, secret):
             assert_near(bare, opened(job, models(job, 0)[-1], 1), 0.5)  # weights, and no noise
 
 
-@pytest.mark.long
-def test_what_a_silo_without_the_plugin_sends_is_not_taken(run_job):
-    job = run_job("silo_without_plugin", settings=LOCK)
-    assert job.status != 0
-    said = "its messages are not locked: the plugin is not active there"
-    assert any(said in line for line in job.ours), job.output[-3000:]
-    assert not models(job, 2)
-
-
 NOISE = {"enable_dp": True, "mechanism_type": "gaussian"}
 NOISE |= {"epsilon": 0.9, "delta": 0.01, "sensitivity": 0.01}
 

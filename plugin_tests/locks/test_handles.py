@@ -246,6 +246,15 @@ def test_what_cannot_be_locked_is_said_in_one_line_and_left_alone(lock, make, sa
 
 
 @both
+def test_a_model_with_a_sparse_tensor_is_refused(lock):
+    model, config = nn.Linear(2, 2), KeyLockConfig(lock=lock)
+    model.register_buffer("graph", torch.eye(2).to_sparse())
+    assert check_model(model, config).issues
+    with pytest.raises(LockError, match=r"graph is torch\.sparse_coo: send it dense"):
+        lock_model(model, config)
+
+
+@both
 def test_a_model_without_values_and_a_key_of_layers_are_refused(lock):
     config = KeyLockConfig(lock=lock)
     with torch.device("meta"):

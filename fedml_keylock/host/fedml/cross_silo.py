@@ -82,12 +82,22 @@ def _runner_constructor(
         if algorithm_flow is not None:
             raise HostError("algorithm_flow is not supported by fedml_keylock yet")
         session.see_data(dataset)
+        if isinstance(session, SiloSession):
+            session.greeting = _greeting()
         session.adopt(model)
         session.agree(dataset)
     # FedML trains inside this constructor, unless it simulates in one process
     original(self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow)
     if session is not None:
         session.finish()
+
+
+def _greeting() -> bytes:
+    """A message that FedML's silo ignores: without the plugin it reads hellos as its own."""
+    from fedml.core.distributed.communication.message import Message
+    from fedml.cross_silo.client.message_define import MyMessage
+
+    return pickle.dumps(Message(MyMessage.MSG_TYPE_CONNECTION_IS_READY))
 
 
 @around

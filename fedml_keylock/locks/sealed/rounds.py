@@ -183,11 +183,13 @@ class Rounds(Private):
                 )
             if self.scale is None:
                 what = "the server has not sent"
-                if came is not None:
-                    what = (
-                        f"is {tuple(tensor.shape)} of {tensor.dtype} and was sent by the server as "
-                        f"{tuple(came.shape)} of {came.dtype}"
+                if came is not None and came.shape != tensor.shape:
+                    raise UpdateRefused(
+                        f"{name}: is {tuple(tensor.shape)}, and the server has sent it as "
+                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own"
                     )
+                if came is not None:
+                    what = f"is {tensor.dtype} and was sent by the server as {came.dtype}"
                 raise UpdateRefused(
                     f"{name}: {what}, so that nothing says how large its numbers are: declare it "
                     "by keylock: {scale: LARGEST}"

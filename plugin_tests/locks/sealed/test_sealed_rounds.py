@@ -15,19 +15,32 @@ def test_samples_that_are_no_weight_are_refused(odd):
         Shares.of([100, 100, odd])
 
 
+DECLARE = r"declare it by keylock: {scale: LARGEST"
+
+
 @pytest.mark.parametrize(
-    "payload",
-    [torch.full((2, 2), 900.0), torch.full((2, 3), 900.0), torch.full((2, 2), 900.0).double()],
+    ("payload", "said"),
+    [
+        (torch.full((2, 2), 900.0), rf"the server has not sent, .* {DECLARE}"),
+        (
+            torch.full((2, 3), 900.0),
+            r"is \(2, 3\), and .* sent it as \(2, 2\): send it in that shape",
+        ),
+        (
+            torch.full((2, 2), 900.0).double(),
+            rf"is torch.float64 and was .* torch.float32, .* {DECLARE}",
+        ),
+    ],
     ids=["another name", "another shape", "another type"],
 )
-def test_what_the_server_did_not_send_is_of_the_declared_scale(payload):
+def test_what_the_server_did_not_send_is_of_the_declared_scale(payload, said):
     """Guards `Rounds._base_of` and `Rounds._scales`.
 
     The scale of what came in another shape or type was not used, and large numbers clipped at 16.
     """
     first = {"w": torch.ones(2, 2)}
     name = "gradient" if payload.shape == (2, 2) and payload.dtype == torch.float32 else "w"
-    with pytest.raises(UpdateRefused, match=rf"{name}: .* declare it by keylock: {{scale: LARGEST"):
+    with pytest.raises(UpdateRefused, match=f"^{name}: {said}"):
         one_round(silos_of(first), [{name: payload}] * 3)
     for opened in one_round(silos_of(first, scale=1000.0), [{name: payload}] * 3):
         assert opened.counts.clipped == 0
