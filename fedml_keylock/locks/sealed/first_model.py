@@ -63,7 +63,8 @@ class FirstModel:
         ):
             raise UpdateRefused(
                 f"round 0: the server's first model ({digest.hex()}) is not what "
-                f"keylock.first_model asks for ({self.wanted})"
+                f"keylock.first_model asks for ({self.wanted}); "
+                "if it is meant, name its digest there"
             )
         if own:
             logging.info("the first model is this silo's own; its digest is %s", digest.hex())
