@@ -155,6 +155,9 @@ class Defense(ABC):
         """
         raise NotImplementedError
 
+    def enter_server(self) -> None:  # noqa: B027
+        """Called on the server before the job: refuse what could not be written later."""
+
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:  # noqa: B027
         """Called on the server with the sum of a round."""
 

@@ -503,8 +503,8 @@ TABLE = {
         ),
         (
             "lock: another digest is taken for the wanted one",
-            "return digest.hex() == str(self.wanted).lower()",
-            "return True",
+            "digest.hex() == self._pinned",
+            "True",
         ),
         (
             "lock: another model is taken for the own one",

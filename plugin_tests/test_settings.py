@@ -226,24 +226,24 @@ def test_what_is_not_of_that_side_is_refused(section, said):
 
 RETIRED = {
     "module": {
-        "whole": "it is called lock: sealed, the default now",
-        "affine": "it is called lock: paper now",
+        "whole": "it is of an earlier version; use lock: sealed, the default",
+        "affine": "it is of an earlier version; use lock: paper",
         "mixing": "'mixing' is of locks that are gone",
         "weights+norm": "'weights+norm' is of locks that are gone",
         "[mixing, stem]": "['mixing', 'stem'] is of locks that are gone",
         "null": "None is of locks that are gone",
     },
     "preset": {
-        "paper": "it is called lock: paper now",
+        "paper": "it is of an earlier version; use lock: paper",
         "strong": "'strong' is of locks that are gone",
     },
     "targets": {
-        "all": "it is called layers now",
-        "[conv1]": "it is called layers now",
-        "frist": "it is called layers now",
+        "all": "it is of an earlier version; use layers",
+        "[conv1]": "it is of an earlier version; use layers",
+        "frist": "it is of an earlier version; use layers",
     },
-    "mask": {"false": "it is called lock: sealed, the default, which needs no mask now"},
-    "then": {"krum": "it is called robust_aggregation now"},
+    "mask": {"false": "it is of an earlier version; use lock: sealed, the default, which has no"},
+    "then": {"krum": "it is of an earlier version; use robust_aggregation"},
     "form": {"full": "'full' is of locks that are gone"},
     "mixed": {"inner": "'inner' is of locks that are gone"},
     "rotate_every": {"1": "1 is of locks that are gone"},
@@ -262,12 +262,25 @@ def test_a_field_of_earlier_versions_is_refused_with_what_to_write_now(name, val
         assert said.endswith("leave it out, or use lock: sealed or lock: paper")
     # what is written in its place is a field that there is
     else:
-        (field,) = (f for f in KeyLockConfig.model_fields if f"called {f}" in said)
+        (field,) = (f for f in KeyLockConfig.model_fields if f"use {f}" in said)
         assert field in ("lock", "layers", "robust_aggregation")
 
 
 def test_where_to_read_why_they_are_gone_is_there():
     assert (Path(__file__).parents[1] / "docs/what-we-tried.md").is_file()
+
+
+@pytest.mark.parametrize("model", ["Own", "''", "abc", "model.pt", "'" + "g" * 64 + "'", 3])
+def test_a_first_model_that_none_could_be_is_refused(model):
+    """It was taken, and then the server's model blamed for not being that."""
+    assert refusal(KeyLockConfig, f"first_model: {model}").startswith("keylock.first_model: ")
+    for right in ("own", "'" + "0" * 63 + "F'", "a/b.safetensors"):
+        KeyLockConfig.from_mapping(yaml.safe_load(f"first_model: {right}"))
+
+
+@pytest.mark.parametrize("section", ["scale: true", "checkpoint: ''", "checkpoint: global.pt"])
+def test_what_is_no_number_and_no_file_of_that_kind_is_refused(section):
+    assert refusal(KeyLockConfig, section).startswith(f"keylock.{section.split(':')[0]}: ")
 
 
 OF_PAPER = [

@@ -12,7 +12,7 @@ from ..types import Exchange
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["Mailbox", "exchange_among", "misfit"]
+__all__ = ["TAG", "Mailbox", "exchange_among", "misfit"]
 
 TAG = 28_411
 """Of every message here: FedML's own have 0, and every MPI allows tags up to 32767."""

@@ -166,6 +166,8 @@ class ServerSession(Session):
 
     def _prepare(self, model: nn.Module) -> None:
         self.observer.begin_capture(model, self.agreement, self.defense, name=self.name)
+        if self.defense is not None:
+            self.defense.enter_server()
 
     def _note(self, doing: str, round_index: int | None = None) -> None:
         """Note what this rank is doing, for the line that reports it if it is killed."""

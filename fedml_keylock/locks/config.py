@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
-from ..settings import Settings
+from ..settings import Positive, Settings
 
 __all__ = ["KeyLockConfig"]
 
@@ -37,7 +38,7 @@ RENAMED: Mapping[tuple[str, str | None], str] = {
     ("targets", None): "layers",
     ("then", None): "robust_aggregation",
     ("module", "whole"): "lock: sealed, the default",
-    ("mask", None): "lock: sealed, the default, which needs no mask",
+    ("mask", None): "lock: sealed, the default, which has no such mask",
     ("module", "affine"): "lock: paper",
     ("preset", "paper"): "lock: paper",
 }
@@ -82,7 +83,7 @@ class KeyLockConfig(Settings):
     first_model: str | None = None
     """Of sealed: refuse a first model that is not this one: own (what the silo builds by itself),
     the digest that the log gives, or a .safetensors file."""
-    scale: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    scale: Positive | None = None
     """Of sealed: the largest number in tensors that silos send and the first model does not have,
     such as a gradient under a name of its own."""
     checkpoint: Path | None = None
@@ -158,7 +159,7 @@ class KeyLockConfig(Settings):
                 continue
             new = RENAMED.get((name, None)) or RENAMED.get((name, str(value)))
             raise ConfigError(
-                f"keylock.{name}: it is called {new} now"
+                f"keylock.{name}: it is of an earlier version; use {new}"
                 if new
                 else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
                 "says why); leave it out, or use lock: sealed or lock: paper"
@@ -194,6 +195,20 @@ class KeyLockConfig(Settings):
                 "(fedml-keylock roster init makes one)"
             )
         return self
+
+    @field_validator("first_model")
+    @classmethod
+    def _some_model(cls, value: str | None) -> str | None:
+        if value in (None, "own") or re.fullmatch(r"[0-9a-fA-F]{64}|.+\.safetensors", str(value)):
+            return value
+        raise ValueError("use own, a digest of 64 hexadecimal digits, or a .safetensors file")
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _some_file(cls, value: Path | None) -> Path | None:
+        if value is not None and value.suffix != ".safetensors":
+            raise ValueError("use the name of a .safetensors file")
+        return value
 
     @field_validator("layers", mode="before")
     @classmethod

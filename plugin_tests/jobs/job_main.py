@@ -136,6 +136,8 @@ if __name__ == "__main__":
         import fedml_keylock
 
         fedml_keylock.deactivate()
+    if CASE == "silo_without_flag" and args.rank == 2:
+        args.enable_defense = False
     device = fedml.device.get_device(args)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()

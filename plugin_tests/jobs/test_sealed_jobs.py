@@ -317,6 +317,7 @@ def test_an_aggregator_that_computes_by_itself_ends_in_one_line(run_job, case, w
             ["its messages are not locked: the plugin is not active there"],
             marks=pytest.mark.long,
         ),
+        pytest.param("silo_without_flag", ["the same YAML"], marks=pytest.mark.long),
     ],
 )
 def test_what_silos_cannot_seal_ends_in_one_line(run_job, case, words):

@@ -8,6 +8,7 @@ from types import FunctionType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HostError, UpdateRefused
+from ..mailbox import TAG
 from ..patching import Function, Seam, around
 from ..session import Session
 from ..unpickling import load
@@ -30,6 +31,8 @@ def seams() -> tuple[Seam, ...]:
 def _init_manager(original: Function, self: FedMLCommManager) -> None:
     session = begin(self.args)
     if session is None or session.defense is None:
+        if self.backend == "MPI":
+            self.comm = _undefended(self.comm)
         original(self)
         return
     if self.backend == "MPI":
@@ -37,6 +40,34 @@ def _init_manager(original: Function, self: FedMLCommManager) -> None:
     original(self)
     if self.backend == "GRPC":
         _make_careful(self.com_manager, session)
+
+
+def _undefended(comm: Any) -> Any:
+    """The same communicator, which says so if other ranks of the job are defended.
+
+    FedML would unpickle what silos tell one another, and end in a traceback.
+    """
+    from mpi4py import MPI
+
+    class Undefended(MPI.Intracomm):
+        def recv(
+            self,
+            buf: Any = None,
+            source: int = MPI.ANY_SOURCE,
+            tag: int = MPI.ANY_TAG,
+            status: MPI.Status | None = None,
+        ) -> Any:
+            arrived = MPI.Status()
+            self.Probe(source, tag, arrived)
+            if arrived.Get_tag() == TAG:
+                with final():
+                    raise HostError(
+                        f"rank {arrived.Get_source()} is defended and this rank is not: its YAML "
+                        "does not ask for the defense; give every rank the same YAML"
+                    )
+            return super().recv(buf, source, tag, status)
+
+    return Undefended(comm)
 
 
 def _careful(comm: Any) -> Any:

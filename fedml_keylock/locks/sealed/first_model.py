@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ...errors import UpdateRefused
+from ...errors import ConfigError, UpdateRefused, first_line
 from .rounds import digest_of
 
 __all__ = ["FirstModel"]
@@ -25,11 +26,25 @@ class FirstModel:
     """
 
     wanted: str | None
+    _pinned: str = ""
     _own: dict[str, bytes] = field(default_factory=dict)
 
     def remember(self, state: Mapping[str, Tensor]) -> None:
-        """Remember the model that this silo built, name by name: a part of it may come."""
+        """Remember the model that this silo built, name by name: a part of it may come.
+
+        Raises:
+            ConfigError: the file of the wanted one cannot be read.
+
+        """
         self._own = {name: digest_of({name: tensor}) for name, tensor in state.items()}
+        self._pinned = str(self.wanted).lower()
+        if self.wanted is not None and self.wanted.endswith(".safetensors"):
+            try:
+                self._pinned = digest_of(load_file(self.wanted)).hex()
+            except (OSError, SafetensorError) as error:
+                raise ConfigError(
+                    f"keylock.first_model: {self.wanted} cannot be read: {first_line(error)}"
+                ) from None
 
     def check(self, state: Mapping[str, Tensor], digest: bytes) -> None:
         """Refuse a first model that is not the wanted one, and log whose it is.
@@ -43,10 +58,13 @@ class FirstModel:
 
         """
         own = all(self._own.get(name) == digest_of({name: t}) for name, t in state.items())
-        if self.wanted is not None and not (own if self.wanted == "own" else self._is(digest)):
+        if self.wanted is not None and not (
+            own if self.wanted == "own" else digest.hex() == self._pinned
+        ):
             raise UpdateRefused(
                 f"round 0: the server's first model ({digest.hex()}) is not what "
-                f"keylock.first_model asks for ({self.wanted})"
+                f"keylock.first_model asks for ({self.wanted}); "
+                "if it is meant, name its digest there"
             )
         if own:
             logging.info("the first model is this silo's own; its digest is %s", digest.hex())
@@ -57,11 +75,3 @@ class FirstModel:
                 "keylock: {first_model: %s}",
                 digest.hex(),
             )
-
-    def _is(self, digest: bytes) -> bool:
-        path = Path(str(self.wanted))
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return digest == digest_of(load_file(path))
-        return digest.hex() == str(self.wanted).lower()

@@ -20,7 +20,15 @@ from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
-from .model_files import open_checkpoint, read_round, write_checkpoint, write_model
+from .model_files import (
+    CHECKPOINT,
+    FINAL,
+    check_place,
+    open_checkpoint,
+    read_round,
+    write_checkpoint,
+    write_model,
+)
 from .neighbours import check_colluders
 from .record import Record
 from .rehearsal import check_counts, rehearse
@@ -196,8 +204,15 @@ class SealedLock(WireLock):
         self._first.remember(state_tensors(model))
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Claim the silo's vault, if anything is to be written to it."""
+        """Claim the silo's vault, if anything is to be written to it.
+
+        Raises:
+            ConfigError: the final model could not be written.
+
+        """
         self._silo = silo
+        if self.config.save_model is not None:
+            check_place(self._final(silo), what=FINAL)
         if not self._writes_vault:
             return "no private state to keep"
         return f"opens checkpoints by {self._claim(silo).path}"
@@ -254,9 +269,8 @@ class SealedLock(WireLock):
         held = self._begun()
         held.agreed()
         if self.config.save_model is not None:
-            path = self.config.save_model / f"silo-{silo}.safetensors"
-            write_model(path, held.base, rounds=rounds)
-            logging.info("silo %d: the final model is in %s", silo, path)
+            write_model(self._final(silo), held.base, rounds=rounds)
+            logging.info("silo %d: the final model is in %s", silo, self._final(silo))
 
     def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """On the server: the sum of a round's messages, and its checkpoint."""
@@ -269,6 +283,16 @@ class SealedLock(WireLock):
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """One round of all silos in one process, with secrets of its own."""
         return rehearse(base, updates, self.config.colluders, self.config.scale)
+
+    def enter_server(self) -> None:
+        """On the server: check that a checkpoint can be written.
+
+        Raises:
+            ConfigError: it cannot.
+
+        """
+        if self.config.checkpoint is not None:
+            check_place(self.config.checkpoint, what=CHECKPOINT)
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
         """On the server: write the sealed checkpoint."""
@@ -294,6 +318,10 @@ class SealedLock(WireLock):
             if self._rounds.record is not None and self._rounds.record.covers:
                 private = self._rounds.record.tensors
         return deepcopy(protected), private
+
+    def _final(self, silo: int) -> Path:
+        assert self.config.save_model is not None
+        return self.config.save_model / f"silo-{silo}.safetensors"
 
     @property
     def _writes_vault(self) -> bool:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ... import files
 from ...errors import ConfigError, UpdateRefused
 from ..vault.disk import write_private
 from .record import Record
 from .sealing import TRAILER
 
-__all__ = ["open_checkpoint", "read_round", "write_checkpoint", "write_model"]
+__all__ = [
+    "CHECKPOINT",
+    "FINAL",
+    "check_place",
+    "open_checkpoint",
+    "read_round",
+    "write_checkpoint",
+    "write_model",
+]
 
 ROUND = "round"
+CHECKPOINT, FINAL = "keylock.checkpoint:", "keylock.save_model:"
+"""How messages call the two files."""
 
 
 def write_checkpoint(path: Path, total: Mapping[str, Tensor], *, round_index: int) -> None:
@@ -30,8 +42,8 @@ def write_checkpoint(path: Path, total: Mapping[str, Tensor], *, round_index: in
     """
     kept = {name: words.contiguous() for name, words in total.items()}
     metadata = {"fedml_keylock": "sealed checkpoint 1", ROUND: str(round_index)}
-    _make_folder(path)
-    write_private(path, save(kept, metadata=metadata), what="keylock.checkpoint:")
+    check_place(path, what=CHECKPOINT)
+    write_private(path, save(kept, metadata=metadata), what=CHECKPOINT)
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], *, rounds: int) -> None:
@@ -44,15 +56,28 @@ def write_model(path: Path, state: Mapping[str, Tensor], *, rounds: int) -> None
 
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    _make_folder(path)
-    write_private(path, save(kept, metadata={"rounds": str(rounds)}), what="keylock.save_model:")
+    check_place(path, what=FINAL)
+    write_private(path, save(kept, metadata={"rounds": str(rounds)}), what=FINAL)
 
 
-def _make_folder(path: Path) -> None:
+def check_place(path: Path, *, what: str) -> None:
+    """Check, before a job trains for hours, that a file can be written where it is to be.
+
+    Args:
+        path: of the file.
+        what: how messages call it.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        files.check_place(path)
+        with TemporaryFile(dir=path.parent) as trial:
+            trial.write(b"trial")
     except OSError as error:
-        raise ConfigError(f"{path.parent}: cannot be made: {error.strerror}") from None
+        raise ConfigError(f"{what} {path}: cannot be written: {error.strerror}") from None
 
 
 def read_round(path: Path) -> int | None:

@@ -223,7 +223,29 @@ def test_silos_compare_what_they_have_opened_before_the_model_is_written(tmp_pat
     with pytest.raises(UpdateRefused, match=r"^silo 0 is in another round than this one"):
         silos[1][0].finish(2, silo=1)
     assert told == [[0, 2]]
-    assert not (tmp_path / "models").exists()
+    assert [*(tmp_path / "models").iterdir()] == []
+
+
+def test_what_could_not_be_written_in_the_end_is_refused_at_the_start(tmp_path):
+    """Guards `check_place`: a job would train for hours, and lose its model."""
+    (tmp_path / "in the way").write_text("")
+    (tmp_path / "models" / "silo-0.safetensors").mkdir(parents=True)
+    for folder in ("models", "in the way", "in the way/x"):
+        with pytest.raises(ConfigError, match=r"^keylock.save_model: .*/silo-0.safetensors: can"):
+            jobs(tmp_path / "vault", save_model=tmp_path / folder)
+    checkpoint = tmp_path / "in the way" / "global.safetensors"
+    with pytest.raises(ConfigError, match=r"^keylock.checkpoint: .* cannot be wr"):
+        make_lock(KeyLockConfig(checkpoint=checkpoint)).enter_server()
+    make_lock(KeyLockConfig(checkpoint=tmp_path / "new" / "global.safetensors")).enter_server()
+    assert [*(tmp_path / "new").iterdir()] == []
+
+
+def test_a_pinned_first_model_that_cannot_be_read_is_refused_at_the_start(tmp_path):
+    """Guards `FirstModel.remember`: a missing file ended the job in a traceback."""
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 20)
+    for name in ("missing.safetensors", "cut.safetensors"):
+        with pytest.raises(ConfigError, match=rf"^keylock.first_model: .*{name} cannot be read: "):
+            jobs(tmp_path, first_model=str(tmp_path / name))
 
 
 def test_checkpoints_vaults_and_the_open_model(tmp_path):

@@ -207,7 +207,7 @@ def test_the_open_model_is_a_file_that_anyone_can_load(tmp_path):
     fresh.load_state_dict(load_file(path))
     assert bits_of(fresh.state_dict()) == bits_of(state)
     (tmp_path / "in the way").write_text("")
-    with pytest.raises(ConfigError, match="in the way: cannot be made"):
+    with pytest.raises(ConfigError, match="in the way/x: cannot be written"):
         write_model(tmp_path / "in the way" / "x", state, rounds=5)
 
 
