@@ -210,3 +210,19 @@ assert fedml_keylock.is_active()
 """
     )
     assert ended.status == 0, ended.stderr[-2000:]
+
+
+def test_jobs_over_mpi_need_no_grpc(with_fedml):
+    """FedML has grpcio in an extra, which the demo's environment does without."""
+    ended = with_fedml(
+        PLAIN
+        + """
+for name in [name for name in sys.modules if name.partition(".")[0] == "grpc"]:
+    del sys.modules[name]
+sys.modules["grpc"] = None
+import fedml_keylock
+fedml_keylock.activate()
+assert fedml_keylock.is_active()
+"""
+    )
+    assert ended.status == 0, ended.stderr[-2000:]

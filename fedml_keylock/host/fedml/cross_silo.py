@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import fedml
@@ -26,7 +27,6 @@ __all__ = ["seams"]
 def seams() -> tuple[Seam, ...]:
     """What of a job's beginning, of its silos, of its server and of its messages is wrapped."""
     from fedml.core.alg_frame.client_trainer import ClientTrainer
-    from fedml.core.distributed.communication.grpc.grpc_comm_manager import GRPCCommManager
     from fedml.core.distributed.communication.mpi.com_manager import MpiCommunicationManager
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
     from fedml.cross_silo.client.fedml_trainer import FedMLTrainer
@@ -37,6 +37,12 @@ def seams() -> tuple[Seam, ...]:
     job = ("args", "device", "dataset", "model", "client_trainer", "server_aggregator")
     runner = ("self", *job, "algorithm_flow")
     messages = ("self", "msg_type", "msg_params")
+    # below FedML's manager, so that nothing that it sends goes around them
+    senders: list[type] = [MpiCommunicationManager]
+    if find_spec("grpc"):  # fedml has it in an extra
+        from fedml.core.distributed.communication.grpc.grpc_comm_manager import GRPCCommManager
+
+        senders.append(GRPCCommManager)
     return (
         Seam(ClientTrainer, "__init__", ("self", "model", "args"), _trainer_constructor),
         Seam(FedMLRunner, "__init__", runner, _runner_constructor),
@@ -47,9 +53,7 @@ def seams() -> tuple[Seam, ...]:
         # FedML's MPI simulation has classes of its own for the same
         Seam(FedAVGTrainer, "train", ("self", "round_idx"), _simulated_train),
         Seam(FedAVGTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
-        # below FedML's manager, so that nothing that it sends goes around them
-        Seam(MpiCommunicationManager, "send_message", ("self", "msg"), _send_message),
-        Seam(GRPCCommManager, "send_message", ("self", "msg"), _send_message),
+        *(Seam(each, "send_message", ("self", "msg"), _send_message) for each in senders),
         Seam(FedMLCommManager, "receive_message", messages, _receive_message),
         Seam(fedml, "_manage_mpi_args", ("args",), _manage_mpi_args),
     )
