@@ -1,5 +1,7 @@
 """A small real FedML job; JOB_CASE says what goes wrong in it, or which custom code it brings."""
 
+import time
+
 import fedml
 import job_recorder
 import torch
@@ -136,6 +138,7 @@ if __name__ == "__main__":
         import fedml_keylock
 
         fedml_keylock.deactivate()
+        time.sleep(2)  # FedML's receiver finds what other silos have said
     if CASE == "silo_without_flag" and args.rank == 2:
         args.enable_defense = False
     device = fedml.device.get_device(args)
