@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 USAGE = "usage: mpiexec -n RANKS python -m fedml_keylock SCRIPT [ARGUMENT ...]"
 
@@ -29,6 +31,11 @@ def main(argv: list[str]) -> int:
         return 2
     watch()
     try:
+        from .host.job_configuration import read_yaml
+
+        for option, value in pairwise(argv):
+            if option in ("--cf", "--yaml_config_file"):
+                read_yaml(Path(value))  # of one that it cannot read FedML says something else
         from .host.launch import check_world
 
         check_world()

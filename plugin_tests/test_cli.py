@@ -236,6 +236,23 @@ def test_a_missing_script_is_named():
     assert "nowhere.py: no such script" in result.output
 
 
+@pytest.mark.parametrize(
+    ("text", "said"), [(None, "No such file or directory"), ("a: {b\n c: [", "this is not YAML")]
+)
+def test_a_job_s_yaml_that_cannot_be_read_is_one_line(tmp_path, capfd, text, said):
+    """FedML said "no such setting: training_type = None", after a traceback of each rank."""
+    (tmp_path / "main.py").write_text("raise AssertionError")
+    path = tmp_path / "job.yaml"
+    if text is not None:
+        path.write_text(text)
+    for option in ("--cf", "--yaml_config_file"):
+        line = [sys.executable, "-m", "fedml_keylock", "main.py", option, str(path)]
+        assert subprocess.run(line, cwd=tmp_path, check=False).returncode == 1
+        (out,) = capfd.readouterr().err.splitlines()
+        assert out.startswith(f"fedml-keylock: {path}")
+        assert said in out
+
+
 def test_our_errors_are_one_line(monkeypatch):
     def fails(*_args, **_options):
         raise MissingExtra("mlxtend", "demo")

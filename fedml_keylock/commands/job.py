@@ -11,11 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
-import yaml
 from torch import nn
 
 from ..errors import ConfigError, VaultError, first_line
-from ..host.job_configuration import check_switches
+from ..host.job_configuration import check_switches, read_yaml
 from ..locks.vault.file import Stored
 from ..locks.vault.silo import silo_path, silos_in
 
@@ -55,14 +54,7 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     """
     if config is None:
         return {}
-    try:
-        read = yaml.safe_load(config.read_text())
-    except OSError as error:
-        raise ConfigError(f"{config}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{config}{where}: this is not YAML") from None
+    read = read_yaml(config)
     # as FedML reads it: the sections are only for the eye
     fields: dict[str, Any] = {}
     for section in read.values() if isinstance(read, Mapping) else ():

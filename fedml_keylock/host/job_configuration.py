@@ -18,6 +18,7 @@ __all__ = [
     "misplaced_settings",
     "our_attack",
     "our_defense",
+    "read_yaml",
     "silo_in_turn",
     "word",
 ]
@@ -136,6 +137,23 @@ def misplaced_settings(read: Any) -> Iterator[str]:
                 )
 
 
+def read_yaml(path: Path) -> Any:
+    """The contents of a job's YAML.
+
+    Raises:
+        ConfigError: it is not there, or is no YAML.
+
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{path}{where}: this is not YAML") from None
+
+
 def _our_names() -> dict[str, tuple[str, ...]]:
     """What of ours a job may name, by FedML's two words for it."""
     return {"defense": tuple(defenses()), "attack": (INVERSION,)}
@@ -147,4 +165,4 @@ def _yaml_of(args: Arguments) -> Any:
     try:
         return yaml.safe_load(Path(paths[0]).read_text()) if paths else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None  # FedML reports a YAML that it cannot read
+        return None  # FedML ends a job whose YAML it cannot read

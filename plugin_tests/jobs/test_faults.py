@@ -175,6 +175,44 @@ def test_a_silo_with_another_lock_ends_a_sealed_job(tmp_path):
     assert not any(m["model"] for rank in (1, 2) for m in job.messages(rank))
 
 
+SEALED = {
+    "killed_in_training": Fault(FAULTS["killed_in_training"].words, cli=True),
+    "full_disk": Fault(
+        ["rank 2: silo 1 (rank 2), round 1: vault disk/vault/", "No space left on device"],
+        own={"vault": "disk/vault", "keep_history": True},
+        disk=True,
+        vault="disk-after/vault",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", SEALED)
+def test_a_fault_ends_a_sealed_job_in_one_line_with_whole_files(case, tmp_path):
+    fault = SEALED[case]
+    job = run(tmp_path, case, settings={"checkpoint": "global.safetensors"}, fault=fault)
+    assert job.status != 0
+    assert time.time() - float((tmp_path / "fault").read_text()) < ENDS_WITHIN
+    assert len(set(job.ours)) == 1, job.output[-3000:]
+    assert all(word in job.ours[0] for word in fault.words)
+    assert "Traceback" not in job.output
+    assert_vaults_can_be_read(tmp_path / fault.vault)
+    assert load_file(tmp_path / "global.safetensors")
+    assert not [*tmp_path.rglob("*.tmp")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("field", ["checkpoint", "save_model"])
+def test_what_could_not_be_written_in_the_end_ends_a_job_before_it_trains(field, tmp_path):
+    (tmp_path / "in the way").write_text("")
+    job = run(tmp_path, "", settings={field: "in the way/global.safetensors"})
+    assert job.status != 0
+    assert len(set(job.ours)) == 1, job.output[-3000:]
+    assert f"keylock.{field}: in the way/global.safetensors" in job.ours[0]
+    assert "cannot be written" in job.ours[0]
+    assert not any(m["model"] for rank in (1, 2) for m in job.messages(rank))
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("settings", [LOCK, LOCK | {"layers": "all"}])
 def test_a_killed_job_started_again_learns_as_if_nothing_had_happened(

@@ -17,6 +17,7 @@ from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
+from ..vault.disk import make_folder
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
@@ -207,10 +208,13 @@ class SealedLock(WireLock):
         """Claim the silo's vault, if anything is to be written to it.
 
         Raises:
-            ConfigError: the final model could not be written.
+            ConfigError: the final model or the silo's own log could not be written.
 
         """
         self._silo = silo
+        if self.own_accuracy and not self.tells_accuracy:
+            make_folder(self.config.vault)
+            check_place(self.config.vault / f"silo-{silo}.log", what="keylock.vault:")
         if self.config.save_model is not None:
             check_place(self._final(silo), what=FINAL)
         if not self._writes_vault:

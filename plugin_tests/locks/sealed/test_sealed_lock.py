@@ -68,7 +68,7 @@ def test_a_job_trains_the_model_as_it_is(tmp_path):
     for _, model in silos:
         assert torch.allclose(model[0].weight, first["0.weight"] + 5 / 3, atol=1e-6)
         assert bits_of(state_of(model)) == bits_of(state_of(silos[0][1]))
-    assert not (tmp_path / "vault").exists()
+    assert [*(tmp_path / "vault").iterdir()] == []
 
 
 def test_whose_first_model_it_is_is_said(tmp_path, caplog):
@@ -233,6 +233,9 @@ def test_what_could_not_be_written_in_the_end_is_refused_at_the_start(tmp_path):
     for folder in ("models", "in the way", "in the way/x"):
         with pytest.raises(ConfigError, match=r"^keylock.save_model: .*/silo-0.safetensors: can"):
             jobs(tmp_path / "vault", save_model=tmp_path / folder)
+    (tmp_path / "vault" / "silo-0.log").mkdir()
+    with pytest.raises(ConfigError, match=r"^keylock.vault: .*/silo-0.log: cannot be written"):
+        jobs(tmp_path / "vault")
     checkpoint = tmp_path / "in the way" / "global.safetensors"
     with pytest.raises(ConfigError, match=r"^keylock.checkpoint: .* cannot be wr"):
         make_lock(KeyLockConfig(checkpoint=checkpoint)).enter_server()
