@@ -33,6 +33,9 @@ class Mutant(NamedTuple):
 
 
 TABLE = {
+    ("evaluation/audit/crew", "evaluation/test_audit.py -k forked_worker"): [
+        ("audit: forked workers wait for threads", "    torch.set_num_threads(1)\n", ""),
+    ],
     ("host/fedml/receiving", "host/test_unpickling.py -k malicious_rank"): [
         (
             "messages: one silo sends in another's name",

@@ -426,6 +426,20 @@ def test_workers_get_no_truth(digits):
 # --- who does it, and going on
 
 
+def test_a_forked_worker_waits_for_no_thread_of_its_parent(monkeypatch):
+    """Guards `_follow`: OpenMP's threads are not forked, and the demo waited for them for ever."""
+    had = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        work = "fedml_keylock.evaluation.audit.crew.work_on"
+        monkeypatch.setattr(work, lambda *_: str(torch.get_num_threads()))
+        found = {}
+        Pool(2).run([(), ()], found.__setitem__)
+    finally:
+        torch.set_num_threads(had)
+    assert found == {0: "1", 1: "1"}
+
+
 def test_the_crew_does_not_change_a_figure(digits, tmp_path):
     one = subject_of(digits, 4)
     reports = [

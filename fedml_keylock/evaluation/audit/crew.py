@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
+import torch
+
 from ...errors import AttackError, first_line
 from ...mpi import misfit, size_of, started_by
 from .plan import Task
@@ -181,6 +183,8 @@ def _one_of_the_forked(index: int) -> bytes | str:
 
 def _follow(parent: int, jobs: Sequence[Job]) -> None:
     """End with the process that leads: a killed one tells its children nothing."""
+    # OpenMP's threads are not forked with their process: who waits for them waits for ever
+    torch.set_num_threads(1)
     _forked[:] = jobs
 
     def watch() -> None:
