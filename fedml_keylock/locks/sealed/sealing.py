@@ -197,13 +197,15 @@ def add_up(messages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         tensor([-2], dtype=torch.int32)
 
     """
-    first = messages[0]
-    total = OrderedDict((name, words.clone()) for name, words in first.items())
-    for message in messages[1:]:
+    total, more = OrderedDict(messages[0]), messages[1:]
+    for message in more:
         for name in sorted(message.keys() ^ total.keys()):
             raise UpdateRefused(f"{name}: one silo has sent it and another has not")
         for name, words in message.items():
             if words.dtype != torch.int32 or words.shape != total[name].shape:
                 raise UpdateRefused(f"{name}: silos have sent it in several shapes or types")
-            total[name] += words
-    return total
+        # the first sum is a tensor of its own, and what a silo sent stays what it was
+        add = torch.add if message is more[0] else Tensor.add_
+        for name, words in message.items():
+            total[name] = add(total[name], words)
+    return total if more else OrderedDict((name, words.clone()) for name, words in total.items())
