@@ -762,8 +762,8 @@ TABLE = {
         ("sealing: forms are not checked", "    check_form(encoding, message)\n", ""),
         (
             "sealing: a server adds what it is given",
-            "total = OrderedDict((name, words.clone())",
-            "total = OrderedDict((name, words)",
+            "add = torch.add if message is more[0] else Tensor.add_",
+            "add = Tensor.add_",
         ),
         (
             "sealing: a sum wears no pad",
