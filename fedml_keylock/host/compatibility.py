@@ -192,12 +192,10 @@ def check_sealing(args: Arguments) -> None:
     if getattr(args, "training_type", None) != "simulation":
         return
     # its silos do not get the last average over MPI; in one process it is in the open
-    in_one = getattr(args, "backend", None) == "sp"
     unwritten = {"save_model": "use checkpoint, which fedml-keylock export opens"}
-    if in_one:
+    if getattr(args, "backend", None) == "sp":
         remedy = "save FedML's own model, which is in the open"
         unwritten = dict.fromkeys(("save_model", "checkpoint"), remedy)
-    if in_one and settings.get("lock", "sealed") == "sealed":  # beside it paper has a history
         unwritten["keep_history"] = "leave it out: no message is kept"
     for name, remedy in unwritten.items():
         if settings.get(name):

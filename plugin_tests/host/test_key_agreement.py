@@ -163,11 +163,8 @@ def test_what_nothing_would_write_is_refused(kind, backend, refused, tmp_path):
             agree(keylock({name: value}), args)
 
 
-@pytest.mark.parametrize("asked", [{}, {"lock": ["paper", "sealed"], "keep_history": True}])
-def test_what_is_written_in_one_process_is_not_refused(asked):
-    """The published lock keeps a history there."""
-    args = job(training_type="simulation", backend="sp", keylock=asked, **ENABLED)
-    agree(keylock(asked), args)
+def test_one_process_without_such_settings_is_not_refused():
+    agree(keylock({}), job(training_type="simulation", backend="sp", keylock={}, **ENABLED))
 
 
 ENABLED = {"enable_defense": True, "defense_type": "keylock"}
