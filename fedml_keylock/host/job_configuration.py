@@ -163,6 +163,6 @@ def _yaml_of(args: Arguments) -> Any:
     """The contents of the YAML that FedML has read; None if there is none."""
     paths = getattr(args, "yaml_paths", None)
     try:
-        return yaml.safe_load(Path(paths[0]).read_text()) if paths else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return read_yaml(Path(paths[0])) if paths else None
+    except ConfigError:
         return None  # FedML ends a job whose YAML it cannot read

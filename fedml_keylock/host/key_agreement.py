@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ..errors import HostError
+from ..locks.entropy import hkdf
 from ..locks.group_key import group_secret
 from ..types import Credentials, JobSecrets
 from .mailbox import Mailbox, exchange_among, misfit
@@ -240,7 +239,7 @@ def agree(
 
 def _derive(secret: bytes, info: bytes) -> bytes:
     """32 bytes of a secret for one purpose."""
-    return HKDF(algorithm=SHA256(), length=SECRET, salt=None, info=LABEL + info).derive(secret)
+    return hkdf(secret, LABEL + info)
 
 
 def _place(rank: int) -> bytes:

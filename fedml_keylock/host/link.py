@@ -6,10 +6,8 @@ import hmac
 import struct
 import time
 
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from ..errors import ConfigError, UpdateRefused
+from ..locks.entropy import hkdf
 from ..locks.group_key import group_secret
 from ..types import Credentials
 
@@ -39,8 +37,7 @@ class Link:
     """
 
     def __init__(self, secret: bytes, rank: int) -> None:
-        derivation = HKDF(algorithm=SHA256(), length=32, salt=None, info=b"fedml-keylock link 1")
-        self._key, self._rank = derivation.derive(secret), rank
+        self._key, self._rank = hkdf(secret, b"fedml-keylock link 1"), rank
         self._sent = 0
         self._received: dict[int, int] = {}
 

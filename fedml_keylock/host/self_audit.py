@@ -162,12 +162,13 @@ class SelfAudit:
         if twin is None or not self.waits:
             return
         before = twin.plain.state_dict() if received is None else received
-        sealed, private = self.defense is not None and self.defense.seals, twin.private
-        if sealed and self.defense is not None:
+        if self.defense is not None and self.defense.seals:
             private = self.defense.twin(twin.plain, twin.plain)[1]  # it is there since it sealed
+        else:
+            state, private = {name: state[name] for name in before}, twin.private
         update = ClientUpdate(
             before=copied(before),
-            after=copied(state if sealed else {name: state[name] for name in before}),
+            after=copied(state),
             learning_rate=float(self.args.learning_rate),
             silo=turn.silo,
             round=turn.round,

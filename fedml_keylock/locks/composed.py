@@ -102,10 +102,6 @@ class SealedPaperLock(PaperLock):
         """As of lock: sealed."""
         return self._wire.rehearse(base, updates)
 
-    def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:
-        """As of lock: sealed."""
-        self._wire.keep(total, round_index=round_index)
-
     def finish(self, rounds: int, *, silo: int) -> None:
         """As of lock: sealed."""
         self._wire.finish(rounds, silo=silo)

@@ -13,12 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from torch import Tensor
 
 __all__ = [
     "Stream",
     "Uniform",
     "haar",
+    "hkdf",
     "normal",
     "secret_uniform",
     "seeded_uniform",
@@ -45,6 +48,17 @@ def uniform_of(data: bytes, shape: tuple[int, ...]) -> Tensor:
     """
     words = np.frombuffer(data, dtype="<u4")
     return torch.from_numpy((words >> 8).astype(np.float32) * np.float32(2**-24)).reshape(shape)
+
+
+def hkdf(secret: bytes, info: bytes) -> bytes:
+    """32 bytes of a secret for the purpose that the info names: HKDF-SHA256 (RFC 5869), no salt.
+
+    Example:
+        >>> hkdf(bytes(32), b"one") == hkdf(bytes(32), b"another")
+        False
+
+    """
+    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
 
 
 class Stream:

@@ -8,18 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 from test_audit import FEW, attack, digits, invoke, net  # noqa: F401  # digits is a fixture
+from wire_subjects import distance, subject_of
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, VaultError
 from fedml_keylock.evaluation.audit import (
-    Protection,
     accuracy_by_round,
     audit,
     load_truth,
-    probe,
     save_truth,
 )
-from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
@@ -29,19 +27,6 @@ from fedml_keylock.silos import own_locks, silo_secrets
 from fedml_keylock.types import ClientUpdate, JobSecrets
 
 TRAILER = "keylock.sealed"
-
-
-def subject_of(pictures, count=4, **settings):
-    model = net()
-    defense = keylock(settings)
-    images, labels = (part[:count] for part in pictures)
-    public = PublicData(*(part[20:] for part in pictures))
-    known = Protection(defense.title, defense.surrogate(model))
-    return probe(model, images, labels, protection=known, public=public)
-
-
-def distance(one, other):
-    return max(float((one[name].double() - other[name]).abs().max()) for name in other)
 
 
 def test_who_has_the_record_opens_updates_and_who_colludes_no_masks(digits):  # noqa: F811
@@ -71,31 +56,6 @@ def test_who_has_no_key_reads_numbers_that_the_model_can_hold(digits):  # noqa: 
     flat = torch.cat([t.flatten() for t in read.after.values()])
     assert abs(float(flat.mean())) < 0.05
     assert float(flat.std()) == pytest.approx(3**-0.5, rel=0.05)
-
-
-def test_levels_get_what_they_know(digits):  # noqa: F811
-    subject = subject_of(digits, count=2)
-    tasks = tasks_of(subject, attack(), ["oblivious", "adaptive", "insider"])
-    found = {task.trial.level: task for task in tasks if task.trial.variant == subject.defense}
-    assert set(found) == {"oblivious", "adaptive", "insider", "oracle"}
-    for level, task in found.items():
-        same = [one is other for one, other in zip(task.updates, subject.updates, strict=True)]
-        assert all(same) == (level in ("oblivious", "adaptive"))
-        assert task.given is None
-        assert task.knowledge().secrets is None
-
-
-def test_an_audit_says_that_the_record_is_what_others_lack(digits, tmp_path):  # noqa: F811
-    levels = ("oblivious", "adaptive", "insider")
-    report = audit(subject_of(digits), attack(steps=150, restarts=2), levels, output=tmp_path)
-    scores = {
-        (row.defense, row.knowledge): row.metrics["ssim_aligned"]["mean"] for row in report.leakage
-    }
-    assert scores["none", "none"] > 0.6
-    assert scores["keylock:sealed", "oracle"] > 0.6
-    for level in levels:
-        assert scores["keylock:sealed", level] < 0.15
-    assert "keylock:sealed: withstood the attacks tried" in str(report.verdict())
 
 
 @pytest.mark.parametrize("settings", [{}, {"lock": "paper"}])

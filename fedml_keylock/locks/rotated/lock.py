@@ -87,10 +87,7 @@ class RotatedLock(WireLock):
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
         """The key, and the rounds of the model that was received last and of the one sent next."""
-        rotation = _on(model)
-        assert rotation.key is not None
-        rounds = {"before": rotation.round - 1, "after": rotation.round}
-        return {"key": rotation.key.tensor, **{n: torch.tensor(r) for n, r in rounds.items()}}
+        return _on(model).variables
 
     def load_public(
         self,
@@ -223,11 +220,7 @@ class RotatedLock(WireLock):
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """The silo's own model, and what opens its states."""
         rotation = self._begun()
-        if rotation.key is None:
-            return deepcopy(protected), {}
-        rounds = {"before": rotation.round - 1, "after": rotation.round}
-        private = {"key": rotation.key.tensor, **{n: torch.tensor(r) for n, r in rounds.items()}}
-        return deepcopy(protected), private
+        return deepcopy(protected), {} if rotation.key is None else rotation.variables
 
     def _begun(self) -> Rotation:
         if self._rotation is None:

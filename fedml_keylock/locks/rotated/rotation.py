@@ -82,6 +82,13 @@ class Rotation(Private):
             "rotated.sample": self.sample,
         }
 
+    @property
+    def variables(self) -> dict[str, Tensor]:
+        """What opens states: the key, the round that was received last and the one sent next."""
+        assert self.key is not None
+        rounds = {"before": self.round - 1, "after": self.round}
+        return {"key": self.key.tensor, **{n: torch.tensor(r) for n, r in rounds.items()}}
+
     def load(self, kept: Mapping[str, Tensor]) -> None:
         """Take what the vault kept.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from numpy.typing import NDArray
+
+from ..entropy import hkdf
 
 __all__ = ["Keystream", "derive", "framed"]
 
@@ -25,7 +25,7 @@ def framed(*parts: bytes) -> bytes:
 
 
 def derive(secret: bytes, label: str, *context: bytes) -> bytes:
-    """A key of 32 bytes for one purpose: HKDF-SHA256 (RFC 5869) without salt.
+    """A key of 32 bytes for one purpose; see `entropy.hkdf`.
 
     Args:
         secret: 32 bytes.
@@ -38,7 +38,7 @@ def derive(secret: bytes, label: str, *context: bytes) -> bytes:
 
     """
     info = framed(b"fedml-keylock sealed 1", label.encode(), *context)
-    return HKDF(algorithm=SHA256(), length=32, salt=None, info=info).derive(secret)
+    return hkdf(secret, info)
 
 
 class Keystream:
