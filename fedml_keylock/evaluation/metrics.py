@@ -20,6 +20,7 @@ from .matching import check_pair
 __all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
 
 _MOST_DECIBELS = 100.0
+_WINDOW = 11  # torchmetrics' at its sigma of 1.5
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -40,7 +41,8 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), Gaussian window of 11, after clamping to [0, 1].
 
-    From -1 to 1, which is an exact copy.
+    From -1 to 1, which is an exact copy. The mean over the windows that lie within the picture, as
+    in the paper and in scikit-image; torchmetrics' own mean counts a border that it has mirrored.
 
     Raises:
         ConfigError: the images are smaller than the window, beside what every metric refuses.
@@ -52,12 +54,15 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 
     """
     images, truth = _checked(images, truth)
-    if min(images.shape[-2:]) < 11:
-        raise ConfigError(f"SSIM needs images of at least 11 x 11, not {tuple(images.shape[-2:])}")
-    values = structural_similarity_index_measure(images, truth, data_range=1.0, reduction="none")
-    if not isinstance(values, Tensor):  # it returns a pair only if asked for one
-        raise TypeError(f"torchmetrics returned {type(values).__name__}")
-    return values.reshape(len(images))
+    if min(images.shape[-2:]) < _WINDOW:
+        raise ConfigError(
+            f"SSIM needs images of at least {_WINDOW} x {_WINDOW}, not {tuple(images.shape[-2:])}"
+        )
+    _, windows = structural_similarity_index_measure(
+        images, truth, data_range=1.0, reduction="none", return_full_image=True
+    )
+    border = _WINDOW // 2
+    return windows[..., border:-border, border:-border].mean((1, 2, 3))
 
 
 def align(images: Tensor, truth: Tensor) -> Tensor:
