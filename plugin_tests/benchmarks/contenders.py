@@ -26,20 +26,28 @@ Round = Callable[[], dict[str, float]]
 def sealed(state: State) -> Round:
     """Sealing, as sealing.py has it; it needs this project on PYTHONPATH."""
     import pickle
+    from unittest.mock import Mock, patch
 
     import torch
     from sealing import SAMPLES, Encoding, Shares, keys_of, round_of_a_silo, seal
 
+    from fedml_keylock.locks.sealed import sealing
+    from fedml_keylock.locks.sealed.tag import Tag
+
     torch.set_num_threads(1)
     first = {name: torch.from_numpy(array) for name, array in state.items()}
     again = round_of_a_silo(first)
+    idle = Mock()
+    idle.sha256().digest.return_value = bytes(32)
 
     def once() -> dict[str, float]:
         seconds = again()
         message, _ = seal(Encoding.of(first, Shares(SAMPLES)), first, keys_of(0, 3, None))
         began = time.process_time()
         pickle.loads(pickle.dumps(message))
-        return {"seconds": seconds, "wire": time.process_time() - began}
+        wire = time.process_time() - began
+        with patch.object(Tag, "update"), patch.object(sealing, "hashlib", idle):
+            return {"seconds": seconds, "wire": wire, "unverified": again()}
 
     return once
 
@@ -82,16 +90,13 @@ def former(state: State) -> Round:
 
 
 def ckks(state: State) -> Round:
-    """TenSEAL's CKKS, tensor by tensor under one symmetric key, as NVFlare's HE filters use it.
-
-    But for their moduli, which are 60, 40, 40 and as long on the wire.
-    """
+    """TenSEAL's CKKS, tensor by tensor under one symmetric key, as NVFlare's HE filters use it."""
     import tenseal
 
     context = tenseal.context(
         tenseal.SCHEME_TYPE.CKKS,
         poly_modulus_degree=8192,
-        coeff_mod_bit_sizes=[60, 40, 60],
+        coeff_mod_bit_sizes=[60, 40, 40],
         encryption_type=tenseal.ENCRYPTION_TYPE.SYMMETRIC,
     )
     context.generate_relin_keys()
