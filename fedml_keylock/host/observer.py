@@ -74,7 +74,8 @@ class Observer:
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Keep some of FedML's test data, which silos' data are like."""
         if self.attacker is not None:
-            self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
+            test = () if dataset[3] is None else dataset[3]  # a loader may not know its length
+            self.attacker.see_data(test, classes=int(dataset[7]))
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
         """In a silo: prepare its audit of itself, on the still unprotected model."""
@@ -129,7 +130,7 @@ class Observer:
         if self.received is None or silo is None:
             return
         rate = float(self.args.learning_rate)
-        update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
+        update = ClientUpdate(self.received, state, rate, float(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)
