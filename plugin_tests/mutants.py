@@ -98,8 +98,22 @@ TABLE = {
     ("host/silo_session", "host/test_key_agreement.py -k weighs_nothing"): [
         (
             "agreement: a silo that weighs nothing trains",
-            "samples = self.check_samples(",
-            "samples = (lambda number: number)(",
+            "samples = self._said = self.check_samples(",
+            "samples = self._said = (lambda number: number)(",
+        ),
+    ],
+    ("host/silo_session", "host/test_key_agreement.py -k as_fedml_reads"): [
+        (
+            "agreement: a silo weighs another number than it has told",
+            "if self.seals and self._said not in (None, number):",
+            "if False:",
+        ),
+    ],
+    ("host/self_audit", "host/test_self_audit.py -k one_colour"): [
+        (
+            "audit: a silo attacks pictures of one colour",
+            "if not telling or not kept.any():",
+            "if True:",
         ),
     ],
     ("locks/paper/placement", "locks/paper/test_opacus.py"): [

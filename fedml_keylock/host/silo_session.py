@@ -43,6 +43,7 @@ class SiloSession(Session):
     _locked_for: int | None = None
     _trained: int = 0
     _shared: bool = False
+    _said: float | None = None
     _handshake: Handshake | None = field(default=None, repr=False)
     _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
@@ -82,7 +83,9 @@ class SiloSession(Session):
             return
         samples = 0.0
         if self._comm is None and self.silo is not None:  # silos cannot tell it one another later
-            samples = self.check_samples(None if dataset[4] is None else dataset[4][self.silo])
+            samples = self._said = self.check_samples(
+                None if dataset[4] is None else dataset[4][self.silo]
+            )
         self._handshake = Handshake.of(credentials, int(self.args.rank), samples)
         if self._comm is not None:
             self._note("while agreeing on secrets with the other silos")
@@ -116,16 +119,22 @@ class SiloSession(Session):
         """Check, before it trains, the number of samples that FedML is to weigh this silo by.
 
         Raises:
-            HostError: it is no weight under a defense.
+            HostError: it is no weight under a defense, or another one than the silos were told.
 
         """
         if self.defense is None or self._is_over():
             return 0.0
         what = f"{self.who}: its number of samples, dataset[4][{self.silo}],"
         try:
-            return check_samples(samples, who=what)
+            number = check_samples(samples, who=what)
         except UpdateRefused as error:
             raise HostError(f"{error}; leave a silo without data out of the job") from None
+        if self.seals and self._said not in (None, number):
+            raise HostError(
+                f"{what} is another than when the job began, by which silos weigh it over this "
+                "backend: keep it as it is, or use backend: MPI"
+            )
+        return number
 
     def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
         """Run a silo's local training, watched by the defense and the observer.

@@ -126,6 +126,9 @@ def test_samples_are_read_as_fedml_reads_them(numbers, secret):
     session = SiloSession(job(comm=None), "keylock", defense, Observer(job()))
     session.agree([*[None] * 4, numbers])
     assert session._handshake.samples == 133.25
+    session.check_samples(133.25)
+    with pytest.raises(HostError, match=r"dataset\[4\]\[0\], is another than when the job began"):
+        session.check_samples(133)
 
 
 @pytest.mark.parametrize("number", [0, -1, float("nan"), "133", None])
