@@ -15,8 +15,10 @@ from torch import Tensor
 from .errors import first_line
 
 __all__ = [
+    "as_integers",
     "copied",
     "fingerprint",
+    "infinite_in",
     "one_thread",
     "raw",
     "sparse",
@@ -48,6 +50,42 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
     # what it raises for types and sizes that do not fit is not of one kind
     except (SafetensorError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(first_line(error)) from None
+
+
+def as_integers(
+    state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """A state's entries for what is of integers, as such: their average is not.
+
+    It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
+
+    Example:
+        >>> as_integers({"n": torch.tensor(4.9999995)}, {"n": torch.int64})
+        {'n': tensor(5)}
+
+    """
+    found = {}
+    for name, dtype in dtypes.items():
+        if name in state:
+            came = state[name]
+            found[name] = (came.round() if came.is_floating_point() else came).to(dtype)
+    return found
+
+
+def infinite_in(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of what has infinite numbers, such as a causal mask that a model keeps as a buffer.
+
+    Example:
+        >>> infinite_in({"w": torch.ones(2), "mask": torch.full((2,), -torch.inf)})
+        ['mask']
+
+    """
+    return [
+        name
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.is_meta
+        if bool(tensor.isinf().any())
+    ]
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

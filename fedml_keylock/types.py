@@ -46,7 +46,7 @@ class ClientUpdate:
     before: Mapping[str, Tensor] = field(repr=False)
     after: Mapping[str, Tensor] = field(repr=False)
     learning_rate: float
-    samples: int = 1
+    samples: float = 1
     silo: int = 0
     round: int = 0
 
@@ -110,6 +110,7 @@ class Agreement:
         aggregation: what of it concerns the server's aggregation only. Private state on disk is not
             bound to it.
         sealed: whether silos send words that the server adds up, and cannot read.
+        infinite: public names of which the model has infinite numbers from the start.
 
     """
 
@@ -120,6 +121,7 @@ class Agreement:
     settings: Mapping[str, Any]
     aggregation: Mapping[str, Any] = field(default_factory=dict)
     sealed: bool = False
+    infinite: frozenset[str] = frozenset()
 
     PARTS: ClassVar[tuple[str, ...]] = (
         "model",

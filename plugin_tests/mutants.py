@@ -33,6 +33,109 @@ class Mutant(NamedTuple):
 
 
 TABLE = {
+    ("commands/deploy", "test_cli_weights.py -k refused_in_one_line"): [
+        ("weights: a pickle is run", "weights_only=True)\n", "weights_only=False)\n"),
+    ],
+    ("evaluation/audit/pictures", "evaluation/test_pictures.py"): [
+        (
+            "pictures: hidden folders are classes",
+            "if path.is_dir() and not _is_hidden(path))",
+            "if path.is_dir())",
+        ),
+        (
+            "pictures: hidden files are read",
+            "path.is_file() and not _is_hidden(path)",
+            "path.is_file()",
+        ),
+        (
+            "pictures: 16 bits are cut off at 8",
+            'grey16 = upright.mode.startswith("I")',
+            "grey16 = False",
+        ),
+        ("pictures: alpha is dropped", "if not picture.has_transparency_data:", "if True:"),
+        ("pictures: one colour is attacked", "if bool(of_one_colour(image)):", "if False:"),
+        (
+            "pictures: empty classes shift labels",
+            "for path in folder.iterdir() if path.is_dir()",
+            "for path in folder.iterdir() if path.is_dir() and _pictures(path)",
+        ),
+    ],
+    ("evaluation/audit/subject", "evaluation/test_pictures.py"): [
+        (
+            "pictures: public labels are not the model's",
+            '            check_labels(self.public.labels, self.classes, whose="public labels")\n',
+            "            pass\n",
+        ),
+    ],
+    ("evaluation/metrics", "evaluation/test_pictures.py -k one_colour"): [
+        (
+            "scores: what is of one colour is recognised",
+            "channels.masked_fill(flat_channels(truth), torch.nan).nanmean(1)",
+            "channels.mean(1)",
+        ),
+    ],
+    ("host/public_state", "host/test_public_state.py -k finite"): [
+        (
+            "state: an infinite number in a weight is sent",
+            "odd = torch.isnan if name in agreement.infinite else _not_finite",
+            "odd = torch.isnan",
+        ),
+    ],
+    ("host/session", "host/test_silo_session.py -k average_has_integers"): [
+        (
+            "average: integers are cut off",
+            "{**state, **integers}, state) if integers else state",
+            "state, state)",
+        ),
+    ],
+    ("host/silo_session", "host/test_silo_session.py -k average_has_integers"): [
+        (
+            "average: integers are cut off when a silo loads it",
+            "opened if self.seals else self.with_integers(opened)",
+            "opened",
+        ),
+    ],
+    ("host/silo_session", "host/test_key_agreement.py -k weighs_nothing"): [
+        (
+            "agreement: a silo that weighs nothing trains",
+            "samples = self._said = self.check_samples(",
+            "samples = self._said = (lambda number: number)(",
+        ),
+    ],
+    ("host/silo_session", "host/test_key_agreement.py -k as_fedml_reads"): [
+        (
+            "agreement: a silo weighs another number than it has told",
+            "if self.seals and self._said not in (None, number):",
+            "if False:",
+        ),
+    ],
+    ("host/self_audit", "host/test_self_audit.py -k one_colour"): [
+        (
+            "audit: a silo attacks pictures of one colour",
+            "if not telling or not kept.any():",
+            "if True:",
+        ),
+    ],
+    ("locks/paper/placement", "locks/paper/test_opacus.py"): [
+        (
+            "paper: a model that opacus watches is locked",
+            "if any(hasattr(parameter, PER_EXAMPLE) for parameter in model.parameters()):",
+            "if False:",
+        ),
+    ],
+    ("locks/paper/trace", "locks/paper/test_attach.py -k buffer_that_counts"): [
+        ("paper: a trace changes buffers", "if buffer._version != version:", "if False:"),
+    ],
+    ("locks/rotated/turns", "locks/rotated/test_rotation.py -k infinite"): [
+        ("rotation: infinite numbers", "for name in infinite_in(state):", "for name in ():"),
+    ],
+    ("locks/sealed/shares", "locks/sealed/test_sealed_rounds.py -k fractions"): [
+        (
+            "shares: small fractions weigh alike",
+            "up = BITS - math.frexp(max(numbers))[1]",
+            "up = 20",
+        ),
+    ],
     ("evaluation/audit/crew", "evaluation/test_audit.py -k forked_worker"): [
         ("audit: forked workers wait for threads", "    torch.set_num_threads(1)\n", ""),
     ],

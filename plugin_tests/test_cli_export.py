@@ -386,8 +386,8 @@ class TestErrors:
 
     def test_a_state_that_is_nested(self, tmp_path):
         path = tmp_path / "keylock_vault" / "nested.pt"
-        torch.save({"model": torch.load("global.pt"), "round": 3}, path)
-        assert "its 'model' is not a tensor" in fails(checkpoint=path)
+        torch.save({"net": torch.load("global.pt"), "round": 3}, path)
+        assert "its 'net' is not a tensor" in fails(checkpoint=path)
         torch.save([1, 2], path)
         assert "holds a list" in fails(checkpoint=path)
 

@@ -32,9 +32,9 @@ __all__ = ["audit"]
 @click.option(
     "--data",
     type=FOLDER,
-    help="A folder of PNG or JPEG pictures, a sub-folder for each class. Without CAPTURE, those "
-    "that are not attacked are the attacker's public data; beside one, all of them are, and "
-    "accuracy is measured on them.",
+    help="A folder of PNG or JPEG pictures, a sub-folder for each class, numbered in the order of "
+    "their names; hidden ones do not count. Without CAPTURE, those that are not attacked are the "
+    "attacker's public data; beside one, all of them are, and accuracy is measured on them.",
 )
 @click.option("--labels", type=FILE, help="With --data: a CSV of lines like cat.png,3 instead.")
 @click.option(
@@ -43,7 +43,11 @@ __all__ = ["audit"]
     help="Height and width of the model's pictures. By default what a torchvision model was "
     "published for, else the first of 32, 28, 64 and 224 that fits.",
 )
-@click.option("--weights", type=FILE, help="Without CAPTURE: the model's state, safetensors.")
+@click.option(
+    "--weights",
+    type=FILE,
+    help="Without CAPTURE: the model's state_dict, as safetensors or torch.save wrote it.",
+)
 @click.option("--defense", help="Without CAPTURE: keylock (the default), none, or a plugin's.")
 @click.option("--config", type=FILE, help="A job's fedml_config.yaml, for its keylock section.")
 @lock_options

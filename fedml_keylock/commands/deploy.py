@@ -6,51 +6,82 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..errors import ConfigError, VaultError, first_line
+from ..errors import ConfigError, VaultError
 from ..locks import Lock
 from ..locks.entropy import secret_uniform
 from ..locks.vault.cipher import Cipher
 from ..locks.vault.file import Stored
+from ..tensors import tensors_of
 from .job import check_owner
 
-__all__ = ["lock_as_silo", "read_checkpoint"]
+__all__ = ["lock_as_silo", "read_checkpoint", "unwrapped"]
+
+INSIDE = ("state_dict", "model_state_dict", "model")
+"""Under which names checkpoints hold a model's state_dict."""
+PREFIXES = ("module.", "_orig_mod.")
+"""Of DataParallel and of torch.compile."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """A model's state from a file: safetensors, or a state_dict that torch.save wrote.
 
+    Or a checkpoint with that state_dict in it. What it is shows by its bytes, not by its name.
+    Nothing in it is executed.
+
     Raises:
         ConfigError: it cannot be read, or holds something else.
 
     Example:
-        >>> torch.save(nn.Linear(3, 2).state_dict(), "global.pt")
+        >>> torch.save({"epoch": 3, "state_dict": nn.Linear(3, 2).state_dict()}, "global.pt")
         >>> list(read_checkpoint(Path("global.pt")))
         ['weight', 'bias']
 
     """
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            head = file.read(9)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
-    except SafetensorError as error:
-        raise ConfigError(f"{path}: damaged ({first_line(error)})") from None
+    if head[8:] == b"{" or path.suffix == ".safetensors":  # a length, and JSON
+        try:
+            return tensors_of(path.read_bytes())
+        except ValueError as error:
+            raise ConfigError(f"{path}: damaged ({error})") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # what torch raises for a file that is not its own is not of one kind
         raise ConfigError(
-            f"{path}: not a state_dict that torch.load takes with weights_only=True; save the "
-            "global model with torch.save(model.state_dict(), path)"
+            f"{path}: not safetensors, and not a state_dict that torch.load takes with "
+            "weights_only=True; save the model with torch.save(model.state_dict(), path)"
         ) from None
+    if isinstance(state, Mapping):
+        inside = [state[name] for name in INSIDE if isinstance(state.get(name), Mapping)]
+        state = inside[0] if inside else state
     if not isinstance(state, Mapping) or not state:
         raise ConfigError(f"{path}: holds a {type(state).__name__}, not a model's state_dict")
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ConfigError(f"{path}: not a model's state_dict: its {name!r} is not a tensor")
     return dict(state)
+
+
+def unwrapped(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """A state without the prefix that DataParallel or torch.compile gave every name.
+
+    Example:
+        >>> layer = nn.Linear(3, 2)
+        >>> list(unwrapped(nn.DataParallel(layer).state_dict(), layer))
+        ['weight', 'bias']
+
+    """
+    bare = dict(state)
+    if not bare.keys() & model.state_dict().keys():
+        for prefix in PREFIXES * 2:  # either may be the outer one
+            if all(name.startswith(prefix) for name in bare):
+                bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    return bare
 
 
 def lock_as_silo(

@@ -111,7 +111,7 @@ def export(
     from ..locks import export_model
     from ..locks.vault.disk import write_private
     from . import pack
-    from .deploy import lock_as_silo, read_checkpoint
+    from .deploy import lock_as_silo, read_checkpoint, unwrapped
     from .job import build_model, keylock_settings, read_silo
     from .vault import current_cipher
 
@@ -125,6 +125,7 @@ def export(
     state = read_checkpoint(checkpoint)
     stored = read_silo(folder, silo) if lock.needs_vault(state) else None
     model = build_model(builder)
+    state = unwrapped(state, model)
     plain = deepcopy(model)
     cipher = current_cipher() if stored is not None and stored.sealed else None
     lock_as_silo(

@@ -10,8 +10,6 @@ from typing import Any
 
 import click
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..defense import Defense
@@ -35,6 +33,7 @@ from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
 from ..types import Surrogate
+from .deploy import read_checkpoint, unwrapped
 from .job import build_model, lock_settings
 from .request import Request
 
@@ -133,6 +132,7 @@ def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | 
         channels=images.shape[1],
         labels=request.labels,
         limit=MOST_PUBLIC,
+        say=_say,
     )
     return PublicData(found, labels)
 
@@ -150,6 +150,7 @@ def probes(request: Request) -> Material:
         channels=channels,
         labels=request.labels,
         limit=request.images + MOST_PUBLIC,
+        say=_say,
     )
     shown, rest = images[: request.images], images[request.images :]
     if len(shown) < request.images:
@@ -206,13 +207,17 @@ def _model(request: Request, seed: int) -> nn.Module:
     model = _built(request.builder, seed)
     if request.weights is not None:
         try:
-            model.load_state_dict(load_file(request.weights))
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"--weights {request.weights}: cannot be read: {error}") from None
+            model.load_state_dict(unwrapped(read_checkpoint(request.weights), model))
+        except ConfigError as error:
+            raise ConfigError(f"--weights {error}") from None
         except RuntimeError as error:
             said = " ".join(str(error).split())[:200]
             raise ConfigError(f"--weights {request.weights}: not of this model: {said}") from None
     return model
+
+
+def _say(line: str) -> None:
+    click.echo(f"fedml-keylock: --data {line}", err=True)
 
 
 def _rebuild(

@@ -176,7 +176,7 @@ class Capture:
             before=self.sent(round_index),
             after=self._load(name),
             learning_rate=float(facts.get("learning_rate", self.meta["learning_rate"])),
-            samples=int(facts.get("samples", 1)),
+            samples=float(facts.get("samples", 1)),
             silo=silo,
             round=round_index,
         )

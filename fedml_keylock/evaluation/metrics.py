@@ -15,6 +15,7 @@ from torchmetrics.functional.image import (
 )
 
 from ..errors import ConfigError
+from .contrast import flat_channels, of_one_colour
 from .matching import check_pair
 
 __all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
@@ -88,7 +89,7 @@ def align(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
-    """``psnr`` after ``align``: ``(n,)`` decibels.
+    """``psnr`` after ``align``: ``(n,)`` decibels. NaN where the truth is of one colour.
 
     Example:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -96,11 +97,13 @@ def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
         True
 
     """
-    return psnr(align(images, truth), truth)
+    return psnr(align(images, truth), truth).masked_fill(of_one_colour(truth), torch.nan)
 
 
 def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
-    """``ssim`` after ``align``: ``(n,)``.
+    """``ssim`` after ``align``: ``(n,)``, over the channels of which the truth has contrast.
+
+    NaN where it has none at all: once aligned, anything is like a picture of one colour.
 
     Example:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -108,7 +111,9 @@ def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
         True
 
     """
-    return ssim(align(images, truth), truth)
+    single = [part.flatten(0, 1)[:, None] for part in (align(images, truth), truth)]
+    channels = ssim(*single).reshape(truth.shape[:2])
+    return channels.masked_fill(flat_channels(truth), torch.nan).nanmean(1)
 
 
 def _checked(images: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -28,7 +28,7 @@ from .roster import SIGNATURE, Roster
 if TYPE_CHECKING:
     from mpi4py import MPI
 
-__all__ = ["Handshake", "agree", "samples_of"]
+__all__ = ["Handshake", "agree"]
 
 SECRET = KEY = 32
 """Bytes of a secret, and of a public key of X25519 (RFC 7748)."""
@@ -244,19 +244,3 @@ def _derive(secret: bytes, info: bytes) -> bytes:
 
 def _place(rank: int) -> bytes:
     return rank.to_bytes(4, "big")
-
-
-def samples_of(dataset: Sequence[Any], silo: int | None) -> float:
-    """How many samples FedML's dataset tuple says that a silo has; 0 where that is not known.
-
-    Example:
-        >>> samples_of([None, None, None, None, {1: 20}], 1)
-        20.0
-
-    """
-    if silo is None or dataset[4] is None:
-        return 0.0
-    try:
-        return float(dataset[4][silo])
-    except (KeyError, IndexError, TypeError, ValueError):
-        return 0.0

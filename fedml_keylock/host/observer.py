@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..defense import Defense
+from ..errors import AttackError
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
@@ -72,9 +74,18 @@ class Observer:
         return self.audit is not None and self.audit.waits
 
     def see_data(self, dataset: Sequence[Any]) -> None:
-        """Keep some of FedML's test data, which silos' data are like."""
+        """Keep some of FedML's test data, which silos' data are like.
+
+        Raises:
+            AttackError: there are attacks, and the dataset does not say how many classes there are.
+
+        """
         if self.attacker is not None:
-            self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
+            test = () if dataset[3] is None else dataset[3]  # a loader may not know its length
+            if not isinstance(dataset[7], Integral):
+                kind = type(dataset[7]).__name__
+                raise AttackError(f"dataset[7] must be the number of classes, not a {kind}")
+            self.attacker.see_data(test, classes=int(dataset[7]))
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
         """In a silo: prepare its audit of itself, on the still unprotected model."""
@@ -129,7 +140,7 @@ class Observer:
         if self.received is None or silo is None:
             return
         rate = float(self.args.learning_rate)
-        update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
+        update = ClientUpdate(self.received, state, rate, float(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             capture.add(update)

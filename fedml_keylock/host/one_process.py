@@ -107,6 +107,7 @@ class OneProcess(SiloSession):
 
         """
         self.args.round_idx = round_index = self.round
+        self.check_samples(samples)
         agreement = None if self.defense is None else self._agreed()
         who = self.who
         state = self.train(trainer, data, run)

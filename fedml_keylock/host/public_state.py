@@ -84,7 +84,8 @@ def check_state(
         partial: it may be a part of the state, which tells no more than the whole.
 
     Raises:
-        UpdateRefused: naming the first entry that is not as agreed.
+        UpdateRefused: naming the first entry that is not as agreed, or not finite: infinite numbers
+            may be where the model has them from the start.
 
     Example:
         >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {}, (), {})
@@ -171,9 +172,14 @@ def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: b
         return f"has shape {tuple(tensor.shape)}, not {shape}"
     if tensor.dtype != dtype and not (averaged and tensor.dtype.is_floating_point):
         return f"is {tensor.dtype}, not {dtype}"
-    if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+    odd = torch.isnan if name in agreement.infinite else _not_finite
+    if tensor.dtype.is_floating_point and odd(tensor).any():
         return "is not finite (NaN or infinity)"
     return None
+
+
+def _not_finite(tensor: Tensor) -> Tensor:
+    return ~torch.isfinite(tensor)
 
 
 def _unlike(

@@ -19,6 +19,7 @@ from ..defense import Defense
 from ..errors import AttackError, KeyLockError, UpdateRefused
 from ..evaluation.audit import Protection, Subject, audit, probe
 from ..evaluation.audit.training import count_classes
+from ..evaluation.contrast import of_one_colour
 from ..evaluation.leakage import LeakageRow
 from ..evaluation.section import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
@@ -124,7 +125,7 @@ class SelfAudit:
             return
 
         def subject() -> Subject:
-            images, labels = self._data(data, self.settings.images)
+            images, labels = self._data(data, self.settings.images, telling=True)
             return probe(
                 twin.plain,
                 images,
@@ -199,11 +200,18 @@ class SelfAudit:
 
         self._judge(turn, subject)
 
-    def _data(self, data: Iterable[Any], wanted: int) -> tuple[Tensor, Tensor]:
+    def _data(
+        self, data: Iterable[Any], wanted: int, *, telling: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The first images; of those that are there, telling ones, which have contrast."""
         own = images_of(data, wanted)
         if own is None:
             raise AttackError("its training data are no (c, h, w) images")
-        return own.images[:wanted], own.labels[:wanted]
+        low, high = self.attacker.bounds
+        kept = ~of_one_colour((own.images - low) / (high - low))
+        if not telling or not kept.any():
+            kept = torch.ones_like(kept)
+        return own.images[kept][:wanted], own.labels[kept][:wanted]
 
     def _protection(self, twin: Twin) -> Protection | None:
         if twin.surrogate is None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..defense import Defense
 from ..errors import ConfigError, HostError, LockError
+from ..tensors import as_integers, with_versions
 from ..types import Agreement, Credentials
 from .compatibility import check_model, check_sealing
 from .gate import EntryNames
@@ -141,6 +142,21 @@ class Session(ABC):
     @abstractmethod
     def _prepare(self, model: nn.Module) -> None:
         """Show the model to the observer as long as it is unprotected, and protect it in a silo."""
+
+    def with_integers(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """FedML's average of silos' states, with whole numbers where the model has integers.
+
+        FedML averages them as floating point, and loading cuts the rest off: of ten silos that all
+        have 7, 6 may be left.
+        """
+        whole = {
+            name: dtype
+            for name, dtype in self._agreed().dtypes.items()
+            if not (dtype.is_floating_point or dtype.is_complex)
+            if isinstance(came := state.get(name), Tensor) and came.is_floating_point()
+        }
+        integers = as_integers(state, whole)
+        return with_versions({**state, **integers}, state) if integers else state
 
     @property
     def _credentials(self) -> Credentials | None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ..errors import HostError, KeyLockError, UpdateRefused, VaultError
 from ..types import JobSecrets
-from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos
+from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos, check_samples
 from .job_configuration import silo_in_turn
-from .key_agreement import Handshake, agree, samples_of
+from .key_agreement import Handshake, agree
 from .own_accuracy import is_due, measured
 from .progress import note
 from .session import Session
@@ -43,6 +43,7 @@ class SiloSession(Session):
     _locked_for: int | None = None
     _trained: int = 0
     _shared: bool = False
+    _said: float | None = None
     _handshake: Handshake | None = field(default=None, repr=False)
     _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
@@ -80,7 +81,11 @@ class SiloSession(Session):
         credentials = self._credentials
         if self.defense is None or credentials is None:
             return
-        samples = samples_of(dataset, self.silo)
+        samples = 0.0
+        if self._comm is None and self.silo is not None:  # silos cannot tell it one another later
+            samples = self._said = self.check_samples(
+                None if dataset[4] is None else dataset[4][self.silo]
+            )
         self._handshake = Handshake.of(credentials, int(self.args.rank), samples)
         if self._comm is not None:
             self._note("while agreeing on secrets with the other silos")
@@ -109,6 +114,27 @@ class SiloSession(Session):
         assert self.model is not None
         logging.info("%s: %s", self.who, self.defense.enter_silo(self.model, silo=silo))
         self._locked_for = silo
+
+    def check_samples(self, samples: Any) -> float:
+        """Check, before it trains, the number of samples that FedML is to weigh this silo by.
+
+        Raises:
+            HostError: it is no weight under a defense, or another one than the silos were told.
+
+        """
+        if self.defense is None or self._is_over():
+            return 0.0
+        what = f"{self.who}: its number of samples, dataset[4][{self.silo}],"
+        try:
+            number = check_samples(samples, who=what)
+        except UpdateRefused as error:
+            raise HostError(f"{error}; leave a silo without data out of the job") from None
+        if self.seals and self._said not in (None, number):
+            raise HostError(
+                f"{what} is another than when the job began, by which silos weigh it over this "
+                "backend: keep it as it is, or use backend: MPI"
+            )
+        return number
 
     def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
         """Run a silo's local training, watched by the defense and the observer.
@@ -236,9 +262,10 @@ class SiloSession(Session):
                 "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
             )
         try:
-            return self.defense.open(self.model, state, round_index=self.last_round)
+            opened = self.defense.open(self.model, state, round_index=self.last_round)
         except UpdateRefused as error:
             raise self._located(error) from None
+        return opened if self.seals else self.with_integers(opened)
 
     def _located(self, error: KeyLockError) -> KeyLockError:
         """A defense's error with the silo's name, and with the round once."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..defense import Defense
 from ..errors import ConfigError, LockError
+from ..tensors import infinite_in
 from ..types import Agreement
 from .config import KeyLockConfig
 from .description import LockInfo, ModelCheck
@@ -86,6 +87,7 @@ class Lock(ModelLock, Defense):
             settings=self.config.model_dump(mode="json", exclude=own | server) | grouped,
             aggregation=self.config.model_dump(mode="json", include=server),
             sealed=self.seals,
+            infinite=frozenset(infinite_in(state)),
         )
 
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:

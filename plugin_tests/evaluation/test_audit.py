@@ -36,7 +36,6 @@ from fedml_keylock.evaluation.audit import (
     accuracy_by_round,
     audit,
     from_capture,
-    load_pictures,
     load_truth,
     probe,
     save_truth,
@@ -849,30 +848,3 @@ def test_torchvisions_resnet18_by_its_short_name(tmp_path):
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "keylock:paper:first: no verdict" in result.output
-
-
-def test_pictures_are_read_class_by_class_in_turn(folder, tmp_path):
-    images, labels = load_pictures(folder, size=(28, 28), channels=1, limit=12)
-    assert labels.tolist() == [*range(10), 0, 1]
-    assert images.shape == (12, 1, 28, 28)
-    assert len(images.flatten(1).unique(dim=0)) == 12  # another picture each
-    (tmp_path / "flat").mkdir()
-    Image.new("RGB", (20, 30), (255, 0, 0)).save(tmp_path / "flat" / "red.png")
-    with pytest.raises(ConfigError, match="a sub-folder for each, or give --labels FILE"):
-        load_pictures(tmp_path / "flat", size=(16, 16), channels=3)
-    (tmp_path / "labels.csv").write_text("red.png,7\n")
-    images, labels = load_pictures(
-        tmp_path / "flat", size=(16, 16), channels=3, labels=tmp_path / "labels.csv"
-    )
-    assert labels.tolist() == [7]
-    assert images.mean((0, 2, 3)).tolist() == [1, 0, 0]
-    for text, said in (("red.png\n", "line 1: not like"), ("blue.png,1\n", "no such file")):
-        (tmp_path / "labels.csv").write_text(text)
-        with pytest.raises(ConfigError, match=said):
-            load_pictures(
-                tmp_path / "flat", size=(16, 16), channels=3, labels=tmp_path / "labels.csv"
-            )
-    (tmp_path / "bad" / "a").mkdir(parents=True)
-    (tmp_path / "bad" / "a" / "x.png").write_bytes(pickle.dumps({}))
-    with pytest.raises(ConfigError, match=r"x\.png: cannot be read as a PNG or JPEG"):
-        load_pictures(tmp_path / "bad", size=(16, 16), channels=3)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
+from decimal import Decimal
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from fedml_keylock.builtin import keylock
-from fedml_keylock.errors import ConfigError
+from fedml_keylock.errors import ConfigError, HostError
 from fedml_keylock.host import silo_session
 from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.server_session import ServerSession
@@ -60,7 +63,7 @@ def test_over_mpi_silos_agree_and_the_defense_has_what_they_agreed_on(
         agree(defense, job())
     assert taken == [AGREED]
     assert [(one.rank, one.samples, one.file, one.roster) for one in shaken] == [
-        (1, 5.0, b"", None)
+        (1, 0.0, b"", None)  # silos tell how many samples they have in each round
     ]
     assert caplog.messages[-1] == "silo 0 (rank 1), round 0: the silos have agreed on secrets"
 
@@ -105,6 +108,42 @@ def test_samples_that_are_not_known_are_none(dataset, shaken):
     session = SiloSession(job(), "keylock", keylock({}), Observer(job()))
     session.agree([*[None] * 4, dataset])
     assert shaken[0].samples == 0.0
+
+
+class Lazy:
+    """FedML only ever looks a number of samples up."""
+
+    def __getitem__(self, silo):
+        return (133.25, 133)[silo]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[133.25], {0: np.float64(133.25)}, defaultdict(lambda: 133.25), Lazy(), (Decimal("133.25"),)],
+)
+def test_samples_are_read_as_fedml_reads_them(numbers, secret):
+    defense = keylock({"group_key": secret})
+    session = SiloSession(job(comm=None), "keylock", defense, Observer(job()))
+    session.agree([*[None] * 4, numbers])
+    assert session._handshake.samples == 133.25
+    session.check_samples(133.25)
+    with pytest.raises(HostError, match=r"dataset\[4\]\[0\], is another than when the job began"):
+        session.check_samples(133)
+
+
+@pytest.mark.parametrize("number", [0, -1, float("nan"), "133", None])
+def test_a_silo_that_weighs_nothing_is_refused_before_it_trains(number, secret):
+    """Guards `SiloSession.check_samples`, where silos agree and where FedML has looked it up."""
+    defense = keylock({"group_key": secret})
+    session = SiloSession(job(comm=None), "keylock", defense, Observer(job()))
+    line = (
+        r"^silo 0 \(rank 1\), round 0: its number of samples, dataset\[4\]\[0\], is a .*; leave a"
+    )
+    with pytest.raises(HostError, match=line):
+        session.agree([*[None] * 4, [number]])
+    with pytest.raises(HostError, match=line):
+        session.check_samples(number)
+    SiloSession(job(), None, None, Observer(job())).check_samples(number)  # plain FedML's affair
 
 
 CLIPPED = {"enable_dp": True, "dp_solution_type": "cdp", "max_grad_norm": 1.0}

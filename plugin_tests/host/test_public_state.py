@@ -138,6 +138,18 @@ def test_one_number_that_is_not_finite_is_refused(silo, agreement, value, averag
     refused(state, agreement, r"3\.weight is not finite", averaged=averaged)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_what_is_infinite_from_the_start_may_stay_so(averaged):
+    """Guards `Agreement.infinite`: a causal mask in a buffer ended the job as a divergence."""
+    model = made()
+    model.register_buffer("mask", torch.full((3, 3), -torch.inf).triu(1))
+    agreement, state = DEFENSE.describe(model), dict(model.state_dict())
+    check_state(state, agreement, who=WHO, averaged=averaged)
+    for name, value in {"mask": torch.nan, "3.weight": -torch.inf}.items():
+        odd = {**state, name: torch.full_like(state[name], value)}
+        refused(odd, agreement, rf"{name} is not finite", averaged=averaged)
+
+
 @pytest.mark.parametrize("by", [TOLERANCE * 0.5, 1.0])
 def test_a_constant_that_is_none_is_refused(silo, agreement, by):
     for name in agreement.constants:

@@ -39,6 +39,16 @@ def audited(folder, *, steps=3, rate=0.1, rounds=(0,), data=DATA, **settings):
     return told
 
 
+def test_a_picture_of_one_colour_is_passed_over(tmp_path, monkeypatch):
+    """Guards `telling`: anything is like it once aligned, so that it would stop an upload."""
+    taken = []
+    monkeypatch.setattr(SelfAudit, "_rows", lambda _, subject, folder: taken.append(subject) or [])
+    images = torch.rand(2, 1, 12, 12)
+    images[0] = 0.5
+    audited(tmp_path, data=[(images, torch.tensor([0, 1]))])
+    assert taken[0].labels.tolist() == [[1]]
+
+
 @pytest.fixture
 def no_score(monkeypatch):
     """As where every restart diverged."""

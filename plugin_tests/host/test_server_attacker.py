@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
+from fedml_keylock.errors import AttackError
 from fedml_keylock.evaluation.section import InversionSettings
+from fedml_keylock.host.observer import Observer
 from fedml_keylock.host.server_attacker import Attacker
 
 IMAGES = torch.linspace(0, 1, 300 * 64).view(300, 1, 8, 8)
@@ -41,3 +46,26 @@ def test_only_a_simulating_attacker_keeps_more_of_the_data():
     attacker = Attacker.begin(section, rounds=3, defended=True)
     attacker.see_data([(IMAGES, torch.zeros(300, dtype=torch.long))], classes=10)
     assert len(attacker.public.images) == 300
+
+
+class Stream:
+    """A loader that does not know its length, as of an IterableDataset."""
+
+    def __iter__(self):
+        return iter([(IMAGES[:2], torch.tensor([0, 1]))])
+
+    def __len__(self):
+        raise TypeError("object of type 'Stream' has no len()")
+
+
+@pytest.mark.parametrize(("classes", "refused"), [(10, False), (np.int64(10), False), (None, True)])
+def test_the_dataset_is_read_as_fedml_reads_it(classes, refused):
+    attacker = seen(IMAGES)
+    observer = Observer(SimpleNamespace(), attacker)
+    dataset = [*[None] * 3, Stream(), *[None] * 3, classes]
+    if refused:
+        with pytest.raises(AttackError, match=r"^dataset\[7\] must be .*, not a NoneType$"):
+            observer.see_data(dataset)
+        return
+    observer.see_data(dataset)
+    assert (len(attacker.public.images), attacker.classes) == (2, 10)

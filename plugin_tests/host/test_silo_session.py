@@ -396,3 +396,27 @@ def test_a_trainer_of_another_model_does_not_train(own):
     with pytest.raises(LockError, match=r"^silo 1 .*trainer's model is not the one that was lock"):
         session.train(SimpleNamespace(model=made()), None, lambda: ran.append(1))
     assert not ran
+
+
+# --- integers
+
+
+@pytest.mark.parametrize("kind", ["client", "server"])
+def test_an_average_has_integers_where_the_model_has_them(kind, tmp_path):
+    """Guards `Session.with_integers`: of ten silos' 54 of 169 entries of a table were one less."""
+    model = made()
+    table = torch.arange(169)
+    model.register_buffer("index", table.clone())
+    changes = {"keylock": {**PAPER, "vault": tmp_path}, "role": kind, "rank": int(kind == "client")}
+    session = session_of(arguments(**changes))
+    session.adopt(model)
+    state = model.state_dict()
+    average = {n: sum(t * 0.1 for _ in range(10)) for n, t in state.items()}
+    assert int((average["index"].long() < table).sum()) == 54  # as loading would take it
+    found = session.with_integers(average)
+    assert found["index"].equal(table)
+    assert found["index"].dtype == torch.int64
+    assert found["0.weight"] is average["0.weight"]
+    assert session.with_integers(state) is state
+    if kind == "client":
+        assert session._open(average)["index"].equal(table)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from ...errors import ConfigError
+from ...errors import ConfigError, first_line
+from ..contrast import of_one_colour
 
 __all__ = ["load_pictures"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+HIDDEN = (".", "__MACOSX", "@eaDir")
+"""What names begin with that editors, systems and archives put among pictures."""
 
 
 def load_pictures(
@@ -26,16 +29,23 @@ def load_pictures(
     channels: int,
     labels: Path | None = None,
     limit: int | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
     """Read pictures, one class after the other in turn, so that a few of them are of many classes.
 
+    Of a picture its middle is read, upright, and the first one of an animation. Grey of 16 bits is
+    read as such. Transparent pictures are put on white. Pictures of one colour are left out: any
+    reconstruction of them is right once its brightness is aligned.
+
     Args:
         folder: with a sub-folder of PNG or JPEG files for each class, which are numbered in the
-            order of their names; or, with ``labels``, with the files themselves.
+            order of their names, as torchvision's ImageFolder does; or, with ``labels``, with the
+            files themselves. Hidden files and folders are no part of it.
         size: height and width to which they are brought.
         channels: 1 for grey, 3 for colour.
         labels: a CSV file of two columns: a picture's name and the number of its class.
         limit: pictures at the most.
+        say: is told in a line each what was not read as it is.
 
     Returns:
         Images ``(n, c, h, w)`` on [0, 1], and labels ``(n,)``.
@@ -48,25 +58,46 @@ def load_pictures(
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("cat", "dog"):
         ...     (folder / name).mkdir()
-        ...     Image.new("L", (8, 8), 51).save(folder / name / "1.png")
+        ...     Image.linear_gradient("L").save(folder / name / "1.png")
         >>> images, labels = load_pictures(folder, size=(16, 16), channels=1)
-        >>> images.shape, labels, round(float(images.mean()), 3)
-        (torch.Size([2, 1, 16, 16]), tensor([0, 1]), 0.2)
+        >>> images.shape, labels, round(float(images.mean()), 1)
+        (torch.Size([2, 1, 16, 16]), tensor([0, 1]), 0.5)
 
     """
     if channels not in (1, 3):
         raise ConfigError(f"pictures have 1 or 3 channels, and the model wants {channels}")
     if not folder.is_dir():
         raise ConfigError(f"--data {folder}: no such folder")
-    classes = _by_file(folder, _read_labels(labels)) if labels else _by_folder(folder)
+    classes = _by_file(folder, _read_labels(labels)) if labels else _by_folder(folder, say)
     queues = [[(path, number) for path in sorted(classes[number])] for number in sorted(classes)]
-    order = [one for turn in zip_longest(*queues) for one in turn if one is not None][:limit]
-    images = torch.stack([_read(path, size, channels) for path, _ in order])
-    return images, torch.tensor([number for _, number in order])
+    order = [one for turn in zip_longest(*queues) for one in turn if one is not None]
+    images: list[Tensor] = []
+    numbers: list[int] = []
+    flat, transparent = 0, 0
+    for path, number in order:
+        if len(images) == limit:
+            break
+        image, is_transparent = _read(path, size, channels)
+        if bool(of_one_colour(image)):
+            flat += 1
+            continue
+        transparent += is_transparent
+        images.append(image)
+        numbers.append(number)
+    if not images:
+        raise ConfigError(
+            f"--data {folder}: every picture is of one colour, of which any reconstruction is "
+            "right once its brightness is aligned"
+        )
+    if flat:
+        say(f"{folder}: {flat} of {flat + len(images)} pictures are of one colour, and left out")
+    if transparent:
+        say(f"{folder}: {transparent} of {len(images)} pictures are transparent, and put on white")
+    return torch.stack(images), torch.tensor(numbers)
 
 
-def _by_folder(folder: Path) -> dict[int, list[Path]]:
-    folders = sorted(path for path in folder.iterdir() if path.is_dir())
+def _by_folder(folder: Path, say: Callable[[str], None]) -> dict[int, list[Path]]:
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not _is_hidden(path))
     every = {number: _pictures(path) for number, path in enumerate(folders)}
     found = {number: paths for number, paths in every.items() if paths}
     if not found and _pictures(folder):
@@ -76,6 +107,9 @@ def _by_folder(folder: Path) -> dict[int, list[Path]]:
         )
     if not found:
         raise ConfigError(f"--data {folder}: there are no {', '.join(SUFFIXES)} files in it")
+    empty = [f"{path.name} ({n})" for n, path in enumerate(folders) if n not in found]
+    if empty:
+        say(f"{folder}: no pictures of class {', '.join(empty)}; the others keep their numbers")
     return found
 
 
@@ -104,19 +138,56 @@ def _read_labels(path: Path) -> dict[str, int]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    return [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not _is_hidden(path)
+    ]
 
 
-def _read(path: Path, size: tuple[int, int], channels: int) -> Tensor:
+def _is_hidden(path: Path) -> bool:
+    return path.name.startswith(HIDDEN)
+
+
+def _read(path: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, bool]:
+    """A picture, ``(c, h, w)``, and whether any of it is transparent."""
     try:
         with Image.open(path, formats=["PNG", "JPEG"]) as opened:
-            picture = opened.convert("L" if channels == 1 else "RGB")
-            if size[0] == size[1]:  # the middle square, as classifiers are fed
-                side = min(picture.size)
-                left, top = (picture.width - side) // 2, (picture.height - side) // 2
-                picture = picture.crop((left, top, left + side, top + side))
-            picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-            pixels = torch.from_numpy(np.array(picture)).float() / 255
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"--data {path}: cannot be read as a PNG or JPEG: {error}") from None
-    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1).contiguous()
+            upright = ImageOps.exif_transpose(opened)
+            grey16 = upright.mode.startswith("I")  # Pillow brings others of 16 bits down to 8
+            if grey16:
+                picture, is_transparent = _from_16_bits(upright)
+            else:
+                picture, is_transparent = _on_white(upright)
+                picture = picture.convert("L" if channels == 1 else "RGB")
+            fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BILINEAR)
+    # of what is damaged Pillow raises SyntaxError and ValueError too
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(
+            f"--data {path}: cannot be read as a PNG or JPEG: {first_line(error)}"
+        ) from None
+    pixels = torch.from_numpy(np.array(fitted)).float()
+    if not grey16:
+        pixels /= 255
+    if pixels.ndim == 2:
+        return pixels.expand(channels, *size).clone(), is_transparent
+    return pixels.permute(2, 0, 1).contiguous(), is_transparent
+
+
+def _from_16_bits(picture: Image.Image) -> tuple[Image.Image, bool]:
+    """Grey of 16 bits as numbers on [0, 1]; white where its transparent value is."""
+    values = np.array(picture)
+    clear = values == picture.info.get("transparency", -1)
+    on_unit = np.where(clear, 1.0, values / np.float32(2**16 - 1))
+    return Image.fromarray(on_unit.astype(np.float32)), bool(clear.any())
+
+
+def _on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
+    """A picture without transparency: where it has some, white shows through."""
+    if not picture.has_transparency_data:
+        return picture, False
+    colours = picture.convert("RGBA")
+    if colours.getchannel("A").getextrema()[0] == 255:
+        return picture, False
+    white = Image.new("RGBA", colours.size, "white")
+    return Image.alpha_composite(white, colours), True

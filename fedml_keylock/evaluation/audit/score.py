@@ -31,7 +31,9 @@ MOST_PUBLIC = 200
 
 @dataclass(frozen=True)
 class Scored:
-    """What one run of a trial came to, for each image. NaN where every restart diverged.
+    """What one run of a trial came to, for each image.
+
+    NaN where every restart diverged, and where a metric says nothing of an image.
 
     Attributes:
         metrics: name to ``(u, n)``.
@@ -151,8 +153,9 @@ def baselines(
             stage=stage,
             images=len(truth),
             metrics={
-                key: mean_interval(metric(torch.stack(found), truth))
+                key: mean_interval(values[~values.isnan()])
                 for key, metric in metrics.items()
+                if not (values := metric(torch.stack(found), truth)).isnan().all()
             },
             cost={},
         )

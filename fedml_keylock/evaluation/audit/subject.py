@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...errors import AttackError
 from ...inversion import LocalTraining, PublicData
 from ...types import ClientUpdate, Surrogate, UpdateTransform
+from ..contrast import of_one_colour
 
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
@@ -94,6 +95,13 @@ class Subject:
         if len(self.images) != count or len(self.stages) not in (0, count):
             raise AttackError(f"{count} updates, and the truth of {len(self.images)}")
         check_labels(self.labels, self.classes)
+        if self.public is not None:
+            check_labels(self.public.labels, self.classes, whose="public labels")
+        if bool(of_one_colour(self.scaled(self.images)).all()):
+            raise AttackError(
+                "every picture is of one colour, of which any reconstruction is right once its "
+                "brightness is aligned"
+            )
         low, high = float(self.images.min()), float(self.images.max())
         if not self.bounds[0] <= low <= high <= self.bounds[1]:
             raise AttackError(
@@ -128,10 +136,10 @@ class Subject:
         return (images - low) / (high - low)
 
 
-def check_labels(labels: Tensor, classes: int) -> None:
+def check_labels(labels: Tensor, classes: int, *, whose: str = "labels") -> None:
     """Refuse labels that are none of the model's classes, by an AttackError."""
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
         raise AttackError(
-            f"labels span {least} to {most}, and the model has classes 0 to {classes - 1}"
+            f"{whose} span {least} to {most}, and the model has classes 0 to {classes - 1}"
         )

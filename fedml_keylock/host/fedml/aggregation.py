@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..one_process import OneProcess
@@ -12,6 +13,8 @@ from .current_job import begin, current, final
 if TYPE_CHECKING:
     from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
+
+    from ..session import Session
 
 __all__ = ["seams"]
 
@@ -75,7 +78,7 @@ def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> N
     if isinstance(session, ServerSession) and session.is_sealed:
         session.tell_sealed()
         return  # words are no weights: the server's own model stays the first one
-    original(self, model_parameters)
+    original(self, _whole(session, model_parameters))
 
 
 @around
@@ -91,4 +94,11 @@ def _test(original: Function, self: FedMLAggregator, round_idx: Any) -> None:
 def _aggregate_in_one(original: Function, self: FedAvgAPI, w_locals: Any) -> Any:
     session = begin(self.args)
     average = session.add_up(w_locals) if isinstance(session, OneProcess) else None
-    return original(self, w_locals) if average is None else average
+    return _whole(session, original(self, w_locals)) if average is None else average
+
+
+def _whole(session: Session | None, average: Any) -> Any:
+    """An average with integers where the model has them, in a job under a defense."""
+    if session is None or session.defense is None or not isinstance(average, Mapping):
+        return average  # a job's own aggregator may return anything
+    return session.with_integers(average)

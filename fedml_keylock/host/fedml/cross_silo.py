@@ -139,6 +139,9 @@ def _update_dataset(original: Function, self: FedMLTrainer, client_index: Any) -
         with final():
             session.enter(int(client_index))
     original(self, client_index)
+    if isinstance(session, SiloSession):
+        with final():
+            session.check_samples(self.local_sample_number)
 
 
 @around

@@ -19,6 +19,8 @@ __all__ = ["Site", "check_layers", "sites_of"]
 
 PINNED = {"weight": 1.0, "bias": 0.0}
 """What a locked normalisation layer's own parameters are fixed at."""
+PER_EXAMPLE = "_forward_counter"
+"""What opacus puts on every parameter that it watches."""
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
 """What its running statistics are shown as, unless they are shared on purpose."""
 
@@ -96,6 +98,12 @@ def _placed(
 
     Or, where something stands against it, what that is.
     """
+    if any(hasattr(parameter, PER_EXAMPLE) for parameter in model.parameters()):
+        reason = (
+            "opacus computes gradients of each example for this model, and knows none of a lock's "
+            "own parameters: use lock: sealed, which leaves the model as it is, or no opacus"
+        )
+        return ModelCheck((LockIssue("", reason),))
     flow = flow_of(model)
     kinds = {name: model.get_submodule(name) for name in flow.order}
     issue = _front(model, flow, kinds)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .kinds import PARAMETRIC
@@ -83,22 +84,27 @@ def traced(model: nn.Module, *, training: bool = True) -> fx.Graph | None:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back whatever a forward pass keeps in the model's attributes, training flags included.
+    """Put back what a forward pass changes of the model: attributes, buffers, training flags.
 
     Example:
-        >>> model = nn.ReLU()
+        >>> model = nn.BatchNorm1d(2)
         >>> with untouched(model):
-        ...     model.seen = 1
-        >>> hasattr(model, "seen")
-        False
+        ...     model.seen = model(torch.rand(3, 2))
+        >>> hasattr(model, "seen"), model.num_batches_tracked
+        (False, tensor(0))
 
     """
     tables = ("_parameters", "_buffers", "_modules")
     modules = list(model.modules())
     kept = [(vars(m).copy(), {t: vars(m)[t].copy() for t in tables}) for m in modules]
+    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
+        with torch.no_grad():
+            for buffer, version, before in buffers:
+                if buffer._version != version:  # changed in place, as a counter of steps is
+                    buffer.copy_(before)
         for module, (attributes, contents) in zip(modules, kept, strict=True):
             vars(module).clear()
             vars(module).update(attributes)

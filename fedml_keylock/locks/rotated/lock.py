@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, UpdateRefused
-from ...tensors import with_versions
+from ...tensors import as_integers, with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -23,7 +23,7 @@ from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
 from .rotation import Rotation
 from .rotation_transform import RotationTransform
-from .turns import as_integers, digest, integers_of, parts_of
+from .turns import digest, integers_of, parts_of
 
 __all__ = ["RotatedLock"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import LockError
-from ...tensors import one_thread, raw
+from ...tensors import infinite_in, one_thread, raw
 from ..job_key import JobKey
 from .orthogonal import Turn
 
-__all__ = ["OPEN", "Part", "Turns", "as_integers", "as_one", "digest", "integers_of", "parts_of"]
+__all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "integers_of", "parts_of"]
 
 OPEN = -1
 """The round under which a state is shown as it is: that of the first model, which the server made
@@ -62,6 +62,11 @@ def parts_of(model: nn.Module) -> tuple[Part, ...]:
     if odd:
         raise LockError(f"{odd[0]}: lock: rotated cannot lock complex numbers")
     real = [n for n, t in state.items() if isinstance(t, Tensor) and t.is_floating_point()]
+    for name in infinite_in(state):
+        raise LockError(
+            f"{name}: lock: rotated cannot rotate infinite numbers; use lock: sealed, or keep it "
+            "out of the state (persistent=False)"
+        )
     names = tuple(name for name in real if name in trained and state[name].numel())
     if not names:
         raise LockError(f"{type(model).__name__} has no parameters to lock")
@@ -85,26 +90,6 @@ def integers_of(model: nn.Module) -> dict[str, torch.dtype]:
         for name, tensor in state.items()
         if isinstance(tensor, Tensor) and not tensor.is_floating_point()
     }
-
-
-def as_integers(
-    state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
-) -> dict[str, Tensor]:
-    """A state's entries for what is of integers, as such: their average is not.
-
-    It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
-
-    Example:
-        >>> as_integers({"n": torch.tensor(4.9999995)}, {"n": torch.int64})
-        {'n': tensor(5)}
-
-    """
-    found = {}
-    for name, dtype in dtypes.items():
-        if name in state:
-            came = state[name]
-            found[name] = (came.round() if came.is_floating_point() else came).to(dtype)
-    return found
 
 
 class Turns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,8 +10,10 @@ from ...errors import UpdateRefused
 
 __all__ = ["Shares"]
 
-MOST_SAMPLES = 2**40
-"""Of a silo: integers of 64 bits hold all that is made of fewer."""
+EXACT = 2.0**40
+"""Integers below are weights as they are: 64 bits hold all that is made of them."""
+BITS = 24
+"""Of the largest weight otherwise, as in float32: an average of FedML's has no finer ones."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +36,18 @@ class Shares:
 
         Example:
             >>> Shares.of([100, 50]).samples, Shares.of([1.5, 1]).samples
-            ((100, 50), (1572864, 1048576))
+            ((100, 50), (12582912, 8388608))
 
         """
-        if not all(0 < number < MOST_SAMPLES for number in numbers):
+        if not all(0 < number < math.inf for number in numbers):
             raise UpdateRefused(
                 f"the silos say that they have {', '.join(f'{n:g}' for n in numbers)} samples: "
                 "each must have more than 0"
             )
-        if all(float(number).is_integer() for number in numbers):
+        if all(float(number).is_integer() and number < EXACT for number in numbers):
             return cls(tuple(round(number) for number in numbers))
-        return cls(tuple(max(1, round(number * 2**20)) for number in numbers))
+        up = BITS - math.frexp(max(numbers))[1]
+        return cls(tuple(max(1, round(math.ldexp(number, up))) for number in numbers))
 
     @property
     def total(self) -> int:

@@ -650,3 +650,23 @@ def test_a_norm_over_positions_is_not_taken_for_one_over_features():
     lock_model(model, KeyLockConfig(lock="paper", layers=["2"]))
     assert [name for name, _, _ in locks(model)] == ["2"]
     assert model(torch.rand(4, 1, 10)).shape == (4, 30)
+
+
+class Counting(Net):
+    """Counts its steps in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(0))
+
+    def forward(self, x):
+        self.steps += 1
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("look", [check_model, lock_model])
+def test_a_buffer_that_counts_does_not_count_what_looks_at_the_model(look):
+    """Guards the buffers in `untouched`."""
+    model = Counting()
+    look(model, ALL)
+    assert model.steps == 0

@@ -7,7 +7,7 @@ import torch
 from nets import lenet
 from torch import nn
 
-from fedml_keylock.errors import VaultError
+from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.locks import (
     KeyLockConfig,
     check_model,
@@ -207,3 +207,11 @@ def test_who_has_another_key_opens_noise():
         if tensor.is_floating_point():
             assert not torch.allclose(tensor, state[name], atol=1e-3), name
     assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(public).items())
+
+
+def test_infinite_numbers_are_refused_by_name():
+    """A causal mask in a buffer would come back as NaN."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    model.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+    with pytest.raises(LockError, match=r"mask: lock: rotated cannot rotate infinite .*sealed"):
+        lock_model(model, ROTATED)

@@ -159,9 +159,10 @@ def state_of(state: Mapping[str, torch.Tensor]) -> dict[str, Array]:
 
 
 def whole_samples(numbers: Sequence[float]) -> list[int]:
-    if all(number == int(number) for number in numbers):
+    if all(number == int(number) and number < 2**40 for number in numbers):
         return [int(number) for number in numbers]
-    return [max(1, round(Fraction(number) * 2**20)) for number in numbers]
+    up = next(k for k in range(-1100, 1100) if max(numbers) * Fraction(2) ** k >= 2**23)
+    return [max(1, round(Fraction(number) * Fraction(2) ** up)) for number in numbers]
 
 
 def low_bits(silos: int) -> int:

@@ -8,11 +8,22 @@ from fedml_keylock.errors import UpdateRefused
 from fedml_keylock.locks.sealed.encoding import Shares
 
 
-@pytest.mark.parametrize("odd", [0, -199, float("nan"), float("inf"), 2.0**40])
+@pytest.mark.parametrize("odd", [0, -199, float("nan"), float("inf")])
 def test_samples_that_are_no_weight_are_refused(odd):
     """Guards `Shares.of`: with 100, 100 and -199 the bounds sum to 2^38, and sums wrap."""
     with pytest.raises(UpdateRefused, match="the silos say that they have 100, 100, "):
         Shares.of([100, 100, odd])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[133.25, 133], [0.2, 0.3, 0.5], [3e-7, 1e-7], [2.0**41, 3 * 2.0**40], [1e300, 1e299]],
+)
+def test_fractions_and_large_numbers_weigh_as_in_fedmls_average(numbers):
+    """Guards the scale in `Shares.of`: at 2^20, three parts in ten million weighed as one."""
+    shares = Shares.of(numbers)
+    for own, number in zip(shares.samples, numbers, strict=True):
+        assert own / shares.total == pytest.approx(number / sum(numbers), abs=2**-24)
 
 
 DECLARE = r"declare it by keylock: {scale: LARGEST"

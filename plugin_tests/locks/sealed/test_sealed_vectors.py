@@ -379,7 +379,7 @@ KNOWN = {
     ],
     "tag/2/tags": ["9bf31c2876cccfa8", "cefa92affac13a13"],
     "tag/2/limbs": [53160, 30412, 7208, 39923, 14867, 64193, 37551, 52986],
-    "shares/2/samples": [1572864, 1048576],
+    "shares/2/samples": [12582912, 8388608],
     "shares/3/low bits": 28,
     "neighbours/1/neighbours": [1, 2, 10, 11],
     "schema": "b5a32c4122bec891c768409ed3273866fe589bd26bbd7f2e5498bb4bd25f7f26",
