@@ -1,0 +1,62 @@
+"""FedML's own receiver in a defended job: what comes to it is read without running anything."""
+
+import pytest
+
+OVER_GRPC = """
+import os, pickle, socket
+from types import SimpleNamespace
+
+import fedml_keylock
+fedml_keylock.activate()
+import grpc
+from fedml.core.distributed.communication.grpc import grpc_comm_manager_pb2 as made
+from fedml.core.distributed.communication.grpc.grpc_comm_manager_pb2_grpc import (
+    gRPCCommManagerStub,
+)
+from fedml.core.distributed.communication.message import Message
+from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+from fedml_keylock.errors import UpdateRefused
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (str(FOLDER / "ran"),)
+
+class Server(FedMLCommManager):
+    def register_message_receive_handlers(self):
+        self.register_message_receive_handler(0, lambda message: None)
+        self.register_message_receive_handler("evil", lambda message: self.finish())
+
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+table, place = FOLDER / "grpc.csv", f"127.0.0.1:{port}"
+rows = ["eid,rank,grpc_server_ip,grpc_server_port", f"0,0,127.0.0.1,{port}", "1,1,127.0.0.1,1"]
+table.write_text("\\n".join(rows))
+args = SimpleNamespace(
+    training_type="cross_silo", backend="GRPC", federated_optimizer="FedAvg", worker_num=1,
+    client_num_in_total=1, client_num_per_round=1, comm_round=1, rank=0, role="server",
+    grpc_ipconfig_path=str(table), enable_defense=DEFENDED, defense_type="keylock",
+    keylock={"lock": "paper"})
+server = Server(args, None, 0, 2, "GRPC")
+message = Message("evil", 1, 0)
+message.add("x", Evil())
+with grpc.insecure_channel(place, [("grpc.enable_http_proxy", 0)]) as channel:
+    gRPCCommManagerStub(channel).sendMessage(made.CommRequest(message=pickle.dumps(message)))
+try:
+    server.run()
+except UpdateRefused as error:
+    print(error)
+finally:
+    server.com_manager.stop_receive_message()
+"""
+
+
+@pytest.mark.parametrize("defended", [True, False])
+def test_fedml_s_grpc_receiver_runs_nothing_that_comes(defended, with_fedml, tmp_path):
+    pytest.importorskip("grpc")
+    head = f"from pathlib import Path\nDEFENDED, FOLDER = {defended}, Path({str(tmp_path)!r})\n"
+    ended = with_fedml(head + OVER_GRPC)
+    assert ended.status == 0, ended.stderr[-2000:]
+    assert (tmp_path / "ran").exists() != defended  # the control: FedML runs it
+    said = "the server: a message held posix.mkdir, which no model or number needs; nothing of it"
+    assert ended.stdout.startswith(said) == defended
