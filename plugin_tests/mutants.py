@@ -331,6 +331,87 @@ TABLE = {
         ("norms: instance norm's derivative", "    F.instance_norm: _instance_norm,\n", ""),
         ("norms: batch norm's derivative", "    F.batch_norm: _batch_norm,\n", ""),
     ],
+    ("host/fedml/receiving", "host/test_receiving.py"): [
+        (
+            "messages: gRPC's are read as FedML reads them",
+            "        _make_careful(self.com_manager, session)\n",
+            "        pass\n",
+        ),
+    ],
+    ("host/gate", "host/test_gate.py host/test_silo_session.py"): [
+        (
+            "gate: a silo takes any model of the server's",
+            "state = check_state(state, agreement, who=who, averaged=True, partial=True)",
+            "pass",
+        ),
+        (
+            "gate: a sealed silo takes anything for a model",
+            "            state = check_payload(state, who=who)\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/one_process", "host/test_one_process.py"): [
+        (
+            "simulation: a silo takes any model of the server's",
+            """check_state(state, self._agreed(), who="the server's model", averaged=True)""",
+            "pass",
+        ),
+    ],
+    ("host/silo_session", "host/test_silo_session.py host/test_sealed_sessions.py"): [
+        (
+            "silo: the job's nonce is ignored",
+            "        self.defense.begin_job(nonce)\n",
+            "",
+        ),
+        (
+            "silo: a trainer trains another model than the locked one",
+            "            check_trainer(trainer, self.model, who=self.who)\n",
+            "            pass\n",
+        ),
+        (
+            "silo: a model comes before the silos have agreed",
+            "if self._credentials is not None and not self._shared:",
+            "if False:",
+        ),
+    ],
+    ("host/unpickling", "host/test_receiving.py -k storage"): [
+        ("messages: a storage may be on any device", " and _PLACE.fullmatch(place)", ""),
+    ],
+    ("locks/protocol", "locks/test_agreement.py"): [
+        (
+            "agreement: a setting is not in the mark",
+            'own |= {"checkpoint",',
+            'own |= {"colluders", "checkpoint",',
+        ),
+        (
+            "agreement: no setting is in the mark",
+            """self.config.model_dump(mode="json", exclude=own | server) | grouped""",
+            "grouped",
+        ),
+    ],
+    ("locks/vault/disk", "locks/vault/test_vault_modes.py"): [
+        (
+            "vault: a lock file is everybody's to write",
+            "        descriptor = os.open(path, flags, 0o600)\n",
+            "        descriptor = os.open(path, flags, 0o666)\n",
+        ),
+        (
+            "vault: a lock file may be a link",
+            "os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW",
+            "os.O_RDWR | os.O_CREAT",
+        ),
+        (
+            "vault: a silo's own log is everybody's to read",
+            'os.open(path, flags, 0o600), "a"',
+            'os.open(path, flags, 0o666), "a"',
+        ),
+        (
+            "vault: a silo's own log may be a link",
+            "os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW",
+            "os.O_APPEND | os.O_CREAT | os.O_CLOEXEC",
+        ),
+        ("vault: its folder is everybody's", "exist_ok=True, mode=0o700", "exist_ok=True"),
+    ],
     ("locks/config", "test_settings.py"): [
         ("configuration: fields of another lock are taken", "or kind in locks:", "or True:"),
         (

@@ -1,6 +1,14 @@
 """FedML's own receiver in a defended job: what comes to it is read without running anything."""
 
+import io
+import pickle
+from types import SimpleNamespace
+
 import pytest
+import torch
+
+from fedml_keylock.errors import UpdateRefused
+from fedml_keylock.host.unpickling import load
 
 OVER_GRPC = """
 import os, pickle, socket
@@ -60,3 +68,27 @@ def test_fedml_s_grpc_receiver_runs_nothing_that_comes(defended, with_fedml, tmp
     assert (tmp_path / "ran").exists() != defended  # the control: FedML runs it
     said = "the server: a message held posix.mkdir, which no model or number needs; nothing of it"
     assert ended.stdout.startswith(said) == defended
+
+
+class Stored:
+    """A storage as torch.save writes it in its older format, of another place."""
+
+    def __init__(self, place):
+        written = io.BytesIO()
+        storage = torch.ones(3)._typed_storage()
+        torch.save(storage, written, _use_new_zipfile_serialization=False)
+        sizes = [len(name).to_bytes(4, "little") + name for name in (b"cpu", place.encode())]
+        self.bytes = written.getvalue().replace(*sizes)
+
+    def __reduce__(self):
+        return torch.storage._load_from_bytes, (self.bytes,)
+
+
+@pytest.mark.parametrize("place", ["meta", "xla:0", "cpu:0", "cuda:0\n", "mps:", ""])
+def test_a_storage_names_no_place_but_those_of_models(place):
+    def read(place):
+        return load(io.BytesIO(pickle.dumps(Stored(place))), message=SimpleNamespace, who="rank 2")
+
+    assert read("cpu")._size() == 3
+    with pytest.raises(UpdateRefused, match="_load_from_bytes of other parts"):
+        read(place)
