@@ -60,7 +60,7 @@ def test_a_flow_of_algorithms_is_refused_before_fedml_begins(session, monkeypatc
 
 
 def test_a_model_that_is_no_module_is_refused(session):
-    with pytest.raises(LockError, match="the job.s model is a OrderedDict, not a torch module"):
+    with pytest.raises(LockError, match="model is a OrderedDict, not a torch"):
         session.adopt(made().state_dict())
     assert session.model is None
 
