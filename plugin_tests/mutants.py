@@ -187,8 +187,8 @@ TABLE = {
     ("host/link", "host/test_link.py"): [
         (
             "link: a message without its tag is read",
-            "        if end < 0 or not hmac.compare_digest(tag, self._tag(message, head)):\n",
-            "        if end < 0:\n",
+            "        if not hmac.compare_digest(tag, self._tag(message, head)):\n",
+            "        if False:\n",
         ),
         ("link: a message comes twice", "        self._received[sender] = number\n", ""),
         (
