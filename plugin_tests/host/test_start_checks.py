@@ -5,11 +5,12 @@ import pickle
 from types import SimpleNamespace
 
 import pytest
-from job_arguments import PAPER, arguments, made
+from job_arguments import PAPER, SIMULATED, arguments, made
 
-from fedml_keylock.errors import HostError, LockError, UpdateRefused, VaultError
+from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import check_mark
 from fedml_keylock.host.key_agreement import Handshake, agree
+from fedml_keylock.host.roster import read_roster
 from fedml_keylock.host.session_of import session_of
 
 
@@ -105,3 +106,23 @@ def test_every_hello_begins_with_the_greeting():
     with pytest.raises(SentError) as caught:
         agree(comm, own, greeting=b"a greeting")
     assert caught.value.args == (b"a greeting" + own.hello,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("save_model", "a"), ("checkpoint", "a.safetensors"), ("keep_history", True)],
+)
+def test_what_a_simulation_in_one_process_never_writes_is_refused(field, value, tmp_path):
+    settings = {"vault": str(tmp_path), field: value}
+    session = session_of(arguments(**SIMULATED, role="server", rank=0, keylock=settings))
+    session.adopt(made())
+    with pytest.raises(ConfigError, match=f"keylock.{field}: nothing writes it in this kind of"):
+        session.agree([None] * 8)
+
+
+@pytest.mark.parametrize("rank", ["true", "one", "1.0", "[1]"])
+def test_a_roster_has_ranks(rank, tmp_path):
+    path = tmp_path / "silos.yaml"
+    path.write_text(f"? {rank}\n: {'0' * 64}\n")
+    with pytest.raises(ConfigError, match=r"must hold lines of RANK: KEY|is not YAML"):
+        read_roster(path)
