@@ -126,3 +126,37 @@ def test_a_roster_has_ranks(rank, tmp_path):
     path.write_text(f"? {rank}\n: {'0' * 64}\n")
     with pytest.raises(ConfigError, match=r"must hold lines of RANK: KEY|is not YAML"):
         read_roster(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"defense_type": "keylok"}, "defense_type: 'keylok' is unknown to FedML and to every"),
+        (
+            {"keylock": {**PAPER, "robust_aggregation": "krum"}},
+            "keylock.robust_aggregation: krum needs byzantine_client_num, which is not set",
+        ),
+    ],
+)
+def test_a_defense_that_fedml_cannot_make_is_named(changes, said):
+    from fedml.core.security.fedml_defender import FedMLDefender
+
+    from fedml_keylock.host.fedml import current_job, security
+
+    init = security._defender_init(FedMLDefender.init)
+    try:
+        with pytest.raises(ConfigError, match=said):
+            init(object.__new__(FedMLDefender), arguments(**changes))
+    finally:
+        current_job.forget()
+
+
+def test_an_attack_that_nobody_knows_is_named():
+    from fedml.core.security.fedml_attacker import FedMLAttacker
+
+    from fedml_keylock.host.fedml import security
+
+    init = security._attacker_init(FedMLAttacker.init)
+    args = SimpleNamespace(enable_attack=True, attack_type="gradient_inversoin")
+    with pytest.raises(ConfigError, match="'gradient_inversoin' is unknown to FedML"):
+        init(object.__new__(FedMLAttacker), args)
