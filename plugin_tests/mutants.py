@@ -773,9 +773,9 @@ TABLE = {
             "            False\n            and kept",
         ),
     ],
-    ("locks/rotated/turns", "locks/sealed/test_rotated_wire.py -k part_of_an"): [
+    ("locks/rotated/turns", "locks/sealed/test_rotated_wire.py -k part"): [
         (
-            "rotated: a part of an average is opened",
+            "rotated: a part is sent or opened",
             "            if missing:\n",
             "            if False:\n",
         ),
@@ -799,6 +799,25 @@ TABLE = {
             "accuracy: a test changes training's random numbers",
             "with torch.random.fork_rng(devices=[]), torch.no_grad():",
             "with torch.no_grad():",
+        ),
+    ],
+    ("host/fedml/security", "host/test_start_checks.py -k cannot_make"): [
+        (
+            "start: a defense that FedML does not know is not named",
+            '"defense_type is not defined" not in str(error)',
+            "True",
+        ),
+        (
+            "start: a defense of FedML's without its settings",
+            "if error.obj is not theirs:",
+            "if True:",
+        ),
+    ],
+    ("host/fedml/security", "host/test_start_checks.py -k nobody_knows"): [
+        (
+            "start: an attack that nobody knows is none",
+            "if self.is_enabled and self.attacker is None and not our_attack(args):",
+            "if False:",
         ),
     ],
     ("locks/config", "test_settings.py"): [
@@ -900,9 +919,6 @@ TABLE = {
             "self._passes.append((stream.signs(self._inside), block",
             "self._passes.append((stream.signs(self._inside).abs(), block",
         ),
-    ],
-    ("locks/rotated/rotation", "locks/sealed/test_rotated_wire.py"): [
-        ("rotated: a part is sent", "        if missing:\n", "        if False:\n"),
     ],
     ("locks/rotated/turns", "locks/rotated"): [
         (

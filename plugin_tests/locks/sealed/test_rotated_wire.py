@@ -7,13 +7,7 @@ import torch
 from sealed_silos import bits_of, secret
 from torch import nn
 
-from fedml_keylock.errors import (
-    ConfigError,
-    HostError,
-    LockError,
-    UpdateRefused,
-    VaultError,
-)
+from fedml_keylock.errors import ConfigError, HostError, UpdateRefused, VaultError
 from fedml_keylock.locks import KeyLockConfig, make_lock
 from fedml_keylock.locks.rotated.lock import RotatedLock
 from fedml_keylock.types import JobSecrets
@@ -239,5 +233,7 @@ def test_a_part_of_an_average_is_not_opened(silos):
     lock, model = silos[0]
     sent = dict(lock.seal(model, state_of(1), samples=1))
     del sent["head.bias"]
-    with pytest.raises(LockError, match=r"^head\.bias is missing: a state under lock: rotated is"):
+    with pytest.raises(
+        UpdateRefused, match=r"^head\.bias is missing: a state under lock: rotated is"
+    ):
         lock.open(model, sent, round_index=0)
