@@ -485,7 +485,7 @@ TABLE = {
             "            pass\n",
         ),
     ],
-    ("host/session", "host/test_compatibility.py host/test_sealed_sessions.py"): [
+    ("host/session", "host/test_start_checks.py -k single_updates"): [
         (
             "start: a server may change single sealed updates",
             "            check_sealing(self.args)\n",

@@ -10,7 +10,7 @@ from job_arguments import PAPER, SIMULATED, arguments, made
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import check_mark
 from fedml_keylock.host.key_agreement import Handshake, agree
-from fedml_keylock.host.roster import read_roster
+from fedml_keylock.host.roster import add_key, read_roster
 from fedml_keylock.host.session_of import session_of
 
 
@@ -160,3 +160,24 @@ def test_an_attack_that_nobody_knows_is_named():
     args = SimpleNamespace(enable_attack=True, attack_type="gradient_inversoin")
     with pytest.raises(ConfigError, match="'gradient_inversoin' is unknown to FedML"):
         init(object.__new__(FedMLAttacker), args)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"enable_attack": True, "attack_type": "byzantine"}, "attack_type: byzantine changes"),
+        ({"enable_dp": True, "dp_solution_type": "cdp"}, "dp_solution_type: cdp clips and adds"),
+        ({"enable_contribution": True}, "enable_contribution: FedML assesses silos"),
+    ],
+)
+def test_a_sealed_job_whose_server_would_read_single_updates_does_not_begin(changes, said):
+    for rank in (0, 1):
+        role = "client" if rank else "server"
+        session = session_of(arguments(keylock={}, rank=rank, role=role, comm=object(), **changes))
+        with pytest.raises(ConfigError, match=f"^{said}"):
+            session.agree([None] * 8)
+
+
+def test_a_roster_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"none/silos\.yaml: No such file"):
+        add_key(tmp_path / "none" / "silos.yaml", 1, "0" * 64)
