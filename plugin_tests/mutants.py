@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import fedml  # noqa: F401  # once, for all runs
+import hypothesis.strategies  # noqa: F401
 import pytest
-import torch  # once, for all runs
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 300
@@ -529,10 +531,20 @@ TABLE = {
             "    if False:\n",
         ),
     ],
-    ("host/compatibility", "host/test_compatibility.py host/test_sealed_sessions.py"): [
+    ("host/compatibility", "host/test_start_checks.py -k single_updates"): [
         (
             "start: FedML assesses sealed updates",
             'if getattr(args, "enable_contribution", False):',
+            "if False:",
+        ),
+        (
+            "start: FedML attacks sealed updates",
+            'if getattr(args, "enable_attack", False) and attack in _ON_STATES:',
+            "if False:",
+        ),
+        (
+            "start: FedML adds noise to sealed updates",
+            'if getattr(args, "enable_dp", False) and word(args, "dp_solution_type") == "cdp":',
             "if False:",
         ),
     ],
