@@ -581,7 +581,7 @@ TABLE = {
             "    if False:\n",
         ),
     ],
-    ("host/fedml/receiving", "jobs/test_sealed_jobs.py -m long -k silo_without_flag"): [
+    ("host/fedml/receiving", "host/test_receiving.py -k not_defended"): [
         (
             "messages: a rank without the flag reads hellos",
             "            self.comm = _undefended(self.comm)\n",

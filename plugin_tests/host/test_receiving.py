@@ -2,12 +2,14 @@
 
 import io
 import pickle
+import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedml_keylock.errors import UpdateRefused
+from fedml_keylock.host.launch import command, environment
 from fedml_keylock.host.unpickling import load
 
 OVER_GRPC = """
@@ -68,6 +70,47 @@ def test_fedml_s_grpc_receiver_runs_nothing_that_comes(defended, with_fedml, tmp
     assert (tmp_path / "ran").exists() != defended  # the control: FedML runs it
     said = "the server: a message held posix.mkdir, which no model or number needs; nothing of it"
     assert ended.stdout.startswith(said) == defended
+
+
+UNDEFENDED = """
+from types import SimpleNamespace
+
+import fedml
+from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
+from mpi4py import MPI
+
+from fedml_keylock.host.mailbox import TAG
+
+class Silo(FedMLCommManager):
+    def register_message_receive_handlers(self):
+        pass
+
+comm = MPI.COMM_WORLD
+rank = comm.Get_rank()
+if rank == 1:
+    comm.Send(b"a hello", 2, TAG)
+elif rank == 2:
+    args = SimpleNamespace(training_type="simulation", backend="MPI", rank=rank, comm=comm)
+    Silo(args, comm, rank, 3, "MPI").run()
+"""
+
+
+def test_a_rank_that_is_not_defended_says_so_when_others_are(tmp_path):
+    (tmp_path / "script.py").write_text(UNDEFENDED)
+    done = subprocess.run(
+        command(3, ["script.py"]),
+        cwd=tmp_path,
+        env=environment(3) | {"PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = "fedml-keylock: rank 2: rank 1 is defended and this rank is not: its YAML does not ask"
+    assert done.returncode != 0
+    assert any(line.startswith(said) for line in done.stdout.splitlines()), done.stdout[-2000:]
+    assert "Traceback" not in done.stdout
 
 
 class Stored:

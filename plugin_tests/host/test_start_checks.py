@@ -123,7 +123,7 @@ def test_what_a_simulation_in_one_process_never_writes_is_refused(field, value, 
 @pytest.mark.parametrize("rank", ["true", "one", "1.0", "[1]"])
 def test_a_roster_has_ranks(rank, tmp_path):
     path = tmp_path / "silos.yaml"
-    path.write_text(f"? {rank}\n: {'0' * 64}\n")
+    path.write_text(f"? {rank}\n: {'a' * 64}\n")
     with pytest.raises(ConfigError, match=r"must hold lines of RANK: KEY|is not YAML"):
         read_roster(path)
 

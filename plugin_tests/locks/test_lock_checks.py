@@ -50,3 +50,11 @@ def test_what_no_lock_at_the_wire_is_made_for_is_refused():
         lock_model(nn.Linear(2, 2), config, key=torch.ones(3))
     with pytest.raises(LockError, match="needs a model with values: take it off meta"):
         lock_model(nn.Linear(2, 2, device="meta"), config)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 0.0])
+def test_a_key_has_finite_numbers_that_are_not_all_zero(number):
+    model, config = nn.Sequential(nn.Conv2d(1, 6, 3)), KeyLockConfig(lock="paper", key_length=4)
+    with pytest.raises(LockError, match="the key"):
+        lock_model(model, config, key=torch.full((4,), number))
+    assert not hasattr(model[0], "keylock")
