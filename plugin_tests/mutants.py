@@ -1198,13 +1198,13 @@ TABLE = {
         ),
         (
             "rounds: another first model is taken",
-            "        elif self.round or self._used or digest != self._chain:\n",
-            "        elif self.round or self._used:\n",
+            "        elif self._used or digest != self._chain:",
+            "        elif self._used:",
         ),
         (
             "rounds: the first model stands for an average",
-            "self.round or self._used or digest",
-            "self.round or digest",
+            "self._used or digest != self._chain",
+            "digest != self._chain",
         ),
     ],
     ("locks/sealed/seal_transform", "locks/sealed/test_sealed_record.py"): [
