@@ -863,6 +863,23 @@ TABLE = {
     ("locks/paper/attach", "locks/test_lock_checks.py -k finite"): [
         ("paper: a key may be infinite", "not key.isfinite().all() or ", ""),
     ],
+    ("locks/sealed/lock", "locks/test_lock_checks.py -k before_a_job"): [
+        (
+            "start: a checkpoint that cannot be written",
+            "            check_place(self.config.checkpoint, what=CHECKPOINT)\n",
+            "            pass\n",
+        ),
+        (
+            "start: a final model that cannot be written",
+            "            check_place(self._final(silo), what=FINAL)\n",
+            "            pass\n",
+        ),
+        (
+            "start: a silo's own log that cannot be written",
+            '            check_place(self.config.vault / f"silo-{silo}.log", what="keylock.vault:")\n',
+            "            pass\n",
+        ),
+    ],
     ("locks/config", "test_settings.py"): [
         ("configuration: fields of another lock are taken", "or kind in locks:", "or True:"),
         (

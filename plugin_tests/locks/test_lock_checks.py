@@ -58,3 +58,22 @@ def test_a_key_has_finite_numbers_that_are_not_all_zero(number):
     with pytest.raises(LockError, match="the key"):
         lock_model(model, config, key=torch.full((4,), number))
     assert not hasattr(model[0], "keylock")
+
+
+@pytest.mark.parametrize(
+    ("settings", "enter", "said"),
+    [
+        ({"checkpoint": "file/a.safetensors"}, "enter_server", r"^keylock\.checkpoint: .*file/a"),
+        ({"save_model": "file/models"}, "enter_silo", r"^keylock\.save_model: .*file/models"),
+        ({"vault": "vault"}, "enter_silo", r"^keylock\.vault: .*silo-0\.log: .* it is a folder"),
+    ],
+)
+def test_what_could_not_be_written_is_said_before_a_job_trains(
+    settings, enter, said, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("vault/silo-0.log").mkdir(parents=True)
+    model, lock = nn.Linear(2, 2), make_lock(KeyLockConfig(**settings))
+    with pytest.raises(ConfigError, match=said):
+        lock.enter_server() if enter == "enter_server" else lock.enter_silo(model, silo=0)
