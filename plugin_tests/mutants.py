@@ -876,8 +876,8 @@ TABLE = {
         ),
         (
             "start: a silo's own log that cannot be written",
-            '            check_place(self.config.vault / f"silo-{silo}.log", what="keylock.vault:")\n',
-            "            pass\n",
+            'check_place(self.config.vault / f"silo-{silo}.log", what="keylock.vault:")',
+            "pass",
         ),
     ],
     ("locks/config", "test_settings.py"): [
