@@ -73,9 +73,9 @@ class Link:
             UpdateRefused: it was changed on the way, or is not for this rank, or came before.
 
         """
-        end = len(received) - _HEAD.size - _TAG
-        message, head, tag = received[: max(0, end)], received[end:-_TAG], received[-_TAG:]
-        if end < 0 or not hmac.compare_digest(tag, self._tag(message, head)):
+        behind = _HEAD.size + _TAG
+        message, head, tag = received[:-behind], received[-behind:-_TAG], received[-_TAG:]
+        if not hmac.compare_digest(tag, self._tag(message, head)):
             raise UpdateRefused(
                 "a message came without the tag of keylock.link_key: it was changed on the way, or "
                 "its sender has another link_key or none"

@@ -134,9 +134,11 @@ class OneProcess(SiloSession):
         if self.defense is None:
             yield
             return
-        if self._plain is None or self.model is None or trainer.model is not self.model:
+        if trainer.model is not self.model:
             raise HostError("the simulation's trainer holds another model than the job's")
         locked = self.model
+        assert self._plain is not None
+        assert locked is not None
         self._plain.load_state_dict(locked.state_dict())
         trainer.model = self._plain
         try:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import HostError, UpdateRefused, VaultError
+from ...errors import HostError, VaultError
 from ..job_key import JobKey
 from ..private import Private
 from .turns import Part, Turns
@@ -48,18 +48,18 @@ class Rotation(Private):
             UpdateRefused: an entry is missing.
 
         """
-        missing = [n for part in self.parts for n in part.names if n not in state]
-        if missing:
-            raise UpdateRefused(
-                f"{missing[0]} is missing: a state under lock: rotated is one vector, and only the "
-                "whole of it can be sent: use lock: sealed for parts of a state"
-            )
-        self.sample = self._sample_of(state)
         # FedML takes a plain dict for one state a silo
-        return OrderedDict({**state, **self._turns(self.round).turned(state)})
+        rotated = OrderedDict({**state, **self._turns(self.round).turned(state)})
+        self.sample = self._sample_of(state)
+        return rotated
 
     def restore(self, state: Mapping[str, Tensor], *, round_index: int) -> dict[str, Tensor]:
-        """The average of a round, as it was before it was rotated."""
+        """The average of a round, as it was before it was rotated.
+
+        Raises:
+            UpdateRefused: an entry is missing.
+
+        """
         return OrderedDict({**state, **self._turns(round_index).opened(state)})
 
     def is_like(self, state: Mapping[str, Tensor]) -> bool:

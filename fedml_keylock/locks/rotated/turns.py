@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ...errors import LockError
+from ...errors import LockError, UpdateRefused
 from ...tensors import infinite_in, one_thread, raw
 from ..job_key import JobKey
 from .orthogonal import Turn
@@ -117,7 +117,7 @@ class Turns:
         """The entries that are turned, as the server gets them. The state is not changed.
 
         Raises:
-            LockError: an entry is missing.
+            UpdateRefused: an entry is missing.
 
         """
         return self._mapped(state, prefix, undo=False)
@@ -126,7 +126,7 @@ class Turns:
         """The same entries as they were before they were turned.
 
         Raises:
-            LockError: an entry is missing.
+            UpdateRefused: an entry is missing.
 
         """
         return self._mapped(state, prefix, undo=True)
@@ -142,9 +142,9 @@ class Turns:
             names = [prefix + name for name in part.names]
             missing = [name for name in names if name not in state]
             if missing:
-                raise LockError(
+                raise UpdateRefused(
                     f"{missing[0]} is missing: a state under lock: rotated is one vector, and only "
-                    "the whole of it can be sent or loaded"
+                    "the whole of it can be sent or loaded: use lock: sealed for parts of a state"
                 )
             mapped |= as_one(names, state, partial(self._turn_part, part, undo=undo))
         return mapped

@@ -76,7 +76,7 @@ class Rounds(Private):
         digest = digest_of(first)
         if not self._chain:
             self.base, self._chain = _kept(first), digest
-        elif self.round or self._used or digest != self._chain:
+        elif self._used or digest != self._chain:  # which goes on with every round
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
             )

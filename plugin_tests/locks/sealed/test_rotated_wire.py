@@ -227,3 +227,13 @@ def test_another_lock_s_vault_is_not_written_over(tmp_path, silos):
     vault.save({"other": torch.zeros(2)}, round_index=1)
     with pytest.raises(VaultError, match="that of another lock"):
         lock.enter_silo(model, silo=0)
+
+
+def test_a_part_of_an_average_is_not_opened(silos):
+    lock, model = silos[0]
+    sent = dict(lock.seal(model, state_of(1), samples=1))
+    del sent["head.bias"]
+    with pytest.raises(
+        UpdateRefused, match=r"^head\.bias is missing: a state under lock: rotated is"
+    ):
+        lock.open(model, sent, round_index=0)
