@@ -626,11 +626,12 @@ def take(made, kind, message):
         made.got.append(message.get_params()["value"])
         made.is_running = False
 
+args = SimpleNamespace(role="server")
 for careful in (True, False):
     for value in (5, Evil()):
         made = manager()
         if careful:
-            _make_careful(made, SimpleNamespace(who="silo 0 (rank 1), round 3", link=None))
+            _make_careful(made, SimpleNamespace(who="the server", link=None, args=args))
         made.grpc_servicer.message_q.put(message(value))
         try:
             made.handle_receive_message()
@@ -643,7 +644,17 @@ for careful in (True, False):
         assert os.path.exists(FOLDER) == (value != 5 and not careful)
 
 os.rmdir(FOLDER)
-args = SimpleNamespace(role="server")
+for named, role in ((2, "server"), (1, "client")):
+    made = manager()
+    session = SimpleNamespace(who="rank 9", link=None, args=SimpleNamespace(role=role))
+    _make_careful(made, session)
+    sent = Message("a type", 1, 0)
+    sent.add("sender", named)
+    made.grpc_servicer.message_q.put(pickle.dumps(sent))
+    try:
+        made.handle_receive_message()
+    except UpdateRefused as error:
+        print(error)
 for tag in (
     lambda sent: Link(bytes(32), 1).protect(sent, 0),
     lambda sent: sent,
@@ -665,8 +676,10 @@ def test_of_grpc_nothing_is_run(with_fedml, tmp_path):
     ended = with_fedml(f"FOLDER = {str(tmp_path / 'ran')!r}\n" + GRPC)
     assert ended.status == 0, ended.stderr[-2000:]
     assert ended.stdout == (
-        "silo 0 (rank 1), round 3: a message held posix.mkdir, which no model or number needs; "
+        "the server: a message held posix.mkdir, which no model or number needs; "
         "nothing of it was run\n"
+        "rank 1: a message came in the name of rank 2\n"
+        "rank 1: a silo sent a message to a silo\n"
         "[5]\n"
         "a message came without the tag of keylock.link_key: it was changed on the way, or its "
         "sender has another link_key or none\n"
@@ -691,7 +704,9 @@ made.grpc_mappings, made.opts = {0: place, 1: place}, []
 grpc_comm_manager.grpc_comm_manager_pb2_grpc.gRPCCommManagerStub = lambda channel: (
     SimpleNamespace(sendMessage=lambda request: sent.append(request.message))
 )
-session = SimpleNamespace(link=Link(bytes(32), 1), emit=lambda *_: None, sent=lambda: None)
+session = SimpleNamespace(
+    link=Link(bytes(32), 1), emit=lambda *_: None, sent=lambda: None, who="silo 0", defense=None
+)
 cross_silo.current = lambda: session
 send = cross_silo._send_message(Manager.send_message)
 for _ in range(2):
@@ -717,7 +732,9 @@ from fedml.core.distributed.communication.message import Message
 from fedml_keylock.host.fedml import cross_silo
 
 gated = []
-session = SimpleNamespace(admit=lambda entries, names, sender: gated.append(sender))
+session = SimpleNamespace(
+    admit=lambda entries, names, sender: gated.append(sender), who="the server", defense=1
+)
 cross_silo.begin = lambda args: session
 receive = cross_silo._receive_message(lambda self, kind, message: None)
 for kind, sender, receiver in ((0, 2, 2), (0, 1, 2), (5, 2, 2), ("5", 0, 0), (5, 1, 0)):
