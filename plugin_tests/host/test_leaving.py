@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedml_keylock.errors import UpdateRefused
+from fedml_keylock.errors import UpdateRefused, first_line, keep_texts
+from fedml_keylock.host.abort import end_job
 from fedml_keylock.host.message_type import check_type
 
 TWICE = [1]
@@ -120,7 +121,7 @@ for comm in (
     calls = [x for x in dir(MPI.Intracomm) if callable(getattr(comm, x)) and x[0] != "_"]
     refused = 0
     for name in calls:
-        if communicator._HARMLESS.fullmatch(name) or name == "send":
+        if communicator._HARMLESS.fullmatch(name):
             continue
         try:
             getattr(comm, name)(torch.ones(1), 0)
@@ -206,7 +207,7 @@ model = torch.nn.Linear(40, 2)
 WAYS = {
     "write_model": lambda: store.write_model("k", state),
     "write_model_web": lambda: store.write_model_web("k", state),
-    "upload_file": lambda: store.upload_file("model.pt", "k"),
+    "upload_file": lambda: store.upload_file("model.pt", "k", {}),
     "artifact": lambda: mlops._log_artifact_sync(artifact, version="release"),
     "model net": lambda: mlops.log_training_model_net_info(model, picture),
     "model input": lambda: mlops.log_training_model_input_info([1, 40], ["float"]),
@@ -281,3 +282,108 @@ print(sys.excepthook == MLOpsRuntimeLog.handle_exception)
 def test_fedmls_own_hook_for_errors_stands_behind_ours(with_fedml):
     ended = with_fedml(HOOK)
     assert ended.stdout.split() == ["True", "True"], ended.stderr[-2000:]
+
+
+@pytest.fixture
+def kept():
+    """What is kept of errors' texts, as in a silo of a defended job."""
+    found = []
+    keep_texts(lambda text: found.append(text) or "kept")
+    yield found
+    keep_texts(None)
+
+
+def fails():
+    try:
+        raise IndexError("Target 7 is out of bounds")
+    except IndexError:
+        raise ValueError("the patient's label is 7") from None
+
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return error
+
+
+def chained():
+    try:
+        fails()
+    except ValueError as error:
+        raise RuntimeError("image 7 of 9") from error
+
+
+@pytest.mark.parametrize(
+    ("call", "kinds"),
+    [
+        (fails, "ValueError"),
+        (chained, "ValueError RuntimeError"),
+        (lambda: int("seven, 7"), "ValueError"),
+    ],
+)
+def test_of_an_error_in_a_silo_kind_and_place_are_printed(call, kinds, kept, capsys):
+    error = error_of(call)
+    end_job(error)
+    said = capsys.readouterr().err
+    assert "7" not in re.sub(r"line \d+", "", said), said
+    lines = said.splitlines()
+    assert lines[-1] == (
+        f"fedml-keylock: rank 0 failed ({type(error).__name__}; kept); the job ends on every rank"
+    )
+    assert [x for x in lines[:-1] if not x.startswith("  File ")] == kinds.split()
+    assert f'File "{__file__}", line {call.__code__.co_firstlineno}' in said or "in fails" in said
+    assert "Traceback" in kept[0]
+    assert str(error) in kept[0]
+
+
+def test_of_others_errors_our_lines_say_the_kind(kept):
+    assert first_line(ValueError("the patient's label is 7")) == "ValueError, kept"
+    assert "label is 7" in kept[0]
+
+
+def test_where_nothing_is_kept_back_texts_are_said(capsys):
+    keep_texts(lambda text: None)
+    try:
+        assert first_line(ValueError("label 7")) == "label 7"
+        end_job(error_of(fails))
+    finally:
+        keep_texts(None)
+    assert "the patient's label is 7" in capsys.readouterr().err
+
+
+KEEPS = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from fedml_keylock.errors import first_line
+from fedml_keylock.host.fedml import current_job, cross_silo
+os.chdir(FOLDER)
+
+def said(after_init=cross_silo._manage_mpi_args, **changes):
+    args = SimpleNamespace(
+        comm=object(), rank=2, enable_defense=True, defense_type="keylock",
+        keylock={"lock": "sealed", "vault": "vault"})
+    vars(args).update(changes)
+    after_init(lambda args: args)(args)
+    print(first_line(ValueError("label 7")))
+    current_job.forget()
+
+said()
+said(cross_silo._init_simulation_mpi)
+print(Path("vault/silo-1.log").read_text().count("ValueError: label 7"))
+said(rank=0)
+said(comm=None)
+said(enable_defense=False)
+said(keylock={"lock": "sealed", "log_training": True})
+said(keylock={"lock": "sealed", "vault": "/proc/none"})
+"""
+
+
+def test_a_silo_of_a_defended_job_keeps_texts_from_fedml_init_on(with_fedml, tmp_path):
+    ended = with_fedml(f"FOLDER = {str(tmp_path)!r}\n{KEEPS}")
+    assert ended.status == 0, ended.stderr[-2000:]
+    where = "its text is in the silo's own log, silo-1.log, as log_training is false"
+    lines = ended.stdout.splitlines()
+    assert lines[:3] == [f"ValueError, {where}"] * 2 + ["2"]
+    assert lines[3:] == ["label 7"] * 4 + ["ValueError, its text is kept nowhere: VaultError"]

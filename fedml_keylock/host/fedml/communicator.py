@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import HostError
 from ..message_type import check_type
@@ -24,6 +24,9 @@ _HARMLESS = re.compile(
     "info|name|rank|size|topology|free|set_name"
 )
 """What of a communicator sends nothing of its caller's, and makes no other communicator."""
+
+_SENDS = ("send", "isend", "ssend", "issend", "bsend", "ibsend")
+"""What sends a Python object to one rank."""
 
 _passed: ContextVar[Any] = ContextVar("passed", default=None)
 """The message that has passed the gate and is being sent."""
@@ -61,26 +64,30 @@ def guarded(session: SiloSession) -> type[MPI.Intracomm]:
     from mpi4py import MPI
 
     class Guarded(MPI.Intracomm):
-        def send(self, obj: Any, dest: int, tag: int = 0) -> None:
+        """Of this session."""
+
+    def sending(name: str) -> Any:
+        send = getattr(MPI.Intracomm, name)
+
+        def sent(self: Any, obj: Any, dest: int, tag: int = 0) -> Any:
             if _passed.get() is obj:
-                super().send(obj, dest, tag)
-            elif isinstance(obj, Message) and obj.get_receiver_id() == dest:
-                with gated(session, obj):
-                    super().send(obj, dest, tag)
-            else:
-                _refuse(session, "send")
+                return send(self, obj, dest, tag)
+            if not isinstance(obj, Message) or obj.get_receiver_id() != dest:
+                _refuse(session, name)
+            with gated(session, obj):
+                return send(self, obj, dest, tag)
+
+        return sent
 
     for name in dir(MPI.Intracomm):
-        if not (name.startswith("_") or name == "send" or _HARMLESS.fullmatch(name)):
-            setattr(Guarded, name, _refused(session, name))
+        if name in _SENDS:
+            setattr(Guarded, name, sending(name))
+        elif not (name.startswith("_") or _HARMLESS.fullmatch(name)):
+            setattr(Guarded, name, lambda *_, _name=name, **__: _refuse(session, _name))
     return Guarded
 
 
-def _refused(session: SiloSession, name: str) -> Any:
-    return lambda *_, **__: _refuse(session, name)
-
-
-def _refuse(session: SiloSession, name: str) -> None:
+def _refuse(session: SiloSession, name: str) -> NoReturn:
     with final():
         raise HostError(
             f"{session.who}: the job's own code calls {name} of FedML's communicator, which goes "

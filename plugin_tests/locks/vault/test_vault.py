@@ -20,7 +20,9 @@ from vaults import CONFIG, load, made, refused, same, save
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.locks import Vault, load_private_state_dict, private_state_dict
+from fedml_keylock.locks.vault.disk import append_private
 from fedml_keylock.locks.vault.file import write_state
+from fedml_keylock.locks.vault.silo import claim_silo, silos_in
 
 
 def train(model):
@@ -148,6 +150,27 @@ def test_a_file_that_others_may_read_is_refused(written, loose):
     message = refused(written, "others may read it")
     assert f"{loose:04o}" in message
     assert f"chmod 600 {written.path}" in message
+
+
+@pytest.mark.parametrize("loose", [0o750, 0o705, 0o720, 0o710, 0o701, 0o777, 0o1777])
+def test_a_folder_that_others_may_use_is_refused(written, loose):
+    written.folder.chmod(loose)
+    for use in (
+        lambda: written.save({}, round_index=0),
+        lambda: claim_silo(written.folder, 5),
+        lambda: silos_in(written.folder),
+        lambda: append_private(written.folder / "silo-5.log", "round 0"),
+    ):
+        with pytest.raises(VaultError, match="so that others may use it") as error:
+            use()
+        assert f"{loose:04o}" in str(error.value)
+        assert f"chmod 700 {written.folder}" in str(error.value)
+
+
+def test_someone_elses_folder_is_refused(written, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: written.folder.stat().st_uid + 1)
+    with pytest.raises(VaultError, match="belongs to user"):
+        silos_in(written.folder)
 
 
 def test_another_silos_file_is_refused(written):
