@@ -204,7 +204,8 @@ def test_a_missing_file_is_refused(vault):
 
 
 def test_a_folder_in_the_files_place_is_refused(vault):
-    vault.path.mkdir(parents=True)
+    vault.folder.mkdir(mode=0o700)
+    vault.path.mkdir()
     assert refused(vault, "not a regular file")
 
 
@@ -230,7 +231,7 @@ def test_a_file_with_more_behind_it_is_refused(written):
     ],
 )
 def test_a_foreign_file_is_refused(vault, model, metadata):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     save_file(private_state_dict(model), vault.path, metadata)
     vault.path.chmod(0o600)
     assert refused(vault, "its schema is .*, not 'fedml-keylock/vault/2'")
@@ -302,7 +303,7 @@ class Executes:
 @pytest.mark.parametrize("dump", [pickle.dumps, "torch"])
 def test_nothing_in_a_file_is_executed(vault, tmp_path, dump):
     marker = str(tmp_path / "executed")
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     if dump == "torch":
         torch.save(Executes(marker), vault.path)
     else:
@@ -408,7 +409,7 @@ def test_a_link_in_the_files_place_is_refused(written):
 
 
 def test_what_is_no_file_is_not_replaced_by_a_vault(vault, model):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     os.mkfifo(vault.path)
     with pytest.raises(VaultError, match="cannot be written: it is a pipe, not a file"):
         save(vault, model, round_index=0)
@@ -416,14 +417,14 @@ def test_what_is_no_file_is_not_replaced_by_a_vault(vault, model):
 
 
 def test_a_link_that_leads_nowhere_is_not_taken_for_a_new_silo(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     vault.path.symlink_to(vault.folder / "nowhere")
     assert vault.exists()
     assert refused(vault, "it is a symbolic link")
 
 
 def test_the_folder_may_be_a_link(tmp_path, model):
-    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume").mkdir(mode=0o700)
     (tmp_path / "vault").symlink_to(tmp_path / "volume")
     vault = Vault(tmp_path / "vault", silo=2, layout="a1")
     save(vault, model, round_index=3)
@@ -432,7 +433,7 @@ def test_the_folder_may_be_a_link(tmp_path, model):
 
 
 def test_a_pipe_in_the_files_place_is_refused_at_once(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     os.mkfifo(vault.path, 0o600)
     assert refused(vault, "not a regular file")
 
@@ -444,7 +445,7 @@ def test_someone_elses_file_is_refused(written, monkeypatch):
 
 
 def test_the_header_of_a_huge_foreign_file_is_not_read(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     with vault.path.open("wb") as file:
         file.write(struct.pack("<Q", 2**40))
         file.truncate(2**40)  # a terabyte, of which nothing is on disk
@@ -454,7 +455,7 @@ def test_the_header_of_a_huge_foreign_file_is_not_read(vault):
 
 def test_the_content_of_a_huge_foreign_file_is_not_read(vault):
     header = json.dumps({"__metadata__": {"schema": "somebody/else"}}).encode()
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     with vault.path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(2**40)
@@ -467,7 +468,7 @@ def test_the_content_of_a_huge_foreign_file_is_not_read(vault):
     [b"[" * 100_000, b"[]", b'{"__metadata__": [1]}', b'{"__metadata__": {"a": 1}}', b"\xff"],
 )
 def test_a_header_that_is_none_is_refused(vault, header):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     vault.path.write_bytes(struct.pack("<Q", len(header)) + header)
     vault.path.chmod(0o600)
     assert refused(vault, "its header cannot be read")
@@ -488,7 +489,7 @@ def leftovers(vault):
 
 @pytest.mark.parametrize("use", ["claim", "save", "keep"])
 def test_what_a_killed_process_left_is_removed_once(vault, model, use):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     mine, others = leftovers(vault)
     if use == "claim":
         vault.claim()
@@ -543,7 +544,7 @@ def test_a_job_claims_its_vault_before_it_trains(tmp_path, monkeypatch, there):
 
 def test_a_link_in_the_lock_files_place_is_refused(vault, model, tmp_path):
     (tmp_path / "precious").write_text("mine")
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     (vault.folder / ".silo-2.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(VaultError, match=r"silo 2 cannot be claimed: .*symbolic links"):
         save(vault, model, round_index=0)
