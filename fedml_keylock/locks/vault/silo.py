@@ -193,9 +193,11 @@ def silos_in(folder: Path) -> list[int]:
         raise VaultError(f"vault {folder}: it is not a folder; name the vault's") from None
     except OSError as error:
         raise VaultError(f"vault {folder}: {error.strerror}") from None
-    check_folder(folder)
-    found = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
-    return sorted({int(match[1]) for match in found if match})
+    matches = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
+    found = sorted({int(match[1]) for match in matches if match})
+    if found:  # or it is no vault, and may be anybody's
+        check_folder(folder)
+    return found
 
 
 def history_of(folder: Path, silo: int) -> list[Path]:
