@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
@@ -52,7 +53,7 @@ def _holds_tensor(value: Any) -> bool:
     left, seen = [value], set()
     while left:
         one = left.pop()
-        if isinstance(one, (Tensor, np.ndarray)):
+        if isinstance(one, (Tensor, torch.TypedStorage, np.ndarray)):
             return True
         if isinstance(one, (Mapping, list, tuple)) and id(one) not in seen:
             seen.add(id(one))

@@ -20,6 +20,7 @@ HOLD = {
     "a model": {"w": torch.ones(2)},
     "a tensor": torch.ones(()),
     "an array": np.ones(2),
+    "a storage": torch.ones(1)._typed_storage(),
     "deep": [1, ({"a": (torch.ones(1),)},)],
 }
 
