@@ -50,8 +50,6 @@ def main(argv: list[str]) -> int:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as stop:
         if stop.code not in (None, 0):
-            if isinstance(stop.code, str):
-                sys.stderr.write(f"{stop.code}\n")
             end_job(SystemExit(stop.code), 1)
             return 1
     except BaseException as error:

@@ -12,8 +12,12 @@
     └── MissingExtra         an optional dependency is not installed
 
 Each message is one line that names the thing that is wrong and what to do about it, so that it can
-be shown to a user as it stands. None of them ever holds a private value.
+be shown to a user as it stands. None of them ever holds a private value. What somebody else's error
+says may hold one; in a silo `keep_texts` keeps that back.
 """
+
+import traceback
+from collections.abc import Callable
 
 __all__ = [
     "AttackError",
@@ -27,6 +31,8 @@ __all__ = [
     "UpdateRefused",
     "VaultError",
     "first_line",
+    "keep_texts",
+    "where_kept",
 ]
 
 
@@ -75,13 +81,39 @@ class MissingExtra(KeyLockError):  # noqa: N818  # says what happened
         )
 
 
+_keep: Callable[[str], str | None] | None = None
+
+
+def keep_texts(keep: Callable[[str], str | None] | None) -> None:
+    """Have texts of others' errors kept in this process from now on; None: no more.
+
+    Args:
+        keep: writes a text down and says where it is; None if the text may be shown.
+
+    """
+    global _keep
+    _keep = keep
+
+
+def where_kept(error: BaseException) -> str | None:
+    """Keep what somebody else's error says, with its traceback, and say where; None: show it."""
+    if _keep is None:
+        return None
+    return _keep("".join(traceback.format_exception(error)).rstrip())
+
+
 def first_line(error: BaseException) -> str:
     r"""The first line of what anyone's error says, cut; or its kind where it says nothing.
+
+    In a silo of a defended job it says where the text is kept in its place.
 
     Example:
         >>> first_line(RuntimeError("no memory\nat all")), first_line(KeyError())
         ('no memory', 'KeyError')
 
     """
+    kept = where_kept(error)
+    if kept is not None:
+        return f"{type(error).__name__}, {kept}"
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:200]

@@ -1492,6 +1492,155 @@ TABLE = {
             "        make_folder",
         ),
     ],
+    # what leaves a rank beside agreed messages, and what a message takes
+    ("host/message_type", "host/test_leaving.py -k type"): [
+        (
+            "leaving: a model goes in a message of any type",
+            "        if _holds_tensor(value):\n",
+            "        if False:\n",
+        ),
+        (
+            "leaving: arrays are no tensors",
+            "(Tensor, torch.TypedStorage, np.ndarray)",
+            "(Tensor, torch.TypedStorage)",
+        ),
+    ],
+    ("host/fedml/cross_silo", "host/test_leaving.py -k both_directions"): [
+        (
+            "leaving: a model is taken of a message of any type",
+            "            check_type(msg_params.get_params(), msg_type, carriers, who=who)\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/fedml/communicator", "host/test_leaving.py -k both_directions"): [
+        (
+            "leaving: a model is sent in a message of any type",
+            "            check_type(message.get_params(), message.get_type(), carriers, who=who)\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/fedml/communicator", "host/test_leaving.py -k below"): [
+        (
+            "leaving: a silo broadcasts",
+            "setattr(Guarded, name, lambda *_, _name=name, **__: _refuse(session, _name))",
+            "pass",
+        ),
+        (
+            "leaving: a silo sends anything by args.comm",
+            "                _refuse(session, name)\n",
+            "                return send(self, obj, dest, tag)\n",
+        ),
+        (
+            "leaving: a message goes by args.comm without the gate",
+            "            with gated(session, obj):\n",
+            "            if True:\n",
+        ),
+    ],
+    ("host/fedml/receiving", "host/test_leaving.py -k below"): [
+        (
+            "leaving: FedML's managers have a communicator that sends anything",
+            "guarded(session) if isinstance(session, SiloSession) else MPI.Intracomm",
+            "MPI.Intracomm",
+        ),
+    ],
+    ("host/fedml/receiving", "host/test_unpickling.py -k of_grpc"): [
+        (
+            "messages: over gRPC a sender has two names",
+            "                sender = read.get_sender_id()\n",
+            "                return read\n",
+        ),
+    ],
+    ("host/fedml/reporting", "host/test_leaving.py -k object_store"): [
+        (
+            "leaving: a model is put into FedML's object store",
+            "    if session is None or session.defense is None:\n",
+            "    if True:\n",
+        ),
+    ],
+    ("host/fedml/reporting", "host/test_leaving.py -k hook"): [
+        ("leaving: FedML's hook logs tracebacks", "    HOOKS.stay()", "    HOOKS"),
+    ],
+    ("host/abort", "host/test_leaving.py -k kind_and_place"): [
+        (
+            "leaving: a silo prints what errors say",
+            "traceback.format_exception(error)) if kept is None else _places(error)",
+            "traceback.format_exception(error))",
+        ),
+    ],
+    ("errors", "host/test_leaving.py -k others_errors"): [
+        (
+            "leaving: our lines have what others' errors say",
+            "    if kept is not None:\n",
+            "    if False:\n",
+        ),
+    ],
+    ("host/fedml/cross_silo", "host/test_leaving.py -k from_fedml_init"): [
+        (
+            "leaving: a silo keeps texts from the runner on only",
+            "        ) from None\n    keep_errors(args)\n",
+            "        ) from None\n",
+        ),
+    ],
+    ("host/fedml/current_job", "host/test_leaving.py -k from_fedml_init"): [
+        (
+            "leaving: the server keeps texts, and silos do not",
+            'int(getattr(args, "rank", 0) or 0) > 0',
+            'int(getattr(args, "rank", 0) or 0) == 0',
+        ),
+    ],
+    ("host/session", "host/test_key_agreement.py"): [
+        (
+            "agreement: over gRPC with neither roster nor group_key",
+            "if credentials is not None and not credentials.group_key and not self._comm:",
+            "if False:",
+        ),
+    ],
+    ("host/pickle_records", "host/test_unpickling.py -k multiple_of_its_bytes"): [
+        ("messages: steps take no budget", "        reader.budget.spend(cost)\n", ""),
+        (
+            "messages: arguments take no budget",
+            "            reader.budget.spend(24 * len(reader.stack[-1]))  # arguments are copied\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/pickle_records", "host/test_unpickling.py -k keys_are_text"): [
+        (
+            "messages: keys of any kind",
+            "            if not all(type(key) in _KEYS for key in keys):\n",
+            "            if False:\n",
+        ),
+    ],
+    ("host/unpickling", "host/test_unpickling.py -k multiple_of_its_bytes"): [
+        (
+            "messages: wide tensors take no budget",
+            "            budget.spend(math.prod(size) * whole.dtype.itemsize)\n",
+            "",
+        ),
+        ("messages: storages take no budget", "            budget.spend(len(body))\n", ""),
+        (
+            "messages: arrays take no budget",
+            "    budget.spend(2 * len(raw))  # another order of bytes is another copy\n",
+            "",
+        ),
+        (
+            "messages: arrays of bytes take no budget",
+            "            budget.spend(sum(map(len, args)))\n",
+            "",
+        ),
+        (
+            "messages: dictionaries take no budget",
+            "budget.spend(sum(_ENTRY * len(given) for given in args if isinstance(given, dict)))",
+            "pass",
+        ),
+    ],
+    ("locks/vault/disk", "locks/vault/test_vault.py -k folder"): [
+        ("vault: a folder that others use", "    check_folder(path)\n", ""),
+        (
+            "vault: a folder of someone else",
+            "    if found.st_uid != os.geteuid():\n",
+            "    if False:\n",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 

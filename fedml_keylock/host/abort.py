@@ -11,10 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from ..errors import KeyLockError
+from ..errors import KeyLockError, where_kept
 from ..mpi import started_by
 
-__all__ = ["AbortOnError", "end_job", "in_mpi_job"]
+__all__ = ["HOOKS", "AbortOnError", "end_job", "in_mpi_job"]
 
 HEAD_START = 0.7
 """Seconds that a rank leaves to each lower one, so that an error that all meet is said once."""
@@ -26,7 +26,9 @@ DELIVERY = 0.3
 def end_job(error: BaseException, status: int = 1) -> None:
     """Say what went wrong and end the job on every rank. Returns where there is no other rank.
 
-    An error of this package is one line; any other comes with its traceback.
+    An error of this package is one line; any other comes with its traceback. In a silo of a
+    defended job that stays in its own log, and kinds and places are printed: mpiexec carries what
+    is printed to where it was started.
     """
     world = _world() or _joined()
     rank = 0 if world is None else world.Get_rank()
@@ -37,8 +39,10 @@ def end_job(error: BaseException, status: int = 1) -> None:
         # over gRPC each process is alone, and its own name in the error says which one it is
         message = f"fedml-keylock: {'' if world is None else f'rank {rank}: '}{error}\n"
     else:
-        message = "".join(traceback.format_exception(error))
-        message += f"fedml-keylock: rank {rank} failed; the job ends on every rank\n"
+        kept = where_kept(error)
+        shown = "".join(traceback.format_exception(error)) if kept is None else _places(error)
+        more = "" if kept is None else f" ({type(error).__name__}; {kept})"
+        message = f"{shown}fedml-keylock: rank {rank} failed{more}; the job ends on every rank\n"
     sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()
@@ -46,6 +50,19 @@ def end_job(error: BaseException, status: int = 1) -> None:
         time.sleep(DELIVERY)
         world.Abort(status)
         os._exit(status)  # Abort may return before the runtime has ended this process
+
+
+def _places(error: BaseException) -> str:
+    """Kinds and places of an error, and of those that it came of, without what any of them says."""
+    found, seen = [], set()
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
+        seen.add(id(at))
+        frames = traceback.extract_tb(at.__traceback__)
+        lines = [f'  File "{x.filename}", line {x.lineno}, in {x.name}\n' for x in frames]
+        found.append("".join((*lines, f"{type(at).__qualname__}\n")))
+        at = at.__cause__ or (None if at.__suppress_context__ else at.__context__)
+    return "".join(reversed(found))
 
 
 def _world() -> Any:
@@ -100,6 +117,12 @@ class AbortOnError:
             sys.excepthook = self._main
             threading.excepthook = self._thread
 
+    def stay(self) -> None:
+        """Stand in front again, where somebody has put a hook in for the main thread since."""
+        if self._before is not None and sys.excepthook != self._main:
+            self._before = (sys.excepthook, self._before[1])
+            sys.excepthook = self._main
+
     def remove(self) -> None:
         """Put the hooks that were there back."""
         if self._before is not None:
@@ -119,3 +142,7 @@ class AbortOnError:
             end_job(args.exc_value)
         elif self._before is not None:
             self._before[1](args)
+
+
+HOOKS = AbortOnError()
+"""Of this process."""

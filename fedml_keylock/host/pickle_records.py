@@ -11,8 +11,8 @@ from __future__ import annotations
 import copyreg
 import io
 import pickle
-import pickletools
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -20,14 +20,10 @@ import torch
 
 from ..errors import UpdateRefused
 
-__all__ = ["Build", "Reader", "built", "plain", "record_kind"]
+__all__ = ["Budget", "Build", "Reader", "built", "plain", "record_kind"]
 
-MOST_TUPLES = 50_000
-"""In one message; a tensor takes four. Python's own stack ends at twice as many, each in the next,
-when it looks for the outermost in a dict."""
-
-Build = Callable[[tuple[Any, ...], Any], Any]
-"""Builds what a call stands for from its arguments and its state; None: it does not fit."""
+TIMES, ROOM = 20, 16 * 2**20
+"""What a message may take: so many times its bytes, and so many bytes more."""
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype}
 
@@ -47,6 +43,34 @@ def _held(thing: str) -> UpdateRefused:
     return UpdateRefused(
         f"a message held {plain(thing)}, which no model or number needs; nothing of it was run"
     )
+
+
+class Budget:
+    """Memory that what a message makes may still take.
+
+    Args:
+        size: bytes of the message.
+
+    """
+
+    def __init__(self, size: int) -> None:
+        self._left = TIMES * size + ROOM
+
+    def spend(self, size: int) -> None:
+        """Take bytes for something, before it is made.
+
+        Raises:
+            UpdateRefused: there are not as many left.
+
+        """
+        self._left -= size
+        if self._left < 0:
+            raise _held(f"what takes over {TIMES} times its bytes and {ROOM >> 20} MB of memory")
+
+
+Build = Callable[[tuple[Any, ...], Any, Budget], Any]
+"""Builds what a call stands for from its arguments and its state; None: it does not fit. What takes
+memory in proportion to something is taken from the budget first."""
 
 
 class _Record:
@@ -78,23 +102,26 @@ def record_kind(name: str, build: Build) -> type[_Record]:
     )
 
 
-class Reader(pickle.Unpickler):
-    """Finds what it is given by its whole name, and nothing else."""
+class Reader(pickle._Unpickler):
+    """Finds what it is given by its whole name, and nothing else.
 
-    def __init__(self, file: io.BytesIO, names: Mapping[str, Any]) -> None:
+    Python's own form of the unpickler: each of its steps is looked at before it is made.
+    """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {}
+
+    def __init__(self, file: io.BytesIO, names: Mapping[str, Any], budget: Budget) -> None:
         super().__init__(file)
-        self._file, self._names = file, names
+        self._names, self.budget = names, budget
 
     def read(self) -> Any:
         """What the pickle holds, with a record for each call.
 
         Raises:
-            UpdateRefused: it names anything else.
+            UpdateRefused: it names anything else, or takes too much memory.
 
         """
-        start = self._file.tell()
-        _check_cost(self._file)
-        self._file.seek(start)
         # what an extension code stood for once is kept here, and used without a look at its name
         copyreg.clear_extension_cache()
         try:
@@ -114,36 +141,84 @@ class Reader(pickle.Unpickler):
         raise _held("a persistent id")
 
 
-def _check_cost(file: io.BytesIO) -> None:
-    """Refuse a pickle that a few bytes make into a memory or a stack that Python does not have."""
-    tuples = 0
-    for number, (code, arg, _) in enumerate(pickletools.genops(file)):
-        tuples += code.name.startswith("TUPLE")
-        # a place in the list of what has been read, which is made as long as that
-        if code.name in ("PUT", "BINPUT", "LONG_BINPUT") and not (arg or 0) <= number:
-            raise _held("more places than things")
-        if tuples > MOST_TUPLES:
-            raise _held(f"more than {MOST_TUPLES} tuples")
+_CALL = 1000
+_COSTS: Mapping[bytes, int] = {
+    code: size
+    for size, codes in {
+        _CALL: (pickle.REDUCE, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.OBJ, pickle.INST),
+        350: (
+            *(pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.DICT, pickle.EMPTY_SET),
+            *(pickle.FROZENSET, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
+        ),
+        130: (pickle.MARK, pickle.MEMOIZE, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT),
+        30: (pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.BININT1, pickle.NONE),
+    }.items()
+    for code in codes
+}
+"""Bytes that steps take at most: what each makes, its places, and what is built of it."""
+_OTHER, _ENTRY = 100, 200
+"""The same of any other step, and of an entry of a dict or set, beside its key and value."""
+
+_KEYS = {str, int, float, bool}
+"""Of dicts, and members of sets. A hash of tuples in tuples takes Python's stack, or for ever."""
+_KEYS_ON: Mapping[bytes, Callable[[list[Any]], list[Any]]] = {
+    pickle.SETITEM: lambda stack: stack[-2:-1],
+    pickle.SETITEMS: lambda stack: stack[::2],
+    pickle.DICT: lambda stack: stack[::2],
+    pickle.ADDITEMS: lambda stack: stack,
+    pickle.FROZENSET: lambda stack: stack,
+}
+"""Where the stack has them."""
 
 
-def built(read: Any) -> Any:
+def _step(code: bytes, load: Callable[[Any], None]) -> Callable[[Reader], None]:
+    """A step of the unpickler's, behind a look at what it takes."""
+    cost, keys_on = _COSTS.get(code, _OTHER), _KEYS_ON.get(code)
+
+    def step(reader: Reader) -> None:
+        reader.budget.spend(cost)
+        if keys_on:
+            keys = keys_on(reader.stack)
+            if not all(type(key) in _KEYS for key in keys):
+                raise _held("a key that is neither text nor a number")
+            reader.budget.spend(_ENTRY * len(keys))
+        if cost == _CALL and reader.stack and type(reader.stack[-1]) is tuple:
+            reader.budget.spend(24 * len(reader.stack[-1]))  # arguments are copied
+        load(reader)
+
+    return step
+
+
+def _bytearray(reader: Any) -> None:
+    (size,) = struct.unpack("<Q", reader.read(8))
+    reader.append(bytearray(reader.read(size)))  # Python makes as many as it is told first
+
+
+Reader.dispatch = {
+    code: _step(bytes([code]), load)
+    for code, load in (pickle._Unpickler.dispatch | {pickle.BYTEARRAY8[0]: _bytearray}).items()
+}
+
+
+def built(read: Any, budget: Budget) -> Any:
     """What was read, each record built into what it stands for.
 
     Raises:
-        UpdateRefused: a record does not fit, or something holds itself.
+        UpdateRefused: a record does not fit, something holds itself, or it takes too much memory.
 
     Example:
-        >>> built([torch.float32, {"a": (1, 2)}])
+        >>> built([torch.float32, {"a": (1, 2)}], Budget(100))
         [torch.float32, {'a': (1, 2)}]
 
     """
-    return _Builder().of(read)
+    return _Builder(budget).of(read)
 
 
 class _Builder:
     """Builds what was read; what is there once is built once."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
         self._built: dict[int, tuple[Any, Any]] = {}
 
     def of(self, value: Any) -> Any:
@@ -158,12 +233,12 @@ class _Builder:
         # with the value, whose identity would be another's if it were gone
         self._built[id(value)] = (value, self)
         if kind is dict:
-            made = {self.of(key): self.of(entry) for key, entry in value.items()}
+            made = {key: self.of(entry) for key, entry in value.items()}
         elif kind in (list, tuple, set, frozenset):
             made = kind([x if type(x) in _PLAIN else self.of(x) for x in value])
         elif isinstance(value, _Record):
             args = (*value.args, value.entries) if value.entries else value.args
-            made = type(value).build(self.of(args), self.of(value.state))
+            made = type(value).build(self.of(args), self.of(value.state), self._budget)
             if made is None:
                 raise _held(f"{value.name} of other parts")
         else:  # what a call was to be of

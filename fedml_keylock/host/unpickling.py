@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused, first_line
-from .pickle_records import Build, Reader, built, plain, record_kind
+from .pickle_records import Budget, Build, Reader, built, plain, record_kind
 
 __all__ = ["load"]
 
@@ -31,7 +31,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
         who: whose it is, as the error begins.
 
     Raises:
-        UpdateRefused: it names or holds anything else, or cannot be read.
+        UpdateRefused: it names or holds anything else, takes too much memory, or cannot be read.
 
     Example:
         >>> import pickle
@@ -48,7 +48,8 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
     name = f"{message.__module__}.{message.__qualname__}"
     envelope = record_kind(name, _message_of(message))
     try:
-        return built(Reader(file, {**_NAMES, name: envelope}).read())
+        budget = Budget(file.getbuffer().nbytes)
+        return built(Reader(file, {**_NAMES, name: envelope}, budget).read(), budget)
     except UpdateRefused as error:
         raise UpdateRefused(f"{who}: {error}") from None
     except Exception as error:  # of a damaged pickle Python raises whatever comes first
@@ -59,7 +60,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
 
 
 def _message_of(message: type) -> Build:
-    def build(args: tuple[Any, ...], state: Any) -> Any:
+    def build(args: tuple[Any, ...], state: Any, _budget: Budget) -> Any:
         usual = vars(message())
         # an attribute of another name could stand before a method
         if args or type(state) is not dict or state.keys() != usual.keys():
@@ -76,14 +77,19 @@ def _message_of(message: type) -> Build:
 def _call(function: Callable[..., Any], *signatures: tuple[type, ...]) -> Build:
     """Builds a call without a state, of arguments of these very types."""
 
-    def build(args: tuple[Any, ...], state: Any) -> Any:
+    def build(args: tuple[Any, ...], state: Any, _budget: Budget) -> Any:
         fits = state is None and tuple(map(type, args)) in signatures
         return function(*args) if fits else None
 
     return build
 
 
-def _ordered(args: tuple[Any, ...], state: Any) -> Any:
+_ENTRY = 160
+"""Bytes that an entry of an OrderedDict takes."""
+
+
+def _ordered(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
+    budget.spend(sum(_ENTRY * len(given) for given in args if isinstance(given, dict)))
     match args, state:
         case () | (dict(),), None:
             return OrderedDict(*args)
@@ -94,24 +100,34 @@ def _ordered(args: tuple[Any, ...], state: Any) -> Any:
     return None
 
 
-def _tensor(args: tuple[Any, ...], state: Any) -> Any:
+_DIMENSIONS = 64
+"""What torch computes with at most."""
+
+
+def _tensor(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (
             (torch.TypedStorage() as whole, int(at), tuple(size), tuple(stride), bool(), hooks),
             None,
         ) if hooks == {}:
             steps = [*size, *stride, at]
-            if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in steps):
+            if (
+                len(size) > _DIMENSIONS
+                or len(size) != len(stride)
+                or any(type(n) is not int or n < 0 for n in steps)
+            ):
                 return None
             last = at + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
             # torch would lengthen the storage by memory that this process has used for other things
             if math.prod(size) and last >= whole._size():  # type: ignore[no-untyped-call]
                 return None
+            # whoever computes with it makes all its entries, however few its storage has
+            budget.spend(math.prod(size) * whole.dtype.itemsize)
             return torch._utils._rebuild_tensor_v2(*args)  # type: ignore[no-untyped-call]
     return None
 
 
-def _parameter(args: tuple[Any, ...], state: Any) -> Any:
+def _parameter(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (Tensor(), bool(), hooks), None if hooks == {}:
             return torch._utils._rebuild_parameter(*args)  # type: ignore[no-untyped-call]
@@ -143,12 +159,13 @@ class _Head(Reader):
         return pid
 
 
-def _storage(args: tuple[Any, ...], state: Any) -> Any:
+def _storage(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     """What torch.save wrote in its older format: torch.load would run what it names."""
     if state is not None or [type(arg) for arg in args] != [bytes]:
         return None
     (written,), file = args, io.BytesIO(*args)
-    match [_Head(file, _IN_STORAGE).read() for _ in range(5)]:
+    room = Budget(len(written))
+    match [_Head(file, _IN_STORAGE, room).read() for _ in range(5)]:
         case [
             _,
             1001,
@@ -160,6 +177,7 @@ def _storage(args: tuple[Any, ...], state: Any) -> Any:
             fits = len(body) == 8 + count * dtype.itemsize
             if not fits or int.from_bytes(body[:8], "little") != count:
                 return None
+            budget.spend(len(body))
             own = torch.UntypedStorage.from_buffer(body[8:], dtype=torch.uint8)
             whole = own.to(device=torch.device(place))
             return torch.TypedStorage(  # type: ignore[no-untyped-call]
@@ -168,9 +186,10 @@ def _storage(args: tuple[Any, ...], state: Any) -> Any:
     return None
 
 
-def _size(args: tuple[Any, ...], state: Any) -> Any:
+def _size(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (tuple(size),), None if all(type(n) is int for n in size):
+            budget.spend(16 * len(size))
             return torch.Size(size)
     return None
 
@@ -179,49 +198,58 @@ _NUMBERS = re.compile(r"b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SU]\d{1,6}")
 """What dtypes of numpy's can be: numbers and texts, and neither objects nor fields."""
 
 
-def _dtype(args: tuple[Any, ...], state: Any) -> Any:
+def _dtype(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (str(code), _, _), (3, "<" | ">" | "|" as order, None, None, None, _, _, _):
             return np.dtype(code).newbyteorder(order) if _NUMBERS.fullmatch(code) else None
     return None
 
 
-def _reconstruct(args: tuple[Any, ...], state: Any) -> Any:
+def _reconstruct(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case ("numpy.ndarray", (0,), b"b"), (1, shape, dtype, fortran, bytes(raw)):
-            array = _array(raw, dtype, shape, "F" if fortran else "C")
+            array = _array(raw, dtype, shape, "F" if fortran else "C", budget)
             # numpy gives these in the machine's own order, whatever theirs is
             return None if array is None else array.astype(dtype.newbyteorder("="), copy=False)
     return None
 
 
-def _frombuffer(args: tuple[Any, ...], state: Any) -> Any:
+def _frombuffer(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (bytes() | bytearray() as raw, dtype, shape, "C" | "F" as order), None:
-            return _array(raw, dtype, shape, order)
+            return _array(raw, dtype, shape, order, budget)
     return None
 
 
-def _scalar(args: tuple[Any, ...], state: Any) -> Any:
+def _scalar(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case (dtype, bytes(raw)), None:
-            array = _array(raw, dtype, (), "C")
+            array = _array(raw, dtype, (), "C", budget)
             return None if array is None else array[()]
     return None
 
 
-def _array(raw: bytes | bytearray, dtype: Any, shape: Any, order: Any) -> Any:
+def _array(raw: bytes | bytearray, dtype: Any, shape: Any, order: Any, budget: Budget) -> Any:
     fits = isinstance(dtype, np.dtype) and type(shape) is tuple
     if not fits or any(type(n) is not int or n < 0 for n in shape):
         return None
     if math.prod(shape) * dtype.itemsize != len(raw):
         return None
+    budget.spend(2 * len(raw))  # another order of bytes is another copy
     array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, raw, order=order)
     return array if array.flags.writeable else array.copy("K")
 
 
+def _bytearray(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
+    match args, state:
+        case () | (bytes(),), None:
+            budget.spend(sum(map(len, args)))
+            return bytearray(*args)
+    return None
+
+
 _CALLS: dict[str, Build] = {
-    "builtins.bytearray": _call(bytearray, (), (bytes,)),
+    "builtins.bytearray": _bytearray,
     "builtins.complex": _call(complex, (float, float)),
     "collections.OrderedDict": _ordered,
     "numpy.dtype": _dtype,

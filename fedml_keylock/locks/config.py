@@ -119,8 +119,9 @@ class KeyLockConfig(Settings):
     """Whether a silo tests each model that it is given under its own lock, whenever FedML's server
     tests; it tells FedML's log, mlops.log and wandb."""
     log_training: bool = Field(default=False, strict=True)
-    """Whether a silo lets out what is logged while it trains, up to warnings: FedML's trainers log
-    every batch's loss, which tells of the batch, and mpiexec carries it to the server's host."""
+    """Whether a silo lets out what is logged while it trains, up to warnings, and what errors say:
+    FedML's trainers log every batch's loss, which tells of the batch, and mpiexec carries it to the
+    server's host. Otherwise errors are written to silo-N.log in the vault's folder."""
     vault: Path = Path("keylock_vault")
     """Folder with each silo's private state, one owner-only file a silo."""
     keep_history: bool = Field(default=False, strict=True)

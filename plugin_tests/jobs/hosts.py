@@ -127,11 +127,16 @@ class Hosts:
     def both(self) -> tuple[Host, Host]:
         return self.first, self.second
 
-    def mpiexec(self, ranks: Sequence[int], *more: str) -> list[str]:
-        """The mpiexec of the first host with so many ranks on each, up to the program."""
+    def mpiexec(
+        self, ranks: Sequence[int], *more: str, started_on: Host | None = None
+    ) -> list[str]:
+        """A host's mpiexec, the first's unless named, with so many ranks on each of both.
+
+        Up to the program.
+        """
         places = ",".join(f"{a}:{n}" for a, n in zip(ADDRESSES, ranks, strict=True))
         remote = ["-launcher", "ssh", "-launcher-exec", str(self.launcher), "-hosts", places]
-        return self.first.within(
+        return (started_on or self.first).within(
             str(find_mpiexec()), *remote, *more, "-n", str(sum(ranks)), sys.executable
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 LOCK = {"lock": "paper", "key_length": 64}
@@ -65,5 +67,13 @@ def test_bad_jobs_stop_in_one_line_with_nothing_sent(case, run_job):
 def test_an_exception_on_one_rank_ends_the_job_on_all(run_job):
     job = run_job("raises", settings=LOCK)
     assert job.status != 0
-    assert "the disk of silo 1 is on fire" in job.output
-    assert job.ours == ["fedml-keylock: rank 2 failed; the job ends on every rank"]
+    assert job.ours == [
+        "fedml-keylock: rank 2 failed (RuntimeError; its text is in the silo's own log, "
+        "silo-1.log, as log_training is false); the job ends on every rank"
+    ]
+    assert re.search(r'File ".*job_main.py", line \d+, in train\nRuntimeError\n', job.output)
+    # mpiexec carries what is printed to its own host, and an error may say what a silo's data are
+    assert "fire" not in job.output
+    log = (job.folder / "keylock_vault" / "silo-1.log").read_text()
+    assert log.startswith("Traceback")
+    assert "RuntimeError: the disk of silo 1 is on fire" in log

@@ -157,3 +157,19 @@ def test_what_runs_on_the_second_host_has_the_environment_of_the_first(hosts: Ho
     # so that a cluster whose mpiexec is told to pass nothing must be told the threads
     assert said("-genvnone") == ["host-a 1", "host-b None"]
     assert said("-genvnone", "-genv", "OMP_NUM_THREADS", "2") == ["host-a 2", "host-b 2"]
+
+
+def test_a_silos_host_starts_a_job_whose_server_is_on_another(hosts: Hosts) -> None:
+    """Ranks are where the list of hosts says, and what they print arrives where it was started."""
+    script = (
+        "import os; os.write(1, f'{os.environ[\"PMI_RANK\"]} {os.uname().nodename}\\n'.encode())"
+    )
+    done = subprocess.run(
+        [*hosts.mpiexec((1, 2), started_on=hosts.second), "-c", script],
+        env=variables(3, ""),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+        check=True,
+    )
+    assert sorted(done.stdout.splitlines()) == ["0 host-a", "1 host-b", "2 host-b"]

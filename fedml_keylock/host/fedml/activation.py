@@ -5,10 +5,10 @@ from __future__ import annotations
 import fedml
 
 from ...errors import HostError
-from ..abort import AbortOnError
+from ..abort import HOOKS
 from ..compatibility import unsupported
 from ..patching import Patches, Seam
-from . import aggregation, cross_silo, current_job, receiving, security, sp
+from . import aggregation, cross_silo, current_job, receiving, reporting, security, sp
 from .guard import guards
 
 __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit", "seams"]
@@ -36,7 +36,7 @@ def activate() -> None:
     _guard.restore()
     _patches = Patches(seams())
     _patches.apply()
-    _abort.install()
+    HOOKS.install()
 
 
 def activate_or_guard() -> str | None:
@@ -60,7 +60,7 @@ def activate_or_guard() -> str | None:
     try:
         activate()
     except HostError as error:
-        _guard = Patches(guards(str(error), _abort))
+        _guard = Patches(guards(str(error), HOOKS))
         _guard.apply()
         return None if _guard.seams else f"{error}; until then jobs are not defended"
     return None
@@ -68,7 +68,7 @@ def activate_or_guard() -> str | None:
 
 def deactivate() -> None:
     """Take the seams out: FedML is as it was, attribute by attribute. Idempotent."""
-    _abort.remove()
+    HOOKS.remove()
     _patches.restore()
     _guard.restore()
     current_job.forget()
@@ -103,10 +103,9 @@ def seams() -> tuple[Seam, ...]:
         ImportError: this FedML does not have a module or class that holds one.
 
     """
-    rooms = (security, cross_silo, aggregation, receiving, sp)
+    rooms = (security, cross_silo, aggregation, receiving, reporting, sp)
     return tuple(seam for room in rooms for seam in room.seams())
 
 
 _patches = Patches(())
 _guard = Patches(())
-_abort = AbortOnError()

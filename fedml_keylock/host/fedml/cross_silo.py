@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import fedml
 
 from ...errors import ConfigError, HostError
+from ..message_type import check_type
 from ..patching import Function, Seam, around
 from ..silo_session import SiloSession
-from .current_job import begin, current, entry_names, final
+from .communicator import gated, guarded
+from .current_job import begin, current, entry_names, final, keep_errors, model_types
 from .receiving import with_pickle
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ def seams() -> tuple[Seam, ...]:
         *(Seam(each, "send_message", ("self", "msg"), _send_message) for each in senders),
         Seam(FedMLCommManager, "receive_message", messages, _receive_message),
         Seam(fedml, "_manage_mpi_args", ("args",), _manage_mpi_args),
+        Seam(fedml, "_init_simulation_mpi", ("args",), _init_simulation_mpi),
     )
 
 
@@ -90,6 +93,8 @@ def _runner_constructor(
             session.greeting = _greeting()
         session.adopt(model)
         session.agree(dataset)
+        if isinstance(session, SiloSession) and session.defense and getattr(args, "comm", None):
+            args.comm = guarded(session)(args.comm)
     # FedML trains inside this constructor, unless it simulates in one process
     original(self, args, device, dataset, model, client_trainer, server_aggregator, algorithm_flow)
     if session is not None:
@@ -156,15 +161,14 @@ def _same_dataset(original: Function, self: TrainerDistAdapter, client_index: An
 @around
 def _send_message(original: Function, self: Any, msg: Any) -> None:
     session = current()
-    if session is not None:
-        with final():
-            session.emit(msg.get_params(), entry_names(), int(msg.get_receiver_id()))
-    if session is not None and session.link is not None:
+    if session is None:
+        original(self, msg)
+        return
+    if session.link is not None:
         protect, receiver = session.link.protect, int(msg.get_receiver_id())
         original = with_pickle(original, dumps=lambda sent: protect(pickle.dumps(sent), receiver))
-    original(self, msg)
-    if session is not None:
-        session.sent()
+    with gated(session, msg):
+        original(self, msg)
 
 
 @around
@@ -177,6 +181,11 @@ def _receive_message(
     ready = CommunicationConstants.MSG_TYPE_CONNECTION_IS_READY
     session = begin(self.args)
     sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
+    if session is not None and session.defense is not None:
+        carriers = model_types(to_server=not isinstance(session, SiloSession))
+        who = f"{session.who}: what came from rank {sender!r:.20}"
+        with final():
+            check_type(msg_params.get_params(), msg_type, carriers, who=who)
     # FedML tells itself that the connection is up; whoever sends may write his name as both
     if session is not None and not (msg_type == ready and sender == receiver):
         silo = session if isinstance(session, SiloSession) else None
@@ -213,3 +222,11 @@ def _manage_mpi_args(original: Function, args: Any) -> None:
             f"(a server and its silos), and {size} were started: mpiexec -n {args.worker_num + 1}, "
             f"or worker_num: {size - 1}"
         ) from None
+    keep_errors(args)
+
+
+@around
+def _init_simulation_mpi(original: Function, args: Any) -> Any:
+    args = original(args)
+    keep_errors(args)
+    return args

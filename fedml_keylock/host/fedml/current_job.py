@@ -8,13 +8,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from ...errors import KeyLockError
+from ...defense import Defense
+from ...errors import KeyLockError, keep_texts
+from ...plugins import defense_of
 from ..abort import end_job, in_mpi_job
 from ..gate import EntryNames
+from ..job_configuration import our_defense
 from ..session import Session
 from ..session_of import session_of
 
-__all__ = ["begin", "current", "entry_names", "final", "forget", "tell_undefended"]
+__all__ = [
+    "begin",
+    "current",
+    "entry_names",
+    "final",
+    "forget",
+    "keep_errors",
+    "model_types",
+    "tell_undefended",
+]
 
 _job: tuple[Any, Session | None] | None = None
 """Its arguments, and its session if they ask for one."""
@@ -31,6 +43,7 @@ def begin(args: Any) -> Session | None:
     """The session of the job with these arguments; made when first asked for."""
     global _job
     if _job is None or _job[0] is not args:
+        keep_errors(args)
         session = session_of(args)
         if session is not None:
             session.tell = partial(_tell, bool(getattr(args, "enable_wandb", False)))
@@ -60,10 +73,38 @@ def _tell(wandb: bool, metrics: dict[str, Any]) -> None:
             board.log(metrics)
 
 
+def keep_errors(args: Any) -> None:
+    """In a silo of a defended job over MPI keep what errors say; see `errors.keep_texts`."""
+    is_silo = our_defense(args) is not None and int(getattr(args, "rank", 0) or 0) > 0
+    if is_silo and getattr(args, "comm", None) is not None:
+        keep_texts(partial(_keep, args))
+
+
+def _keep(args: Any, text: str) -> str | None:
+    """Keep a text in the silo's own log; say where, or None where the job lets it out."""
+    try:
+        session = current()
+        defense = session.defense if session else _defense(args)  # it may not have begun
+        if defense is None or defense.log_training:
+            return None
+        silo = getattr(session, "silo", None)
+        silo = int(args.rank) - 1 if silo is None else silo
+        defense.note(text, silo=silo)
+    except Exception as error:  # a job that cannot begin has no log
+        return f"its text is kept nowhere: {type(error).__name__}"
+    return f"its text is in the silo's own log, silo-{silo}.log, as log_training is false"
+
+
+def _defense(args: Any) -> Defense | None:
+    name = our_defense(args)
+    return None if name is None else defense_of(name, getattr(args, name, None) or {})
+
+
 def forget() -> None:
     """Another job may follow."""
     global _job, _told
     _job, _told = None, False
+    keep_texts(None)
 
 
 @contextmanager
@@ -87,3 +128,12 @@ def entry_names() -> EntryNames:
         samples=str(MyMessage.MSG_ARG_KEY_NUM_SAMPLES),
         silo=str(MyMessage.MSG_ARG_KEY_CLIENT_INDEX),
     )
+
+
+def model_types(*, to_server: bool) -> tuple[int, ...]:
+    """Types of FedML's messages that carry a model."""
+    from fedml.cross_silo.server.message_define import MyMessage
+
+    if to_server:
+        return (MyMessage.MSG_TYPE_C2S_SEND_MODEL_TO_SERVER,)
+    return (MyMessage.MSG_TYPE_S2C_INIT_CONFIG, MyMessage.MSG_TYPE_S2C_SYNC_MODEL_TO_CLIENT)

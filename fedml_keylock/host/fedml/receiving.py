@@ -11,7 +11,9 @@ from ...errors import HostError, UpdateRefused
 from ..mailbox import TAG
 from ..patching import Function, Seam, around
 from ..session import Session
+from ..silo_session import SiloSession
 from ..unpickling import load
+from .communicator import guarded
 from .current_job import begin, final
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def _init_manager(original: Function, self: FedMLCommManager) -> None:
         original(self)
         return
     if self.backend == "MPI":
-        self.comm = _careful(self.comm)
+        self.comm = _careful(self.comm, session)
     original(self)
     if self.backend == "GRPC":
         _make_careful(self.com_manager, session)
@@ -70,8 +72,10 @@ def _undefended(comm: Any) -> Any:
     return Undefended(comm)
 
 
-def _careful(comm: Any) -> Any:
+def _careful(comm: Any, session: Session) -> Any:
     """The same communicator, which reads FedML's messages without running anything in them.
+
+    In a silo it sends nothing else than messages of FedML's.
 
     Not by `MPI.pickle`: that is a job's own to set, does not say what it was, and does not know
     who sent what it reads.
@@ -79,7 +83,9 @@ def _careful(comm: Any) -> Any:
     from fedml.core.distributed.communication.message import Message
     from mpi4py import MPI
 
-    class Careful(MPI.Intracomm):
+    base = guarded(session) if isinstance(session, SiloSession) else MPI.Intracomm
+
+    class Careful(base):  # type: ignore[misc, valid-type]  # made for this session
         def recv(
             self,
             buf: Any = None,
@@ -126,10 +132,12 @@ def _make_careful(manager: Any, session: Session) -> None:
 
     def careful(data: bytes) -> Any:
         with final():
-            if session.link is None:
-                return load(io.BytesIO(data), message=Message, who=session.who)
-            data, sender = session.link.check(data)
-            read = load(io.BytesIO(data), message=Message, who=f"rank {sender}")
+            if session.link is None:  # whoever sends says who he is
+                read = load(io.BytesIO(data), message=Message, who=session.who)
+                sender = read.get_sender_id()
+            else:
+                data, sender = session.link.check(data)
+                read = load(io.BytesIO(data), message=Message, who=f"rank {sender}")
             _check_sender(read, sender, server=session.args.role == "server")
             return read
 

@@ -18,6 +18,7 @@ from ...files import check_place
 
 __all__ = [
     "append_private",
+    "check_folder",
     "claim",
     "make_folder",
     "open_private",
@@ -77,23 +78,24 @@ def open_private(path: Path, *, what: str = "vault", follow: bool = False) -> Bi
 def _check_private(found: os.stat_result, who: str, path: Path) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise VaultError(f"{who}: it is not a regular file")
+    _check_owner(found, who, f"read it; it must be 0600 (chmod 600 {path})")
+
+
+def _check_owner(found: os.stat_result, who: str, may: str) -> None:
     if found.st_uid != os.geteuid():
         raise VaultError(
             f"{who}: it belongs to user {found.st_uid}, and this process is user {os.geteuid()}'s"
         )
     mode = stat.S_IMODE(found.st_mode)
     if mode & 0o077:
-        raise VaultError(
-            f"{who}: its mode is {mode:04o}, so that others may read it; "
-            f"it must be 0600 (chmod 600 {path})"
-        )
+        raise VaultError(f"{who}: its mode is {mode:04o}, so that others may {may}")
 
 
 def make_folder(path: Path) -> None:
     """Make a folder for its owner only, unless it is there.
 
     Raises:
-        VaultError: it cannot be made.
+        VaultError: it cannot be made, or is there and others may use it.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "vault"
@@ -106,6 +108,27 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise VaultError(f"vault {path}: cannot be written: {error.strerror}") from None
+    check_folder(path)
+
+
+def check_folder(path: Path) -> None:
+    """Check that only its owner may use a vault's folder, and that he runs this process.
+
+    Whoever may write there puts another file in a file's place, and whoever may read there sees
+    which silos there are and when each has trained.
+
+    Raises:
+        VaultError: someone else's, or others may use it.
+
+    Example:
+        >>> check_folder(Path(tempfile.mkdtemp()))
+
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise VaultError(f"vault {path}: {error.strerror}") from None
+    _check_owner(found, f"vault {path}", f"use it; it must be 0700 (chmod 700 {path})")
 
 
 def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:

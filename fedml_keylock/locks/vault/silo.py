@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import VaultError
 from .cipher import Cipher
-from .disk import claim, make_folder, release, remove_leftovers
+from .disk import check_folder, claim, make_folder, release, remove_leftovers
 from .file import Stored, write_state
 
 __all__ = ["Vault", "claim_silo", "files_of", "history_of", "silo_path", "silos_in"]
@@ -175,7 +175,7 @@ def silos_in(folder: Path) -> list[int]:
     """The silos that have files in a folder.
 
     Raises:
-        VaultError: it is not a folder, or cannot be read.
+        VaultError: it is not a folder, cannot be read, or others may use it.
 
     Example:
         >>> import tempfile
@@ -193,8 +193,11 @@ def silos_in(folder: Path) -> list[int]:
         raise VaultError(f"vault {folder}: it is not a folder; name the vault's") from None
     except OSError as error:
         raise VaultError(f"vault {folder}: {error.strerror}") from None
-    found = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
-    return sorted({int(match[1]) for match in found if match})
+    matches = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
+    found = sorted({int(match[1]) for match in matches if match})
+    if found:  # or it is no vault, and may be anybody's
+        check_folder(folder)
+    return found
 
 
 def history_of(folder: Path, silo: int) -> list[Path]:

@@ -20,7 +20,9 @@ from vaults import CONFIG, load, made, refused, same, save
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.locks import Vault, load_private_state_dict, private_state_dict
+from fedml_keylock.locks.vault.disk import append_private
 from fedml_keylock.locks.vault.file import write_state
+from fedml_keylock.locks.vault.silo import claim_silo, silos_in
 
 
 def train(model):
@@ -150,6 +152,27 @@ def test_a_file_that_others_may_read_is_refused(written, loose):
     assert f"chmod 600 {written.path}" in message
 
 
+@pytest.mark.parametrize("loose", [0o750, 0o705, 0o720, 0o710, 0o701, 0o777, 0o1777])
+def test_a_folder_that_others_may_use_is_refused(written, loose):
+    written.folder.chmod(loose)
+    for use in (
+        lambda: written.save({}, round_index=0),
+        lambda: claim_silo(written.folder, 5),
+        lambda: silos_in(written.folder),
+        lambda: append_private(written.folder / "silo-5.log", "round 0"),
+    ):
+        with pytest.raises(VaultError, match="so that others may use it") as error:
+            use()
+        assert f"{loose:04o}" in str(error.value)
+        assert f"chmod 700 {written.folder}" in str(error.value)
+
+
+def test_someone_elses_folder_is_refused(written, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: written.folder.stat().st_uid + 1)
+    with pytest.raises(VaultError, match="belongs to user"):
+        silos_in(written.folder)
+
+
 def test_another_silos_file_is_refused(written):
     other = Vault(written.folder, silo=3, layout=written.layout)
     assert refused(other, "its silo is '2'.* '3'", written.path)
@@ -181,7 +204,8 @@ def test_a_missing_file_is_refused(vault):
 
 
 def test_a_folder_in_the_files_place_is_refused(vault):
-    vault.path.mkdir(parents=True)
+    vault.folder.mkdir(mode=0o700)
+    vault.path.mkdir()
     assert refused(vault, "not a regular file")
 
 
@@ -207,7 +231,7 @@ def test_a_file_with_more_behind_it_is_refused(written):
     ],
 )
 def test_a_foreign_file_is_refused(vault, model, metadata):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     save_file(private_state_dict(model), vault.path, metadata)
     vault.path.chmod(0o600)
     assert refused(vault, "its schema is .*, not 'fedml-keylock/vault/2'")
@@ -279,7 +303,7 @@ class Executes:
 @pytest.mark.parametrize("dump", [pickle.dumps, "torch"])
 def test_nothing_in_a_file_is_executed(vault, tmp_path, dump):
     marker = str(tmp_path / "executed")
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     if dump == "torch":
         torch.save(Executes(marker), vault.path)
     else:
@@ -385,7 +409,7 @@ def test_a_link_in_the_files_place_is_refused(written):
 
 
 def test_what_is_no_file_is_not_replaced_by_a_vault(vault, model):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     os.mkfifo(vault.path)
     with pytest.raises(VaultError, match="cannot be written: it is a pipe, not a file"):
         save(vault, model, round_index=0)
@@ -393,14 +417,14 @@ def test_what_is_no_file_is_not_replaced_by_a_vault(vault, model):
 
 
 def test_a_link_that_leads_nowhere_is_not_taken_for_a_new_silo(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     vault.path.symlink_to(vault.folder / "nowhere")
     assert vault.exists()
     assert refused(vault, "it is a symbolic link")
 
 
 def test_the_folder_may_be_a_link(tmp_path, model):
-    (tmp_path / "volume").mkdir()
+    (tmp_path / "volume").mkdir(mode=0o700)
     (tmp_path / "vault").symlink_to(tmp_path / "volume")
     vault = Vault(tmp_path / "vault", silo=2, layout="a1")
     save(vault, model, round_index=3)
@@ -409,7 +433,7 @@ def test_the_folder_may_be_a_link(tmp_path, model):
 
 
 def test_a_pipe_in_the_files_place_is_refused_at_once(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     os.mkfifo(vault.path, 0o600)
     assert refused(vault, "not a regular file")
 
@@ -421,7 +445,7 @@ def test_someone_elses_file_is_refused(written, monkeypatch):
 
 
 def test_the_header_of_a_huge_foreign_file_is_not_read(vault):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     with vault.path.open("wb") as file:
         file.write(struct.pack("<Q", 2**40))
         file.truncate(2**40)  # a terabyte, of which nothing is on disk
@@ -431,7 +455,7 @@ def test_the_header_of_a_huge_foreign_file_is_not_read(vault):
 
 def test_the_content_of_a_huge_foreign_file_is_not_read(vault):
     header = json.dumps({"__metadata__": {"schema": "somebody/else"}}).encode()
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     with vault.path.open("wb") as file:
         file.write(struct.pack("<Q", len(header)) + header)
         file.truncate(2**40)
@@ -444,7 +468,7 @@ def test_the_content_of_a_huge_foreign_file_is_not_read(vault):
     [b"[" * 100_000, b"[]", b'{"__metadata__": [1]}', b'{"__metadata__": {"a": 1}}', b"\xff"],
 )
 def test_a_header_that_is_none_is_refused(vault, header):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     vault.path.write_bytes(struct.pack("<Q", len(header)) + header)
     vault.path.chmod(0o600)
     assert refused(vault, "its header cannot be read")
@@ -465,7 +489,7 @@ def leftovers(vault):
 
 @pytest.mark.parametrize("use", ["claim", "save", "keep"])
 def test_what_a_killed_process_left_is_removed_once(vault, model, use):
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     mine, others = leftovers(vault)
     if use == "claim":
         vault.claim()
@@ -520,7 +544,7 @@ def test_a_job_claims_its_vault_before_it_trains(tmp_path, monkeypatch, there):
 
 def test_a_link_in_the_lock_files_place_is_refused(vault, model, tmp_path):
     (tmp_path / "precious").write_text("mine")
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     (vault.folder / ".silo-2.lock").symlink_to(tmp_path / "precious")
     with pytest.raises(VaultError, match=r"silo 2 cannot be claimed: .*symbolic links"):
         save(vault, model, round_index=0)

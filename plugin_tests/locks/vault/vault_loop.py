@@ -142,7 +142,9 @@ def kill(folder, kills, passphrase=None):
     """For each kill what the child had said, and what is found in the vault."""
     vault, model = opened(folder, passphrase), made()
     warm_up(model)
-    aside = Vault(vault.folder / "aside", SILO, vault.layout, vault.cipher)
+    aside = Vault(
+        vault.folder.with_name(f"{vault.folder.name}-aside"), SILO, vault.layout, vault.cipher
+    )
     longest, chance = seconds_a_round(aside, model), random.Random(1)
     made_of_kills = []
     for _ in range(int(kills)):
