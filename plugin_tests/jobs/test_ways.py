@@ -47,6 +47,17 @@ NAMES = (
     "opposed",
     "random",
     "own_copy",
+    "quantized",
+    "fourier",
+    "compiled",
+    "gan",
+    "normed",
+    "table",
+    "mixed_precision",
+    "pruned",
+    "own_classes",
+    "odd",
+    "workers",
 )
 
 pytestmark = pytest.mark.long
