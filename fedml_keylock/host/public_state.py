@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
-from ..tensors import sparse
+from ..tensors import unsendable
 from ..types import Agreement
 
 __all__ = ["check_payload", "check_state", "check_words", "pinned", "public_copy"]
@@ -27,9 +29,9 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
         UpdateRefused: it is something else, or empty.
 
     Example:
-        >>> check_payload({"w": 1.0}, who="silo 0")
+        >>> check_payload({"w": "1"}, who="silo 0")
         Traceback (most recent call last):
-        fedml_keylock.errors.UpdateRefused: silo 0: w is a float, not a tensor
+        fedml_keylock.errors.UpdateRefused: silo 0: w is a str, not a tensor
 
     """
     if not isinstance(state, Mapping):
@@ -38,8 +40,12 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
         raise UpdateRefused(f"{who}: the update is empty")
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise UpdateRefused(f"{who}: {name} is a {type(tensor).__name__}, not a tensor")
-        if problem := sparse(tensor):
+            kind = type(tensor).__name__
+            hint = (
+                ": send torch.as_tensor of it" if isinstance(tensor, (Number, np.ndarray)) else ""
+            )
+            raise UpdateRefused(f"{who}: {name} is a {kind}, not a tensor{hint}")
+        if problem := unsendable(tensor):
             raise UpdateRefused(f"{who}: {name} {problem}")
     return state
 
@@ -165,7 +171,7 @@ def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: b
     shape, dtype = agreement.shapes[name], agreement.dtypes[name]
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    if problem := sparse(tensor):
+    if problem := unsendable(tensor):
         return problem
     if tuple(tensor.shape) != shape:
         return f"has shape {tuple(tensor.shape)}, not {shape}"

@@ -255,6 +255,16 @@ def test_a_model_with_a_sparse_tensor_is_refused(lock):
 
 
 @both
+def test_a_model_with_a_layer_that_has_no_shape_yet_is_refused(lock):
+    """It ended in a traceback of torch's."""
+    model, config = nn.Sequential(nn.LazyLinear(2)), KeyLockConfig(lock=lock)
+    (issue,) = check_model(model, config).issues
+    assert "0.weight has no shape yet: run the model once" in str(issue)
+    with pytest.raises(LockError, match=r"0\.weight has no shape yet: run the model once"):
+        lock_model(model, config)
+
+
+@both
 def test_a_model_without_values_and_a_key_of_layers_are_refused(lock):
     config = KeyLockConfig(lock=lock)
     with torch.device("meta"):
