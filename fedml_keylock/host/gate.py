@@ -227,8 +227,9 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         )
     if not isinstance(mark, str) or mark != agreement.mark:
         part = agreement.difference(mark if isinstance(mark, str) else "")
+        hint = "; what only one silo has belongs into its trainer" if part == "model" else ""
         raise UpdateRefused(
-            f"{who}: its {part} differ from the server's; use the same YAML and code"
+            f"{who}: its {part} differ from the server's; use the same YAML and code{hint}"
         )
 
 

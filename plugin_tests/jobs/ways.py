@@ -640,7 +640,9 @@ class Gan(FedAvg):
 
     def __init__(self, model, args):
         super().__init__(model, args)
-        self.adams = [torch.optim.Adam(m.parameters(), 0.01) for m in (model.made, model.judged)]
+        # with less it would make steps of rounding, of gradients that are zero
+        both = (model.made, model.judged)
+        self.adams = [torch.optim.Adam(one.parameters(), 0.01, eps=1e-3) for one in both]
 
     def train(self, train_data, device, args):
         self.model.train()
@@ -692,7 +694,7 @@ class MixedPrecision(FedAvg):
 
     def train(self, train_data, device, args):
         scaler = torch.amp.GradScaler("cpu")
-        optimizer = torch.optim.AdamW(self.model.parameters(), 0.02 / args.rank)
+        optimizer = torch.optim.AdamW(self.model.parameters(), 0.02 / args.rank, eps=1e-3)
         self.model.train()
         for _ in range(args.rank):
             for images, labels in train_data:
@@ -717,7 +719,7 @@ class Pruned(FedAvg):
 
 
 class OwnClasses(FedAvg):
-    """Each silo has classes of its own: only the body has the same shape everywhere.
+    """Each silo has a head of its own shape, in its trainer; only the body is exchanged.
 
     https://github.com/KCL-BMEIS/UltraFlwr/issues/28
     """
@@ -727,13 +729,21 @@ class OwnClasses(FedAvg):
 
     def __init__(self, model, args):
         super().__init__(model, args)
-        if args.rank:
-            torch.manual_seed(args.rank)
-            model.head = nn.Linear(HIDDEN, CLASSES + args.rank)
+        self.head = nn.Linear(HIDDEN, CLASSES + args.rank)
+
+    def optimizer(self):
+        parts = nn.ModuleList([self.model.body, self.head])
+        return torch.optim.SGD(parts.parameters(), self.args.learning_rate)
+
+    def loss(self, images, labels):
+        return functional.cross_entropy(self.head(self.model.body(images)), labels)
+
+    def own(self):
+        return self.head.state_dict()
 
 
 class Odd(FedAvg):
-    """Tensors without entries, of one number in memory that others share, and names in any letters.
+    """Tensors without entries, parameters of one number, and names in any letters.
 
     https://github.com/flwrlabs/flower/issues/4344
     """
@@ -746,10 +756,9 @@ class Odd(FedAvg):
             self.by = nn.ParameterDict({"a b/c": nn.Parameter(torch.zeros(1))})
             self.register_buffer("later", torch.empty(0))
             self.register_buffer("absent", None)
-            self.register_buffer("wide", torch.ones(1).expand(DIMS))
 
         def forward(self, images):
-            return self.net(images * self.größe * self.wide) + self.by["a b/c"]
+            return self.net(images * self.größe) + self.by["a b/c"]
 
     make = Net
 
