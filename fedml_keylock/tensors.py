@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
-from torch.nn.parameter import is_lazy
 
 from .errors import first_line
 
@@ -22,9 +21,9 @@ __all__ = [
     "one_thread",
     "raw",
     "real",
+    "sparse",
     "tensors_of",
     "under",
-    "unsendable",
     "with_versions",
 ]
 
@@ -85,18 +84,14 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(bare.resolve_conj()) if bare.is_complex() else bare
 
 
-def unsendable(tensor: Tensor) -> str | None:
-    """Why a tensor cannot be sent; None if it is dense, and has values.
+def sparse(tensor: Tensor) -> str | None:
+    """Why a tensor cannot be sent; None if it is dense.
 
     Example:
-        >>> unsendable(torch.ones(2).to_sparse())
+        >>> sparse(torch.ones(2).to_sparse())
         'is torch.sparse_coo: send it dense: tensor.to_dense()'
-        >>> unsendable(torch.nn.LazyLinear(2).weight)
-        'has no shape yet: run the model once, on any input, before FedML gets it'
 
     """
-    if is_lazy(tensor):
-        return "has no shape yet: run the model once, on any input, before FedML gets it"
     if tensor.layout is torch.strided:
         return None
     return f"is {tensor.layout}: send it dense: tensor.to_dense()"

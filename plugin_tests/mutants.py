@@ -514,6 +514,13 @@ TABLE = {
             "kept = odd",
         ),
     ],
+    ("host/gate", "host/test_gate.py -k no_tensors_by_name"): [
+        (
+            "gate: the server's model may be anything",
+            '        check_payload(state, who="the server\'s model")\n',
+            "",
+        ),
+    ],
     ("host/own_accuracy", "host/test_own_accuracy.py"): [
         ("accuracy: a test moves norms", "resize_(was.shape).copy_(was)", "resize_(was.shape)"),
         ("accuracy: of a trainer's own model too", 'getattr(trainer, "model", None)', "None"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UpdateRefused
-from ..tensors import unsendable
+from ..tensors import sparse
 from ..types import Agreement
 
 __all__ = ["check_payload", "check_state", "check_words", "pinned", "public_copy"]
@@ -45,7 +45,7 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
                 ": send torch.as_tensor of it" if isinstance(tensor, (Number, np.ndarray)) else ""
             )
             raise UpdateRefused(f"{who}: {name} is a {kind}, not a tensor{hint}")
-        if problem := unsendable(tensor):
+        if problem := sparse(tensor):
             raise UpdateRefused(f"{who}: {name} {problem}")
     return state
 
@@ -171,7 +171,7 @@ def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: b
     shape, dtype = agreement.shapes[name], agreement.dtypes[name]
     if not isinstance(tensor, Tensor):
         return f"is a {type(tensor).__name__}, not a tensor"
-    if problem := unsendable(tensor):
+    if problem := sparse(tensor):
         return problem
     if tuple(tensor.shape) != shape:
         return f"has shape {tuple(tensor.shape)}, not {shape}"

@@ -9,10 +9,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from ..errors import LockError
-from ..tensors import unsendable
+from ..tensors import sparse
 from ..types import Credentials
 from .description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from .entropy import Uniform
@@ -56,7 +55,7 @@ class WireLock(Lock):
         if hasattr(model, ATTRIBUTE):
             return ModelCheck((LockIssue("", f"has an attribute named {ATTRIBUTE} of its own"),))
         for name, tensor in state_tensors(model).items():
-            if problem := unsendable(tensor):
+            if problem := sparse(tensor):
                 return ModelCheck((LockIssue("", f"{name} {problem}"),))
         try:
             locked = self._locked_names(model)
@@ -141,8 +140,7 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
         ['bias', 'weight']
 
     """
-    state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-    return {n: t if is_lazy(t) else t.detach() for n, t in state.items()}
+    return {n: t.detach() for n, t in model.state_dict().items() if isinstance(t, Tensor)}
 
 
 def no_unknowns(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:

@@ -186,7 +186,8 @@ class Rounds(Private):
                 if came is not None and came.shape != tensor.shape:
                     raise UpdateRefused(
                         f"{name}: is {tuple(tensor.shape)}, and the server has sent it as "
-                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own"
+                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own; "
+                        "where a first batch sets it, run the model once before FedML gets it"
                     )
                 if came is not None:
                     what = f"is {tensor.dtype} and was sent by the server as {came.dtype}"

@@ -61,10 +61,11 @@ def test_what_one_silo_keeps_is_kept(odd, keeps, shape):
 
 
 def test_where_one_silo_has_next_to_no_share_nothing_begins():
-    """Guards ``begun == 0``: its bound is 0, and does not say that it has kept what came."""
-    first = {"w": torch.tensor([[-math.inf, 1.0]])}
-    opened = one_round(silos_of(first, (2**39, 1)), [first, first])[0]
-    assert torch.equal(opened.state["w"], first["w"])
+    """Guards ``begun == 0``: the bound of that silo is 0, and does not say what it has kept."""
+    first, other = {"w": torch.tensor([[-math.inf, 1.0]])}, {"w": torch.tensor([[2.0, 1.0]])}
+    for states in ([first, first], [other, first]):
+        opened = one_round(silos_of(first, (2**39, 1)), states)[0]
+        assert torch.equal(opened.state["w"], first["w"])
 
 
 def test_another_infinity_than_what_came_is_counted():
