@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
@@ -21,6 +22,7 @@ __all__ = [
     "infinite_in",
     "one_thread",
     "raw",
+    "real",
     "sparse",
     "tensors_of",
     "under",
@@ -103,7 +105,21 @@ def raw(tensor: Tensor) -> memoryview:
     """
     flat = tensor.detach().cpu().contiguous().flatten()
     flat = flat.as_strided(flat.shape, (1,))  # contiguous: but of one entry, whatever it has
-    return flat.view(torch.uint8).numpy().data  # numpy has no bfloat16, and bytes of everything
+    # numpy has no bfloat16, and bytes of everything; after Tensor.numpy() a job could not resize
+    # its tensor any more, as observers of quantization do
+    return np.from_dlpack(flat.view(torch.uint8)).data
+
+
+def real(tensor: Tensor) -> Tensor:
+    """A tensor's numbers without a graph; complex ones as pairs, in one dimension more.
+
+    Example:
+        >>> real(torch.tensor([1 + 2j]))
+        tensor([[1., 2.]])
+
+    """
+    bare = tensor.detach()
+    return torch.view_as_real(bare.resolve_conj()) if bare.is_complex() else bare
 
 
 def sparse(tensor: Tensor) -> str | None:

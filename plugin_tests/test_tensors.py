@@ -137,3 +137,10 @@ def test_a_vaults_checksum_is_what_it_was(tmp_path):
     state = {name: tensor.contiguous() for name, tensor in ODD.items()}
     write_state(path, state, None, silo=2, layout="a1", round_index=7)
     assert Stored.read(path).header["sha256"][:16] == "e8d1b78342f660a9"
+
+
+def test_a_tensor_whose_bytes_were_read_may_still_be_resized():
+    """Guards `raw`: ``Tensor.numpy()`` forbids it for good, also to the job's own model."""
+    tensor = torch.zeros(0)
+    raw(tensor)
+    assert tensor.resize_(3).shape == (3,)

@@ -129,14 +129,18 @@ class ServerGate:
         A first model has other constants than agreed, and noise and attacks change them. They say
         nothing, so that nothing is lost. Silos refuse a model in which they are others. A sum of
         sealed words stays as it is.
+
+        Raises:
+            UpdateRefused: the model is no tensors by name.
+
         """
         state = entries.get(names.state)
         if agreement is None or state is None:
             return
+        check_payload(state, who="the server's model")
         if isinstance(state, MutableMapping) and not is_sum:
             state.update(pinned(state, agreement))
-        if isinstance(state, Mapping):
-            self.history.sending(receiver, state)
+        self.history.sending(receiver, state)
         entries[JOB_NONCE] = self.nonce
 
 
@@ -223,8 +227,9 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         )
     if not isinstance(mark, str) or mark != agreement.mark:
         part = agreement.difference(mark if isinstance(mark, str) else "")
+        hint = "; what only one silo has belongs into its trainer" if part == "model" else ""
         raise UpdateRefused(
-            f"{who}: its {part} differ from the server's; use the same YAML and code"
+            f"{who}: its {part} differ from the server's; use the same YAML and code{hint}"
         )
 
 

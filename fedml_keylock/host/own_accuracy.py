@@ -10,9 +10,11 @@ FedML's log go to the root.
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -57,7 +59,8 @@ def measured(
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:
     """The share of right answers, by the trainer's own test or else by counting.
 
-    It restores the mode of each of the model's layers and torch's random numbers.
+    It restores the mode of each of the model's layers, its buffers, and the random numbers of
+    torch, numpy and Python: without a lock nobody tests in a silo.
 
     Returns:
         None where there is nothing to count.
@@ -69,7 +72,16 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
         0.5
 
     """
-    modes = [(module, module.training) for module in model.modules()]
+    tested = (model, getattr(trainer, "model", None))
+    modules = [one for whole in tested if isinstance(whole, nn.Module) for one in whole.modules()]
+    modes = [(module, module.training) for module in modules]
+    # a test that forgets model.eval() moves the statistics of norms
+    buffers = [
+        (module, name, buffer.clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             test = getattr(trainer, "test", None)
@@ -79,6 +91,11 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
                 return float(found["test_correct"]) / total if total else None
             return _count(model, data, device)
     finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        with torch.no_grad():
+            for module, name, was in buffers:
+                module.get_buffer(name).resize_(was.shape).copy_(was)
         for module, training in modes:
             module.training = training
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +29,9 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
         UpdateRefused: it is something else, or empty.
 
     Example:
-        >>> check_payload({"w": 1.0}, who="silo 0")
+        >>> check_payload({"w": "1"}, who="silo 0")
         Traceback (most recent call last):
-        fedml_keylock.errors.UpdateRefused: silo 0: w is a float, not a tensor
+        fedml_keylock.errors.UpdateRefused: silo 0: w is a str, not a tensor
 
     """
     if not isinstance(state, Mapping):
@@ -38,7 +40,11 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
         raise UpdateRefused(f"{who}: the update is empty")
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
-            raise UpdateRefused(f"{who}: {name} is a {type(tensor).__name__}, not a tensor")
+            kind = type(tensor).__name__
+            hint = (
+                ": send torch.as_tensor of it" if isinstance(tensor, (Number, np.ndarray)) else ""
+            )
+            raise UpdateRefused(f"{who}: {name} is a {kind}, not a tensor{hint}")
         if problem := sparse(tensor):
             raise UpdateRefused(f"{who}: {name} {problem}")
     return state

@@ -480,6 +480,14 @@ def test_a_sum_is_emitted_as_it_is():
     assert first["model"]["scale"] == 1
 
 
+@pytest.mark.parametrize("agreement", [AGREED, SEALED])
+@pytest.mark.parametrize("odd", [{"w": np.zeros(2)}, {"w": {"seen": 1}}, [1], nn.Linear(1, 1)])
+def test_the_server_emits_no_model_that_is_no_tensors_by_name(odd, agreement):
+    """It ended in a traceback of the digest of what it sends."""
+    with pytest.raises(UpdateRefused, match=r"^the server's model: .* is a .*, not a "):
+        emit(ServerGate(), {"model": odd}, agreement=agreement)
+
+
 def test_a_silo_seals_any_tensors_and_releases_nothing_else():
     """A payload may have names and shapes of its own, and numbers that are not finite."""
     own = {"m": torch.full((3,), float("nan")), "n": torch.zeros((), dtype=torch.bool)}

@@ -1,8 +1,10 @@
 """A silo's accuracy under its own lock: how it is measured, when, and that it disturbs nothing."""
 
 import logging
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from job_arguments import PAPER, arguments, made
@@ -66,6 +68,26 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
     measure(shuffled, model, DATA, "cpu", None)
     assert model.training
     assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_test_in_train_mode_moves_no_norm_and_no_random_numbers(own):
+    """Guards the buffers in `measure`, of a trainer's own model too, and two more generators."""
+    model, other = nn.BatchNorm1d(4).train(), nn.BatchNorm1d(4).train()
+    tested = other if own else model
+
+    def test(data, device, args):
+        np.random.rand()  # as jobs draw
+        random.random()
+        return {"test_correct": float(tested(data[0][0]).sum()), "test_total": 4}
+
+    before, numpy, python = dict(tested.state_dict()), np.random.get_state(), random.getstate()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    measure(SimpleNamespace(test=test, model=other), model, DATA, "cpu", None)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tested.state_dict().items())
+    assert random.getstate() == python
+    assert (np.random.get_state()[1] == numpy[1]).all()
+    assert np.random.get_state()[2] == numpy[2]
 
 
 def test_a_norm_that_is_frozen_in_a_model_that_trains_stays_frozen():

@@ -319,8 +319,9 @@ def test_a_round_trip_is_equal(silo, agreement):
         (None, "the update is a NoneType, not a state dict"),
         ([torch.zeros(1)], "the update is a list, not a state dict"),
         ({}, "the update is empty"),
-        ({"w": np.zeros(2)}, "w is a ndarray, not a tensor"),
-        ({"w": 1}, "w is a int, not a tensor"),
+        ({"w": np.zeros(2)}, r"w is a ndarray, not a tensor: send torch\.as_tensor of it"),
+        ({"w": 1}, r"w is a int, not a tensor: send torch\.as_tensor of it"),
+        ({"w": {"seen": 1}}, "w is a dict, not a tensor"),
         (
             {"w": torch.ones(2).to_sparse()},
             r"w is torch\.sparse_coo: send it dense: tensor\.to_dense\(\)",

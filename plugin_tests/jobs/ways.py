@@ -17,7 +17,9 @@ from fedml.ml.aggregator.agg_operator import FedMLAggOperator
 from fedml.ml.aggregator.default_aggregator import DefaultServerAggregator
 from fedml.ml.trainer.fedprox_trainer import FedProxModelTrainer
 from torch import nn
+from torch.ao import quantization
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 DIMS, HIDDEN, CLASSES = 8, 12, 3
@@ -568,6 +570,209 @@ class OwnCopy(FedAvg):
         self.model = self.net
 
 
+class Quantized(FedAvg):
+    """Training for quantization: observers hold infinities until their first batch.
+
+    https://github.com/googlecolab/colabtools/issues/2834
+    """
+
+    @staticmethod
+    def make():
+        model = smooth().train()
+        model.qconfig = quantization.QConfig(
+            activation=quantization.default_fake_quant,
+            weight=quantization.default_weight_fake_quant,
+        )
+        return quantization.prepare_qat(model)
+
+
+class Fourier(FedAvg):
+    """Complex weights behind a Fourier transform.
+
+    https://github.com/neuraloperator/neuraloperator/issues/88
+    """
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            count = DIMS // 2 + 1
+            self.weight = nn.Parameter(torch.randn(count, count, dtype=torch.cfloat) / 2)
+            self.shift = nn.Parameter(torch.zeros(count, dtype=torch.cfloat))
+            self.head = nn.Linear(DIMS, CLASSES)
+
+        def forward(self, images):
+            waves = torch.fft.rfft(images) @ self.weight + self.shift
+            return self.head(torch.fft.irfft(waves, n=DIMS).tanh())
+
+    make = Layer
+
+
+class Compiled(FedAvg):
+    """The model goes through torch.compile first: its names begin with ``_orig_mod``.
+
+    https://github.com/pytorch/pytorch/issues/101107
+    """
+
+    @staticmethod
+    def make():
+        return torch.compile(net(), backend="eager")
+
+
+class Gan(FedAvg):
+    """A generator and a discriminator with an optimizer each, both exchanged.
+
+    https://github.com/FedML-AI/FedML/pull/127
+    """
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.made = nn.Sequential(
+                nn.Linear(4, HIDDEN), nn.BatchNorm1d(HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, DIMS)
+            )
+            judge = nn.utils.spectral_norm(nn.Linear(DIMS, HIDDEN))
+            self.judged = nn.Sequential(judge, nn.Tanh(), nn.Linear(HIDDEN, 1))
+
+        def forward(self, images):
+            return self.judged(images).expand(-1, CLASSES)
+
+    make = Pair
+
+    def __init__(self, model, args):
+        super().__init__(model, args)
+        # with less it would make steps of rounding, of gradients that are zero
+        both = (model.made, model.judged)
+        self.adams = [torch.optim.Adam(one.parameters(), 0.01, eps=1e-3) for one in both]
+
+    def train(self, train_data, device, args):
+        self.model.train()
+        draw = torch.Generator().manual_seed(10 * args.round_idx + args.rank)
+        told = functional.binary_cross_entropy_with_logits
+        for images, _ in train_data:
+            one, none = torch.ones(len(images), 1), torch.zeros(len(images), 1)
+            made = self.model.made(torch.randn(len(images), 4, generator=draw))
+            for adam in self.adams[::-1]:
+                adam.zero_grad()
+                judged = self.model.judged
+                if adam is self.adams[0]:
+                    told(judged(made), one).backward()
+                else:
+                    (told(judged(images), one) + told(judged(made.detach()), none)).backward()
+                adam.step()
+
+
+class Normed(FedAvg):
+    """Weight norm in its old form, whose weight is no leaf, and in its new one.
+
+    https://github.com/pytorch/pytorch/issues/102981
+    """
+
+    @staticmethod
+    def make():
+        first = nn.utils.weight_norm(nn.Linear(DIMS, HIDDEN))
+        second = nn.utils.parametrizations.weight_norm(nn.Linear(HIDDEN, HIDDEN))
+        return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), nn.Linear(HIDDEN, CLASSES))
+
+
+class Table(FedAvg):
+    """An embedding with sparse gradients."""
+
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.EmbeddingBag(60, HIDDEN, sparse=True)
+            self.head = nn.Linear(HIDDEN, CLASSES)
+
+        def forward(self, images):
+            return self.head(self.table((images * 4 + 30).long().clamp(0, 59)))
+
+    make = Bag
+
+
+class MixedPrecision(FedAvg):
+    """Autocast and a gradient scaler; each silo has a learning rate and epochs of its own."""
+
+    def train(self, train_data, device, args):
+        scaler = torch.amp.GradScaler("cpu")
+        optimizer = torch.optim.AdamW(self.model.parameters(), 0.02 / args.rank, eps=1e-3)
+        self.model.train()
+        for _ in range(args.rank):
+            for images, labels in train_data:
+                optimizer.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16):
+                    loss = self.loss(images, labels)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                scaler.step(optimizer)
+                scaler.update()
+
+
+class Pruned(FedAvg):
+    """Layers under the masks of torch's pruning."""
+
+    @staticmethod
+    def make():
+        model = net()
+        prune.l1_unstructured(model.body[0], "weight", amount=0.3)
+        return model
+
+
+class OwnClasses(FedAvg):
+    """Each silo has a head of its own shape, in its trainer; only the body is exchanged.
+
+    https://github.com/KCL-BMEIS/UltraFlwr/issues/28
+    """
+
+    make = staticmethod(smooth)
+    shared = staticmethod(FedRep.shared)
+
+    def __init__(self, model, args):
+        super().__init__(model, args)
+        self.head = nn.Linear(HIDDEN, CLASSES + args.rank)
+
+    def optimizer(self):
+        parts = nn.ModuleList([self.model.body, self.head])
+        return torch.optim.SGD(parts.parameters(), self.args.learning_rate)
+
+    def loss(self, images, labels):
+        return functional.cross_entropy(self.head(self.model.body(images)), labels)
+
+    def own(self):
+        return self.head.state_dict()
+
+
+class Odd(FedAvg):
+    """Tensors without entries, parameters of one number, and names in any letters.
+
+    https://github.com/flwrlabs/flower/issues/4344
+    """
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.nobody = smooth(), nn.Embedding(0, 5)
+            self.größe = nn.Parameter(torch.ones(()))
+            self.by = nn.ParameterDict({"a b/c": nn.Parameter(torch.zeros(1))})
+            self.register_buffer("later", torch.empty(0))
+            self.register_buffer("absent", None)
+
+        def forward(self, images):
+            return self.net(images * self.größe) + self.by["a b/c"]
+
+    make = Net
+
+
+class Workers(FedAvg):
+    """Batches come from two worker processes.
+
+    https://github.com/mlcommons/storage/issues/415
+    """
+
+    def train(self, train_data, device, args):
+        super().train(DataLoader(train_data.dataset, 8, num_workers=2), device, args)
+
+
 WAYS = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
@@ -601,6 +806,17 @@ WAYS = {
     "opposed": Opposed,
     "random": Random,
     "own_copy": OwnCopy,
+    "quantized": Quantized,
+    "fourier": Fourier,
+    "compiled": Compiled,
+    "gan": Gan,
+    "normed": Normed,
+    "table": Table,
+    "mixed_precision": MixedPrecision,
+    "pruned": Pruned,
+    "own_classes": OwnClasses,
+    "odd": Odd,
+    "workers": Workers,
 }
 
 

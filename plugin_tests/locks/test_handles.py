@@ -214,11 +214,14 @@ class Own(nn.Module):
         self.head, self.keylock = nn.Linear(2, 2), "mine"
 
 
-class Complex(nn.Module):
+class Odd(nn.Module):
+    """What neither lock can average: complex numbers are none to rotate, and uint64 no words."""
+
     def __init__(self):
         super().__init__()
         self.head = nn.Linear(2, 2)
         self.phase = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+        self.register_buffer("step", torch.zeros(1, dtype=torch.uint64))
 
 
 @both
@@ -226,8 +229,8 @@ class Complex(nn.Module):
     ("make", "said"),
     [
         (
-            Complex,
-            r"phase(: lock: rotated cannot| is torch\.complex64, which lock: sealed)",
+            Odd,
+            r"phase: lock: rotated cannot|step is torch\.uint64, which lock: sealed cannot",
         ),
         (nn.Identity, "Identity has no parameters to lock"),
         (Own, "has an attribute named keylock of its own"),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...tensors import real
 from .entries import Entry, entries_of
 from .shares import Shares
 
@@ -81,7 +82,7 @@ class Encoding:
             sizes: the exponents that steps follow, by name; None for those of the base.
 
         Raises:
-            UpdateRefused: a tensor is of complex or quantised numbers.
+            UpdateRefused: a tensor is of numbers that cannot be added up.
 
         Example:
             >>> base = {"w": torch.full((2, 2), 0.7)}
@@ -124,8 +125,8 @@ class Encoding:
             counts: of what is clipped.
 
         """
-        own = payload.detach().cpu().reshape(-1)
-        base = self.base[entry.name].detach().cpu().reshape(-1)
+        own = real(payload).cpu().reshape(-1)
+        base = real(self.base[entry.name]).cpu().reshape(-1)
         pieces = range(0, entry.numel, CHUNK)
         if entry.kind == "matrix":
             for start in pieces:
@@ -161,21 +162,22 @@ class Encoding:
             share: n / n_i for the words of one silo, which are its share of the average.
 
         """
-        base = self.base[entry.name].detach()
-        flat = base.cpu().reshape(-1)
+        base = self.base[entry.name]
+        flat = real(base).cpu().reshape(-1)
         made = torch.empty_like(flat)
         rows: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]]
         if entry.kind == "matrix":
             rows = ((words, words[:0]) for words in pieces)
         else:
-            whole = np.concatenate([np.empty(0, np.int32), *pieces])
-            rows = zip(chunks(whole[: entry.numel]), chunks(whole[entry.numel :]), strict=True)
+            wide = np.concatenate([np.empty(0, np.int32), *pieces])
+            rows = zip(chunks(wide[: entry.numel]), chunks(wide[entry.numel :]), strict=True)
         start = 0
         for low, high in rows:
             part = slice(start, start + len(low))
             made[part] = self._averaged(entry, step, flat[part], low, high, share)
             start = part.stop
-        return made.reshape(entry.shape).to(base.device)
+        whole = made.reshape(entry.shape).to(base.device)
+        return torch.view_as_complex(whole) if entry.complex else whole
 
     def _averaged(
         self,
@@ -195,18 +197,33 @@ class Encoding:
             return (base.to(torch.int64) + mean).to(entry.dtype)
         moved = torch.from_numpy(low.astype(np.float64))
         moved *= 2.0**step
-        still = low == 0
+        still = torch.from_numpy(low == 0)
         if entry.kind != "matrix":
             above = torch.from_numpy(high.astype(np.float64))
             moved += above * 2.0 ** (step + self.shares.low_bits)
-            still = (moved == 0).numpy()
+            still = moved == 0
+        since = base
+        if not math.isfinite(_largest(base)):
+            odd, begun = ~torch.isfinite(base), self._begun(entry)
+            since = torch.where(odd, 0.0, base)
+            # where nothing can begin, nothing has
+            still = torch.where(odd, (moved > begun * 2.0**step) | (begun == 0), still)
         if share != 1:
             moved *= share
-        moved += base
+        moved += since
         new = moved.to(entry.dtype)
         if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
-            new = torch.where(torch.from_numpy(still), base, new)
+            new = torch.where(still, base, new)
         return new
+
+    def _begun(self, entry: Entry) -> int:
+        """The largest sum of numbers that begin where the base has none, such as an observer's.
+
+        A silo that keeps what the base has there sends its bound, at least four times as much. So a
+        larger sum says that one of them does, and FedML's average is none either.
+        """
+        least = min(map(self.shares.bound, range(len(self.shares.samples))))
+        return (least if entry.kind == "matrix" else least << self.shares.low_bits) // 4
 
     def _rounded(
         self, entry: Entry, step: int, own: Tensor, base: Tensor, place: int, counts: Counts
@@ -214,11 +231,15 @@ class Encoding:
         """``n_i (own - base) / (n 2^step)``, rounded to the nearest even, and clipped."""
         moved = own.to(torch.float64, copy=True)  # the payload is the silo's own model
         moved -= base.double()
-        infinite, largest = 0, _largest(moved)
+        infinite, largest, odd = 0, _largest(moved), None
         if not math.isfinite(largest):
-            # what was infinite when it came, such as a causal mask, stays what it is
-            infinite = int((~torch.isfinite(moved) & torch.isfinite(base)).sum())
-            moved = torch.where(torch.isfinite(moved), moved, 0.0)
+            # what came infinite, such as a causal mask, is kept, or else begins from 0
+            odd = ~torch.isfinite(base)
+            kept = odd & ((own == base) | (own.isnan() & base.isnan()))
+            moved = torch.where(odd, own.double(), moved)
+            lost = ~torch.isfinite(moved)
+            infinite = int((lost & ~kept).sum())
+            moved[lost] = 0.0
             largest = _largest(moved)
         factor = self.shares.samples[place] / self.shares.total * 2.0**-step
         moved *= factor
@@ -227,9 +248,14 @@ class Encoding:
         if wide:
             bound <<= self.shares.low_bits
         clipped = 0
-        if largest * factor > bound:
-            clipped = int((moved.abs() > bound).sum())
-            moved.clamp_(-float(bound), float(bound))
+        if odd is not None or largest * factor > bound:
+            limit = torch.full_like(moved, bound)
+            if odd is not None:
+                limit[odd] = self._begun(entry) * self.shares.samples[place] // self.shares.total
+            clipped = int((moved.abs() > limit).sum())
+            moved.clamp_(-limit, limit)
+            if odd is not None:
+                moved[kept] = bound
         counts.add(entry.name, clipped, infinite)
         if not wide:
             return moved.to(torch.int32)
@@ -255,7 +281,7 @@ def chunks(words: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
 
 def size_of(tensor: Tensor) -> int:
     """The exponent of a tensor's largest finite number, rounded up to a power of two."""
-    flat = tensor.detach().reshape(-1)
+    flat = real(tensor).reshape(-1)
     size = _largest(flat)
     return exponent_of(size if math.isfinite(size) else _largest(flat[torch.isfinite(flat)]))
 

@@ -23,11 +23,13 @@ class Entry:
 
     Attributes:
         name: in the payload.
-        shape: its own; on the wire ``(2, *shape)`` where it takes two words an entry.
-        dtype: its own.
+        shape: its own, of complex numbers with a last dimension of 2; on the wire ``(2, *shape)``
+            where it takes two words an entry.
+        dtype: its own, of complex numbers that of their parts.
         kind: ``matrix`` takes one word an entry; ``vector`` (floating point that extends in one
             dimension or none, such as biases and scales of channels), ``double`` (float64) and
             ``integer`` two. What has two dimensions is a matrix, also of one row.
+        complex: it is of complex numbers.
 
     """
 
@@ -35,6 +37,7 @@ class Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype
     kind: Kind
+    complex: bool = False
 
     @property
     def numel(self) -> int:
@@ -53,7 +56,7 @@ def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
     It depends on names, shapes and types, and on no value.
 
     Raises:
-        UpdateRefused: a tensor is of complex or quantised numbers.
+        UpdateRefused: a tensor is of quantised numbers, or of 8 bits of floating point.
 
     Example:
         >>> state = {"w": torch.zeros(2, 3), "b": torch.zeros(2), "n": torch.tensor(4)}
@@ -65,16 +68,18 @@ def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
 
 
 def _entry(name: str, tensor: Tensor) -> Entry:
-    if tensor.is_complex() or tensor.is_quantized or tensor.dtype == torch.uint64:
+    dtype = tensor.dtype
+    small = dtype.is_floating_point and dtype.itemsize == 1
+    if tensor.is_quantized or small or dtype == torch.uint64:
         raise UpdateRefused(
-            f"{name} is {tensor.dtype}, which lock: sealed cannot add up: send real numbers, such "
-            "as torch.view_as_real gives"
+            f"{name} is {dtype}, which lock: sealed cannot add up: send it as floating point"
         )
     kind: Kind = "matrix"
-    if not tensor.is_floating_point():
+    if not dtype.is_floating_point and not dtype.is_complex:
         kind = "integer"
-    elif tensor.dtype == torch.float64:
+    elif dtype in (torch.float64, torch.complex128):
         kind = "double"
     elif tensor.dim() != 2 and sum(size != 1 for size in tensor.shape) <= 1:
         kind = "vector"
-    return Entry(name, tuple(tensor.shape), tensor.dtype, kind)
+    parts = (2,) * dtype.is_complex
+    return Entry(name, (*tensor.shape, *parts), dtype.to_real(), kind, dtype.is_complex)

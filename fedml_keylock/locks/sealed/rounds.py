@@ -176,7 +176,7 @@ class Rounds(Private):
             if came is not None and came.shape == tensor.shape and came.dtype == tensor.dtype:
                 base[name] = came
                 continue
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or tensor.is_complex()):
                 raise UpdateRefused(
                     f"{name} is {tensor.dtype}, which the server has not sent: the average of it "
                     "would be rounded; send it as floating point"
@@ -186,7 +186,8 @@ class Rounds(Private):
                 if came is not None and came.shape != tensor.shape:
                     raise UpdateRefused(
                         f"{name}: is {tuple(tensor.shape)}, and the server has sent it as "
-                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own"
+                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own; "
+                        "where a first batch sets it, run the model once before FedML gets it"
                     )
                 if came is not None:
                     what = f"is {tensor.dtype} and was sent by the server as {came.dtype}"
@@ -203,7 +204,7 @@ class Rounds(Private):
         The average of gradients may be next to nothing in a round in which no silo's own is.
         """
         for name, tensor in base.items():
-            if tensor.is_floating_point():
+            if tensor.is_floating_point() or tensor.is_complex():
                 known = tensor is self.base.get(name)
                 size = size_of(tensor) if known else exponent_of(self.scale or 0.0)
                 self._sizes[name] = max(size, self._sizes.get(name, size))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...tensors import real
 from ...types import ClientUpdate
 from ..entropy import Uniform
 from .encoding import Encoding
@@ -114,7 +115,8 @@ class SealTransform:
             words = state.get(entry.name)
             if words is not None:
                 high = words if entry.kind == "matrix" else words[1]
-                numbers[entry.name] = (high.double() * 2.0**-31).to(entry.dtype)
+                read = (high.double() * 2.0**-31).to(entry.dtype)
+                numbers[entry.name] = torch.view_as_complex(read) if entry.complex else read
         return numbers
 
 
@@ -132,6 +134,8 @@ def noise_like(state: Mapping[str, Tensor], uniform: Uniform | None) -> dict[str
     """
     drawn, noise = uniform or torch.rand, {}
     for name, tensor in state.items():
-        size = float(tensor.double().abs().max()) if tensor.numel() else 0.0
-        noise[name] = ((2 * drawn(tuple(tensor.shape)) - 1) * size).to(tensor.dtype)
+        own = real(tensor)
+        size = float(own.double().abs().max()) if own.numel() else 0.0
+        made = ((2 * drawn(tuple(own.shape)) - 1) * size).to(own.dtype)
+        noise[name] = torch.view_as_complex(made) if tensor.is_complex() else made
     return noise

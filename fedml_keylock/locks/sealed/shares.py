@@ -39,10 +39,11 @@ class Shares:
             ((100, 50), (12582912, 8388608))
 
         """
-        if not all(0 < number < math.inf for number in numbers):
+        odd = [number for number in numbers if not 0 < number < math.inf]
+        if odd:  # of the others nothing is said: the line reaches whoever started the job
             raise UpdateRefused(
-                f"the silos say that they have {', '.join(f'{n:g}' for n in numbers)} samples: "
-                "each must have more than 0"
+                f"a silo says that it has {odd[0]:g} samples, and each must have more than 0: start"
+                " the job without a silo that has no data"
             )
         if all(float(number).is_integer() and number < EXACT for number in numbers):
             return cls(tuple(round(number) for number in numbers))

@@ -200,6 +200,12 @@ class Counters:
     infinite: int = 0
 
 
+def begun_of(base: Array, samples: Sequence[int]) -> int:
+    """The largest sum of numbers that begin where the base is infinite: a quarter of one bound."""
+    least = min(samples) * (2**31 - 1 - len(samples)) // sum(samples)
+    return least * (2 ** low_bits(len(samples)) if base.wide else 1) // 4
+
+
 def encoded(
     own: Array, base: Array, samples: Sequence[int], place: int, counts: Counters
 ) -> list[int]:
@@ -216,13 +222,18 @@ def encoded(
             most = bound // samples[place]
             counts.clipped += abs(new - old) > most
             x = max(-most, min(most, new - old)) * samples[place]
-        elif math.isfinite(old):
-            moved = rounded(new - old) if math.isfinite(new) else new
+        elif not math.isfinite(old) and str(old) == str(new):
+            x = bound
+        else:
+            most, since = bound, old
+            if not math.isfinite(old):
+                most, since = begun_of(base, samples) * samples[place] // total, Fraction(0)
+            moved = rounded(new - since) if math.isfinite(new) else new
             if math.isfinite(moved):
                 scaled = rounded(moved * weight)
                 x = round(scaled) if math.isfinite(scaled) else scaled
-                counts.clipped += abs(x) > rounded(Fraction(bound))
-                x = int(max(-bound, min(bound, x)))
+                counts.clipped += abs(x) > rounded(Fraction(most))
+                x = int(max(-most, min(most, x)))
             else:
                 counts.infinite += 1
         found.append(x)
@@ -237,10 +248,16 @@ def decoded(base: Array, sums: Sequence[int], samples: Sequence[int]) -> Array:
     made = []
     for k, entry in enumerate(base.entries):
         x = sums[k] + parts * sums[count + k] if base.wide else sums[k]
-        if not x:
+        old = base.number(k)
+        if base.real and not math.isfinite(old):
+            begun = begun_of(base, samples)
+            if x > begun or not begun:
+                made.append(entry)
+                continue
+            old = Fraction(0)
+        elif not x:
             made.append(entry)
             continue
-        old = base.number(k)
         if not base.real:
             made.append(base.packed(old + (2 * x + total) // (2 * total), 1))
             continue

@@ -84,9 +84,12 @@ def jobs(draw):
         base = drawn()
         first[name] = laid_out(cast(base.masked_fill(constant, odd), dtype), layout)
         diverged = draw(st.booleans()) and dtype.is_floating_point
+        begins = draw(st.sampled_from(["none", "some", "all"]))
         for number, payloads in enumerate(rounds):
-            for payload in payloads:
-                new = drawn(base, size=size * move).masked_fill(constant, odd)
+            for place, payload in enumerate(payloads):
+                new = drawn(base, size=size * move)
+                if begins == "none" or (begins == "some" and place == number):
+                    new = new.masked_fill(constant, odd)
                 if diverged and number:
                     new[torch.rand(shape, generator=generator) < 0.2] = torch.inf
                 payload[name] = laid_out(cast(new, dtype), layout)
