@@ -1167,6 +1167,13 @@ TABLE = {
             "",
         ),
     ],
+    ("locks/protocol", "host/test_gate.py -k no_part_of_the_agreement"): [
+        (
+            "agreement: what is no tensor is described",
+            "model.state_dict().items() if isinstance(t, Tensor)}",
+            "model.state_dict().items()}",
+        ),
+    ],
     ("host/own_accuracy", "host/test_own_accuracy.py"): [
         ("accuracy: a test moves norms", "resize_(was.shape).copy_(was)", "resize_(was.shape)"),
         ("accuracy: of a trainer's own model too", 'getattr(trainer, "model", None)', "None"),

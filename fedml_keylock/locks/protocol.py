@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..defense import Defense
 from ..errors import ConfigError, LockError
@@ -73,7 +73,9 @@ class Lock(ModelLock, Defense):
 
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
-        state, planned = model.state_dict(), self.plan(model)
+        planned = self.plan(model)
+        # modules may have more in their state, which a job does not send
+        state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
         # each silo's own affair; of the group's secret, all but whether there is one
         own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
         own |= {"checkpoint", "save_model", "first_model", "roster", "identity", "link_key"}

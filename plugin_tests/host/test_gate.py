@@ -480,6 +480,23 @@ def test_a_sum_is_emitted_as_it_is():
     assert first["model"]["scale"] == 1
 
 
+class Counting(nn.Linear):
+    """Has a number in its state that is no tensor."""
+
+    def get_extra_state(self):
+        return 3
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("lock", ["sealed", "rotated"])
+def test_what_is_no_tensor_in_a_state_is_no_part_of_the_agreement(lock):
+    """It ended in a traceback before the job began; a trainer may leave it out."""
+    agreed = keylock({"lock": lock}).describe(nn.Sequential(Counting(2, 2)))
+    assert agreed.shapes == {"0.weight": (2, 2), "0.bias": (2,)}
+
+
 @pytest.mark.parametrize("agreement", [AGREED, SEALED])
 @pytest.mark.parametrize("odd", [{"w": np.zeros(2)}, {"w": {"seen": 1}}, [1], nn.Linear(1, 1)])
 def test_the_server_emits_no_model_that_is_no_tensors_by_name(odd, agreement):
