@@ -6,16 +6,18 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import first_line
 
 __all__ = [
     "copied",
+    "copy_of",
     "fingerprint",
     "one_thread",
     "raw",
@@ -53,6 +55,31 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state's tensors, each in memory of its own."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A model in memory of its own, also where ``deepcopy`` fails or what it makes does not run.
+
+    Old weight and spectral norms keep what they computed last, which torch does not copy; a copy of
+    Opacus' ``GradSampleModule`` is one without the hooks that need the original.
+
+    Example:
+        >>> model = nn.utils.weight_norm(nn.Linear(2, 1))
+        >>> _ = model(torch.ones(1, 2))
+        >>> copy_of(model)(torch.ones(1, 2)).shape
+        torch.Size([1, 1])
+
+    """
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copy = deepcopy(model, computed)
+    if hasattr(copy, "autograd_grad_sample_hooks"):
+        copy.remove_hooks()  # type: ignore[operator]  # Opacus'
+    return copy
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from ..defense import Defense
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
-from ..tensors import copied
+from ..tensors import copied, copy_of
 from ..types import Agreement, ClientUpdate
 from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
@@ -83,7 +82,7 @@ class Observer:
         if self.attacks_itself:
             from .self_audit import SelfAudit
 
-            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+            self.audit = SelfAudit(self.attacker, self.args, copy_of(model), defense)
 
     def begin_capture(
         self,
@@ -98,7 +97,7 @@ class Observer:
             from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
-                self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
+                self.attacker, self.args, copy_of(model), defense, name=name, agreement=agreement
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..defense import Defense
-from ..errors import AttackError, ConfigError
+from ..errors import AttackError, ConfigError, KeyLockError
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
@@ -138,20 +138,27 @@ class ServerCapture:
         """Keep an update of a round that is captured; attack the round when it is complete.
 
         Raises:
-            AttackError: it cannot be kept, or not be attacked.
+            AttackError: it cannot be kept.
 
         """
         self.capture.add(update)
         self._count += 1
         if self.attacker.settings.when == "inline" and self._count % self.each == 0:
-            self._attack(update.round)  # while FedML waits to aggregate
+            self._try(update.round)  # while FedML waits to aggregate
 
     def finish(self, received: Mapping[str, Tensor] | None) -> None:
         """Called when the job is over, with the model that the server sent last: attack it all."""
         if received is not None:
             self.capture.finish(received)
         if self.attacker.settings.when == "after":
-            self._attack()
+            self._try()
+
+    def _try(self, only: int | None = None) -> None:
+        """Attack; what cannot be attacked is said, and does not end the job."""
+        try:
+            self._attack(only)
+        except KeyLockError as error:
+            click.echo(f"fedml-keylock: nothing was attacked: {error}", err=True)
 
     def _attack(self, only: int | None = None) -> None:
         """Reconstruct what the captured updates give away, and say where the pictures are.
@@ -163,7 +170,7 @@ class ServerCapture:
             only: attack the updates of this round, into a folder of its own; None for all.
 
         Raises:
-            AttackError: the job's data are not images, or the capture is damaged.
+            KeyLockError: the job's data are not images, or the capture is damaged.
 
         """
         attacker, output = self.attacker, self.attacker.settings.output
