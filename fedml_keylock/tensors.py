@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -60,8 +61,9 @@ def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copy_of(model: nn.Module) -> nn.Module:
     """A model in memory of its own, also where ``deepcopy`` fails or what it makes does not run.
 
-    Old weight and spectral norms keep what they computed last, which torch does not copy; a copy of
-    Opacus' ``GradSampleModule`` is one without the hooks that need the original.
+    Old weight and spectral norms keep what they computed last, which torch does not copy. A model
+    that torch has wrapped to run in parallel or compiled, or Opacus in its hooks, is copied without
+    that, under the same names.
 
     Example:
         >>> model = nn.utils.weight_norm(nn.Linear(2, 1))
@@ -70,6 +72,9 @@ def copy_of(model: nn.Module) -> nn.Module:
         torch.Size([1, 1])
 
     """
+    inner = _WRAPPERS.get(type(model).__name__)
+    if inner is not None:
+        model = _Wrapped(inner, getattr(model, inner))
     computed = {
         id(value): value.detach().clone()
         for module in model.modules()
@@ -80,6 +85,26 @@ def copy_of(model: nn.Module) -> nn.Module:
     if hasattr(copy, "autograd_grad_sample_hooks"):
         copy.remove_hooks()  # type: ignore[operator]  # Opacus'
     return copy
+
+
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+class _Wrapped(nn.Module):
+    """Nothing but another name for a module."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, module)
+        self.training = module.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (module,) = self.children()
+        return module(*args, **kwargs)
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -47,7 +47,8 @@ def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool
     # a module is noted when it is done, and so after its parts
     for module, given in calls:
         try:
-            _twice(module, given, vmapped=vmapped)
+            with torch.random.fork_rng(devices=[]):
+                _twice(module, given, vmapped=vmapped)
         except Exception:  # whatever a layer raises
             return f"{names[module] or 'the model'} ({type(module).__name__})"
     return f"the model ({type(model).__name__})"
@@ -57,8 +58,6 @@ def _twice(module: nn.Module, given: Any, *, vmapped: bool) -> None:
     """Differentiate a module by its parameters and inputs, and what comes of that again."""
     flat, form = tree_flatten(given)
     places = [i for i, x in enumerate(flat) if isinstance(x, Tensor) and x.is_floating_point()]
-    if not places:
-        return
     weights = {name: p.detach() for name, p in module.named_parameters()}
 
     def size(weights: dict[str, Tensor], *inputs: Tensor) -> Tensor:
@@ -72,14 +71,14 @@ def _twice(module: nn.Module, given: Any, *, vmapped: bool) -> None:
         return torch.stack(sizes).sum()
 
     inputs = [flat[place].detach().requires_grad_() for place in places]
-    if vmapped:
+    free = [*(value.requires_grad_() for value in weights.values()), *inputs]
+    if vmapped and inputs:
         dims = (None, *[0] * len(inputs))
-        made = vmap(grad(size), in_dims=dims)(weights, *[value[None] for value in inputs])
+        made = vmap(grad(size), in_dims=dims)(weights, *(value[None] for value in inputs))
         slopes = list(made.values())
     else:
-        free = [value.requires_grad_() for value in weights.values()] + inputs
         value = size(weights, *inputs)
         slopes = list(torch.autograd.grad(value, free, create_graph=True, materialize_grads=True))
     again = [slope.square().sum() for slope in slopes if slope.requires_grad]
     if again:
-        torch.autograd.grad(torch.stack(again).sum(), inputs, allow_unused=True)
+        torch.stack(again).sum().backward()  # type: ignore[no-untyped-call]  # torch has none

@@ -209,8 +209,7 @@ class Objective:
         learning_rate: Tensor,
     ) -> tuple[dict[str, Tensor], Statistics]:
         """One candidate's gradient and statistics; or what its local training comes to."""
-        if not self.vmapped:  # a layer may change its buffers, as spectral norm does: its own
-            fixed = copied(fixed)
+        fixed = copied(fixed)  # a layer may change its buffers, as spectral norm does
 
         def loss(
             weights: dict[str, Tensor], images: Tensor, labels: Tensor

@@ -57,7 +57,7 @@ def probe(objective: Objective, *, twice: bool = True) -> tuple[Objective, int]:
     outputs: list[Any] = []
 
     def run() -> None:
-        with torch.no_grad(), differentiable():
+        with torch.no_grad(), differentiable(), torch.random.fork_rng(devices=[]):
             outputs.append(functional_call(model, state, (images,)))
 
     held = 0
@@ -112,7 +112,7 @@ def _tried(
         layer = layer_at_fault(objective.model, run, vmapped=False)
         raise AttackError(
             f"{layer} has no derivative of its gradient, by which attacks search: "
-            f"{first_line(error)}; put another in its place in the attacker's model"
+            f"{first_line(error).rstrip('.')}; put another in its place in the attacker's model"
         ) from error
     try:
         together = _slope(objective, images, twice=twice)
@@ -140,8 +140,11 @@ def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
     if not twice:
         return torch.cat([gradient.flatten() for gradient in gradients])
     size = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
-    (slope,) = torch.autograd.grad(size, images)
-    return slope
+    # not by grad(), which leaves out what says that it cannot be differentiated again
+    size.backward()  # type: ignore[no-untyped-call]  # torch has none
+    if images.grad is None:
+        raise RuntimeError("it does not depend on the images")
+    return images.grad
 
 
 @cache

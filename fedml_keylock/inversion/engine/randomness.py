@@ -24,7 +24,7 @@ def switch_off(model: nn.Module, run: Callable[[], object]) -> None:
 
     Args:
         model: is changed.
-        run: runs it once.
+        run: runs it once, and leaves the generator as it was.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.RReLU())
@@ -59,8 +59,7 @@ def _drawing(model: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
     for module in model.modules():
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        with torch.random.fork_rng(devices=[]):
-            run()
+        run()
     finally:
         for handle in handles:
             handle.remove()
