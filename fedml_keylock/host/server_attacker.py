@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..defense import Defense
-from ..errors import AttackError, ConfigError, KeyLockError
+from ..errors import AttackError, ConfigError, KeyLockError, first_line
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
@@ -157,8 +157,9 @@ class ServerCapture:
         """Attack; what cannot be attacked is said, and does not end the job."""
         try:
             self._attack(only)
-        except KeyLockError as error:
-            click.echo(f"fedml-keylock: nothing was attacked: {error}", err=True)
+        except Exception as error:  # anyone's model, attack or plugin
+            kind = "" if isinstance(error, KeyLockError) else f"{type(error).__name__}: "
+            click.echo(f"fedml-keylock: not attacked: {kind}{first_line(error)}", err=True)
 
     def _attack(self, only: int | None = None) -> None:
         """Reconstruct what the captured updates give away, and say where the pictures are.
