@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from ..defense import Defense
-from ..errors import KeyLockError, UpdateRefused
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
-from ..tensors import copied, copy_of
+from ..tensors import copied
 from ..types import Agreement, ClientUpdate
 from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
@@ -85,7 +83,7 @@ class Observer:
         if self.attacks_itself:
             from .self_audit import SelfAudit
 
-            self.audit = SelfAudit(self.attacker, self.args, copy_of(model), defense)
+            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
 
     def begin_capture(
         self,
@@ -100,33 +98,18 @@ class Observer:
             from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
-                self.attacker, self.args, copy_of(model), defense, name=name, agreement=agreement
+                self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
         """In a silo, before it trains; see `SelfAudit.round_begins`."""
         if self.audit is not None and protected is not None:
-            with self._auditing(turn):
-                self.audit.round_begins(turn, protected, data)
+            self.audit.round_begins(turn, protected, data)
 
     def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
         """In a silo that has trained and not sent anything yet; see `SelfAudit.round_ends`."""
         if self.audit is not None:
-            with self._auditing(turn):
-                self.audit.round_ends(turn, state, data, received=self.received)
-
-    @contextmanager
-    def _auditing(self, turn: SiloRound) -> Iterator[None]:
-        """An audit that fails in any way ends a job only where `abort_above` depends on it."""
-        try:
-            yield
-        except KeyLockError:
-            raise
-        except Exception as error:  # anyone's model, data or attack; its text may hold data
-            line = f"{turn.who}: its update cannot be audited: {type(error).__name__}"
-            if self.attacker is not None and self.attacker.settings.abort_above:
-                raise UpdateRefused(f"{line}; gradient_inversion.abort_above needs it") from error
-            logging.warning("%s", line)
+            self.audit.round_ends(turn, state, data, received=self.received)
 
     def sent(self, state: Mapping[str, Tensor]) -> None:
         """The server sends this state to silos."""

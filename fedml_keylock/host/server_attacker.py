@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..defense import Defense
-from ..errors import AttackError, ConfigError, KeyLockError, first_line
+from ..errors import AttackError, ConfigError
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
@@ -138,28 +138,20 @@ class ServerCapture:
         """Keep an update of a round that is captured; attack the round when it is complete.
 
         Raises:
-            AttackError: it cannot be kept.
+            AttackError: it cannot be kept, or not be attacked.
 
         """
         self.capture.add(update)
         self._count += 1
         if self.attacker.settings.when == "inline" and self._count % self.each == 0:
-            self._try(update.round)  # while FedML waits to aggregate
+            self._attack(update.round)  # while FedML waits to aggregate
 
     def finish(self, received: Mapping[str, Tensor] | None) -> None:
         """Called when the job is over, with the model that the server sent last: attack it all."""
         if received is not None:
             self.capture.finish(received)
         if self.attacker.settings.when == "after":
-            self._try()
-
-    def _try(self, only: int | None = None) -> None:
-        """Attack; what cannot be attacked is said, and does not end the job."""
-        try:
-            self._attack(only)
-        except Exception as error:  # anyone's model, attack or plugin
-            kind = "" if isinstance(error, KeyLockError) else f"{type(error).__name__}: "
-            click.echo(f"fedml-keylock: not attacked: {kind}{first_line(error)}", err=True)
+            self._attack()
 
     def _attack(self, only: int | None = None) -> None:
         """Reconstruct what the captured updates give away, and say where the pictures are.
@@ -171,7 +163,7 @@ class ServerCapture:
             only: attack the updates of this round, into a folder of its own; None for all.
 
         Raises:
-            KeyLockError: the job's data are not images, or the capture is damaged.
+            AttackError: the job's data are not images, or the capture is damaged.
 
         """
         attacker, output = self.attacker, self.attacker.settings.output
