@@ -330,6 +330,64 @@ TABLE = {
         ("norms: layer norm's derivative", "    F.layer_norm: _layer_norm,\n", ""),
         ("norms: instance norm's derivative", "    F.instance_norm: _instance_norm,\n", ""),
         ("norms: batch norm's derivative", "    F.batch_norm: _batch_norm,\n", ""),
+        ("attacks: hardsigmoid's derivative", "    F.hardsigmoid: _hardsigmoid,\n", ""),
+        ("attacks: attention in a fused kernel", "            sdpa_kernel(SDPBackend.MATH),\n", ""),
+    ],
+    ("inversion/engine/exact", "inversion/test_any_model.py"): [
+        ("attacks: functional dropout draws", "            F.dropout,\n", ""),
+        (
+            "attacks: a reentrant checkpoint has no gradient",
+            '            patch.object(torch.utils.checkpoint, "CheckpointFunction", _Whole),\n',
+            "",
+        ),
+    ],
+    ("inversion/engine/probe", "inversion/test_any_model.py"): [
+        ("attacks: a model draws its masks", "        switch_off(model, run)\n", ""),
+        (
+            "attacks: a derivative that is not there is left out",
+            "    size.backward()",
+            "    images.grad = torch.autograd.grad(size, images)[0]",
+        ),
+    ],
+    ("inversion/engine/probe", "inversion/test_second_derivatives.py -k wrongly"): [
+        (
+            "attacks: whatever vmap says is believed",
+            "        if not torch.dist(alone, together) > _APART * alone.norm():\n",
+            "        if True:\n",
+        ),
+    ],
+    ("inversion/engine/objective", "inversion/test_any_model.py"): [
+        (
+            "attacks: buffers go on from step to step",
+            "        fixed = copied(fixed)",
+            "        pass",
+        ),
+    ],
+    ("inversion/engine/observe", "inversion/test_any_model.py"): [
+        (
+            "attacks: tied weights have one name",
+            "**dict(model.named_parameters(remove_duplicate=False)),",
+            "**dict(model.named_parameters()),",
+        ),
+        (
+            "attacks: a wrapped model is another one",
+            "    updates = [_named_as(update, tensors) for update in updates]\n",
+            "",
+        ),
+    ],
+    ("evaluation/trials", "inversion/test_any_model.py -k fails_in_any_way"): [
+        (
+            "attacks: any other error ends the audit",
+            "    except Exception as error:  # anyone's attack",
+            "    except ZeroDivisionError as error:  # anyone's attack",
+        ),
+    ],
+    ("tensors", "inversion/test_any_model.py"): [
+        (
+            "attacks: an old weight norm is not copied",
+            "deepcopy(model, computed)",
+            "deepcopy(model)",
+        ),
     ],
     ("locks/config", "test_settings.py"): [
         ("configuration: fields of another lock are taken", "or kind in locks:", "or True:"),

@@ -122,4 +122,4 @@ def test_the_gradient_of_an_attack_on_a_family_is_its_own(family):
     rows = torch.rand(3, 2 * prod(model.shape), dtype=torch.float64)
     assert objective.vmapped
     # a step may go over a kink of a ReLU or a maximum, and then says nothing
-    assert min(off(objective, rows, step=step) for step in (1e-6, 1e-7, 1e-8)) < 1e-5
+    assert min(off(objective, rows, step=step) for step in (1e-7, 1e-8, 1e-9)) < 1e-5
