@@ -74,7 +74,8 @@ def _twice(module: nn.Module, given: Any, *, vmapped: bool) -> None:
     free = [*(value.requires_grad_() for value in weights.values()), *inputs]
     if vmapped and inputs:
         dims = (None, *[0] * len(inputs))
-        made = vmap(grad(size), in_dims=dims)(weights, *(value[None] for value in inputs))
+        pairs = (torch.stack([value, value]) for value in inputs)
+        made = vmap(grad(size), in_dims=dims)(weights, *pairs)
         slopes = list(made.values())
     else:
         value = size(weights, *inputs)

@@ -47,8 +47,8 @@ def probe(objective: Objective, *, twice: bool = True) -> tuple[Objective, int]:
     """
     knowledge, model = objective.knowledge, objective.model
     like = next(iter(objective.public.values()))
-    shared = {**objective.public, **objective.fixed}
-    state = {name: value[0].clone() for name, value in shared.items()}
+    state = {name: value[0] for name, value in objective.public.items()}
+    state |= {name: value[0].clone() for name, value in objective.fixed.items()}
     low, high = knowledge.bounds
     drawn = torch.rand(
         knowledge.batch, *knowledge.input_shape, generator=torch.Generator().manual_seed(0)
@@ -128,23 +128,28 @@ def _tried(
 
 def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
     """How the gradient's size depends on the images; or, not twice, the gradient itself."""
-    one = objective.select(torch.zeros(1, dtype=torch.long, device=images.device))
-    images = images[None].clone().requires_grad_()
+    # of two candidates, as some layers run under vmap with one alone
+    rows = torch.zeros(2 if objective.vmapped else 1, dtype=torch.long, device=images.device)
+    # and of one step of training: many would magnify roundings
+    some = replace(objective.select(rows), order=None)
+    images = images.repeat(len(rows), *[1] * images.dim()).requires_grad_()
     labels = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
     secrets = objective.knowledge.secrets
-    private = dict(one.given)
+    private = dict(some.given)
     if secrets is not None and secrets.draw is not None:
-        private |= {n: objective.model.get_parameter(n).detach()[None] for n in secrets.names}
+        for name in secrets.names:
+            value = objective.model.get_parameter(name).detach()
+            private[name] = value.repeat(len(rows), *[1] * value.dim())
     with torch.set_grad_enabled(twice):
-        gradients, _ = one.gradients(images, labels, private)
+        gradients, _ = some.gradients(images, labels, private)
     if not twice:
-        return torch.cat([gradient.flatten() for gradient in gradients])
+        return torch.cat([gradient[0].flatten() for gradient in gradients])
     size = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
     # not by grad(), which leaves out what says that it cannot be differentiated again
     size.backward()  # type: ignore[no-untyped-call]  # torch has none
     if images.grad is None:
         raise RuntimeError("it does not depend on the images")
-    return images.grad
+    return images.grad[0]
 
 
 @cache
