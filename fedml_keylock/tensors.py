@@ -66,7 +66,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     that, under the same names.
 
     Example:
-        >>> model = nn.utils.weight_norm(nn.Linear(2, 1))
+        >>> model = nn.utils.spectral_norm(nn.Linear(2, 1))
         >>> _ = model(torch.ones(1, 2))
         >>> copy_of(model)(torch.ones(1, 2)).shape
         torch.Size([1, 1])

@@ -34,8 +34,9 @@ def slope(loss: Loss) -> Callable[..., tuple[dict[str, Tensor], Statistics]]:
 
     Example:
         >>> square = lambda weights, x, y: ((weights["w"] * x).square(), {})
-        >>> slope(square)({"w": torch.tensor(3.0)}, torch.tensor(1.0), torch.tensor(0))
-        ({'w': tensor(6.)}, {})
+        >>> made, _ = slope(square)({"w": torch.tensor(3.0)}, torch.tensor(1.0), torch.tensor(0))
+        >>> made["w"].detach()
+        tensor(6.)
 
     """
 
