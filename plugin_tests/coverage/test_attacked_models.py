@@ -24,8 +24,8 @@ from fedml_keylock.evaluation.wording import mean_of
 from fedml_keylock.inversion import inverting_gradients
 from fedml_keylock.inversion.engine import probe as probing
 
-LARGE = ("regnet_y_128gf",)
-"""Of its 637 million weights 400 are in two blocks: an attack holds ten times as many numbers."""
+LARGE = ("regnet_y_128gf", "FedML vgg16")
+"""With 637 and 134 million weights, however shallow: an attack holds ten times as many numbers."""
 TIMM = (
     "coatnet_nano_rw_224",
     "convnextv2_atto",
@@ -70,12 +70,24 @@ def of_timm(name):
 TRIED = [
     *((name, lambda name=name: of_torchvision(name)) for name in torchvision_names()),
     *((name, lambda name=name: of_timm(name)) for name in TIMM),
-    *((m.name, lambda m=m: (m.make(), m.shape)) for m in (*fedml_hub(), *fedml_refused())),
+    *(
+        (f"FedML {m.name}", lambda m=m: (m.make(), m.shape))
+        for m in (*fedml_hub(), *fedml_refused())
+    ),
 ]
-ONE_BY_ONE: dict[str, str] = {}
-"""Name to what vmap cannot run."""
-REFUSED: dict[str, str] = {}
-"""Name to the line."""
+ONE_BY_ONE = {"FedML efficientnet": "_swish (MemoryEfficientSwish) does not run under vmap"}
+"""Name to how the line begins that says so."""
+REFUSED = {
+    **dict.fromkeys(
+        ("FedML cnn", "FedML cnn (FedAvg paper)", "FedML lr"), "the truth is .* not .*n, c, h, w"
+    ),
+    **dict.fromkeys(
+        (f"FedML rnn ({data})" for data in ("shakespeare", "fed_shakespeare", "stackoverflow")),
+        "cannot be trained on images .*: Expected .* Long",
+    ),
+    "FedML mobilenet_v3": "labels cannot be recovered: the model has no linear layer",
+}
+"""Name to the line: of what has no pictures, and of a head that is a convolution."""
 
 
 @pytest.mark.long
