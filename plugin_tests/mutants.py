@@ -352,8 +352,8 @@ TABLE = {
     ("inversion/engine/probe", "inversion/test_second_derivatives.py -k wrongly"): [
         (
             "attacks: whatever vmap says is believed",
-            "        if not torch.dist(alone, together) > _APART * alone.norm():\n",
-            "        if True:\n",
+            "        if _same(alone, together) or _same",
+            "        if True or _same",
         ),
     ],
     ("inversion/engine/objective", "inversion/test_any_model.py"): [
