@@ -27,8 +27,8 @@ def switch_off(model: nn.Module, run: Callable[[], object]) -> None:
         run: runs it once, and leaves the generator as it was.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.RReLU())
-        >>> switch_off(model, lambda: model(torch.ones(1, 2)))
+        >>> model = nn.Sequential(nn.Identity(), nn.RReLU())
+        >>> switch_off(model, lambda: model(-torch.ones(1, 2)))
         >>> [module.training for module in model]
         [True, False]
 
