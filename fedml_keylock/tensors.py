@@ -6,18 +6,21 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import first_line
 
 __all__ = [
     "as_integers",
     "copied",
+    "copy_of",
     "fingerprint",
     "infinite_in",
     "one_thread",
@@ -93,6 +96,55 @@ def infinite_in(state: Mapping[str, Tensor]) -> list[str]:
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state's tensors, each in memory of its own."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A model in memory of its own, also where ``deepcopy`` fails or what it makes does not run.
+
+    Old weight and spectral norms keep what they computed last, which torch does not copy. A model
+    that torch has wrapped to run in parallel or compiled, or Opacus in its hooks, is copied without
+    that, under the same names.
+
+    Example:
+        >>> model = nn.utils.spectral_norm(nn.Linear(2, 1))
+        >>> _ = model(torch.ones(1, 2))
+        >>> copy_of(model)(torch.ones(1, 2)).shape
+        torch.Size([1, 1])
+
+    """
+    inner = _WRAPPERS.get(type(model).__name__)
+    if inner is not None:
+        model = _Wrapped(inner, getattr(model, inner))
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    copy = deepcopy(model, computed)
+    if hasattr(copy, "autograd_grad_sample_hooks"):
+        copy.remove_hooks()  # type: ignore[operator]  # Opacus'
+    return copy
+
+
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+
+
+class _Wrapped(nn.Module):
+    """Nothing but another name for a module."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, module)
+        self.training = module.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        (module,) = self.children()
+        return module(*args, **kwargs)
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -467,6 +467,64 @@ TABLE = {
         ("norms: layer norm's derivative", "    F.layer_norm: _layer_norm,\n", ""),
         ("norms: instance norm's derivative", "    F.instance_norm: _instance_norm,\n", ""),
         ("norms: batch norm's derivative", "    F.batch_norm: _batch_norm,\n", ""),
+        ("attacks: hardsigmoid's derivative", "    F.hardsigmoid: _hardsigmoid,\n", ""),
+        ("attacks: attention in a fused kernel", "            sdpa_kernel(SDPBackend.MATH),\n", ""),
+    ],
+    ("inversion/engine/exact", "inversion/test_any_model.py"): [
+        ("attacks: functional dropout draws", "            F.dropout,\n", ""),
+        (
+            "attacks: a reentrant checkpoint has no gradient",
+            '            patch.object(torch.utils.checkpoint, "CheckpointFunction", _Whole),\n',
+            "",
+        ),
+    ],
+    ("inversion/engine/probe", "inversion/test_any_model.py"): [
+        ("attacks: a model draws its masks", "        switch_off(model, run)\n", ""),
+        (
+            "attacks: a derivative that is not there is left out",
+            "    size.backward()",
+            "    images.grad = torch.autograd.grad(size, images)[0]",
+        ),
+    ],
+    ("inversion/engine/probe", "inversion/test_second_derivatives.py -k wrongly"): [
+        (
+            "attacks: whatever vmap says is believed",
+            "        if _same(alone, together) or _same",
+            "        if True or _same",
+        ),
+    ],
+    ("inversion/engine/objective", "inversion/test_any_model.py"): [
+        (
+            "attacks: buffers go on from step to step",
+            "        fixed = copied(fixed)",
+            "        pass",
+        ),
+    ],
+    ("inversion/engine/observe", "inversion/test_any_model.py"): [
+        (
+            "attacks: tied weights have one name",
+            "**dict(model.named_parameters(remove_duplicate=False)),",
+            "**dict(model.named_parameters()),",
+        ),
+        (
+            "attacks: a wrapped model is another one",
+            "    updates = [_named_as(update, tensors) for update in updates]\n",
+            "",
+        ),
+    ],
+    ("evaluation/trials", "inversion/test_any_model.py -k fails_in_any_way"): [
+        (
+            "attacks: any other error ends the audit",
+            "    except Exception as error:  # anyone's attack",
+            "    except ZeroDivisionError as error:  # anyone's attack",
+        ),
+    ],
+    ("tensors", "inversion/test_any_model.py"): [
+        (
+            "attacks: an old weight norm is not copied",
+            "deepcopy(model, computed)",
+            "deepcopy(model)",
+        ),
     ],
     ("host/fedml/receiving", "host/test_receiving.py -k grpc"): [
         (
@@ -948,6 +1006,11 @@ TABLE = {
         ),
     ],
     ("host/fedml/receiving", "host/test_unpickling.py -k of_grpc"): [
+        (
+            "messages: over gRPC a sender has two names",
+            "                sender = read.get_sender_id()\n",
+            "                return read\n",
+        ),
         (
             "messages: over gRPC anybody sends in another's name",
             '            _check_sender(read, sender, server=session.args.role == "server")\n',
@@ -1596,13 +1659,6 @@ TABLE = {
             "leaving: FedML's managers have a communicator that sends anything",
             "guarded(session) if isinstance(session, SiloSession) else MPI.Intracomm",
             "MPI.Intracomm",
-        ),
-    ],
-    ("host/fedml/receiving", "host/test_unpickling.py -k of_grpc"): [
-        (
-            "messages: over gRPC a sender has two names",
-            "                sender = read.get_sender_id()\n",
-            "                return read\n",
         ),
     ],
     ("host/fedml/reporting", "host/test_leaving.py -k object_store"): [

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import AttackError
+from ..errors import AttackError, KeyLockError, first_line
 from ..files import replacing
 from ..inversion import (
     GRANTS,
@@ -125,19 +125,28 @@ def attack_updates(
     searches; others begin anew.
 
     Raises:
-        AttackError: the updates, the model and the knowledge do not fit together.
+        AttackError: the updates, the model and the knowledge do not fit together; or the attack
+            failed, for whatever reason.
 
     """
     reconstruct = attack.reconstruct
     if isinstance(attack, GradientInversion):
         reconstruct = partial(attack.reconstruct, checkpoint=checkpoint)
-    return reconstruct(
-        updates if surrogate is None else [surrogate.read(update) for update in updates],
-        model if surrogate is None else surrogate.model,
-        knowledge=knowledge,
-        generator=torch.Generator().manual_seed(seed),
-        progress=progress,
-    )
+    try:
+        return reconstruct(
+            updates if surrogate is None else [surrogate.read(update) for update in updates],
+            model if surrogate is None else surrogate.model,
+            knowledge=knowledge,
+            generator=torch.Generator().manual_seed(seed),
+            progress=progress,
+        )
+    except KeyLockError:
+        raise
+    except Exception as error:  # anyone's attack on anyone's model: it never ends an audit or a job
+        raise AttackError(
+            f"{attack.name} failed on {type(model).__name__}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
 
 
 def save_reconstruction(

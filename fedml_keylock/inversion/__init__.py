@@ -16,6 +16,7 @@ from .decoder.network import ConvDecoder
 from .gradient_transform import Clip, Noise, Prune, Quantise, Transform
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
 from .levels import GRANTS, LEVELS, check_known_levels
+from .outputs import logits_of
 from .presets import (
     analytic,
     dlg,
@@ -71,6 +72,7 @@ __all__ = [
     "inverting_gradients",
     "learned",
     "linear_input",
+    "logits_of",
     "squared_norm",
     "tableak",
     "total_variation",

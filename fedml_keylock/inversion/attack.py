@@ -14,8 +14,9 @@ from ..types import ClientUpdate, Reconstruction
 from .base import check_level
 from .engine.assemble import assemble, draw_starts
 from .engine.batches import run, split
-from .engine.objective import Objective, probe
+from .engine.objective import Objective
 from .engine.observe import observe
+from .engine.probe import probe
 from .engine.search import Found
 from .engine.search_settings import SearchSettings
 from .knowledge import Knowledge
@@ -54,9 +55,10 @@ class GradientInversion(SearchSettings):
         """Search for the images behind each update.
 
         It runs on a copy of the model: with ``knowledge.norms`` "train" batch normalisation by
-        batch statistics and dropout off (the silo's mask is unknown); every other module must be
-        functional. Of an update's restarts the one with the lowest gradient cost is kept; of rounds
-        that are pooled, the one with the lowest mean over them.
+        batch statistics, and dropout and other draws off (see `switch_off`). Candidates that vmap
+        cannot run at once run one by one, and a line on stderr says so; of a model without a second
+        derivative an AttackError names the layer. Of an update's restarts the one with the lowest
+        gradient cost is kept; of rounds that are pooled, the one with the lowest mean over them.
 
         Beside what `Attack.reconstruct` takes: ``checkpoint``, a file to save the search to every
         minute and to go on from, removed at the end. Call it with the same updates and a generator
@@ -70,7 +72,7 @@ class GradientInversion(SearchSettings):
                 observation.model, observation.targets, knowledge, recovery=self.recovery
             )
         objective = assemble(self, updates, observation, knowledge, labels, generator)
-        activations = probe(objective)
+        objective, activations = probe(objective)
         found = run(
             self,
             objective,

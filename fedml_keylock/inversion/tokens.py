@@ -152,7 +152,7 @@ def _embedding(model: nn.Module, knowledge: Knowledge) -> str:
     tokens = (least - 1 - torch.arange(prod(knowledge.input_shape))) % least
     tokens = tokens.view(1, *knowledge.input_shape).to(next(model.parameters()).device)
     # an error is perhaps behind the embedding, where it does not matter
-    calls, error = watch(model, embeddings, tokens, catch=(RuntimeError, ValueError, IndexError))
+    calls, error = watch(model, embeddings, tokens)
     seen = [
         name
         for name, _, got in calls

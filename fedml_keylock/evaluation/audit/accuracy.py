@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from ...inversion import PublicData
-from ...tensors import one_thread
+from ...inversion import PublicData, logits_of
+from ...tensors import copy_of, one_thread
 from ...types import ClientUpdate, Surrogate
 from ..capture import Capture
 from ..interval import mean_interval
@@ -60,7 +59,7 @@ def accuracy_by_round(
         [1]
 
     """
-    plain = deepcopy(model)
+    plain = copy_of(model)
 
     def shares(
         sent: Mapping[str, Tensor], silos: list[int], index: int | None
@@ -92,5 +91,6 @@ def share_correct(model: nn.Module, data: PublicData) -> float:
     """The share of images of which a model names the label. It is put into eval mode."""
     model.eval()
     with one_thread(), torch.no_grad():
-        found = torch.cat([model(some).argmax(1) for some in torch.split(data.images, _AT_ONCE)])
+        parts = torch.split(data.images, _AT_ONCE)
+        found = torch.cat([logits_of(model(some)).argmax(1) for some in parts])
     return float((found == data.labels).float().mean())

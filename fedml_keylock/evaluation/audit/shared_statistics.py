@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...errors import AttackError
 from ...inversion.engine.layer_inputs import watch
+from ...tensors import copy_of
 from ...types import ClientUpdate
 
 __all__ = ["shared_statistics"]
@@ -41,7 +41,7 @@ def shared_statistics(
         torch.Size([1, 2])
 
     """
-    copy = deepcopy(model).train()
+    copy = copy_of(model).train()
     norms = {
         name: module
         for name, module in copy.named_modules()
@@ -55,7 +55,7 @@ def shared_statistics(
             "them unless its YAML says share_norm_statistics: true"
         )
     found = {}
-    for name, _, got in watch(copy, norms, images, catch=())[0]:
+    for name, _, got in watch(copy, norms, images)[0]:
         assert got is not None  # a BatchNorm takes a tensor
         n, momentum = got.numel() // got.shape[1], float(norms[name].momentum or 0)
         mean, variance = (

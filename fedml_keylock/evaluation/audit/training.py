@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
-from ...inversion import LocalTraining, PublicData
-from ...tensors import copied, one_thread
+from ...inversion import LocalTraining, PublicData, logits_of
+from ...inversion.outputs import described
+from ...tensors import copied, copy_of, one_thread
 from ...types import ClientUpdate
 from .subject import Protection, Subject, check_labels
 
@@ -52,7 +52,7 @@ def train_update(
         torch.Size([2, 4])
 
     """
-    copy = deepcopy(model).train()
+    copy = copy_of(model).train()
     before = _public(copy, private)
     how = training or LocalTraining(batch_size=len(images))
     optimizer = torch.optim.SGD(
@@ -69,8 +69,10 @@ def train_update(
                 step = slice(start, start + how.batch_size)
                 optimizer.zero_grad()
                 try:
-                    cross_entropy(copy(images[step]), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
-                except (RuntimeError, ValueError, IndexError) as error:
+                    cross_entropy(logits_of(copy(images[step])), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
+                except AttackError:
+                    raise
+                except Exception as error:  # whatever the model raises
                     raise _unfit(images, error) from None
                 optimizer.step()
     after = _public(copy, private)
@@ -172,11 +174,12 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
     """
     try:
         with torch.no_grad():
-            scores = deepcopy(model).eval()(images[:1])
-    except (RuntimeError, ValueError, IndexError) as error:
+            made = copy_of(model).eval()(images[:1])
+    except Exception as error:  # whatever the model raises
         raise _unfit(images, error) from None
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        raise AttackError(f"the model gives no (n, classes) scores, but a {type(scores).__name__}")
+    scores = logits_of(made)
+    if scores.ndim != 2:
+        raise AttackError(f"the model gives {described(made)}, and no (n, classes) scores")
     return scores.shape[1]
 
 
@@ -203,7 +206,7 @@ def _silo(
         return silo, (), values
     known = protection.surrogate
     values = {name: value[0] for name, value in known.draw(1, generator).items()}
-    silo = deepcopy(known.model)
+    silo = copy_of(known.model)
     with torch.no_grad():
         for name, parameter in silo.named_parameters():
             if name in values:

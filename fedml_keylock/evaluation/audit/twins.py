@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
+from ...tensors import copy_of
 from ...types import ClientUpdate, UpdateTransform
 from .subject import Subject
 from .training import train_update
@@ -86,7 +86,7 @@ def _retrained(
     updates: Sequence[ClientUpdate],
 ) -> tuple[ClientUpdate, ...]:
     made: list[ClientUpdate] = []
-    copy = deepcopy(model)
+    copy = copy_of(model)
     for update, images, labels in zip(updates, subject.images, subject.labels, strict=True):
         own = copy.state_dict()
         copy.load_state_dict({**own, **(update.before if state is None else state)}, strict=False)

@@ -7,15 +7,17 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from ...errors import AttackError
 from ...tensors import under
 from ..analytic import linear_input
 from ..cost import COSTS
+from ..engine.evaluate import one_by_one, run
 from ..engine.layer_inputs import watch
-from ..engine.objective import Layout, Objective, probe
+from ..engine.objective import Layout, Objective
 from ..engine.observe import Observation
+from ..engine.probe import probe
 from ..knowledge import Knowledge, PublicData
 from .learning import LearningSettings
 
@@ -57,7 +59,7 @@ class Simulation:
             update=torch.zeros(1, dtype=torch.long, device=like.device),
             rates=rates,
         )
-        probe(self.objective)
+        self.objective, _ = probe(self.objective, twice=False)
         data: PublicData = knowledge.public  # type: ignore[assignment]  # reconstruct has looked
         low, high = knowledge.bounds
         order = self._below(len(data.images), None)
@@ -228,16 +230,18 @@ class Simulation:
         shared = {name: value[0] for name, value in shared.items()}
 
         def loss(private: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(functional_call(model, {**shared, **private}, (images,)), labels)
+            return F.cross_entropy(run(model, {**shared, **private}, images), labels)
 
+        every = vmap if self.objective.vmapped else one_by_one
         locks = {name: value.clone().requires_grad_() for name, value in locks.items()}
         optimizer = torch.optim.Adam(list(locks.values()), 0.01)
         count = len(next(iter(locks.values())))
         for _ in range(steps):
             rows = self.held + self._below(len(self.labels) - self.held, 16 * count).view(count, 16)
-            losses = vmap(loss)(locks, low + (high - low) * self.images[rows], self.labels[rows])
+            images = low + (high - low) * self.images[rows]
+            losses = every(loss, in_dims=(0, 0, 0))(locks, images, self.labels[rows])
             optimizer.zero_grad()
-            losses.sum().backward()  # type: ignore[no-untyped-call]  # torch has none
+            losses.sum().backward()
             optimizer.step()
         return {name: value.detach() for name, value in locks.items()}
 

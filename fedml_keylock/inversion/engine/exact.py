@@ -1,35 +1,68 @@
-"""Normalisation layers whose gradient can be differentiated again under vmap."""
+"""Functions of torch in a form whose gradient can be differentiated again, also under vmap."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
+import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["ScaleAfterNorm"]
+__all__ = ["differentiable"]
 
 
-class ScaleAfterNorm(TorchFunctionMode):
-    """Multiplies and adds behind a norm what was given to it as weight and bias.
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Run what is inside so that an attack can differentiate its gradient, and the same each time.
 
-    Under vmap torch's second derivative of a batch, layer or instance norm with a weight is wrong,
-    by 1.4 of its own size in some cases (measured in torch 2.14 against finite differences in
-    float64; without a weight it is exact, and group and RMS norms are always): an attack would
-    follow a gradient that is not its objective's.
+    - A batch, layer or instance norm is scaled and shifted behind it. Under vmap torch's second
+      derivative of one with a weight is wrong, by 1.4 of its own size in some cases (measured in
+      torch 2.14 against finite differences in float64; without a weight it is exact, and group and
+      RMS norms are always): an attack would follow a gradient that is not its objective's.
+    - Attention runs in its MATH kernel, and the fast path of transformer layers is off: the others
+      have no second derivative. Nor has torch's hardsigmoid: it runs as what it is made of.
+    - A reentrant checkpoint runs as a whole: its layers have no gradient but by ``backward``, and
+      autograd would take it for zero.
+    - Functional dropout is off: see `switch_off`.
 
     Example:
-        >>> import torch
         >>> x, scale, shift = torch.rand(4, 2, 3), torch.rand(2), torch.rand(2)
         >>> expected = F.batch_norm(x, None, None, scale, shift, training=True)
-        >>> with ScaleAfterNorm():
+        >>> with differentiable():
         ...     found = F.batch_norm(x, None, None, scale, shift, training=True)
         >>> torch.allclose(found, expected, atol=1e-6)
         True
 
     """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            patch.object(torch.utils.checkpoint, "CheckpointFunction", _Whole),
+            _Functions(),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Whole:
+    """In the place of ``CheckpointFunction``."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+class _Functions(TorchFunctionMode):
+    """Runs those of `_EXACT` in the place of torch's own."""
 
     def __torch_function__(
         self,
@@ -38,7 +71,6 @@ class ScaleAfterNorm(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Run any function but those norms as it is."""
         run: Callable[..., Any] = _EXACT.get(func, func)
         return run(*args, **(kwargs or {}))
 
@@ -49,10 +81,13 @@ def _batch_norm(
     running_var: Tensor | None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    training: bool = False,
     *rest: Any,
     **named: Any,
 ) -> Tensor:
-    y = F.batch_norm(x, running_mean, running_var, None, None, *rest, **named)
+    if training:  # what it would keep for later changes nothing now, and vmap cannot
+        running_mean = running_var = None
+    y = F.batch_norm(x, running_mean, running_var, None, None, training, *rest, **named)
     return _scaled(y, weight, bias, (-1, *[1] * (x.dim() - 2)))
 
 
@@ -78,7 +113,7 @@ def _instance_norm(
     *rest: Any,
     **named: Any,
 ) -> Tensor:
-    if use_input_stats:  # what it would keep for later changes nothing now, and vmap cannot
+    if use_input_stats:
         running_mean = running_var = None
     y = F.instance_norm(x, running_mean, running_var, None, None, use_input_stats, *rest, **named)
     return _scaled(y, weight, bias, (-1, *[1] * (x.dim() - 2)))
@@ -89,8 +124,28 @@ def _scaled(y: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequen
     return y if bias is None else y + bias.view(shape)
 
 
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    return F.relu6(x + 3) / 6
+
+
+def _kept(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
 _EXACT: Mapping[Callable[..., Any], Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.layer_norm: _layer_norm,
     F.instance_norm: _instance_norm,
+    F.hardsigmoid: _hardsigmoid,
+    **dict.fromkeys(
+        (
+            F.dropout,
+            F.dropout1d,
+            F.dropout2d,
+            F.dropout3d,
+            F.alpha_dropout,
+            F.feature_alpha_dropout,
+        ),
+        _kept,
+    ),
 }

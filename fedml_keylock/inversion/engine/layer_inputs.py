@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .exact import differentiable
+
 __all__ = ["Call", "watch"]
 
 Call = tuple[str, nn.Module, Tensor | None]
@@ -14,11 +16,7 @@ Call = tuple[str, nn.Module, Tensor | None]
 
 
 def watch(
-    model: nn.Module,
-    layers: Mapping[str, nn.Module],
-    inputs: Tensor,
-    *,
-    catch: tuple[type[Exception], ...] = (RuntimeError, ValueError),
+    model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor
 ) -> tuple[list[Call], Exception | None]:
     """Run a model once, without gradients, and note what reaches some of its layers.
 
@@ -26,7 +24,6 @@ def watch(
         model: what runs.
         layers: name to layer: those to watch.
         inputs: ``(1, *input_shape)``.
-        catch: the errors of the run that are given back; any other is raised.
 
     Returns:
         The calls in the order in which they were made, up to the error if there was one; and that
@@ -51,9 +48,9 @@ def watch(
 
     hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), differentiable():
             model(inputs)
-    except catch as error:
+    except Exception as error:  # whatever the model raises
         return calls, error
     finally:
         for hook in hooks:

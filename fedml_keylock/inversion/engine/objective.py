@@ -5,22 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.nn.functional import cross_entropy
 
-from ...errors import AttackError, first_line
+from ...tensors import copied
 from ..knowledge import Knowledge, Statistics
 from ..prior import Prior
 from ..unknowns.pixels import Parametrisation, Pixels
-from .exact import ScaleAfterNorm
+from .evaluate import one_by_one, run, slope
 from .local_training import replay
 from .norm_statistics import batch_statistics
 
-__all__ = ["Layout", "Objective", "probe"]
+__all__ = ["Layout", "Objective"]
 
 Cost = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 
@@ -83,6 +82,7 @@ class Objective:
         order: ``(b, epochs, n)`` places of the images in local training, or None.
         statistics: of BatchNorm inputs, as far as they are known: name to two ``(b, c)``.
         leader: ``(b,)`` the candidate whose secrets this one has too, or None: its own.
+        vmapped: all candidates run at once; or, slower, one by one, where vmap cannot.
 
     """
 
@@ -104,6 +104,7 @@ class Objective:
     order: Tensor | None = None
     statistics: Statistics = field(default_factory=dict)
     leader: Tensor | None = None
+    vmapped: bool = True
 
     def select(self, rows: Tensor) -> Objective:
         """The same for some of the candidates; with whoever follows goes his leader."""
@@ -189,9 +190,10 @@ class Objective:
             shared = 0
             public = {name: value[self.state] for name, value in public.items()}
             fixed = {name: value[self.state] for name, value in fixed.items()}
-        send, ordered = self._send, None if self.order is None else 0
+        ordered = None if self.order is None else 0
+        every = vmap if self.vmapped else one_by_one
         gradients: dict[str, Tensor]
-        gradients, found = vmap(send, in_dims=(shared, shared, 0, 0, 0, ordered, 0))(
+        gradients, found = every(self._send, in_dims=(shared, shared, 0, 0, 0, ordered, 0))(
             public, fixed, private, images, labels, self.order, self.rates
         )
         return [gradients[name] for name in self.targets], found
@@ -207,19 +209,21 @@ class Objective:
         learning_rate: Tensor,
     ) -> tuple[dict[str, Tensor], Statistics]:
         """One candidate's gradient and statistics; or what its local training comes to."""
+        fixed = copied(fixed)  # a layer may change its buffers, as spectral norm does
 
         def loss(
             weights: dict[str, Tensor], images: Tensor, labels: Tensor
         ) -> tuple[Tensor, Statistics]:
-            with ScaleAfterNorm(), batch_statistics(self.model, self.statistics) as found:
-                logits = functional_call(self.model, {**weights, **fixed, **private}, (images,))
+            with batch_statistics(self.model, self.statistics) as found:
+                logits = run(self.model, {**weights, **fixed, **private}, images)
             return cross_entropy(logits, labels), found
 
+        gradient = grad(loss, has_aux=True) if self.vmapped else slope(loss)
         if order is None or self.knowledge.training is None:
-            made, found = grad(loss, has_aux=True)(public, images, labels)
+            made, found = gradient(public, images, labels)
             return made, found
         made = replay(
-            lambda weights, images, labels: grad(loss, has_aux=True)(weights, images, labels)[0],
+            lambda weights, images, labels: gradient(weights, images, labels)[0],
             public,
             images,
             labels,
@@ -228,41 +232,3 @@ class Objective:
             learning_rate=learning_rate,
         )
         return made, {}
-
-
-def probe(objective: Objective) -> int:
-    """Run the model once, and count how many numbers its layers hold for one candidate, about.
-
-    An AttackError says in the attack's own words that the model takes no such images, gives no such
-    logits, or does not run a layer whose statistics are known.
-    """
-    knowledge = objective.knowledge
-    like = next(iter(objective.public.values()))
-    state = {name: value[0] for name, value in {**objective.public, **objective.fixed}.items()}
-    images = like.new_zeros(knowledge.batch, *knowledge.input_shape)
-    held = 0
-
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal held
-        held += output.numel() if isinstance(output, Tensor) else 0
-
-    leaves = [module for module in objective.model.modules() if not any(module.children())]
-    handles = [module.register_forward_hook(count) for module in leaves]
-    try:
-        with torch.no_grad(), batch_statistics(objective.model, objective.statistics) as found:
-            logits = functional_call(objective.model, state, (images,))
-    except (RuntimeError, ValueError) as error:
-        raise AttackError(
-            f"the model does not take images of shape {tuple(images.shape)}: {first_line(error)}"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    expected = (knowledge.batch, knowledge.classes)
-    if not isinstance(logits, Tensor) or logits.shape != expected:
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise AttackError(f"the model gives {got} where logits {expected} are needed")
-    idle = sorted(set(objective.statistics) - set(found))
-    if idle:
-        raise AttackError(f"the model does not run {', '.join(idle)}: it has no statistics")
-    return held

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
+from ...tensors import copy_of
 from ...types import ClientUpdate
 from ..knowledge import Knowledge
 
 __all__ = ["Observation", "observe"]
+
+_WRAPPED = ("_module.", "module.", "_orig_mod.")
+"""Before every name: Opacus' ``GradSampleModule``, torch's parallel and compiled modules."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,13 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
         raise AttackError("there is no update to attack")
     if knowledge.labels is not None and len(knowledge.labels) != len(updates):
         raise AttackError(f"{len(updates)} updates but labels for {len(knowledge.labels)}")
+    # tied weights have several names in a state
+    tensors: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    updates = [_named_as(update, tensors) for update in updates]
     names = _public_names(updates[0], model, knowledge)
-    tensors: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for update in updates:
         _check_update(update, tensors, names, first=updates[0])
     copied = _prepare(model, knowledge)
@@ -89,6 +97,22 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
 
 def _where(update: ClientUpdate) -> str:
     return f"the update of silo {update.silo} in round {update.round}"
+
+
+def _named_as(update: ClientUpdate, tensors: Mapping[str, Tensor]) -> ClientUpdate:
+    """The same by the model's names, where only one of the two is wrapped."""
+
+    def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not state.keys().isdisjoint(tensors):
+            return state
+        for prefix in _WRAPPED:
+            if all(name.startswith(prefix) for name in state):
+                return {name.removeprefix(prefix): value for name, value in state.items()}
+            if all(name.startswith(prefix) for name in tensors):
+                return {prefix + name: value for name, value in state.items()}
+        return state
+
+    return replace(update, before=renamed(update.before), after=renamed(update.after))
 
 
 def _public_names(update: ClientUpdate, model: nn.Module, knowledge: Knowledge) -> tuple[str, ...]:
@@ -140,16 +164,12 @@ def _check_update(
 
 
 def _prepare(model: nn.Module, knowledge: Knowledge) -> nn.Module:
-    model = copy.deepcopy(model)
+    model = copy_of(model)
     if knowledge.norms == "eval":
         return model.eval()
     model.train()
     # torch publishes no type for it
     torch.func.replace_all_batch_norm_modules_(model)
-    for module in model.modules():
-        # the silo's mask cannot be known: attack the expected network, the same at every step
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, UpdateRefused
-from ...tensors import as_integers, with_versions
+from ...tensors import as_integers, copy_of, with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -213,14 +213,14 @@ class RotatedLock(WireLock):
 
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private but how its state is rotated."""
-        return Surrogate(deepcopy(model), (), no_unknowns, RotationTransform.of(model))
+        return Surrogate(copy_of(model), (), no_unknowns, RotationTransform.of(model))
 
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """The silo's own model, and what opens its states."""
         rotation = self._begun()
-        return deepcopy(protected), {} if rotation.key is None else rotation.variables
+        return copy_of(protected), {} if rotation.key is None else rotation.variables
 
     def _begun(self) -> Rotation:
         if self._rotation is None:

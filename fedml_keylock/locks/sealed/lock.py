@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...tensors import with_versions
+from ...tensors import copy_of, with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -307,7 +307,7 @@ class SealedLock(WireLock):
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
         transform = SealTransform(entries_of(state_tensors(model)), silos)
-        return Surrogate(deepcopy(model), (), no_unknowns, transform)
+        return Surrogate(copy_of(model), (), no_unknowns, transform)
 
     def twin(
         self, model: nn.Module, protected: nn.Module
@@ -321,7 +321,7 @@ class SealedLock(WireLock):
             self._rounds.keep_own = True
             if self._rounds.record is not None and self._rounds.record.covers:
                 private = self._rounds.record.tensors
-        return deepcopy(protected), private
+        return copy_of(protected), private
 
     def _final(self, silo: int) -> Path:
         assert self.config.save_model is not None
