@@ -26,10 +26,10 @@ from ..evaluation.audit import (
     load_truth,
     probe,
 )
-from ..evaluation.audit.training import count_classes
+from ..evaluation.audit.training import output_shape
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
-from ..inversion import LocalTraining, PublicData
+from ..inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData, loss_of
 from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
@@ -92,6 +92,7 @@ def captured(request: Request) -> Material:
     epochs = request.epochs or int(meta.get("epochs") or 1)
     if epochs > 1 or 0 < batch < largest:
         training = LocalTraining(batch_size=batch or largest, epochs=epochs)
+    loss = _loss(request, meta)
     public = _public(request, capture, images)
     subject = from_capture(
         capture,
@@ -101,6 +102,7 @@ def captured(request: Request) -> Material:
         secrets_of=partial(silo_secrets, model, own_lock) if own_lock else None,
         public=public,
         training=training,
+        loss=loss,
         limit=-(-request.images // largest),
     )
     again = partial(_rebuild, request.builder, meta.get("defense"), settings)
@@ -112,6 +114,8 @@ def captured(request: Request) -> Material:
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
+    if loss.targets != "classes":
+        return Material(subject, facts)
     final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
     name = subject.defense
     return Material(subject, facts, {name: final} if final else {}, {name: rounds})
@@ -168,7 +172,7 @@ def probes(request: Request) -> Material:
         settings = lock_settings(request.config, **request.lock_options)
     elif request.config is not None or any(request.lock_options.values()):
         raise click.UsageError("--config, --lock and --layers are keylock's")
-    kind = None if name == "none" else name
+    kind, loss = None if name == "none" else name, _loss(request, {})
     again = partial(_rebuild, request.builder, kind, settings)
     subjects = []
     for seed in range(request.seeds):
@@ -181,6 +185,7 @@ def probes(request: Request) -> Material:
             public=public,
             batch=batch,
             training=training,
+            loss=loss,
             stage="untrained" if request.weights is None else "trained",
             seed=seed,
         )
@@ -192,6 +197,17 @@ def probes(request: Request) -> Material:
         "weights": "drawn" if request.weights is None else str(request.weights),
     }
     return Material(subjects, facts)
+
+
+def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
+    """The loss that is asked for, or that a capture's job had; or cross entropy, and say so."""
+    if request.loss is not None:
+        return loss_of(request.loss, where="--loss")
+    assumed = replace(CROSS_ENTROPY, assumed=True)
+    if meta.get("loss") and not meta.get("loss_assumed"):
+        return loss_of(str(meta["loss"]), where="--loss: name it here: the captured job's")
+    click.echo(f"fedml-keylock: --loss: {assumed.name} is assumed", err=True)
+    return assumed
 
 
 def _built(builder: str, seed: int) -> nn.Module:
@@ -233,7 +249,7 @@ def _size(builder: str, model: nn.Module, channels: int) -> int:
         return int(published[-1].transforms().crop_size[0]) if published else 224
     for size in SIZES:
         try:
-            count_classes(model, torch.zeros(1, channels, size, size))
+            output_shape(model, torch.zeros(1, channels, size, size))
         except AttackError:
             continue
         return size

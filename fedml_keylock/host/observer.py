@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import click
 from torch import Tensor, nn
 
 from ..defense import Defense
+from ..errors import AttackError, reason_of
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied
@@ -74,7 +77,12 @@ class Observer:
     def see_data(self, dataset: Sequence[Any]) -> None:
         """Keep some of FedML's test data, which silos' data are like."""
         if self.attacker is not None:
-            self.attacker.see_data(dataset[3] or (), classes=int(dataset[7]))
+            self.attacker.see_data(dataset[3] or ())
+
+    def see_trainer(self, trainer: Any) -> None:
+        """Find the loss that a job's own trainer, or with None FedML's, minimises."""
+        if self.attacker is not None:
+            self.attacker.see_trainer(self.args, trainer)
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
         """In a silo: prepare its audit of itself, on the still unprotected model."""
@@ -83,7 +91,7 @@ class Observer:
         if self.attacks_itself:
             from .self_audit import SelfAudit
 
-            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+            self.audit = SelfAudit(self.attacker, self.args, _copy(model), defense)
 
     def begin_capture(
         self,
@@ -98,7 +106,7 @@ class Observer:
             from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
-                self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
+                self.attacker, self.args, _copy(model), defense, name=name, agreement=agreement
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
@@ -132,7 +140,8 @@ class Observer:
         update = ClientUpdate(self.received, state, rate, int(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
-            capture.add(update)
+            with _spared(f"round {round_index}"):
+                capture.add(update)
         if _watched(hook):
             copy = replace(update, before=copied(update.before), after=copied(update.after))
             getattr(manager().hook, hook)(update=copy)
@@ -140,7 +149,28 @@ class Observer:
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
         if self.capture is not None:
-            self.capture.finish(self.received)
+            with _spared("the captured rounds"):
+                self.capture.finish(self.received)
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """Say in one line why a server's attack failed: the job that it looks at goes on."""
+    try:
+        yield
+    except Exception as error:
+        click.echo(f"fedml-keylock: attack on {what} not run: {reason_of(error)}", err=True)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """The job's model as it is, for attacks; an AttackError, before any training, if it cannot be.
+
+    Such as one with weight norm in torch's old form, whose weights are no parameters.
+    """
+    try:
+        return deepcopy(model)
+    except RuntimeError as error:
+        raise AttackError(f"the model cannot be copied for attacks: {reason_of(error)}") from None
 
 
 def _watched(hook: str) -> bool:

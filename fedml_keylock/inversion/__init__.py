@@ -16,6 +16,7 @@ from .decoder.network import ConvDecoder
 from .gradient_transform import Clip, Noise, Prune, Quantise, Transform
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
 from .levels import GRANTS, LEVELS, check_known_levels
+from .loss import CROSS_ENTROPY, Loss, loss_of
 from .presets import (
     analytic,
     dlg,
@@ -34,6 +35,7 @@ from .unknowns.pixels import Parametrisation, Pixels
 from .unknowns.table import TableRows
 
 __all__ = [
+    "CROSS_ENTROPY",
     "GRANTS",
     "LEVELS",
     "AnalyticAttack",
@@ -47,6 +49,7 @@ __all__ = [
     "Latent",
     "LearnedAttack",
     "LocalTraining",
+    "Loss",
     "Noise",
     "Parametrisation",
     "Pixels",
@@ -71,6 +74,7 @@ __all__ = [
     "inverting_gradients",
     "learned",
     "linear_input",
+    "loss_of",
     "squared_norm",
     "tableak",
     "total_variation",

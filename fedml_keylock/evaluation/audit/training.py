@@ -8,15 +8,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
-from ...inversion import LocalTraining, PublicData
+from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData
 from ...tensors import copied, one_thread
 from ...types import ClientUpdate
 from .subject import Protection, Subject, check_labels
 
-__all__ = ["count_classes", "probe", "train_update"]
+__all__ = ["output_shape", "probe", "train_update"]
 
 
 def train_update(
@@ -26,6 +25,7 @@ def train_update(
     *,
     learning_rate: float,
     training: LocalTraining | None = None,
+    loss: Loss = CROSS_ENTROPY,
     private: Collection[str] = (),
     silo: int = 0,
     round_index: int = 0,
@@ -35,9 +35,10 @@ def train_update(
     Args:
         model: is not changed.
         images: ``(n, c, h, w)``.
-        labels: ``(n,)``.
+        labels: ``(n, ...)``, as the loss takes them.
         learning_rate: of SGD.
         training: of the round; None for one plain step on all the images.
+        loss: that it minimises.
         private: names in the model's state that are not sent.
         silo: whose the update is said to be.
         round_index: of which round.
@@ -69,7 +70,7 @@ def train_update(
                 step = slice(start, start + how.batch_size)
                 optimizer.zero_grad()
                 try:
-                    cross_entropy(copy(images[step]), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
+                    loss(copy(images[step]), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
                 except (RuntimeError, ValueError, IndexError) as error:
                     raise _unfit(images, error) from None
                 optimizer.step()
@@ -88,6 +89,7 @@ def probe(
     bounds: tuple[float, float] = (0.0, 1.0),
     learning_rate: float = 0.1,
     training: LocalTraining | None = None,
+    loss: Loss = CROSS_ENTROPY,
     stage: str = "untrained",
     seed: int = 0,
 ) -> Subject:
@@ -99,13 +101,14 @@ def probe(
     Args:
         model: with the weights that the server would send. It is not changed.
         images: ``(m, c, h, w)`` within the bounds.
-        labels: ``(m,)``.
+        labels: ``(m, ...)``, as the data have them.
         protection: the defense; None for none.
         public: data of the same kind.
         batch: images a silo; what is left over is left out.
         bounds: see `Subject`.
         learning_rate: of the silos' SGD.
         training: see `Subject`.
+        loss: that the silos minimise.
         stage: of the model's weights: "untrained" or "trained".
         seed: of the locks.
 
@@ -121,10 +124,13 @@ def probe(
     count = len(images) // batch
     if not count:
         raise AttackError(f"{len(images)} images are not enough for one update of {batch}")
-    classes = count_classes(model, images)
-    check_labels(labels, classes)
+    outputs = output_shape(model, images)
+    loss = loss.seen(labels)
+    labels = loss.fitted(labels, outputs)
+    if loss.targets == "classes" and not labels.is_floating_point():
+        check_labels(labels, outputs[0])
     shown = images[: count * batch].reshape(count, batch, *images.shape[1:])
-    marks = labels[: count * batch].reshape(count, batch)
+    marks = labels[: count * batch].reshape(count, batch, *labels.shape[1:])
     updates: list[ClientUpdate] = []
     secrets: list[Mapping[str, Tensor]] = []
     for index in range(count):
@@ -135,6 +141,7 @@ def probe(
             marks[index],
             learning_rate=learning_rate,
             training=training,
+            loss=loss,
             private=private,
             silo=index,
         )
@@ -148,7 +155,7 @@ def probe(
         images=shown,
         labels=marks,
         model=model,
-        classes=classes,
+        classes=outputs[0],
         defense=protection.name if protection else "none",
         surrogate=protection.surrogate if protection else None,
         secrets={n: torch.stack([s[n] for s in secrets]) for n in secrets[0]} or None,
@@ -157,17 +164,19 @@ def probe(
         training=training,
         plain=model.state_dict(),
         bounds=bounds,
+        loss=loss,
+        output_shape=outputs,
     )
 
 
-def count_classes(model: nn.Module, images: Tensor) -> int:
-    """How many classes a model tells apart, from what it says of an image.
+def output_shape(model: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """What a model gives for one image: its classes, and more where each pixel has one.
 
-    An AttackError where it takes no such image, or says something else.
+    An AttackError where it takes no such image, or gives something else.
 
     Example:
-        >>> count_classes(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
-        3
+        >>> output_shape(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
+        (3,)
 
     """
     try:
@@ -175,9 +184,10 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
             scores = deepcopy(model).eval()(images[:1])
     except (RuntimeError, ValueError, IndexError) as error:
         raise _unfit(images, error) from None
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        raise AttackError(f"the model gives no (n, classes) scores, but a {type(scores).__name__}")
-    return scores.shape[1]
+    if not isinstance(scores, Tensor) or scores.ndim < 2 or len(scores) != 1:
+        said = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise AttackError(f"the model gives no (n, outputs) tensor for an image, but {said}")
+    return tuple(scores.shape[1:])
 
 
 def _public(model: nn.Module, private: Collection[str]) -> Mapping[str, Tensor]:

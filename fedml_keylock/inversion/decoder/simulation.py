@@ -228,7 +228,8 @@ class Simulation:
         shared = {name: value[0] for name, value in shared.items()}
 
         def loss(private: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(functional_call(model, {**shared, **private}, (images,)), labels)
+            outputs = functional_call(model, {**shared, **private}, (images,))
+            return self.knowledge.loss(outputs, labels)
 
         locks = {name: value.clone().requires_grad_() for name, value in locks.items()}
         optimizer = torch.optim.Adam(list(locks.values()), 0.01)
