@@ -205,7 +205,13 @@ def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
         return loss_of(request.loss, where="--loss")
     assumed = replace(CROSS_ENTROPY, assumed=True)
     if meta.get("loss") and not meta.get("loss_assumed"):
-        return loss_of(str(meta["loss"]), where="--loss: name it here: the captured job's")
+        try:
+            return loss_of(str(meta["loss"]), where="--loss")
+        except ConfigError:
+            raise ConfigError(
+                f"--loss: the captured job minimised {meta['loss']}: name it here as "
+                "MODULE:FUNCTION"
+            ) from None
     click.echo(f"fedml-keylock: --loss: {assumed.name} is assumed", err=True)
     return assumed
 

@@ -202,7 +202,7 @@ def test_a_smoothed_label_is_read_off_unless_the_model_is_surer_than_it(scale, l
     """iDLG's rule names a wrong class there: the true one's gradient is above the others'."""
     update = head_update("CrossEntropyLoss(label_smoothing=0.2)", scale, label)
     if scale == 10.0 and label == 1:
-        with pytest.raises(AttackError, match="surer of an image than its label, smoothed by 0.2"):
+        with pytest.raises(AttackError, match="the model is surer of an image than its label"):
             find_labels(*update)
         assert int(update[1]["bias"].argmin()) != label
     else:
@@ -274,7 +274,7 @@ def test_what_is_not_searched_for_is_refused():
             )
     loss, model, pictures, _, update = case("pixels")
     for attack in (grnn(labels="optimise"), gradinversion()):
-        with pytest.raises(AttackError, match="one label an image, and|of one class an image; set"):
+        with pytest.raises(AttackError, match=r"one label an image|of one class an image; set"):
             attack.reconstruct(
                 [update],
                 model,
