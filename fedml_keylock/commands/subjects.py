@@ -114,7 +114,7 @@ def captured(request: Request) -> Material:
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
-    if loss.targets != "classes":
+    if not subject.has_classes:
         return Material(subject, facts)
     final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
     name = subject.defense

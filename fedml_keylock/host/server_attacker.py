@@ -246,6 +246,8 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
     labels: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         for batch in loader:
+            if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+                return None
             some, which = batch[0], batch[1]
             if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
                 return None

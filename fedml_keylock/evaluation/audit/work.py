@@ -25,7 +25,7 @@ class Result:
 
     Attributes:
         images: ``(u, n, c, h, w)`` within the attack's bounds.
-        labels: ``(u, n)``.
+        labels: ``(u, n, ...)``.
         cost: ``(u,)``.
         history: ``(t, u)``.
 
