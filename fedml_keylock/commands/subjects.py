@@ -200,7 +200,7 @@ def probes(request: Request) -> Material:
 
 
 def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
-    """The loss that is asked for, or that a capture's job had; or cross entropy, and say so."""
+    """The loss that is asked for, or that a capture's job had; or cross entropy, as a guess."""
     if request.loss is not None:
         return loss_of(request.loss, where="--loss")
     assumed = replace(CROSS_ENTROPY, assumed=True)
@@ -212,7 +212,6 @@ def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
                 f"--loss: the captured job minimised {meta['loss']}: name it here as "
                 "MODULE:FUNCTION"
             ) from None
-    click.echo(f"fedml-keylock: --loss: {assumed.name} is assumed", err=True)
     return assumed
 
 

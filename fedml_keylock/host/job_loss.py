@@ -65,7 +65,7 @@ def loss_of_job(named: str | None, args: Arguments, trainer: Any) -> Loss:
         return loss_of(_OF_TRAINER[trains.__name__], where=_FIELD)
     held: dict[int, tuple[str, nn.Module]] = {}
     for owner in (*reversed(type(trainer).__mro__), trainer):
-        for name, value in vars(owner).items():
+        for name, value in getattr(owner, "__dict__", {}).items():
             known = type(value).__module__ == nn.modules.loss.__name__
             if isinstance(value, nn.Module) and (known or name in _HELD):
                 held[id(value)] = name, value

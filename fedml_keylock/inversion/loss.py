@@ -89,8 +89,8 @@ class Loss:
     def fitted(self, labels: Tensor, output_shape: tuple[int, ...]) -> Tensor:
         """Labels ``(n, *shape)`` of data, as this loss takes them for one output's shape.
 
-        Classes may be given by their probabilities, and marks as the number of the one output that
-        is marked. An AttackError refuses what does not fit.
+        Marks may be given as the number of the one output that is marked. An AttackError refuses
+        what does not fit, such as probabilities of classes.
 
         Example:
             >>> Loss.of(nn.BCELoss()).fitted(torch.tensor([1, 0]), (2,))
@@ -101,12 +101,10 @@ class Loss:
         if self.targets == "own":
             return labels
         size = len(output_shape)
-        if labels.shape[1:] == output_shape and (
-            self.targets != "classes" or labels.is_floating_point()
-        ):
-            return labels.float()
         if self.targets == "classes" and labels.shape[1:] == output_shape[1:]:
             return labels.long()
+        if self.targets != "classes" and labels.shape[1:] == output_shape:
+            return labels.float()
         if self.targets == "marks" and size == labels.ndim == 1 and _below(labels, output_shape[0]):
             return nn.functional.one_hot(labels.long(), output_shape[0]).float()
         if self.targets != "classes" and output_shape == (1,) and labels.ndim == 1:

@@ -307,6 +307,7 @@ def test_labels_that_do_not_fit_the_outputs_are_refused():
         ("MSELoss()", torch.tensor([1, 2]), (3,)),
         ("BCELoss()", torch.tensor([1, 3]), (3,)),
         ("CrossEntropyLoss()", torch.tensor([1, 2]), (3, 6, 6)),
+        ("CrossEntropyLoss()", torch.tensor([[0.5, 0.5, 0.0]]), (3,)),
     ):
         with pytest.raises(AttackError, match="takes no targets"):
             loss_of(text, where="loss").fitted(labels, outputs)

@@ -127,7 +127,7 @@ def probe(
     outputs = output_shape(model, images)
     loss = loss.seen(labels)
     labels = loss.fitted(labels, outputs)
-    if loss.targets == "classes" and not labels.is_floating_point():
+    if loss.targets == "classes" and labels.ndim == 1:
         check_labels(labels, outputs[0])
     shown = images[: count * batch].reshape(count, batch, *images.shape[1:])
     marks = labels[: count * batch].reshape(count, batch, *labels.shape[1:])
