@@ -32,6 +32,7 @@ __all__ = [
     "VaultError",
     "first_line",
     "keep_texts",
+    "reason_of",
     "where_kept",
 ]
 
@@ -117,3 +118,17 @@ def first_line(error: BaseException) -> str:
         return f"{type(error).__name__}, {kept}"
     lines = (line.strip() for line in str(error).splitlines())
     return next(filter(None, lines), type(error).__name__)[:200]
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something did not run, in one line: our own error's, or anyone's with its kind.
+
+    Example:
+        >>> reason_of(AttackError("no images")), reason_of(MemoryError())
+        ('no images', 'MemoryError')
+
+    """
+    if isinstance(error, KeyLockError):
+        return str(error)
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said}"

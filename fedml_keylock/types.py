@@ -61,7 +61,8 @@ class Reconstruction:
 
     Attributes:
         images: ``(u, n, c, h, w)``: u updates, n images in each, clamped to the attack's bounds.
-        labels: ``(u, n)`` integer class labels that the attacker recovered or was given.
+        labels: ``(u, n)`` integer class labels that the attacker recovered or was given, or
+            ``(u, n, ...)`` of what else the loss takes for targets; -1 where he has none.
         cost: ``(u,)`` the cost of the restart that was kept: how well the attacker explained the
             update. A bad picture at a high cost is a failed search, not a defense.
         history: ``(t, u)`` the kept restart's cost at t evenly spaced steps.

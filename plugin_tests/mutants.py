@@ -376,6 +376,85 @@ TABLE = {
             "            if value > limits.get(metric, math.inf):\n",
             "            if False:\n",
         ),
+        (
+            "audit: what cannot be audited is sent, whatever the limit",
+            "            if self.settings.abort_above:  # what cannot be judged is not sent\n",
+            "            if False:\n",
+        ),
+        (
+            "audit: an attack that fails beside another is no matter to a limit",
+            "            if self.settings.abort_above and own:\n",
+            "            if False:\n",
+        ),
+        (
+            "audit: an error of torch ends the job",
+            "        except Exception as error:  # of an attack",
+            "        except KeyLockError as error:  # of an attack",
+        ),
+    ],
+    ("evaluation/audit/score", "host/test_self_audit.py"): [
+        (
+            "scores: the worst picture is the mean's",
+            "(sign * values).nan_to_num(-torch.inf).argmax()",
+            "(values - values.nanmean()).abs().nan_to_num(torch.inf).argmin()",
+        ),
+    ],
+    ("evaluation/audit/twins", "evaluation/test_audit.py -k silos_loss"): [
+        ("audit: controls are trained with cross entropy", "loss=subject.loss,\n", ""),
+    ],
+    ("evaluation/audit/work", "host/test_self_audit.py"): [
+        (
+            "audit: an error of torch in one attack ends the audit",
+            "    except Exception as error:  # torch's",
+            "    except AttackError as error:  # torch's",
+        ),
+    ],
+    ("evaluation/audit/plan", "evaluation/test_audit.py -k silos_loss"): [
+        (
+            "audit: cross entropy is attacked, whatever the loss",
+            '            "loss": subject.loss,\n',
+            "",
+        ),
+    ],
+    ("host/compatibility", "host/test_compatibility.py -k contributions"): [
+        (
+            "job: FedML assesses locked silos' contributions",
+            'if defense is not None and getattr(args, "enable_contribution", False):',
+            "if False:",
+        ),
+    ],
+    ("host/job_loss", "host/test_job_loss.py"): [
+        (
+            "loss: a guess is not said to be one",
+            "        return replace(CROSS_ENTROPY, assumed=True)\n",
+            "        return CROSS_ENTROPY\n",
+        ),
+        (
+            "loss: FedML's trainer is believed though its train is another",
+            'next((one for one in type(trainer).__mro__ if "train" in vars(one)), type(trainer))',
+            "next((one for one in type(trainer).__mro__ if _OWN in one.__module__), type(trainer))",
+        ),
+    ],
+    ("inversion/labels/__init__", "inversion/test_losses.py"): [
+        (
+            "labels: read off whatever the loss",
+            "    if (reason := not_recovered(knowledge)) is not None:\n",
+            "    if (reason := None) is not None:\n",
+        ),
+    ],
+    ("inversion/labels/one", "inversion/test_losses.py"): [
+        (
+            "labels: a smoothed label is named though the model is surer",
+            "    if (least > -smoothing / bias.shape[1] * (1 + 1e-3) - 1e-6).any():\n",
+            "    if False:\n",
+        ),
+    ],
+    ("inversion/engine/objective", "inversion/test_losses.py -k true_images"): [
+        (
+            "objective: cross entropy, whatever the loss",
+            "return self.knowledge.loss(outputs, labels), found",
+            "return torch.nn.functional.cross_entropy(outputs, labels), found",
+        ),
     ],
     ("host/server_session", "host/test_sealed_sessions.py"): [
         (

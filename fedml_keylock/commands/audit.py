@@ -76,6 +76,12 @@ __all__ = ["audit"]
     help="Levels with commas between them: oblivious, adaptive, statistics, insider, temporal, "
     "simulating. The oracle runs wherever the private state is known.",
 )
+@click.option(
+    "--loss",
+    help="What silos minimise: a loss of torch.nn with its arguments, such as BCEWithLogitsLoss or "
+    "'CrossEntropyLoss(label_smoothing=0.1)', or MODULE:FUNCTION of outputs and targets. Left out: "
+    "that of the captured job, or else cross entropy, which is then said.",
+)
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="To attack.")
 @click.option("--batch", type=click.IntRange(1), help="Images of an update; 1 without it.")
 @click.option(

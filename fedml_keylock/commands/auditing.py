@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from ..errors import AttackError
-from ..evaluation.audit import Crew, audit
+from ..evaluation.audit import Crew, Subject, audit
 from ..inversion import Attack
 from ..plugins import manager, metrics
 from .attacking import differs
@@ -31,6 +31,10 @@ def run_audit(
     """
     made = captured if request.capture is not None else probes
     material = made(request)
+    every = material.subjects
+    loss = (every if isinstance(every, Subject) else every[0]).loss
+    if loss.assumed:
+        click.echo(f"fedml-keylock: --loss: {loss.name} is assumed", err=True)
     report = audit(
         material.subjects,
         attacks,

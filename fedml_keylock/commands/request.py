@@ -31,6 +31,7 @@ class Request:
     attacks: str
     fields: tuple[str, ...]
     knowledge: str
+    loss: str | None
     images: int
     batch: int | None
     epochs: int | None

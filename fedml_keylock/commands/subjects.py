@@ -24,10 +24,10 @@ from ..evaluation.audit import (
     load_truth,
     probe,
 )
-from ..evaluation.audit.training import count_classes
+from ..evaluation.audit.training import output_shape
 from ..evaluation.capture import Capture
 from ..evaluation.leakage import Interval
-from ..inversion import LocalTraining, PublicData
+from ..inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData, loss_of
 from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
@@ -91,6 +91,7 @@ def captured(request: Request) -> Material:
     epochs = request.epochs or int(meta.get("epochs") or 1)
     if epochs > 1 or 0 < batch < largest:
         training = LocalTraining(batch_size=batch or largest, epochs=epochs)
+    loss = _loss(request, meta)
     public = _public(request, capture, images)
     subject = from_capture(
         capture,
@@ -100,6 +101,7 @@ def captured(request: Request) -> Material:
         secrets_of=partial(silo_secrets, model, own_lock) if own_lock else None,
         public=public,
         training=training,
+        loss=loss,
         limit=-(-request.images // largest),
     )
     again = partial(_rebuild, request.builder, meta.get("defense"), settings)
@@ -111,6 +113,8 @@ def captured(request: Request) -> Material:
     if public is None:
         return Material(subject, facts)
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
+    if not subject.has_classes:
+        return Material(subject, facts)
     final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
     name = subject.defense
     return Material(subject, facts, {name: final} if final else {}, {name: rounds})
@@ -169,7 +173,7 @@ def probes(request: Request) -> Material:
         settings = lock_settings(request.config, **request.lock_options)
     elif request.config is not None or any(request.lock_options.values()):
         raise click.UsageError("--config, --lock and --layers are keylock's")
-    kind = None if name == "none" else name
+    kind, loss = None if name == "none" else name, _loss(request, {})
     again = partial(_rebuild, request.builder, kind, settings)
     subjects = []
     for seed in range(request.seeds):
@@ -182,6 +186,7 @@ def probes(request: Request) -> Material:
             public=public,
             batch=batch,
             training=training,
+            loss=loss,
             stage="untrained" if request.weights is None else "trained",
             seed=seed,
         )
@@ -193,6 +198,22 @@ def probes(request: Request) -> Material:
         "weights": "drawn" if request.weights is None else str(request.weights),
     }
     return Material(subjects, facts)
+
+
+def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
+    """The loss that is asked for, or that a capture's job had; or cross entropy, as a guess."""
+    if request.loss is not None:
+        return loss_of(request.loss, where="--loss")
+    assumed = replace(CROSS_ENTROPY, assumed=True)
+    if meta.get("loss") and not meta.get("loss_assumed"):
+        try:
+            return loss_of(str(meta["loss"]), where="--loss")
+        except ConfigError:
+            raise ConfigError(
+                f"--loss: the captured job minimised {meta['loss']}: name it here as "
+                "MODULE:FUNCTION"
+            ) from None
+    return assumed
 
 
 def _built(builder: str, seed: int) -> nn.Module:
@@ -238,7 +259,7 @@ def _size(builder: str, model: nn.Module, channels: int) -> int:
         return int(published[-1].transforms().crop_size[0]) if published else 224
     for size in SIZES:
         try:
-            count_classes(model, torch.zeros(1, channels, size, size))
+            output_shape(model, torch.zeros(1, channels, size, size))
         except AttackError:
             continue
         return size

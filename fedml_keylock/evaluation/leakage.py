@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 
-__all__ = ["CostCurve", "Interval", "LeakageRow"]
+__all__ = ["CostCurve", "Interval", "LeakageRow", "Worst"]
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
 """A row's defense where there is none, and its knowledge where it is no attacker's."""
@@ -18,6 +18,11 @@ PUBLIC_NORM = "public norm"
 
 Interval = dict[str, float | int | None]
 """``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""
+
+
+Worst = dict[str, float | int]
+"""The ``score`` of the picture that gives most away by a metric, and which ``picture`` it is, from
+0, of those that were audited."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class LeakageRow:
             "lpips_aligned", where 0 is the picture itself; "label_accuracy", 0 to 1; any other.
         cost: of the gradients, at the reconstruction. Empty for a baseline.
         seeds: how many times the attack was run, each with other random numbers.
+        worst: metric to the one picture that gives most away by it. Empty for a baseline.
 
     """
 
@@ -48,6 +54,7 @@ class LeakageRow:
     metrics: Mapping[str, Interval]
     cost: Interval
     seeds: int = 1
+    worst: Mapping[str, Worst] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

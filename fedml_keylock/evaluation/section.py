@@ -40,6 +40,11 @@ class InversionSettings(Settings):
     """Which rounds are captured and attacked; negative ones count from the end."""
     images: int = Field(default=4, ge=1, strict=True)
     """How many updates are attacked, at the most."""
+    loss: str | None = None
+    """What the silos' trainers minimise: a loss of torch.nn with its arguments, such as
+    `BCEWithLogitsLoss` or `CrossEntropyLoss(label_smoothing=0.1)`, or `module:function` of outputs
+    and targets. Left out: what the job's trainer holds (an attribute such as `criterion`), or
+    that of FedML's own trainers; where there is neither, cross entropy, which is then said."""
     bounds: tuple[float, float] | None = None
     """Least and greatest pixel value that the model is fed. Left out: 0 and 1, or where the
     server's test images go beyond, those of the first hundred."""
@@ -55,7 +60,8 @@ class InversionSettings(Settings):
     """What a silo attacks: one step on each of `images` of its images at the round's weights, the
     worst case; or the update that it is about to send, where it was made of few images."""
     abort_above: dict[str, FiniteFloat] = {}  # noqa: RUF012  # pydantic copies it
-    """In a silo: the score, by metric, above which the job ends in place of sending the update."""
+    """In a silo: the score, by metric, above which the job ends in place of sending the update. It
+    is the worst picture's, and what cannot be attacked as was asked is not sent either."""
 
     @model_validator(mode="after")
     def _of_silos(self) -> Self:

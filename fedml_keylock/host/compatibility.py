@@ -97,7 +97,7 @@ def check_job(args: Arguments, defense: str | None, robust_aggregation: str | No
 
     Raises:
         HostError: naming the field, its value and what is supported.
-        ConfigError: FedML's server cannot run its own defense here.
+        ConfigError: FedML's server cannot run its own defense here, or is to assess single silos.
 
     Example:
         >>> from types import SimpleNamespace
@@ -112,6 +112,13 @@ def check_job(args: Arguments, defense: str | None, robust_aggregation: str | No
             raise HostError(
                 f"{field}: {found!r} is not supported by fedml_keylock yet; it supports {supported}"
             )
+    if defense is not None and getattr(args, "enable_contribution", False):
+        # contribution_alg alone does nothing
+        how = word(args, "contribution_alg") or "no contribution_alg"
+        raise ConfigError(
+            f"enable_contribution: FedML assesses silos ({how}) by testing single silos' models on "
+            f"its server, which defense_type: {defense} keeps from it; leave it out"
+        )
     settings = getattr(args, defense or "", None) or {}
     if settings.get("link_key") is not None and args.backend != "GRPC":
         raise ConfigError(
@@ -182,11 +189,6 @@ def check_sealing(args: Arguments) -> None:
         raise ConfigError(
             "dp_solution_type: cdp clips and adds noise on the server, which lock: sealed keeps "
             "from reading; use ldp, in the silos"
-        )
-    if getattr(args, "enable_contribution", False):
-        raise ConfigError(
-            "enable_contribution: FedML assesses silos by testing single updates on the server, "
-            "which lock: sealed keeps from reading; leave it out"
         )
     settings = getattr(args, our_defense(args) or "", None) or {}
     if getattr(args, "training_type", None) != "simulation":

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
+import click
 from torch import Tensor, nn
 
 from ..defense import Defense
-from ..errors import AttackError
+from ..errors import AttackError, reason_of
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
-from ..tensors import copied
+from ..tensors import copied, copy_of
 from ..types import Agreement, ClientUpdate
 from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
@@ -81,11 +81,13 @@ class Observer:
 
         """
         if self.attacker is not None:
-            test = () if dataset[3] is None else dataset[3]  # a loader may not know its length
-            if not isinstance(dataset[7], Integral):
-                kind = type(dataset[7]).__name__
-                raise AttackError(f"dataset[7] must be the number of classes, not a {kind}")
-            self.attacker.see_data(test, classes=int(dataset[7]))
+            # a loader may not know its length
+            self.attacker.see_data(() if dataset[3] is None else dataset[3])
+
+    def see_trainer(self, trainer: Any) -> None:
+        """Find the loss that a job's own trainer, or with None FedML's, minimises."""
+        if self.attacker is not None:
+            self.attacker.see_trainer(self.args, trainer)
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
         """In a silo: prepare its audit of itself, on the still unprotected model."""
@@ -94,7 +96,7 @@ class Observer:
         if self.attacks_itself:
             from .self_audit import SelfAudit
 
-            self.audit = SelfAudit(self.attacker, self.args, deepcopy(model), defense)
+            self.audit = SelfAudit(self.attacker, self.args, _copy(model), defense)
 
     def begin_capture(
         self,
@@ -109,7 +111,7 @@ class Observer:
             from .server_attacker import ServerCapture
 
             self.capture = ServerCapture.begin(
-                self.attacker, self.args, deepcopy(model), defense, name=name, agreement=agreement
+                self.attacker, self.args, _copy(model), defense, name=name, agreement=agreement
             )
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
@@ -143,7 +145,8 @@ class Observer:
         update = ClientUpdate(self.received, state, rate, float(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
-            capture.add(update)
+            with _spared(f"round {round_index}"):
+                capture.add(update)
         if _watched(hook):
             copy = replace(update, before=copied(update.before), after=copied(update.after))
             getattr(manager().hook, hook)(update=copy)
@@ -151,7 +154,28 @@ class Observer:
     def finish(self) -> None:
         """The job is over on this rank: on the server, attack what was captured."""
         if self.capture is not None:
-            self.capture.finish(self.received)
+            with _spared("the captured rounds"):
+                self.capture.finish(self.received)
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """Say in one line why a server's attack failed: the job that it looks at goes on."""
+    try:
+        yield
+    except Exception as error:
+        click.echo(f"fedml-keylock: attack on {what} not run: {reason_of(error)}", err=True)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """The job's model as it is, for attacks; an AttackError, before any training, if it cannot be.
+
+    Such as one with weight norm in torch's old form, whose weights are no parameters.
+    """
+    try:
+        return copy_of(model)
+    except RuntimeError as error:
+        raise AttackError(f"the model cannot be copied for attacks: {reason_of(error)}") from None
 
 
 def _watched(hook: str) -> bool:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
-from copy import deepcopy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ..defense import Defense
-from ..errors import AttackError, KeyLockError, UpdateRefused
+from ..errors import AttackError, KeyLockError, UpdateRefused, reason_of
 from ..evaluation.audit import Protection, Subject, audit, probe
-from ..evaluation.audit.training import count_classes
+from ..evaluation.audit.training import output_shape
 from ..evaluation.contrast import of_one_colour
-from ..evaluation.leakage import LeakageRow
+from ..evaluation.leakage import LeakageRow, Worst
+from ..evaluation.report import LeakageReport
 from ..evaluation.section import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
-from ..evaluation.wording import mean_of
 from ..inversion import LocalTraining
-from ..tensors import copied
+from ..tensors import copied, copy_of
 from ..types import ClientUpdate, Surrogate
 from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
@@ -57,7 +56,7 @@ class Twin:
     @classmethod
     def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Twin:
         """From the job's model as it was before it was protected, and the silo's as it is."""
-        plain = deepcopy(model)
+        plain = copy_of(model)
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
@@ -120,24 +119,23 @@ class SelfAudit:
         self._twin = None
         if turn.round not in self.attacker.rounds:
             return
-        self._twin = twin = Twin.of(self.model, protected, self.defense)
-        if self.waits:
-            return
-
-        def subject() -> Subject:
+        with self._spared(turn):
+            self._twin = twin = Twin.of(self.model, protected, self.defense)
+            if self.waits:
+                return
             images, labels = self._data(data, self.settings.images, telling=True)
-            return probe(
+            subject = probe(
                 twin.plain,
                 images,
                 labels,
                 protection=self._protection(twin),
-                public=self.attacker.public,
+                public=self.attacker.public_for(twin.plain),
                 bounds=self.attacker.bounds,
                 learning_rate=float(self.args.learning_rate),
+                loss=self.attacker.loss,
                 stage="trained" if turn.round else "untrained",
             )
-
-        self._judge(turn, subject)
+            self._judge(turn, self._rows(subject, turn))
 
     def round_ends(
         self,
@@ -162,43 +160,47 @@ class SelfAudit:
         twin = self._twin
         if twin is None or not self.waits:
             return
-        before = twin.plain.state_dict() if received is None else received
-        if self.defense is not None and self.defense.seals:
-            private = self.defense.twin(twin.plain, twin.plain)[1]  # it is there since it sealed
-        else:
-            state, private = {name: state[name] for name in before}, twin.private
-        update = ClientUpdate(
-            before=copied(before),
-            after=copied(state),
-            learning_rate=float(self.args.learning_rate),
-            silo=turn.silo,
-            round=turn.round,
-        )
-        training = LocalTraining(epochs=int(self.args.epochs), batch_size=int(self.args.batch_size))
-
-        def subject() -> Subject:
+        with self._spared(turn):
+            before = twin.plain.state_dict() if received is None else received
+            if self.defense is not None and self.defense.seals:
+                # it is there since it sealed
+                private = self.defense.twin(twin.plain, twin.plain)[1]
+            else:
+                state, private = {name: state[name] for name in before}, twin.private
             images, labels = self._data(data, MOST + 1)
             if len(images) > MOST:
                 raise AttackError(
                     f"probe: as_sent follows at most {MOST} images a round, and it has more; use "
                     "probe: single_step"
                 )
+            update = ClientUpdate(
+                before=copied(before),
+                after=copied(state),
+                learning_rate=float(self.args.learning_rate),
+                silo=turn.silo,
+                round=turn.round,
+            )
+            training = LocalTraining(
+                epochs=int(self.args.epochs), batch_size=int(self.args.batch_size)
+            )
+            outputs, loss = output_shape(twin.plain, images), self.attacker.loss.seen(labels)
             defended = twin.surrogate is not None
-            return Subject(
+            subject = Subject(
                 (update,),
                 images[None],
-                labels[None],
+                loss.fitted(labels, outputs)[None],
                 twin.plain,
-                classes=count_classes(twin.plain, images),
+                classes=outputs[0],
                 defense=self.name,
                 surrogate=twin.surrogate,
                 secrets={n: t[None] for n, t in private.items()} if defended else None,
-                public=self.attacker.public,
+                public=self.attacker.public_for(twin.plain),
                 training=training if training.steps(len(images)) > 1 else None,
                 bounds=self.attacker.bounds,
+                loss=loss,
+                output_shape=outputs,
             )
-
-        self._judge(turn, subject)
+            self._judge(turn, self._rows(subject, turn))
 
     def _data(
         self, data: Iterable[Any], wanted: int, *, telling: bool = False
@@ -218,45 +220,61 @@ class SelfAudit:
             return None
         return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
 
-    def _judge(self, turn: SiloRound, make: Callable[[], Subject]) -> None:
-        """Attack, save and tell the scores, and stop the upload where they are too high."""
-        who = turn.who
-        folder = self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
+    def _folder(self, turn: SiloRound) -> Path:
+        return self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
+
+    @contextmanager
+    def _spared(self, turn: SiloRound) -> Iterator[None]:
+        """Say why an audit was not run, and go on; but where a limit is set, send nothing."""
         try:
-            rows = self._rows(make(), folder)
-        except KeyLockError as error:
+            yield
+        except UpdateRefused:
+            raise
+        except Exception as error:  # of an attack, of the job's model, or for want of memory
+            reason = reason_of(error)
             if self.settings.abort_above:  # what cannot be judged is not sent
-                raise UpdateRefused(f"{who}: it cannot be audited: {error}") from None
-            logging.warning("%s: its update cannot be audited: %s", who, error)
-            return
-        limits = self.settings.abort_above
+                raise UpdateRefused(f"{turn.who}: it cannot be audited: {reason}") from None
+            logging.warning("%s: its update cannot be audited: %s", turn.who, reason)
+            facts = {"side": "silo", "probe": self.settings.probe, "not run": reason}
+            none = LeakageReport({}, [], torch.zeros(0, 1, 1, 1), [], facts)
+            try:
+                none.save(self._folder(turn), images=False)
+            except KeyLockError as unwritten:
+                logging.warning("%s: %s", turn.who, unwritten)
+
+    def _judge(self, turn: SiloRound, rows: Sequence[LeakageRow]) -> None:
+        """Tell the worst picture's scores, and stop the upload where one is too high."""
+        who, folder, limits = turn.who, self._folder(turn), self.settings.abort_above
         for metric in {"ssim_aligned": None} | limits:
-            scored = [(mean_of(row.metrics.get(metric)), row) for row in rows]
-            found = max(
-                ((value, row) for value, row in scored if value is not None),
-                key=itemgetter(0),
-                default=None,
-            )
+            scored = [(row.worst[metric], row) for row in rows if metric in row.worst]
+            found: tuple[Worst, LeakageRow] | None
+            found = max(scored, key=lambda one: one[0]["score"], default=None)
             if found is None:
                 if metric in limits:
                     raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
                 logging.warning("%s: no attack gave a %s; see %s", who, metric, folder)
                 continue
-            value, best = found
-            by = best.attack
+            worst, best = found
+            value, by = worst["score"], best.attack
             if best.knowledge != "none":
                 by = f"the {best.knowledge} attacker with {by}"
-            logging.info("%s: %s at most %.2f, by %s; see %s", who, metric, value, by, folder)
+            by = f"of picture {worst['picture']}, by {by}"
+            logging.info("%s: %s at most %.2f, %s; see %s", who, metric, value, by, folder)
             turn.tell_score(metric, value)
             if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
-                    f"{who}: its update gives away too much: {metric} {value:.2f} by {by}, and "
+                    f"{who}: its update gives away too much: {metric} {value:.2f} {by}, and "
                     f"gradient_inversion.abort_above allows {limits[metric]:g}; "
                     f"{folder / 'report.html'} says more"
                 )
 
-    def _rows(self, subject: Subject, folder: Path) -> list[LeakageRow]:
-        """The attackers on what the silo sends: neither controls nor who has its private state."""
+    def _rows(self, subject: Subject, turn: SiloRound) -> list[LeakageRow]:
+        """The attackers on what the silo sends: neither controls nor who has its private state.
+
+        Raises:
+            AttackError: none of them could be run; or, where a limit is set, one of them.
+
+        """
         # what an audit draws is not to change what the silo trains
         with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as work:
             report = audit(
@@ -266,7 +284,12 @@ class SelfAudit:
                 output=Path(work),
                 job={"side": "silo", "probe": self.settings.probe},
             )
-            report.save(folder, images=False)
+            report.save(self._folder(turn), images=False)
+        for title, reason in report.job.get("not run", {}).items():
+            logging.warning("%s: %s: not run: %s", turn.who, title, reason)
+            own = title.startswith(f"{subject.defense}, ") and not title.endswith(f", {ORACLE}")
+            if self.settings.abort_above and own:
+                raise AttackError(f"{title}: {reason}")
         return [
             row
             for row in report.leakage

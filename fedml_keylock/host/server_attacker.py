@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..defense import Defense
-from ..errors import AttackError, ConfigError
+from ..errors import AttackError, ConfigError, reason_of
+from ..evaluation.audit.training import output_shape
 from ..evaluation.capture import Capture
 from ..evaluation.section import InversionSettings
 from ..evaluation.trials import attack_updates, knowledge_of, save_reconstruction, trials
-from ..inversion import Attack, PublicData
+from ..inversion import CROSS_ENTROPY, Attack, Loss, PublicData
 from ..plugins import attack_of, manager, metrics
 from ..types import Agreement, ClientUpdate
 from .job_configuration import Arguments
+from .job_loss import loss_of_job
 
 __all__ = ["Attacker", "ServerCapture", "images_of"]
 
@@ -40,7 +42,7 @@ class Attacker:
         attacks: by name, made from their own settings.
         trials: each with the levels of knowledge that it runs at.
         public: the server's own test data, or None where they are not images.
-        classes: how many the model has.
+        loss: what the silos minimise.
         bounds: least and greatest pixel value: the settings', or those of the test data.
 
     """
@@ -50,7 +52,7 @@ class Attacker:
     attacks: Mapping[str, Attack]
     trials: list[tuple[str, str]]
     public: PublicData | None = None
-    classes: int = 0
+    loss: Loss = CROSS_ENTROPY
     bounds: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
@@ -68,16 +70,31 @@ class Attacker:
         made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
         return cls(settings, indices, made, trials(made, settings.knowledge, defended=defended))
 
-    def see_data(self, loader: Iterable[Any], *, classes: int) -> None:
+    def see_trainer(self, args: Arguments, trainer: Any) -> None:
+        """Find the job's loss, as `loss_of_job` does; say in one line if it is but assumed."""
+        self.loss = loss_of_job(self.settings.loss, args, trainer)
+        if self.loss.assumed and (not int(args.rank or 0) or self.settings.side == "silo"):
+            said = "gradient_inversion.loss: not named, and not found in the trainer: "
+            click.echo(f"fedml-keylock: {said}{self.loss.name} is assumed", err=True)
+
+    def see_data(self, loader: Iterable[Any]) -> None:
         """Keep what is needed of the server's test data: for most attackers only what they are."""
         simulating = any(level == "simulating" for _, level in self.trials)
-        self.public, self.classes = images_of(loader, _PUBLIC if simulating else _SEEN), classes
+        self.public = images_of(loader, _PUBLIC if simulating else _SEEN)
         if self.settings.bounds is not None:
             self.bounds = self.settings.bounds
         elif self.public is not None:
             low, high = self.public.images.min().item(), self.public.images.max().item()
             if low < 0 or high > 1:  # normalised by the job's own loader
                 self.bounds = low, high
+
+    def public_for(self, model: nn.Module) -> PublicData | None:
+        """The public data, with labels as the loss takes them for what this model gives."""
+        if self.public is None:
+            return None
+        images, labels = self.public.images, self.public.labels
+        fitted = self.loss.seen(labels).fitted(labels, output_shape(model, images))
+        return PublicData(images, fitted)
 
 
 @dataclass
@@ -126,6 +143,8 @@ class ServerCapture:
             "epochs": int(getattr(args, "epochs", 1) or 1),
             "rounds": int(args.comm_round),
             "bounds": list(attacker.bounds),
+            "loss": attacker.loss.name,
+            "loss_assumed": attacker.loss.assumed,
             "defense": name,
             "settings": dict(agreement.settings) if agreement else {},
             "layers": list(agreement.layers) if agreement else [],
@@ -157,7 +176,7 @@ class ServerCapture:
         """Reconstruct what the captured updates give away, and say where the pictures are.
 
         It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user
-        asked for. An attack that fails is reported and does not stop the others: training is over.
+        asked for. An attack that fails is reported and does not stop the others.
 
         Args:
             only: attack the updates of this round, into a folder of its own; None for all.
@@ -167,23 +186,27 @@ class ServerCapture:
 
         """
         attacker, output = self.attacker, self.attacker.settings.output
-        if attacker.public is None:
+        public = attacker.public_for(self.model)
+        if public is None:
             raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
         chosen = [e for e in self.capture.entries() if only in (None, e[0])]
         updates = [self.capture.load(*entry) for entry in chosen[: attacker.settings.images]]
         if only is not None:
             output = output / f"round-{only:05d}"
         surrogate = self.defense.surrogate(self.model) if self.defense else None
+        outputs = output_shape(self.model, public.images)
         for name, level in attacker.trials:
-            knowledge = knowledge_of(
-                level,
-                input_shape=tuple(attacker.public.images.shape[1:]),
-                classes=attacker.classes,
-                surrogate=surrogate,
-                public=attacker.public,
-                bounds=attacker.bounds,
-            )
             try:
+                knowledge = knowledge_of(
+                    level,
+                    input_shape=tuple(public.images.shape[1:]),
+                    classes=outputs[0],
+                    output_shape=outputs,
+                    loss=attacker.loss.seen(public.labels),
+                    surrogate=surrogate,
+                    public=public,
+                    bounds=attacker.bounds,
+                )
                 with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
                     made = attack_updates(
                         attacker.attacks[name],
@@ -194,9 +217,10 @@ class ServerCapture:
                         seed=self.seed,
                         progress=partial(_advance, bar),
                     )
-            except AttackError as error:
-                click.echo(f"fedml-keylock: {name}, {level}: {error}", err=True)
-                manager().hook.on_attack_error(attack=name, error=error)
+            except Exception as error:  # a job does not end for it, whatever it is
+                refused = error if isinstance(error, AttackError) else AttackError(reason_of(error))
+                click.echo(f"fedml-keylock: {name}, {level}: not run: {refused}", err=True)
+                manager().hook.on_attack_error(attack=name, error=refused)
                 continue
             path = save_reconstruction(output, made, updates)
             costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
@@ -222,8 +246,12 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
     labels: list[Tensor] = []
     with torch.random.fork_rng(devices=[]):
         for batch in loader:
+            if not isinstance(batch, (list, tuple)) or len(batch) < 2:
+                return None
             some, which = batch[0], batch[1]
             if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
+                return None
+            if not isinstance(which, Tensor):
                 return None
             images.append(some)
             labels.append(which)
@@ -231,7 +259,7 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
                 break
     if not images:
         return None
-    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC].long())
+    return PublicData(torch.cat(images)[:_PUBLIC], torch.cat(labels)[:_PUBLIC])
 
 
 def _advance(bar: tqdm[Any], done: int, total: int) -> None:

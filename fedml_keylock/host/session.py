@@ -82,6 +82,10 @@ class Session(ABC):
         """Show FedML's dataset tuple to the rank's attacks."""
         self.observer.see_data(dataset)
 
+    def see_trainer(self, trainer: Any) -> None:
+        """Show the job's own trainer to the rank's attacks; None where FedML makes it."""
+        self.observer.see_trainer(trainer)
+
     def adopt(self, model: nn.Module) -> None:
         """Take the job's model: describe it, and in a silo protect it. Again for the same: nothing.
 

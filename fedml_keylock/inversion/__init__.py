@@ -16,6 +16,7 @@ from .decoder.network import ConvDecoder
 from .gradient_transform import Clip, Noise, Prune, Quantise, Transform
 from .knowledge import Knowledge, LocalTraining, PublicData, Secrets
 from .levels import GRANTS, LEVELS, check_known_levels
+from .loss import CROSS_ENTROPY, Loss, loss_of
 from .outputs import logits_of
 from .presets import (
     analytic,
@@ -35,6 +36,7 @@ from .unknowns.pixels import Parametrisation, Pixels
 from .unknowns.table import TableRows
 
 __all__ = [
+    "CROSS_ENTROPY",
     "GRANTS",
     "LEVELS",
     "AnalyticAttack",
@@ -48,6 +50,7 @@ __all__ = [
     "Latent",
     "LearnedAttack",
     "LocalTraining",
+    "Loss",
     "Noise",
     "Parametrisation",
     "Pixels",
@@ -73,6 +76,7 @@ __all__ = [
     "learned",
     "linear_input",
     "logits_of",
+    "loss_of",
     "squared_norm",
     "tableak",
     "total_variation",

@@ -17,7 +17,7 @@ from .base import check_level
 from .engine.layer_inputs import watch
 from .engine.observe import observe
 from .knowledge import Knowledge
-from .labels import find_labels
+from .labels import find_labels, not_recovered
 
 __all__ = ["AnalyticAttack", "linear_input"]
 
@@ -123,7 +123,9 @@ class AnalyticAttack:
         observation = observe(updates, model, knowledge)
         name = _first_linear(observation.model, knowledge)
         weight, bias = (observation.targets[under(name, part)] for part in ("weight", "bias"))
-        labels = find_labels(observation.model, observation.targets, knowledge).to(weight.device)
+        labels = torch.full((len(weight), 1), -1)  # where the loss hides them, and not the input
+        if knowledge.labels is not None or not_recovered(knowledge) is None:
+            labels = find_labels(observation.model, observation.targets, knowledge)
         found = linear_input(weight, bias)
         rest = weight - bias[..., None] * found[:, None]
         cost = rest.square().sum((1, 2)) / weight.square().sum((1, 2)).clamp(
@@ -133,7 +135,7 @@ class AnalyticAttack:
             progress(1, 1)
         return Reconstruction(
             images=found.view(-1, 1, *knowledge.input_shape).clamp(*knowledge.bounds),
-            labels=labels,
+            labels=labels.to(weight.device),
             cost=cost,
             history=cost[None],
             diverged=torch.zeros(len(found), dtype=torch.long, device=found.device),

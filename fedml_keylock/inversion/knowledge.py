@@ -15,6 +15,7 @@ from ..settings import Count, NotNegative, Share, checked
 from ..types import UpdateTransform
 from .gradient_transform import Transform
 from .levels import GRANTS, check_known_levels
+from .loss import CROSS_ENTROPY, Loss
 
 __all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets", "Statistics"]
 
@@ -72,7 +73,7 @@ class PublicData:
 
     Attributes:
         images: ``(m, *input_shape)``, within the bounds.
-        labels: ``(m,)`` integers.
+        labels: ``(m, ...)``: integers ``(m,)``, or whatever the job's loss takes for targets.
 
     Raises:
         ConfigError: shapes or types do not fit one another.
@@ -87,18 +88,18 @@ class PublicData:
     labels: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.images) == 0 or self.labels.shape != self.images.shape[:1]:
+        if len(self.images) == 0 or self.labels.shape[:1] != self.images.shape[:1]:
             raise ConfigError(
                 f"public data are images and a label for each, not {tuple(self.images.shape)} and "
                 f"{tuple(self.labels.shape)}"
             )
-        if self.labels.is_floating_point() or not self.images.is_floating_point():
-            raise ConfigError("public data are floating-point images with integer labels")
+        if not self.images.is_floating_point():
+            raise ConfigError("public data are floating-point images")
 
 
 @checked
 class LocalTraining:
-    """How a silo trained between what it got and what it sent: SGD with mean cross entropy.
+    """How a silo trained between what it got and what it sent: SGD on the job's loss.
 
     The learning rate is the update's own. What is private is held fixed meanwhile.
 
@@ -147,9 +148,13 @@ class Knowledge:
             ``simulating`` trains on public data and simulated locks. ``oracle`` is given what is
             private.
         input_shape: of one image, ``(c, h, w)``, or of one row of a table, ``(features,)``.
-        classes: how many classes the model tells apart.
+        classes: how many classes the model tells apart; or, of a loss without classes, how many
+            outputs it has.
         batch: images in each update, n.
-        labels: ``(u, n)`` integer labels if they are known; otherwise the attack finds them.
+        labels: ``(u, n)`` integer labels, or ``(u, n, ...)`` of what else the loss takes for
+            targets, if they are known; otherwise the attack finds them.
+        loss: what the silo minimised.
+        output_shape: what the model gives for one image; None: ``(classes,)``.
         bounds: least and greatest pixel value, in the units that the model is fed.
         secrets: what the update does not hold; None if the attacker's model has nothing private.
         statistics: for ``statistics``, and for ``oracle`` if it wants them: name of a BatchNorm
@@ -174,7 +179,7 @@ class Knowledge:
 
     level: str
     input_shape: tuple[Count, ...]
-    classes: Annotated[int, Field(ge=2)]
+    classes: Annotated[int, Field(ge=1)]
     batch: Count = 1
     labels: Tensor | None = field(default=None, repr=False)
     bounds: tuple[float, float] = (0.0, 1.0)
@@ -185,9 +190,13 @@ class Knowledge:
     norms: Literal["train", "eval"] = "train"
     transforms: tuple[Transform, ...] = ()
     update_transform: UpdateTransform | None = None
+    loss: Loss = CROSS_ENTROPY
+    output_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_known_levels([self.level])
+        if self.loss.targets == "classes" and self.classes < 2:
+            raise ConfigError(f"{self.loss.name} tells 2 classes or more apart, not {self.classes}")
         if len(self.input_shape) not in (1, 3):
             raise ConfigError(
                 f"input_shape must be (c, h, w) or (features,), not {tuple(self.input_shape)}"
@@ -199,9 +208,18 @@ class Knowledge:
         self._check_statistics()
         self._check_public()
 
+    @property
+    def outputs(self) -> tuple[int, ...]:
+        """What the model gives for one image."""
+        return self.output_shape or (self.classes,)
+
     def _check_labels(self) -> None:
         labels = self.labels
         if labels is None:
+            return
+        if labels.ndim >= 2 and labels.shape[1] == self.batch:
+            self.loss.fitted(labels.flatten(0, 1), self.outputs)  # or it says that they do not fit
+        if self.loss.targets != "classes" or labels.ndim > 2:
             return
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise AttackError(f"labels must be integers, not {labels.dtype}")
@@ -257,5 +275,8 @@ class Knowledge:
         shape = tuple(self.public.images.shape[1:])
         if shape != tuple(self.input_shape):
             raise AttackError(f"public images are {shape}, the silos' {tuple(self.input_shape)}")
-        if not 0 <= int(self.public.labels.min()) <= int(self.public.labels.max()) < self.classes:
+        labels = self.public.labels
+        if labels.is_floating_point() or labels.ndim > 1:
+            raise AttackError("an attacker who simulates needs public images of one class each")
+        if not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
             raise AttackError(f"public labels must lie in 0 to {self.classes - 1}")

@@ -51,8 +51,10 @@ from fedml_keylock.host.launch import find_mpiexec
 from fedml_keylock.inversion import (
     LocalTraining,
     PublicData,
+    dlg,
     gradinversion,
     inverting_gradients,
+    loss_of,
     tableak,
 )
 from fedml_keylock.locks import Vault
@@ -605,6 +607,80 @@ def invoke(*words, output=None):
 
 
 QUICK = ("--set", "inverting_gradients.steps=3", "--workers", "1")
+SEARCHED = ("--set", "inverting_gradients.labels=optimise")
+
+
+@pytest.mark.parametrize(
+    ("named", "report", "said"),
+    [
+        ((), "CrossEntropyLoss(), assumed", 1),
+        (("--loss", "BCEWithLogitsLoss"), "BCEWithLogitsLoss()", 0),
+    ],
+)
+def test_an_audit_says_which_loss_was_attacked(named, report, said, folder, tmp_path):
+    words = ("--model", f"{__name__}:LeNet", "--data", folder, *QUICK, *SEARCHED, *named)
+    result = invoke(*words, "--defense", "none", "--images", 2, output=tmp_path)
+    assert result.exit_code == 0, result.output
+    line = "fedml-keylock: --loss: CrossEntropyLoss() is assumed\n"
+    assert (result.stderr.count(line), result.stderr.count("assumed")) == (said, said)
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["job"]["loss"] == report
+    # what marks are is no matter of right and wrong labels
+    labels = [row["label_accuracy"] for row in found["leakage"] if row["knowledge"] == "none"]
+    assert [label is None for label in labels] == [bool(named)]
+
+
+def test_labels_that_are_not_read_off_are_refused_with_the_remedy(folder, tmp_path):
+    words = ("--model", f"{__name__}:LeNet", "--data", folder, *QUICK, "--defense", "none")
+    for loss, reason in (
+        ("BCEWithLogitsLoss", "cross entropy; set labels: optimise"),
+        ("MSELoss", "takes no targets"),
+    ):
+        result = invoke(*words, "--loss", loss, output=tmp_path)
+        assert result.exit_code == 1
+        assert reason in result.stderr
+
+
+def test_controls_are_trained_with_the_silos_loss(digits):
+    """Or what the lock seems to hide would be another loss."""
+    loss, marks = loss_of("BCEWithLogitsLoss", where="loss"), torch.eye(10)[:1]
+    defense = keylock(PAPER)
+    protection = Protection("keylock:paper:all", defense.surrogate(net()), partial(_fresh, defense))
+    subject = probe(net(), digits[0][:1], marks, protection=protection, loss=loss)
+    (made,) = undefended(subject)
+    wanted = train_update(net(), digits[0][:1], marks, learning_rate=0.1, loss=loss)
+    assert all(torch.allclose(made.after[name], value) for name, value in wanted.after.items())
+    assert tasks_of(subject, {"dlg": dlg(steps=1)}, ["adaptive"])[0].knowledge().loss is loss
+
+
+@pytest.mark.parametrize(
+    ("kept", "found", "assumed"),
+    [
+        ({"loss": "BCEWithLogitsLoss()", "loss_assumed": False}, "BCEWithLogitsLoss()", False),
+        ({"loss": "CrossEntropyLoss()", "loss_assumed": True}, "CrossEntropyLoss()", True),
+        ({}, "CrossEntropyLoss()", True),
+        ({"loss": "the trainer's loss_fn, Smooth", "loss_assumed": False}, None, False),
+    ],
+)
+def test_a_captures_loss_is_the_jobs(digits, tmp_path, kept, found, assumed):
+    """And the undefended twin is trained with it."""
+    meta = {"learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1}
+    capture = Capture.create(tmp_path / "capture", meta | kept)
+    images, marks = digits[0][:1], torch.eye(10)[:1]
+    loss = loss_of(found or "BCEWithLogitsLoss", where="loss")
+    labels = digits[1][:1] if loss.targets == "classes" else marks
+    capture.add(train_update(net(), images, labels, learning_rate=0.1, loss=loss))
+    save_truth(tmp_path / "truth", {(0, 0): (images, labels)})
+    given = dict.fromkeys((field.name for field in fields(Request)), None)
+    given |= {"capture": capture.folder, "truth": tmp_path / "truth", "images": 1}
+    request = Request(**given | {"builder": f"{__name__}:LeNet"})
+    if found is None:
+        with pytest.raises(ConfigError, match="job minimised the trainer's loss_fn, Smooth: name"):
+            captured(request)
+        return
+    subject = captured(request).subjects
+    assert (subject.loss.name, subject.loss.assumed) == (found, assumed)
+    assert torch.equal(subject.labels, labels[None])
 
 
 def of_job(job, *options):

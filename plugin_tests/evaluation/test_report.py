@@ -405,7 +405,7 @@ def test_the_json_has_the_schema_and_is_strict(tmp_path):
     names = " ".join(stored["leakage"][0])
     assert names == (
         "attack knowledge defense round stage images seeds ssim_aligned ssim psnr_aligned psnr "
-        "label_accuracy lpips_aligned lpips mine cost"
+        "label_accuracy lpips_aligned lpips mine cost worst"
     )
     assert stored["leakage"][0]["ssim_aligned"] == of(0.9)
     assert stored["leakage"][0]["ssim"] is None

@@ -37,6 +37,22 @@ def test_what_is_no_defense_that_fedml_can_run_is_refused(changes, words):
     assert all(word in str(caught.value) for word in words)
 
 
+@pytest.mark.parametrize("lock", [{"lock": "paper"}, {"lock": "rotated"}, {"lock": "sealed"}])
+def test_fedml_does_not_assess_the_contributions_of_locked_silos(lock):
+    asked = {"enable_contribution": True, "contribution_alg": "LOO"}
+    with pytest.raises(ConfigError) as caught:
+        session_of(arguments(keylock=lock, **asked))
+    assert str(caught.value) == (
+        "enable_contribution: FedML assesses silos (LOO) by testing single silos' models on its "
+        "server, which defense_type: keylock keeps from it; leave it out"
+    )
+    # the algorithm alone is not run, and without a lock there is nothing to keep
+    for fine in ({"contribution_alg": "LOO"}, {"enable_contribution": False}):
+        assert session_of(arguments(keylock=lock, **fine)) is not None
+    inversion = {"enable_attack": True, "attack_type": "gradient_inversion"}
+    assert session_of(arguments(enable_defense=False, keylock=None, **inversion, **asked))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

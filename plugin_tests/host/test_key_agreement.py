@@ -157,7 +157,6 @@ ATTACKED = {"enable_attack": True, "attack_type": "byzantine"}
         (CLIPPED, "dp_solution_type: cdp clips and adds noise on the server"),
         (ATTACKED, "attack_type: byzantine changes"),
         (ATTACKED | {"attack_type": "model_replacement"}, "changes single updates"),
-        ({"enable_contribution": True}, "enable_contribution: FedML assesses silos by testing"),
         (CLIPPED | {"dp_solution_type": "ldp"}, None),
         (CLIPPED | {"enable_dp": False}, None),
         (ATTACKED | {"attack_type": "label_flipping"}, None),

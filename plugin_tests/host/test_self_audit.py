@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedml_keylock.errors import ConfigError, UpdateRefused
@@ -21,21 +23,24 @@ DATA = [(torch.rand(2, 1, 12, 12), torch.tensor([0, 1]))]
 
 def net():
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Sigmoid(), nn.Flatten(), nn.Linear(200, 3))
 
 
-def audited(folder, *, steps=3, rate=0.1, rounds=(0,), data=DATA, **settings):
-    """A silo's first round, attacked by a search that takes so many steps."""
-    attacks = {"inverting_gradients": {"steps": steps, "restarts": 1, "learning_rate": rate}}
-    section = InversionSettings(
-        side="silo", images=1, attacks=attacks, rounds=rounds, output=folder, **settings
-    )
+SEARCH = {"inverting_gradients": {"steps": 3, "restarts": 1, "learning_rate": 0.1}}
+
+
+def audited(folder, *, rounds=(0,), data=DATA, trainer=None, model=net, **settings):
+    """A silo's first round, attacked by a search of three steps."""
+    settings = {"images": 1, "attacks": SEARCH} | settings
+    section = InversionSettings(side="silo", rounds=rounds, output=folder, **settings)
     attacker = Attacker.begin(section, rounds=3, defended=False)
-    attacker.see_data(data, classes=3)
+    attacker.see_trainer(SimpleNamespace(rank=1), trainer)
+    attacker.see_data(data)
     args = SimpleNamespace(comm_round=3, learning_rate=0.1, epochs=1, batch_size=2)
     told = []
-    audit = SelfAudit(attacker, args, net(), None)
-    audit.round_begins(SiloRound(1, 0, "silo 1", told.append), net(), data)
+    audit = SelfAudit(attacker, args, model(), None)
+    audit.round_begins(SiloRound(1, 0, "silo 1", told.append), model(), data)
     return told
 
 
@@ -102,3 +107,102 @@ def test_what_a_silo_trains_on_is_the_same_beside_an_audit(tmp_path):
             audited(tmp_path, data=loader)
         drawn.append(torch.cat([images for images, _ in loader]))
     assert torch.equal(*drawn)
+
+
+def once(outputs, targets):
+    """A loss that can be minimised, and has no second derivative: no attack that searches runs."""
+    return Once.apply(outputs, targets)
+
+
+class Once(Function):
+    @staticmethod
+    def forward(ctx, outputs, targets):
+        ctx.save_for_backward(outputs)
+        return outputs.square().mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (outputs,) = ctx.saved_tensors
+        return gradient * 2 * outputs / outputs.numel(), None
+
+
+def report_of(folder):
+    return json.loads((folder / "silo-1" / "round-00000" / "report.json").read_text())
+
+
+def uncopied():
+    """A net that cannot be copied: weight norm in torch's old form."""
+    model = net()
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[0])
+    return model
+
+
+SEARCHED = {"inverting_gradients": SEARCH["inverting_gradients"] | {"labels": "optimise"}}
+FAILING = {
+    "an error of torch in every attack": (
+        {"loss": f"{__name__}:once", "attacks": SEARCHED},
+        "inverting_gradients: RuntimeError: ",
+    ),
+    "an error of torch outside of them": ({"model": uncopied}, "RuntimeError: Only Tensors"),
+    "no update can be made": ({"loss": "MSELoss"}, "MSELoss() takes no targets (2,) for"),
+    "labels are not read off": (
+        {"loss": "BCEWithLogitsLoss"},
+        "inverting_gradients: BCEWithLogitsLoss(): labels are read off the gradient of cross",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "reason"), FAILING.values(), ids=FAILING)
+def test_an_attack_that_fails_is_a_line_and_ends_no_job(settings, reason, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert audited(tmp_path, **settings) == []
+    (line,) = caplog.messages
+    assert line.startswith(f"silo 1: its update cannot be audited: {reason}")
+    assert "\n" not in line
+    assert report_of(tmp_path)["job"]["not run"] in line
+    with pytest.raises(UpdateRefused, match=r"^silo 1: it cannot be audited: "):
+        audited(tmp_path, abort_above={"ssim_aligned": 1}, **settings)
+
+
+def test_one_attack_of_two_that_fails_is_a_row_and_too_little_where_there_is_a_limit(
+    tmp_path, caplog
+):
+    both = SEARCH | {"analytic": {}}  # for models whose first layer is linear
+    with caplog.at_level(logging.WARNING):
+        assert len(audited(tmp_path, attacks=both)) == 1
+    reason = "the model's first layer, 0 (Conv2d), is not linear: use another attack"
+    assert caplog.messages == [f"silo 1: none, analytic: not run: {reason}"]
+    assert report_of(tmp_path)["job"]["not run"] == {"none, analytic": reason}
+    with pytest.raises(UpdateRefused, match="cannot be audited: none, analytic: the model's first"):
+        audited(tmp_path, attacks=both, abort_above={"ssim_aligned": 1})
+
+
+def test_a_limit_is_on_the_worst_picture(tmp_path):
+    pictures = torch.rand(4, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    data = [(pictures, torch.tensor([0, 1, 2, 0]))]
+    (told,) = audited(tmp_path, data=data, images=4)
+    (row,) = [row for row in report_of(tmp_path)["leakage"] if row["worst"]]
+    worst, mean = row["worst"]["ssim_aligned"], row["ssim_aligned"]["mean"]
+    assert worst["score"] > mean + 0.01
+    assert told["keylock/silo_1/ssim_aligned"] == pytest.approx(worst["score"], abs=1e-4)
+    between = (worst["score"] + mean) / 2
+    where = f"ssim_aligned {worst['score']:.2f} of picture {worst['picture']}, by inverting_gradi"
+    with pytest.raises(UpdateRefused, match=where):
+        audited(tmp_path, data=data, images=4, abort_above={"ssim_aligned": between})
+    above = worst["score"] + 0.01
+    assert audited(tmp_path, data=data, images=4, abort_above={"ssim_aligned": above})
+
+
+def test_the_trainers_loss_is_attacked_and_the_report_names_it(tmp_path):
+    marks = [(DATA[0][0], torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]))]
+    attacks = {"dlg": {"steps": 8, "restarts": 2}}
+    trainer = SimpleNamespace(criterion=nn.BCEWithLogitsLoss())
+    audited(tmp_path, data=marks, attacks=attacks, trainer=trainer)
+    report = report_of(tmp_path)
+    assert report["job"]["loss"] == "BCEWithLogitsLoss()"
+    (row,) = [row for row in report["leakage"] if row["attack"] == "dlg"]
+    assert row["label_accuracy"] is None
+    assert row["cost"]["mean"] < 1e-3  # it explains the update
+    audited(tmp_path, trainer=SimpleNamespace())
+    assert report_of(tmp_path)["job"]["loss"] == "CrossEntropyLoss(), assumed"

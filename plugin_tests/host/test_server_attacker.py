@@ -20,7 +20,7 @@ def seen(images, **settings):
     section = InversionSettings(attacks=["inverting_gradients"], **settings)
     attacker = Attacker.begin(section, rounds=3, defended=True)
     labels = torch.zeros(len(images), dtype=torch.long)
-    attacker.see_data(zip(images.split(50), labels.split(50), strict=True), classes=10)
+    attacker.see_data(zip(images.split(50), labels.split(50), strict=True))
     return attacker
 
 
@@ -44,7 +44,7 @@ def test_only_a_simulating_attacker_keeps_more_of_the_data():
     assert len(seen(IMAGES).public.images) == 100
     section = InversionSettings(attacks=["learned"], knowledge=("simulating",))
     attacker = Attacker.begin(section, rounds=3, defended=True)
-    attacker.see_data([(IMAGES, torch.zeros(300, dtype=torch.long))], classes=10)
+    attacker.see_data([(IMAGES, torch.zeros(300, dtype=torch.long))])
     assert len(attacker.public.images) == 300
 
 

@@ -106,8 +106,11 @@ def test_peers_and_public_data_are_whole():
         Secrets(NAMES, draw=draw, peers={"lock1.gamma": torch.ones(1, 12)})
     with pytest.raises(ConfigError, match="a label for each"):
         PublicData(torch.zeros(2, 1, 8, 8), torch.zeros(3).long())
-    with pytest.raises(ConfigError, match="integer labels"):
-        PublicData(torch.zeros(2, 1, 8, 8), torch.zeros(2))
+    with pytest.raises(ConfigError, match="floating-point images"):
+        PublicData(torch.zeros(2, 1, 8, 8).long(), torch.zeros(2))
+    values = PublicData(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
+    with pytest.raises(AttackError, match="simulates needs public images of one class each"):
+        Knowledge("simulating", input_shape=(1, 8, 8), classes=3, public=values)
 
 
 def locked(lenet, gamma, beta):

@@ -43,6 +43,29 @@ def run_example(tmp_path):
     return run
 
 
+ONCE = """
+from torch.autograd import Function
+
+
+def loss(outputs, targets):
+    return Once.apply(outputs)
+
+
+class Once(Function):
+    # it can be minimised, and has no second derivative: no attack that searches can be run
+
+    @staticmethod
+    def forward(ctx, outputs):
+        ctx.save_for_backward(outputs)
+        return outputs.square().mean()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (outputs,) = ctx.saved_tensors
+        return gradient * 2 * outputs / outputs.numel()
+"""
+
+
 def reports(job):
     """What each silo found of itself: (silo, round) to its report."""
     found = (job.folder / "leakage").glob("silo-*/round-*/report.json")
@@ -138,3 +161,34 @@ def test_a_server_attacks_inline(run_example):
     # the first round was attacked before the second was trained
     said = job.output.index("round-00000/inverting_gradients-adaptive")
     assert said < job.output.index("receive_message. msg_type = 2")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [{"side": "silo"}, {"when": "inline"}], ids=["silo", "server"])
+def test_attacks_that_fail_end_no_job(run_example, tmp_path, settings):
+    (tmp_path / "once.py").write_text(ONCE)
+    attacks = {"inverting_gradients": SEARCH | {"labels": "optimise"}}
+    job = run_example(keylock=None, loss="once:loss", attacks=attacks, images=1, **settings)
+    assert job.status == 0, job.output[-3000:]
+    if settings == {"side": "silo"}:
+        found = reports(job)
+        assert set(found) == {(silo, index) for silo in (0, 1) for index in (0, 1)}
+        for report in found.values():
+            assert report["leakage"] == []
+            assert report["job"]["not run"].startswith("inverting_gradients: RuntimeError: ")
+    else:
+        lines = [line for line in job.output.splitlines() if "not run: RuntimeError: " in line]
+        assert len(lines) == 2  # a round each
+        assert (job.folder / "leakage" / "capture" / "final.safetensors").exists()
+
+
+@pytest.mark.long
+def test_attacks_that_fail_end_a_job_that_sets_a_limit(run_example, tmp_path):
+    (tmp_path / "once.py").write_text(ONCE)
+    attacks = {"inverting_gradients": SEARCH | {"labels": "optimise"}}
+    limit = {"abort_above": {"ssim_aligned": 0.9}}
+    job = run_example(keylock={}, loss="once:loss", side="silo", attacks=attacks, images=1, **limit)
+    assert job.status != 0
+    for line in job.ours:
+        assert "it cannot be audited: inverting_gradients: RuntimeError: " in line
+    assert "Traceback" not in job.output

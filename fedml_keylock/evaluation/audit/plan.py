@@ -272,6 +272,8 @@ def _task(
             "batch": subject.batch,
             "bounds": subject.bounds,
             "training": subject.training,
+            "loss": subject.loss,
+            "output_shape": subject.output_shape or None,
             "statistics": statistics,
             "public": subject.public if "public data" in grants else None,
         },

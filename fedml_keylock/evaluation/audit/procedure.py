@@ -105,7 +105,8 @@ def audit(
     rows, lost = _rows(shown, results, metrics)
     facts = {
         **(job or {}),
-        "images": runs[0].labels.numel(),
+        "images": runs[0].images.shape[:2].numel(),
+        "loss": str(runs[0].loss),
         "seeds": len(runs),
         "controls": _controls(runs[0], tuple(parts)),
         "seconds": round(time.monotonic() - began),
@@ -177,7 +178,7 @@ def _rows(
         chosen = torch.tensor([one == stage for one in subject.stages])
         places = [subject.updates[row].round for row in chosen.nonzero().flatten().tolist()]
         place = min(places) if stage == "untrained" else max(places)
-        truth, labels = subject.images[chosen].flatten(0, 1), subject.labels[chosen].flatten()
+        truth, labels = subject.images[chosen].flatten(0, 1), subject.labels[chosen].flatten(0, 1)
         rows += baselines(truth, labels, subject.public, metrics, stage=stage, round_index=place)
         for trial, ones in scored.items():
             row = row_of(trial, ones, chosen, stage=stage, round_index=place)

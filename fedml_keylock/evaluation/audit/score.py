@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...inversion import PublicData
 from ..interval import mean_interval
-from ..leakage import BASELINE, NEAREST, LeakageRow
+from ..leakage import BASELINE, NEAREST, LeakageRow, Worst
 from ..matching import match
 from ..metrics import psnr, psnr_aligned, ssim, ssim_aligned
 from .plan import Trial
@@ -36,7 +36,7 @@ class Scored:
     NaN where every restart diverged, and where a metric says nothing of an image.
 
     Attributes:
-        metrics: name to ``(u, n)``.
+        metrics: name to ``(u, n)``; labels among it where each image has one class.
         cost: ``(u,)``.
 
     """
@@ -73,13 +73,14 @@ def matched(result: Result, truth: Tensor) -> Tensor:
 def score(
     result: Result, truth: Tensor, labels: Tensor, metrics: Mapping[str, Metric] = METRICS
 ) -> Scored:
-    """Every metric of every image. The truth is ``(u, n, c, h, w)``, the labels are ``(u, n)``."""
+    """Every metric of every image: of a truth ``(u, n, c, h, w)`` with labels ``(u, n, ...)``."""
     images = matched(result, truth).flatten(0, 1)
     lost = ~result.cost.isfinite()
     values = {name: metric(images, truth.flatten(0, 1)) for name, metric in metrics.items()}
-    values["label_accuracy"] = _labels_found(result.labels, labels).flatten()
+    if labels.ndim == 2 and not labels.is_floating_point():
+        values["label_accuracy"] = _labels_found(result.labels, labels).flatten()
     made = {
-        name: value.float().reshape(labels.shape).masked_fill(lost[:, None], torch.nan)
+        name: value.float().reshape(labels.shape[:2]).masked_fill(lost[:, None], torch.nan)
         for name, value in values.items()
     }
     return Scored(made, torch.where(lost, torch.nan, result.cost.float()))
@@ -93,22 +94,27 @@ def row_of(
     There is a run for each seed. The chosen updates, ``(u,)`` booleans, are of that stage and
     round. None if every restart of every update diverged: that is no defense's merit.
     """
-    found = {
+    every = {
         name: _over_runs([run.metrics[name][chosen].flatten() for run in runs])
         for name in runs[0].metrics
     }
+    found = {name: values[~values.isnan()] for name, values in every.items()}
     if not all(map(len, found.values())):
         return None
+    cost = _over_runs([run.cost[chosen] for run in runs])
+    shape = next(iter(runs[0].metrics.values())).shape
+    places = torch.arange(shape.numel()).view(shape)[chosen].flatten()
     return LeakageRow(
         attack=trial.attack,
         knowledge=trial.shown,
         defense=trial.variant,
         round=round_index,
         stage=stage,
-        images=len(found["label_accuracy"]),
+        images=len(next(iter(found.values()))),
         metrics={name: mean_interval(values) for name, values in found.items()},
-        cost=mean_interval(_over_runs([run.cost[chosen] for run in runs])),
+        cost=mean_interval(cost[~cost.isnan()]),
         seeds=len(runs),
+        worst={name: _worst(name, values, places) for name, values in every.items()},
     )
 
 
@@ -123,8 +129,9 @@ def baselines(
 ) -> Iterator[LeakageRow]:
     """What images of the same kind give without any gradient: a score means nothing below this.
 
-    The truth is ``(m, c, h, w)`` with labels ``(m,)``. Without public data of the same kind, the
-    other images of the truth stand in for each. Stage and round are for the rows.
+    The truth is ``(m, c, h, w)`` with labels ``(m, ...)``; of classes there is a mean each. Without
+    public data of the same kind, the other images of the truth stand in for each. Stage and round
+    are for the rows.
     """
     guesses: dict[str, list[Tensor]] = {}
     for index, (image, label) in enumerate(zip(truth, labels, strict=True)):
@@ -135,12 +142,13 @@ def baselines(
             images, of = public.images, public.labels
         if not len(images):
             return
-        alike = images[of == label]
         mean = images.mean(0)
         guesses.setdefault("mean image", []).append(mean)
-        guesses.setdefault("mean image of the class", []).append(
-            alike.mean(0) if len(alike) else mean
-        )
+        if of.ndim == labels.ndim == 1 and not labels.is_floating_point():
+            alike = images[of == label]
+            guesses.setdefault("mean image of the class", []).append(
+                alike.mean(0) if len(alike) else mean
+            )
         some = images[:MOST_PUBLIC]
         near = ssim_aligned(some, image.expand_as(some)).argmax()
         guesses.setdefault(NEAREST, []).append(some[near])
@@ -171,6 +179,13 @@ def _labels_found(found: Tensor, labels: Tensor) -> Tensor:
 
 
 def _over_runs(values: Sequence[Tensor]) -> Tensor:
-    """The mean over the runs in which there is a value; without those that never have one."""
-    means = torch.stack([value.float() for value in values]).nanmean(0)
-    return means[~means.isnan()]
+    """The mean over the runs in which there is a value; NaN where there never is one."""
+    return torch.stack([value.float() for value in values]).nanmean(0)
+
+
+def _worst(metric: str, values: Tensor, places: Tensor) -> Worst:
+    """The value that gives most away, and the place of its picture."""
+    # of LPIPS, a distance, the least
+    sign = -1 if metric.startswith("lpips") else 1
+    best = (sign * values).nan_to_num(-torch.inf).argmax()
+    return {"score": float(values[best]), "picture": int(places[best])}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...inversion import LocalTraining, PublicData
+from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData
 from ...types import ClientUpdate, Surrogate, UpdateTransform
 from ..contrast import of_one_colour
 
@@ -47,9 +47,9 @@ class Subject:
     Attributes:
         updates: u of them.
         images: ``(u, n, c, h, w)`` within the bounds.
-        labels: ``(u, n)`` integers.
+        labels: ``(u, n)`` integers, or ``(u, n, ...)`` of what else the loss takes for targets.
         model: the public one, unprotected.
-        classes: how many it tells apart.
+        classes: how many it tells apart, or how many outputs it has.
         defense: "none", or its name and settings, "keylock:paper:all".
         surrogate: the defended model as an attacker knows it; None without a defense.
         secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
@@ -62,6 +62,8 @@ class Subject:
         bounds: least and greatest pixel value, as the model is fed them. Anybody knows them.
         rebuild: makes model and surrogate in another process, which a surrogate cannot be sent to:
             needed only by MPI's ranks. It is pickled by its name, such as a ``functools.partial``.
+        loss: what the silos minimised.
+        output_shape: what the model gives for one image; empty: ``(classes,)``.
 
     Raises:
         AttackError: the parts do not fit together.
@@ -82,21 +84,24 @@ class Subject:
     plain: Mapping[str, Tensor] | None = field(default=None, repr=False)
     bounds: tuple[float, float] = (0.0, 1.0)
     rebuild: Rebuild | None = None
+    loss: Loss = CROSS_ENTROPY
+    output_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.updates)
         if not count:
             raise AttackError("there is no update to audit")
-        if self.images.ndim != 5 or self.labels.shape != self.images.shape[:2]:
+        if self.images.ndim != 5 or self.labels.shape[:2] != self.images.shape[:2]:
             raise AttackError(
                 f"the truth is {tuple(self.images.shape)} with labels {tuple(self.labels.shape)}, "
-                "not (updates, n, c, h, w) and (updates, n)"
+                "not (updates, n, c, h, w) and (updates, n, ...)"
             )
         if len(self.images) != count or len(self.stages) not in (0, count):
             raise AttackError(f"{count} updates, and the truth of {len(self.images)}")
-        check_labels(self.labels, self.classes)
-        if self.public is not None:
-            check_labels(self.public.labels, self.classes, whose="public labels")
+        if self.has_classes:
+            check_labels(self.labels, self.classes)
+            if self.public is not None:
+                check_labels(self.public.labels, self.classes, whose="public labels")
         if bool(of_one_colour(self.scaled(self.images)).all()):
             raise AttackError(
                 "every picture is of one colour, of which any reconstruction is right once its "
@@ -119,6 +124,11 @@ class Subject:
     def update_transform(self) -> UpdateTransform | None:
         """Of a defense that changes what is sent, and not what is computed."""
         return None if self.surrogate is None else self.surrogate.update_transform
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether each image has one class, which an attacker finds or not."""
+        return self.labels.ndim == 2 and not self.labels.is_floating_point()
 
     @property
     def batch(self) -> int:

@@ -7,16 +7,15 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from ...errors import AttackError, first_line
-from ...inversion import LocalTraining, PublicData, logits_of
+from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData, logits_of
 from ...inversion.outputs import described
 from ...tensors import copied, copy_of, one_thread
 from ...types import ClientUpdate
 from .subject import Protection, Subject, check_labels
 
-__all__ = ["count_classes", "probe", "train_update"]
+__all__ = ["output_shape", "probe", "train_update"]
 
 
 def train_update(
@@ -26,6 +25,7 @@ def train_update(
     *,
     learning_rate: float,
     training: LocalTraining | None = None,
+    loss: Loss = CROSS_ENTROPY,
     private: Collection[str] = (),
     silo: int = 0,
     round_index: int = 0,
@@ -35,9 +35,10 @@ def train_update(
     Args:
         model: is not changed.
         images: ``(n, c, h, w)``.
-        labels: ``(n,)``.
+        labels: ``(n, ...)``, as the loss takes them.
         learning_rate: of SGD.
         training: of the round; None for one plain step on all the images.
+        loss: that it minimises.
         private: names in the model's state that are not sent.
         silo: whose the update is said to be.
         round_index: of which round.
@@ -69,7 +70,7 @@ def train_update(
                 step = slice(start, start + how.batch_size)
                 optimizer.zero_grad()
                 try:
-                    cross_entropy(logits_of(copy(images[step])), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
+                    loss(logits_of(copy(images[step])), labels[step]).backward()  # type: ignore[no-untyped-call]  # torch
                 except AttackError:
                     raise
                 except Exception as error:  # whatever the model raises
@@ -90,6 +91,7 @@ def probe(
     bounds: tuple[float, float] = (0.0, 1.0),
     learning_rate: float = 0.1,
     training: LocalTraining | None = None,
+    loss: Loss = CROSS_ENTROPY,
     stage: str = "untrained",
     seed: int = 0,
 ) -> Subject:
@@ -101,13 +103,14 @@ def probe(
     Args:
         model: with the weights that the server would send. It is not changed.
         images: ``(m, c, h, w)`` within the bounds.
-        labels: ``(m,)``.
+        labels: ``(m, ...)``, as the data have them.
         protection: the defense; None for none.
         public: data of the same kind.
         batch: images a silo; what is left over is left out.
         bounds: see `Subject`.
         learning_rate: of the silos' SGD.
         training: see `Subject`.
+        loss: that the silos minimise.
         stage: of the model's weights: "untrained" or "trained".
         seed: of the locks.
 
@@ -123,10 +126,13 @@ def probe(
     count = len(images) // batch
     if not count:
         raise AttackError(f"{len(images)} images are not enough for one update of {batch}")
-    classes = count_classes(model, images)
-    check_labels(labels, classes)
+    outputs = output_shape(model, images)
+    loss = loss.seen(labels)
+    labels = loss.fitted(labels, outputs)
+    if loss.targets == "classes" and labels.ndim == 1:
+        check_labels(labels, outputs[0])
     shown = images[: count * batch].reshape(count, batch, *images.shape[1:])
-    marks = labels[: count * batch].reshape(count, batch)
+    marks = labels[: count * batch].reshape(count, batch, *labels.shape[1:])
     updates: list[ClientUpdate] = []
     secrets: list[Mapping[str, Tensor]] = []
     for index in range(count):
@@ -137,6 +143,7 @@ def probe(
             marks[index],
             learning_rate=learning_rate,
             training=training,
+            loss=loss,
             private=private,
             silo=index,
         )
@@ -150,7 +157,7 @@ def probe(
         images=shown,
         labels=marks,
         model=model,
-        classes=classes,
+        classes=outputs[0],
         defense=protection.name if protection else "none",
         surrogate=protection.surrogate if protection else None,
         secrets={n: torch.stack([s[n] for s in secrets]) for n in secrets[0]} or None,
@@ -159,17 +166,19 @@ def probe(
         training=training,
         plain=model.state_dict(),
         bounds=bounds,
+        loss=loss,
+        output_shape=outputs,
     )
 
 
-def count_classes(model: nn.Module, images: Tensor) -> int:
-    """How many classes a model tells apart, from what it says of an image.
+def output_shape(model: nn.Module, images: Tensor) -> tuple[int, ...]:
+    """What a model gives for one image: its classes, and more where each pixel has one.
 
-    An AttackError where it takes no such image, or says something else.
+    An AttackError where it takes no such image, or gives something else.
 
     Example:
-        >>> count_classes(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
-        3
+        >>> output_shape(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
+        (3,)
 
     """
     try:
@@ -178,9 +187,9 @@ def count_classes(model: nn.Module, images: Tensor) -> int:
     except Exception as error:  # whatever the model raises
         raise _unfit(images, error) from None
     scores = logits_of(made)
-    if scores.ndim != 2:
-        raise AttackError(f"the model gives {described(made)}, and no (n, classes) scores")
-    return scores.shape[1]
+    if scores.ndim < 2 or len(scores) != 1:
+        raise AttackError(f"the model gives {described(made)}, and no (n, outputs) scores")
+    return tuple(scores.shape[1:])
 
 
 def _public(model: nn.Module, private: Collection[str]) -> Mapping[str, Tensor]:

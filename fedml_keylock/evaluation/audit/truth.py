@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...files import replacing
-from ...inversion import LocalTraining, PublicData
+from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData
 from ...types import ClientUpdate
 from ..capture import Capture
 from .subject import Protection, Subject
-from .training import count_classes
+from .training import output_shape
 
 __all__ = ["Truth", "from_capture", "load_truth", "save_truth"]
 
 Truth = dict[tuple[int, int], tuple[Tensor, Tensor]]
-"""Round and silo to images ``(n, c, h, w)``, as the model was fed them, and integer labels."""
+"""Round and silo to images ``(n, c, h, w)``, as the model was fed them, and labels ``(n, ...)``."""
 
 _KEY = re.compile(r"round-(\d+)/silo-(\d+)/(images|labels)")
 
@@ -48,7 +48,7 @@ def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]
         name = f"round-{round_index:05d}/silo-{silo}"
         _check(f"truth {path}: {name}", images, labels)
         tensors[f"{name}/images"] = images.detach().float().cpu().contiguous()
-        tensors[f"{name}/labels"] = labels.detach().long().cpu().contiguous()
+        tensors[f"{name}/labels"] = labels.detach().cpu().contiguous()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -82,7 +82,9 @@ def load_truth(path: Path) -> Truth:
         if len(part) != 2:
             raise AttackError(f"{name} has no {'labels' if 'images' in part else 'images'}")
         _check(name, part["images"], part["labels"])
-        truth[round_index, silo] = (part["images"].float(), part["labels"].long())
+        labels = part["labels"]
+        labels = labels.float() if labels.is_floating_point() else labels.long()
+        truth[round_index, silo] = (part["images"].float(), labels)
     return truth
 
 
@@ -95,6 +97,7 @@ def from_capture(
     secrets_of: Callable[[Sequence[ClientUpdate]], Mapping[str, Tensor]] | None = None,
     public: PublicData | None = None,
     training: LocalTraining | None = None,
+    loss: Loss = CROSS_ENTROPY,
     limit: int | None = None,
     trained_from: int = 1,
 ) -> Subject:
@@ -109,6 +112,7 @@ def from_capture(
             Without it only round 0 of a defense that changes what is sent can be audited.
         public: data of the same kind.
         training: see `Subject`.
+        loss: that the silos minimised.
         limit: updates of each stage, at the most.
         trained_from: the first round whose weights count as trained.
 
@@ -139,12 +143,14 @@ def from_capture(
     updates = tuple(capture.load(*entry) for entry in chosen)
     _check_model(model, protection.surrogate.read(updates[0]) if protection else updates[0])
     images = torch.stack([truth[entry][0] for entry in chosen])
+    outputs = output_shape(model, images[0])
+    loss = loss.seen(truth[chosen[0]][1])
     return Subject(
         updates=updates,
         images=images,
-        labels=torch.stack([truth[entry][1] for entry in chosen]),
+        labels=torch.stack([loss.fitted(truth[entry][1], outputs) for entry in chosen]),
         model=model,
-        classes=count_classes(model, images[0]),
+        classes=outputs[0],
         defense=protection.name if protection else "none",
         surrogate=protection.surrogate if protection else None,
         secrets=secrets_of(updates) if secrets_of else None,
@@ -152,6 +158,8 @@ def from_capture(
         stages=tuple("untrained" if entry in early else "trained" for entry in chosen),
         training=training,
         bounds=capture.bounds,
+        loss=loss,
+        output_shape=outputs,
     )
 
 
@@ -160,7 +168,7 @@ def _check(name: str, images: Tensor, labels: Tensor) -> None:
         raise AttackError(
             f"{name}: images are {images.dtype} {tuple(images.shape)}, not n, c, h, w"
         )
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
+    if labels.shape[:1] != images.shape[:1] or not labels.isfinite().all():
         raise AttackError(f"{name}: labels are {labels.dtype} {tuple(labels.shape)}, not one each")
     if not images.isfinite().all():
         raise AttackError(f"{name}: a pixel is not finite")

@@ -97,6 +97,7 @@ def _retrained(
                 labels,
                 learning_rate=update.learning_rate,
                 training=subject.training,
+                loss=subject.loss,
                 private=private,
                 silo=update.silo,
                 round_index=update.round,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import AttackError, KeyLockError
+from ...errors import AttackError, reason_of
 from ...files import replacing
 from ...tensors import one_thread, tensors_of
 from ..trials import attack_updates
@@ -25,7 +25,7 @@ class Result:
 
     Attributes:
         images: ``(u, n, c, h, w)`` within the attack's bounds.
-        labels: ``(u, n)``.
+        labels: ``(u, n, ...)``.
         cost: ``(u,)``.
         history: ``(t, u)``.
 
@@ -71,8 +71,8 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
                 seed=task.start,
                 checkpoint=checkpoint,
             )
-    except KeyLockError as error:
-        return str(error)
+    except Exception as error:  # torch's, the job's model's or loss's, or for want of memory
+        return reason_of(error)
     tensors = {field.name: getattr(made, field.name).detach().cpu() for field in fields(Result)}
     count, history = len(task.updates), tensors["history"]
     every = {

@@ -52,9 +52,10 @@ class LeakageReport(Contents):
         """What ``report.json`` holds: strict JSON, in which a number that is not finite is null."""
         rows = []
         for row in self.leakage:
-            own = {k: v for k, v in vars(row).items() if k not in ("metrics", "cost")}
+            own = {k: v for k, v in vars(row).items() if k not in ("metrics", "cost", "worst")}
             scores = {name: row.metrics.get(name) for name in (*METRICS, *self.more_metrics)}
-            rows.append({**own, **scores, **own, "cost": row.cost or None})
+            last = {"cost": row.cost or None, "worst": row.worst}
+            rows.append({**own, **scores, **own, **last})
         content: dict[str, Any] = {"accuracy": self.accuracy, "leakage": rows}
         content |= {"accuracy_rounds": self.accuracy_rounds, "costs": [vars(c) for c in self.costs]}
         content |= {"verdict": self.verdict(), "job": self.job}

@@ -89,6 +89,7 @@ def _runner_constructor(
         if algorithm_flow is not None:
             raise HostError("algorithm_flow is not supported by fedml_keylock yet")
         session.see_data(dataset)
+        session.see_trainer(client_trainer)
         if isinstance(session, SiloSession):
             session.greeting = _greeting()
         session.adopt(model)

@@ -230,7 +230,7 @@ class Simulation:
         shared = {name: value[0] for name, value in shared.items()}
 
         def loss(private: dict[str, Tensor], images: Tensor, labels: Tensor) -> Tensor:
-            return F.cross_entropy(run(model, {**shared, **private}, images), labels)
+            return self.knowledge.loss(run(model, {**shared, **private}, images), labels)
 
         every = vmap if self.objective.vmapped else one_by_one
         locks = {name: value.clone().requires_grad_() for name, value in locks.items()}

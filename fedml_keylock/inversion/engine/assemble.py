@@ -34,16 +34,20 @@ def assemble(
 ) -> Objective:
     """The objective of all candidates: ``restarts`` rows for each update, side by side.
 
-    The labels are ``(u, n)`` integers, or None to optimise them. The generator draws the orders of
-    local training that are searched. An AttackError refuses weights, secrets and statistics that do
-    not fit the updates and the model.
+    The labels are ``(u, n, ...)`` targets, or None to optimise them. The generator draws the orders
+    of local training that are searched. An AttackError refuses weights, secrets and statistics that
+    do not fit the updates and the model.
     """
     like = next(iter(observation.public.values()))
     count, secrets = len(updates), knowledge.secrets
     parameters = dict(observation.model.named_parameters())
     shapes = attack.parametrisation.shapes(knowledge)
-    if labels is None and not attack.parametrisation.makes_labels:
-        shapes["labels"] = (knowledge.batch, knowledge.classes)
+    if labels is None:
+        knowledge.loss.check_search(knowledge.batch, knowledge.outputs)
+        if not attack.parametrisation.makes_labels:
+            shapes["labels"] = (knowledge.batch, *knowledge.outputs)
+        elif len(knowledge.outputs) > 1:
+            raise AttackError(f"{attack.name} makes one label an image, and the model gives more")
     given = {}
     if secrets is not None and secrets.draw is not None:
         shapes |= {name: tuple(parameters[name].shape) for name in secrets.names}

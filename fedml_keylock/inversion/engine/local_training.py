@@ -32,7 +32,7 @@ def replay(
         gradient: of the mean loss of a batch at some weights.
         public: name to weights that the silo started from.
         images: ``(n, *input_shape)``.
-        labels: ``(n,)`` integers or ``(n, classes)`` probabilities.
+        labels: ``(n, ...)`` targets.
         training: how the silo trained.
         order: ``(epochs, n)`` places of the images.
         learning_rate: a scalar.

@@ -9,7 +9,6 @@ from math import prod
 import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
-from torch.nn.functional import cross_entropy
 
 from ...tensors import copied
 from ..knowledge import Knowledge, Statistics
@@ -67,12 +66,12 @@ class Objective:
         knowledge: the attacker's; the objective is what it says that the silo did.
         parametrisation: how unknowns become images.
         layout: what is optimised: the parametrisation's unknowns, perhaps ``labels``
-            ``(n, classes)`` as logits, and the secrets by name.
+            ``(n, *outputs)`` as `Loss.relaxed` takes them, and the secrets by name.
         state: ``(b,)`` row of each candidate in ``public`` and ``fixed``.
         public: what gradients are taken for, name to ``(g, *shape)``.
         fixed: other shared state, name to ``(g, *shape)``.
         given: private state that is known, name to ``(b, *shape)``.
-        labels: ``(b, n)`` integers, or None if they are optimised.
+        labels: ``(b, n, ...)`` targets, or None if they are optimised.
         targets: name to ``(b, *shape)``.
         weights: ``(b, layers)`` weights of the targets.
         cost: see ``cost.py``.
@@ -148,17 +147,17 @@ class Objective:
             return self._evaluate(rows)
 
     def images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, d)`` candidates -> ``(b, n, *input_shape)`` images and ``(b, n)`` labels."""
+        """``(b, d)`` candidates -> ``(b, n, *input_shape)`` images, ``(b, n, ...)`` labels."""
         with torch.no_grad():
             images, labels, _ = self._decode(self.layout.split(rows))
-        return images, labels if labels.dim() == 2 else labels.argmax(-1)
+        return images, labels if self.labels is not None else self.knowledge.loss.told(labels)
 
     def _decode(self, parts: dict[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Images, labels ``(b, n)`` or as probabilities ``(b, n, classes)``, and secrets."""
+        """Images, labels ``(b, n, ...)`` or relaxed ``(b, n, *outputs)``, and secrets."""
         images, logits = self.parametrisation.decode(parts, self.knowledge)
         labels = self.labels
         if labels is None:
-            labels = (parts["labels"] if logits is None else logits).softmax(-1)
+            labels = self.knowledge.loss.relaxed(parts["labels"] if logits is None else logits)
         secrets = self.knowledge.secrets
         names = secrets.names if secrets is not None and secrets.draw is not None else ()
         private = {name: parts[name] for name in names}
@@ -215,8 +214,8 @@ class Objective:
             weights: dict[str, Tensor], images: Tensor, labels: Tensor
         ) -> tuple[Tensor, Statistics]:
             with batch_statistics(self.model, self.statistics) as found:
-                logits = run(self.model, {**weights, **fixed, **private}, images)
-            return cross_entropy(logits, labels), found
+                outputs = run(self.model, {**weights, **fixed, **private}, images)
+            return self.knowledge.loss(outputs, labels), found
 
         gradient = grad(loss, has_aux=True) if self.vmapped else slope(loss)
         if order is None or self.knowledge.training is None:

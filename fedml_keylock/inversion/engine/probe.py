@@ -82,14 +82,14 @@ def probe(objective: Objective, *, twice: bool = True) -> tuple[Objective, int]:
         raise AttackError(
             f"the model does not take images of shape {tuple(images.shape)}: {first_line(error)}"
         ) from error
-    _check_logits(outputs[-1], (knowledge.batch, knowledge.classes))
+    _check_logits(outputs[-1], (knowledge.batch, *knowledge.outputs))
     idle = sorted(set(objective.statistics) - set(found))
     if idle:
         raise AttackError(f"the model does not run {', '.join(idle)}: it has no statistics")
     return _tried(objective, images, run, twice=twice), held
 
 
-def _check_logits(output: Any, expected: tuple[int, int]) -> None:
+def _check_logits(output: Any, expected: tuple[int, ...]) -> None:
     logits = logits_of(output)
     if logits.shape != expected:
         raise AttackError(
@@ -158,7 +158,10 @@ def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
     # and of one step of training: many would magnify roundings
     some = replace(objective.select(rows), order=None)
     images = images.repeat(len(rows), *[1] * images.dim()).requires_grad_()
-    labels = torch.zeros(images.shape[:2], dtype=torch.long, device=images.device)
+    labels = some.labels
+    if labels is None:
+        empty = images.detach().new_zeros(*images.shape[:2], *objective.knowledge.outputs)
+        labels = objective.knowledge.loss.relaxed(empty)
     secrets = objective.knowledge.secrets
     private = dict(some.given)
     if secrets is not None and secrets.draw is not None:

@@ -45,7 +45,8 @@ class SearchSettings:
         batch_norm: weight of the prior on ``Knowledge.statistics``; nothing where there are none.
         enough: a candidate whose cost is not above this is done; 0 uses every step.
         parametrisation: what is optimised in the images' place, and where it starts.
-        labels: unknown labels are ``recover``-ed from the gradient first, or ``optimise``-d.
+        labels: unknown labels are ``recover``-ed from the gradient first, which cross entropy
+            alone allows, or ``optimise``-d, whatever they are to the loss.
         recovery: one of ``labels.RECOVERIES``, for batches; the label of one image is exact.
         layer_weights: weight of a parameter's gradient in the cost by a pattern of its name, 1
             where none fits; 0 leaves it out.

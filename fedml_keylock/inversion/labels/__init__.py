@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from ...errors import AttackError
 from ..knowledge import Knowledge
 from .bias import labels_by_bias
 from .head import find_head, head_gradients, labels_of_counts
 from .magnitude import labels_by_magnitude
-from .one import label_of_one
+from .one import label_of_one, label_of_smoothed
 from .sign import labels_by_sign
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "find_labels",
     "head_gradients",
     "label_of_one",
+    "label_of_smoothed",
     "labels_by_bias",
     "labels_by_magnitude",
     "labels_by_sign",
     "labels_of_counts",
+    "not_recovered",
 ]
 
 Recovery = Callable[[Tensor, Tensor | None, int], Tensor]
@@ -60,7 +63,8 @@ def find_labels(
         ``(u, n)`` labels: the known ones as they are, or found ones, sorted.
 
     Raises:
-        AttackError: none are known, and there is no such head, or it says nothing.
+        AttackError: none are known, and there is no such head, or it says nothing, as under another
+            loss than cross entropy.
 
     Example:
         >>> import torch
@@ -72,7 +76,57 @@ def find_labels(
     """
     if knowledge.labels is not None:
         return knowledge.labels
+    if (reason := not_recovered(knowledge)) is not None:
+        raise AttackError(reason)
     weight, bias = head_gradients(model, gradients, knowledge.classes)
+    function = knowledge.loss.function
+    rest = float((weight.sum(1).abs().amax(1) / weight.abs().amax((1, 2)).clamp(min=1e-30)).max())
+    if isinstance(function, nn.NLLLoss) and rest > _SOFTMAX:
+        raise AttackError(
+            f"{knowledge.loss.name}: {_ONLY}, which it is only of outputs that end in log_softmax; "
+            "set labels: optimise"
+        )
     if knowledge.batch == 1:
+        smoothing = getattr(function, "label_smoothing", 0.0)
+        if smoothing:
+            return label_of_smoothed(bias, smoothing)[:, None]
         return label_of_one(weight, bias)[:, None]
+    if getattr(function, "reduction", "mean") == "sum":
+        weight, bias = weight / knowledge.batch, None if bias is None else bias / knowledge.batch
     return RECOVERIES[recovery](weight, bias, knowledge.batch)
+
+
+_SOFTMAX = 1e-2
+"""What the rows of a head's gradient may add up to, of the greatest entry, before a softmax."""
+_ONLY = "labels are read off the gradient of cross entropy"
+
+
+def not_recovered(knowledge: Knowledge) -> str | None:
+    """Why the head's gradient does not tell labels under this loss; None if it does.
+
+    Weights of classes and smoothed labels change what each label adds to the gradient: of one
+    image either still leaves it to be read.
+
+    Example:
+        >>> from ..loss import loss_of
+        >>> loss = loss_of("MSELoss()", where="loss")
+        >>> not_recovered(Knowledge("oblivious", input_shape=(4,), classes=3, loss=loss))
+        'MSELoss(): labels are read off the gradient of cross entropy; set labels: optimise'
+
+    """
+    loss, function = knowledge.loss, knowledge.loss.function
+    changed = [
+        what
+        for what, has in (
+            ("weighted classes", getattr(function, "weight", None) is not None),
+            ("smoothed labels", getattr(function, "label_smoothing", 0.0) > 0),
+        )
+        if has
+    ]
+    if not isinstance(function, (nn.CrossEntropyLoss, nn.NLLLoss)) or len(knowledge.outputs) > 1:
+        limit = "" if len(knowledge.outputs) == 1 else " of one class an image"
+        return f"{loss.name}: {_ONLY}{limit}; set labels: optimise"
+    if len(changed) + (knowledge.batch > 1) > 1 and changed:
+        of = "several images" if knowledge.batch > 1 else "an image"
+        return f"{loss.name}: {_ONLY} of {of} without {' and '.join(changed)}; set labels: optimise"
+    return None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["label_of_one"]
+from ...errors import AttackError
+
+__all__ = ["label_of_one", "label_of_smoothed"]
 
 
 def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -29,3 +31,33 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     # the diagonal is a row's own square: it says nothing of the others
     products = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
     return products.sum(2).argmin(1)
+
+
+def label_of_smoothed(bias: Tensor | None, smoothing: float) -> Tensor:
+    """The label of each update of one image, under cross entropy with smoothed labels.
+
+    The gradient of logit i is ``p_i - (1 - s) y_i - s / C``. Of other classes it is not below
+    ``-s / C``, so that what is below is the label's. Where nothing is below, the model is surer of
+    the image than the smoothed label, and any class may be it.
+
+    From the gradient of the head's bias ``(u, classes)``, ``(u,)`` labels.
+
+    Raises:
+        AttackError: the head has no bias, or a model is that sure.
+
+    Example:
+        >>> label_of_smoothed(torch.tensor([[0.30, -0.31, 0.01]]), 0.1)
+        tensor([1])
+
+    """
+    if bias is None:
+        raise AttackError(
+            "smoothed labels are read off the head's bias, and it has none; set labels: optimise"
+        )
+    least, label = bias.min(1)
+    if (least > -smoothing / bias.shape[1] * (1 + 1e-3) - 1e-6).any():
+        raise AttackError(
+            f"the model is surer of an image than its label, smoothed by {smoothing:g}, so that "
+            "the gradient does not tell it; set labels: optimise"
+        )
+    return label

@@ -33,7 +33,7 @@ class Parametrisation(Protocol):
         """Name to ``(count, *shape)`` starts."""
 
     def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
-        """``(b, n, *input_shape)`` images, and ``(b, n, classes)`` logits of labels or None."""
+        """``(b, n, *input_shape)`` images; ``(b, n, classes)`` labels before `relaxed`, or None."""
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
         """Name to what one learning rate is in its unit; 0 for what is drawn and stays."""
