@@ -131,4 +131,4 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, KeyLockError):
         return str(error)
     kind, said = type(error).__name__, first_line(error)
-    return kind if said == kind else f"{kind}: {said}"
+    return said if said.startswith(kind) else f"{kind}: {said}"

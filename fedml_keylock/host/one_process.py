@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import HostError
+from ..tensors import copy_of
 from ..types import JobSecrets
 from .compatibility import check_sealing
 from .progress import note
@@ -160,7 +160,7 @@ class OneProcess(SiloSession):
         return True
 
     def _prepare(self, model: nn.Module) -> None:
-        self._plain = deepcopy(model)
+        self._plain = copy_of(model)
         self.observer.begin_capture(model, self.agreement, self.defense, name=self.name)
         super()._prepare(model)
 
