@@ -887,7 +887,8 @@ def status(tests, copy):
         os.chdir(copy)
         os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
         torch.set_num_threads(1)
-        elsewhere = [path for path in sys.path if ROOT not in (Path(path), *Path(path).parents)]
+        own = (ROOT, ROOT / "plugin_tests")  # not all below: a .venv may be there, with its libraries
+        elsewhere = [path for path in sys.path if Path(path) not in own]
         sys.path[:] = [str(copy), *elsewhere]
         os._exit(pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *tests]))
     end = time.monotonic() + LONGEST
