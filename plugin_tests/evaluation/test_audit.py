@@ -343,6 +343,9 @@ def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
         probe(net(), digits[0][:2], torch.tensor([0, 12]))
     with pytest.raises(AttackError, match=r"cannot be trained on images \(2, 1, 20, 20\)"):
         probe(net(), torch.rand(2, 1, 20, 20), torch.tensor([0, 1]), batch=2)
+    rows = nn.Sequential(nn.Flatten(), nn.Linear(80, 2))
+    with pytest.raises(AttackError, match=r"^pictures of 8 x 10 are too small to score: SSIM"):
+        probe(rows, torch.rand(2, 1, 8, 10), torch.tensor([0, 1]))
 
 
 def test_pixels_may_be_normalised(digits, tmp_path):
@@ -797,6 +800,7 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("--data", "{}", "--model", "torchvision:lenet"), 1, "no such classifier"),
         (("--data", "{}", "--size", "40"), 1, "the model cannot be trained on images"),
         (("--data", "{}", *RESNET, "--size", "32"), 1, "it needs larger pictures (--size)"),
+        (("--data", "{}", "--size", "10"), 2, "10 is not in the range x>=11"),
     ],
 )
 def test_a_wrong_option_is_named(folder, options, status, said, tmp_path, monkeypatch):
