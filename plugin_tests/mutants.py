@@ -39,6 +39,13 @@ TABLE = {
     ("evaluation/metrics", "evaluation/test_metrics.py"): [
         ("scores: SSIM counts a mirrored border", "[..., border:-border, border:-border]", ""),
     ],
+    ("evaluation/audit/score", "evaluation/test_audit.py -k noise_is_no_more"): [
+        (
+            "scores: what alignment alone gives is no floor",
+            '        guesses.setdefault("one colour", []).append(torch.full_like(image, 0.5))\n',
+            "",
+        ),
+    ],
     ("evaluation/audit/subject", "evaluation/test_audit.py -k cannot_run_is_refused"): [
         (
             "scores: pictures are attacked that cannot be scored",

@@ -15,12 +15,11 @@ from torchmetrics.functional.image import (
 )
 
 from ..errors import ConfigError
+from .leakage import WINDOW
 from .matching import check_pair
 
-__all__ = ["WINDOW", "align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
+__all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
 
-WINDOW = 11
-"""Side of SSIM's window at its sigma of 1.5, and of the smallest picture that has an SSIM."""
 _MOST_DECIBELS = 100.0
 
 

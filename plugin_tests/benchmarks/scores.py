@@ -107,6 +107,7 @@ def controls(images: Tensor, labels: Tensor, rows: Tensor) -> Iterator[tuple[str
     yield "a picture of another class", torch.stack(other)
     yield "the mean picture", images[public].mean(0).expand(len(rows), *images.shape[1:])
     yield "the mean picture of its class", torch.stack(means)
+    yield "one colour", torch.full((len(rows), *images.shape[1:]), 0.5)
     yield "noise", torch.rand(len(rows), *images.shape[1:], generator=draw)
 
 
@@ -144,10 +145,10 @@ def without(every: Mapping[str, Set], wanted: Mapping[str, Tensor]) -> Iterator[
 
 
 def shares(scores: Tensor, hits: Tensor) -> str:
-    """The share that is identified from edge to edge; - where there are fewer than ten."""
+    """The share that is identified from edge to edge, and of how many."""
     places = torch.bucketize(scores, torch.tensor(EDGES))
     found = [hits[places == place] for place in range(len(EDGES) + 1)]
-    return " | ".join(f"{one.float().mean():.0%}" if len(one) >= 10 else "-" for one in found)
+    return " | ".join(f"{x.float().mean():.0%} of {len(x)}" if len(x) else "-" for x in found)
 
 
 def degraded(every: Mapping[str, Set], wanted: Mapping[str, Tensor]) -> Iterator[str]:

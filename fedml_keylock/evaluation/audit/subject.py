@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import AttackError
 from ...inversion import LocalTraining, PublicData
 from ...types import ClientUpdate, Surrogate, UpdateTransform
-from ..metrics import WINDOW
+from ..leakage import WINDOW
 
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
