@@ -16,7 +16,12 @@ from .wording import digits, interval_text, mean_of
 __all__ = ["WORKS", "Evidence", "best_of", "count_text", "measured", "names_of", "score_of"]
 
 WORKS = 0.5
-"""Aligned SSIM from which an attack works: outlines are where they were."""
+"""Aligned SSIM from which an attack works: outlines are where they were.
+
+It is above what the mean of the class gives (.41 on digits and .47 on faces, 99 in 100 rows of 20
+pictures). Of digits that searches bring back at .5 to .6, 92 % are nearer to the truth than to any
+of 4,999 others (``plugin_tests/benchmarks/scores.py``).
+"""
 
 
 class Evidence:

@@ -15,6 +15,8 @@ NEAREST = "nearest public image"
 """A baseline that is chosen by the truth, so that it is shown and excuses nothing."""
 PUBLIC_NORM = "public norm"
 """The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
+WINDOW = 11
+"""Side of SSIM's window at its sigma of 1.5, and of the smallest picture that has an SSIM."""
 
 Interval = dict[str, float | int | None]
 """``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""

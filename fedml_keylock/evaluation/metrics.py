@@ -16,12 +16,12 @@ from torchmetrics.functional.image import (
 
 from ..errors import ConfigError
 from .contrast import flat_channels, of_one_colour
+from .leakage import WINDOW
 from .matching import check_pair
 
 __all__ = ["align", "psnr", "psnr_aligned", "ssim", "ssim_aligned"]
 
 _MOST_DECIBELS = 100.0
-_WINDOW = 11  # torchmetrics' at its sigma of 1.5
 
 
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
@@ -55,14 +55,14 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 
     """
     images, truth = _checked(images, truth)
-    if min(images.shape[-2:]) < _WINDOW:
+    if min(images.shape[-2:]) < WINDOW:
         raise ConfigError(
-            f"SSIM needs images of at least {_WINDOW} x {_WINDOW}, not {tuple(images.shape[-2:])}"
+            f"SSIM needs images of at least {WINDOW} x {WINDOW}, not {tuple(images.shape[-2:])}"
         )
     _, windows = structural_similarity_index_measure(
         images, truth, data_range=1.0, reduction="none", return_full_image=True
     )
-    border = _WINDOW // 2
+    border = WINDOW // 2
     return windows[..., border:-border, border:-border].mean((1, 2, 3))
 
 

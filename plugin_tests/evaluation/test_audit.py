@@ -47,6 +47,10 @@ from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, undefended
 from fedml_keylock.evaluation.audit.work import Store, work_on
 from fedml_keylock.evaluation.capture import Capture
+from fedml_keylock.evaluation.evidence import Evidence
+from fedml_keylock.evaluation.interval import mean_interval
+from fedml_keylock.evaluation.leakage import LeakageRow
+from fedml_keylock.evaluation.metrics import ssim_aligned
 from fedml_keylock.host.launch import find_mpiexec
 from fedml_keylock.inversion import (
     LocalTraining,
@@ -233,6 +237,7 @@ def test_every_audit_has_its_controls(digits, tmp_path):
     report = audit(subject_of(digits), attack(), output=tmp_path)
     name = "keylock:paper:all"
     assert rows_of(report) == [
+        ("none", "no gradient", "one colour"),
         ("none", "no gradient", "mean image"),
         ("none", "no gradient", "mean image of the class"),
         ("none", "no gradient", "nearest public image"),
@@ -242,7 +247,7 @@ def test_every_audit_has_its_controls(digits, tmp_path):
         (name, "adaptive", "inverting_gradients"),
         (name, "oracle", "inverting_gradients"),
     ]
-    assert all(0 < row.cost["mean"] < 2 for row in report.leakage[3:])
+    assert all(0 < row.cost["mean"] < 2 for row in report.leakage[4:])
     assert len(report.galleries) == len(report.costs) == 5
     # three steps: no attack works, so that nothing is said of the lock
     assert f"{name}: no verdict" in report.verdict()
@@ -258,7 +263,7 @@ def test_the_verdict_of_a_lock_that_leaks_and_of_one_that_does_not(digits, tmp_p
     for lock in (protection(model, layers="first"), mixing(model)):
         one = subject_of(digits, 4, model, protection=lock)
         report = audit(one, attack(150), output=tmp_path / lock.name, crew=Pool(2))
-        score = {row.defense: row.metrics["ssim_aligned"]["mean"] for row in report.leakage[3:4]}
+        score = {row.defense: row.metrics["ssim_aligned"]["mean"] for row in report.leakage[4:5]}
         assert score["none"] > 0.8
         found = next(line for line in report.verdict().splitlines() if line.startswith(lock.name))
         lights[lock.name] = found.removeprefix(f"{lock.name}: ").split(". ")[0]
@@ -268,14 +273,14 @@ def test_the_verdict_of_a_lock_that_leaks_and_of_one_that_does_not(digits, tmp_p
 
 def test_without_a_defense_there_is_only_the_attack(digits, tmp_path):
     report = audit(subject_of(digits, protection=None), attack(), output=tmp_path)
-    assert [row[:2] for row in rows_of(report)[3:]] == [("none", "none")]
+    assert [row[:2] for row in rows_of(report)[4:]] == [("none", "none")]
     assert "nothing is defended" in report.job["controls"]
 
 
 def test_seeds_have_their_own_locks_and_are_counted(digits, tmp_path):
     runs = [subject_of(digits, seed=seed) for seed in (0, 1)]
     report = audit(runs, attack(), ("adaptive",), output=tmp_path)
-    assert {row.seeds for row in report.leakage[3:]} == {2}
+    assert {row.seeds for row in report.leakage[4:]} == {2}
     assert {row.images for row in report.leakage} == {2}
     assert len(list((tmp_path / "work").iterdir())) == 2 * 4
 
@@ -300,7 +305,19 @@ def test_baselines_without_public_data_leave_each_image_out(digits):
     }
     near = rows["nearest public image"].metrics["ssim"]["mean"]
     assert near < 0.99
-    assert list(baselines(images[:1], labels[:1], None, stage="trained", round_index=1)) == []
+    (alone,) = baselines(images[:1], labels[:1], None, stage="trained", round_index=1)
+    assert alone.attack == "one colour"
+
+
+def test_noise_is_no_more_than_what_one_colour_gives_of_a_pale_picture():
+    torch.manual_seed(0)
+    truth = 0.5 + 0.02 * torch.rand(1, 3, 32, 32).cumsum(3) / 8
+    guess = ssim_aligned(torch.rand(truth.shape), truth)
+    assert guess > 0.6  # twice what makes a lock leak
+    rows = baselines(truth, torch.tensor([0]), None, stage="trained", round_index=1)
+    score = {"ssim_aligned": mean_interval(guess)}
+    noise = LeakageRow("dlg", "adaptive", "lock", 1, "trained", 1, score, {})
+    assert Evidence([*rows, noise]).sunk(noise)
 
 
 def test_an_attack_that_cannot_run_is_told_and_the_others_go_on(digits, tmp_path):
@@ -344,6 +361,9 @@ def test_what_an_audit_cannot_run_is_refused(digits, tmp_path):
         probe(net(), digits[0][:2], torch.tensor([0, 12]))
     with pytest.raises(AttackError, match=r"cannot be trained on images \(2, 1, 20, 20\)"):
         probe(net(), torch.rand(2, 1, 20, 20), torch.tensor([0, 1]), batch=2)
+    rows = nn.Sequential(nn.Flatten(), nn.Linear(80, 2))
+    with pytest.raises(AttackError, match=r"^pictures of 8 x 10 are too small to score: SSIM"):
+        probe(rows, torch.rand(2, 1, 8, 10), torch.tensor([0, 1]))
 
 
 def test_pixels_may_be_normalised(digits, tmp_path):
@@ -872,6 +892,7 @@ RESNET = ("--model", "torchvision:resnet18", "--images", "1")
         (("--data", "{}", "--model", "torchvision:lenet"), 1, "no such classifier"),
         (("--data", "{}", "--size", "40"), 1, "the model cannot be trained on images"),
         (("--data", "{}", *RESNET, "--size", "32"), 1, "it needs larger pictures (--size)"),
+        (("--data", "{}", "--size", "10"), 2, "10 is not in the range x>=11"),
     ],
 )
 def test_a_wrong_option_is_named(folder, options, status, said, tmp_path, monkeypatch):

@@ -34,8 +34,8 @@ def shared_statistics(
     Example:
         >>> from .training import probe
         >>> net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(),
-        ...                     nn.Linear(8, 3))
-        >>> subject = probe(net, torch.rand(1, 1, 4, 4), torch.tensor([0]))
+        ...                     nn.Linear(200, 3))
+        >>> subject = probe(net, torch.rand(1, 1, 12, 12), torch.tensor([0]))
         >>> mean, variance = shared_statistics(net, subject.updates, subject.images[0])["1"]
         >>> mean.shape
         torch.Size([1, 2])

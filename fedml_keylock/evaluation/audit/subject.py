@@ -12,6 +12,7 @@ from ...errors import AttackError
 from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData
 from ...types import ClientUpdate, Surrogate, UpdateTransform
 from ..contrast import of_one_colour
+from ..leakage import WINDOW
 
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
@@ -95,6 +96,12 @@ class Subject:
             raise AttackError(
                 f"the truth is {tuple(self.images.shape)} with labels {tuple(self.labels.shape)}, "
                 "not (updates, n, c, h, w) and (updates, n, ...)"
+            )
+        height, width = self.images.shape[-2:]
+        if min(height, width) < WINDOW:
+            raise AttackError(
+                f"pictures of {height} x {width} are too small to score: SSIM needs {WINDOW} x "
+                f"{WINDOW} or more"
             )
         if len(self.images) != count or len(self.stages) not in (0, count):
             raise AttackError(f"{count} updates, and the truth of {len(self.images)}")

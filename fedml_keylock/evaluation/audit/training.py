@@ -118,8 +118,8 @@ def probe(
         AttackError: model, images and labels do not fit together.
 
     Example:
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-        >>> probe(net, torch.rand(4, 1, 2, 2), torch.tensor([0, 1, 2, 0]), batch=2).batch
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+        >>> probe(net, torch.rand(4, 1, 12, 12), torch.tensor([0, 1, 2, 0]), batch=2).batch
         2
 
     """

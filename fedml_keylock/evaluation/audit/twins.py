@@ -23,8 +23,8 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
 
     Example:
         >>> from .training import probe
-        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-        >>> subject = probe(net, torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+        >>> subject = probe(net, torch.rand(2, 1, 12, 12), torch.tensor([0, 1]))
         >>> undefended(subject) is subject.updates
         True
 
