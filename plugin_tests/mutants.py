@@ -346,7 +346,7 @@ TABLE = {
     ("host/public_state", "host/test_public_state.py"): [
         (
             "state: NaN and infinity pass",
-            "if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():",
+            "if tensor.dtype.is_floating_point and odd(tensor).any():",
             "if False:",
         ),
         (
@@ -787,11 +787,6 @@ TABLE = {
     ],
     ("host/compatibility", "host/test_start_checks.py -k single_updates"): [
         (
-            "start: FedML assesses sealed updates",
-            'if getattr(args, "enable_contribution", False):',
-            "if False:",
-        ),
-        (
             "start: FedML attacks sealed updates",
             'if getattr(args, "enable_attack", False) and attack in _ON_STATES:',
             "if False:",
@@ -1077,14 +1072,14 @@ TABLE = {
     ("host/fedml/cross_silo", "jobs/test_jobs.py -k private"): [
         (
             "messages: what leaves passes no gate",
-            "session.emit(msg.get_params(), entry_names(), int(msg.get_receiver_id()))",
-            "pass",
+            "    with gated(session, msg):\n        original(self, msg)\n",
+            "    original(self, msg)\n",
         ),
     ],
     ("host/fedml/cross_silo", "host/test_unpickling.py -k carries_its_tag"): [
         (
             "link: what is sent has no tag",
-            "    if session is not None and session.link is not None:\n",
+            "    if session.link is not None:\n",
             "    if False:\n",
         ),
     ],
@@ -1347,7 +1342,6 @@ TABLE = {
             "    elif tensor.dim() != 2 and ",
             "    elif bool(tensor.any()) and tensor.dim() != 2 and ",
         ),
-        ("encoding: complex numbers are sealed", "tensor.is_complex() or ", ""),
     ],
     ("locks/sealed/first_model", "locks/sealed/test_sealed_lock.py"): [
         (

@@ -170,11 +170,11 @@ def _spared(what: str) -> Iterator[None]:
 def _copy(model: nn.Module) -> nn.Module:
     """The job's model as it is, for attacks; an AttackError, before any training, if it cannot be.
 
-    Such as one with weight norm in torch's old form, whose weights are no parameters.
+    Such as one that holds a lock of Python's.
     """
     try:
         return copy_of(model)
-    except RuntimeError as error:
+    except Exception as error:  # whatever a part of it raises
         raise AttackError(f"the model cannot be copied for attacks: {reason_of(error)}") from None
 
 

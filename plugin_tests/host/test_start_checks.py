@@ -167,7 +167,6 @@ def test_an_attack_that_nobody_knows_is_named():
     [
         ({"enable_attack": True, "attack_type": "byzantine"}, "attack_type: byzantine changes"),
         ({"enable_dp": True, "dp_solution_type": "cdp"}, "dp_solution_type: cdp clips and adds"),
-        ({"enable_contribution": True}, "enable_contribution: FedML assesses silos"),
     ],
 )
 def test_a_sealed_job_whose_server_would_read_single_updates_does_not_begin(changes, said):

@@ -15,8 +15,8 @@ from .exact import differentiable
 __all__ = ["layer_at_fault"]
 
 
-def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool) -> str:
-    """Name and type of the first innermost module that fails by itself; the model's, if none does.
+def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool) -> str | None:
+    """Name and type of the first innermost module that fails by itself; None if none does.
 
     Args:
         model: what failed.
@@ -51,7 +51,7 @@ def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool
                 _twice(module, given, vmapped=vmapped)
         except Exception:  # whatever a layer raises
             return f"{names[module] or 'the model'} ({type(module).__name__})"
-    return f"the model ({type(model).__name__})"
+    return None
 
 
 def _twice(module: nn.Module, given: Any, *, vmapped: bool) -> None:

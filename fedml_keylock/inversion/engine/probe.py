@@ -106,11 +106,11 @@ def _tried(
     objective: Objective, images: Tensor, run: Callable[[], object], *, twice: bool
 ) -> Objective:
     """The same, with how its candidates run: at once, or one by one."""
-    kind = type(objective.model).__name__
+    kind, loss = type(objective.model).__name__, f"the loss {objective.knowledge.loss.name}"
     try:
         alone = _slope(replace(objective, vmapped=False), images, twice=twice)
     except Exception as error:  # whatever the model raises
-        layer = layer_at_fault(objective.model, run, vmapped=False)
+        layer = layer_at_fault(objective.model, run, vmapped=False) or loss
         raise AttackError(
             f"{layer} has no derivative of its gradient, by which attacks search: "
             f"{first_line(error).rstrip('.')}; put another in its place in the attacker's model"
@@ -118,7 +118,7 @@ def _tried(
     try:
         together = _slope(objective, images, twice=twice)
     except Exception:
-        layer = layer_at_fault(objective.model, run, vmapped=True)
+        layer = layer_at_fault(objective.model, run, vmapped=True) or loss
         _say(f"{layer} does not run under vmap: attacks on {kind} take one candidate at a time")
     else:
         if _same(alone, together) or _same_in_double(objective, images, twice=twice):
