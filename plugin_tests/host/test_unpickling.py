@@ -556,7 +556,7 @@ elif rank == 2:
 """
 
 
-@pytest.mark.parametrize("plugin", [True, False])
+@pytest.mark.parametrize("plugin", [pytest.param(True, marks=pytest.mark.long), False])
 @pytest.mark.parametrize(
     ("evil", "named", "to", "said"),
     [
