@@ -98,7 +98,7 @@ def keep_texts(keep: Callable[[str], str | None] | None) -> None:
 
 def where_kept(error: BaseException) -> str | None:
     """Keep what somebody else's error says, with its traceback, and say where; None: show it."""
-    if _keep is None:
+    if _keep is None or isinstance(error, KeyLockError):
         return None
     return _keep("".join(traceback.format_exception(error)).rstrip())
 

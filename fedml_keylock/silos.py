@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from .inversion import PublicData
 from .locks import Lock, Vault, secret_variables
 from .locks.entropy import Uniform, secret_uniform
 from .locks.vault import Cipher
+from .tensors import deep_copy
 from .types import ClientUpdate
 
 __all__ = ["fresh_lock_accuracy", "own_locks", "silo_secrets"]
@@ -45,7 +45,7 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
                 f"vault {folder}: it has not what round {round_index} of silo {silo} began with: "
                 "the job's YAML must say keylock: {keep_history: true}"
             )
-        copy = deepcopy(model)
+        copy = deep_copy(model)
         defense.lock(copy, uniform=secret_uniform)  # the vault has the values
         defense.load_private(copy, vault.load(path)[0])
         defense.load_round(copy, state, round_index=round_index, source=path or vault.path)

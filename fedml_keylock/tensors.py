@@ -14,13 +14,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from .errors import first_line
 
 __all__ = [
     "as_integers",
+    "buffers_kept",
     "copied",
     "copy_of",
+    "deep_copy",
     "fingerprint",
     "infinite_in",
     "one_thread",
@@ -98,12 +101,27 @@ def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A model in memory of its own, also where ``deepcopy`` fails or what it makes does not run.
+def deep_copy(model: nn.Module) -> nn.Module:
+    """A deep copy; also of a model that keeps something of its last forward pass.
 
-    Old weight and spectral norms keep what they computed last, which torch does not copy. A model
-    that torch has wrapped to run in parallel or compiled, or Opacus in its hooks, is copied without
-    that, under the same names.
+    As old weight and spectral norms do: torch refuses to copy what has a gradient function.
+
+    Example:
+        >>> model = nn.utils.weight_norm(nn.Linear(2, 1))
+        >>> deep_copy(model).weight.shape
+        torch.Size([1, 2])
+
+    """
+    kept = [value for module in model.modules() for value in tree_leaves(vars(module))]
+    computed = [value for value in kept if isinstance(value, Tensor) and not value.is_leaf]
+    return deepcopy(model, {id(value): value.detach().clone() for value in computed})
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A model to run in memory of its own, also where ``deepcopy`` fails or its copy does not run.
+
+    As `deep_copy`; and a model that torch has wrapped to run in parallel or compiled, or Opacus in
+    its hooks, is copied without that, under the same names.
 
     Example:
         >>> model = nn.utils.spectral_norm(nn.Linear(2, 1))
@@ -115,13 +133,7 @@ def copy_of(model: nn.Module) -> nn.Module:
     inner = _WRAPPERS.get(type(model).__name__)
     if inner is not None:
         model = _Wrapped(inner, getattr(model, inner))
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    copy = deepcopy(model, computed)
+    copy = deep_copy(model)
     if hasattr(copy, "autograd_grad_sample_hooks"):
         copy.remove_hooks()  # type: ignore[operator]  # Opacus'
     return copy
@@ -145,6 +157,35 @@ class _Wrapped(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         (module,) = self.children()
         return module(*args, **kwargs)
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put back the buffers of modules, as what is run inside may change, resize or replace them.
+
+    Example:
+        >>> norm = nn.BatchNorm1d(2)
+        >>> with buffers_kept(norm.modules()):
+        ...     _ = norm(torch.rand(3, 2))
+        >>> norm.num_batches_tracked
+        tensor(0)
+
+    """
+    kept = [
+        (module._buffers, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for table, name, buffer, before in kept:
+                table[name] = buffer
+                # one that shares its memory with itself, as `expand` makes, cannot be written
+                if not torch.equal(buffer, before):
+                    buffer.resize_(before.shape).copy_(before)
 
 
 def raw(tensor: Tensor) -> memoryview:

@@ -7,15 +7,18 @@ import struct
 import pytest
 import torch
 from safetensors.torch import save
+from torch import nn
 
+from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import AttackError, VaultError
 from fedml_keylock.evaluation.audit.work import Result
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.update_history import fingerprints
+from fedml_keylock.locks import KeyLockConfig, export_model, lock_model
 from fedml_keylock.locks.rotated.turns import digest
 from fedml_keylock.locks.vault import Cipher
 from fedml_keylock.locks.vault.file import Stored, write_state
-from fedml_keylock.tensors import fingerprint, raw, tensors_of
+from fedml_keylock.tensors import buffers_kept, fingerprint, raw, tensors_of
 from fedml_keylock.types import ClientUpdate
 
 STATE = {"key": torch.arange(4.0)}
@@ -144,3 +147,44 @@ def test_a_tensor_whose_bytes_were_read_may_still_be_resized():
     tensor = torch.zeros(0)
     raw(tensor)
     assert tensor.resize_(3).shape == (3,)
+
+
+class Buffers(nn.Module):
+    """One that shares its memory with itself, and others that are changed in each way."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(1).expand(2, 2))
+        for name in ("counted", "averaged", "replaced", "resized"):
+            self.register_buffer(name, torch.zeros(2))
+
+    def forward(self):
+        self.counted += 1
+        self.averaged.data.add_(1)  # behind the back of the tensor's version
+        self.replaced = torch.ones(2)
+        self.resized.resize_(3).fill_(1)
+
+
+def test_buffers_are_put_back_however_they_were_changed():
+    model = Buffers()
+    before = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers()}
+    with buffers_kept(model.modules()):
+        model()
+    for name, buffer in model.named_buffers():
+        assert buffer is before[name][0], name
+        assert torch.equal(buffer, before[name][1]), name
+
+
+@pytest.mark.parametrize("lock", ["sealed", "rotated", "paper"])
+def test_what_a_model_computed_last_is_copied_with_it(lock):
+    """As the old weight norm keeps its weight, with a gradient function."""
+    model, plain = (
+        nn.Sequential(nn.utils.weight_norm(nn.Conv2d(1, 2, 3)), nn.Flatten(), nn.Linear(8, 3))
+        for _ in range(2)
+    )
+    images = torch.rand(2, 1, 4, 4)
+    lock_model(model, KeyLockConfig(lock=lock))
+    expected = model.eval()(images)
+    assert torch.allclose(export_model(model)(images), expected, atol=1e-5)
+    plain(images)
+    assert keylock({"lock": lock}).surrogate(plain).model(images).shape == (2, 3)

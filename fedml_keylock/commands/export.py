@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from pathlib import Path
 
 import click
@@ -110,6 +109,7 @@ def export(
     from ..builtin import keylock
     from ..locks import export_model
     from ..locks.vault.disk import write_private
+    from ..tensors import deep_copy
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint, unwrapped
     from .job import build_model, keylock_settings, read_silo
@@ -126,7 +126,7 @@ def export(
     stored = read_silo(folder, silo) if lock.needs_vault(state) else None
     model = build_model(builder)
     state = unwrapped(state, model)
-    plain = deepcopy(model)
+    plain = deep_copy(model)
     cipher = current_cipher() if stored is not None and stored.sealed else None
     lock_as_silo(
         model,

@@ -13,7 +13,7 @@ from typing import Any
 import click
 from torch import nn
 
-from ..errors import ConfigError, VaultError, first_line
+from ..errors import ConfigError, VaultError, reason_of
 from ..host.job_configuration import check_switches, read_yaml
 from ..locks.vault.file import Stored
 from ..locks.vault.silo import silo_path, silos_in
@@ -110,8 +110,7 @@ def build_model(spec: str) -> nn.Module:
                 f"--model {spec}: there is no module {error.name} in {Path.cwd()} or installed; "
                 "run it in the job's folder"
             ) from None
-        said = f"{type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"--model {spec}: {said}") from None
+        raise ConfigError(f"--model {spec}: {reason_of(error)}") from None
     if not isinstance(made, nn.Module):
         raise ConfigError(f"--model {spec}: gives a {type(made).__name__}, not a torch.nn.Module")
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -32,6 +31,7 @@ from ..locks import Lock
 from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
+from ..tensors import deep_copy
 from ..types import Surrogate
 from .deploy import read_checkpoint, unwrapped
 from .job import build_model, lock_settings
@@ -204,16 +204,17 @@ def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
     """The loss that is asked for, or that a capture's job had; or cross entropy, as a guess."""
     if request.loss is not None:
         return loss_of(request.loss, where="--loss")
-    assumed = replace(CROSS_ENTROPY, assumed=True)
-    if meta.get("loss") and not meta.get("loss_assumed"):
-        try:
-            return loss_of(str(meta["loss"]), where="--loss")
-        except ConfigError:
-            raise ConfigError(
-                f"--loss: the captured job minimised {meta['loss']}: name it here as "
-                "MODULE:FUNCTION"
-            ) from None
-    return assumed
+    named = str(meta.get("loss") or "")
+    if not named or meta.get("loss_assumed"):
+        return replace(CROSS_ENTROPY, assumed=True)
+    try:
+        if ":" not in named:  # whoever writes a capture is not to say what is imported here
+            return loss_of(named, where="--loss")
+    except ConfigError:
+        pass
+    raise ConfigError(
+        f"--loss: the captured job minimised {named}: name it here as MODULE:FUNCTION"
+    )
 
 
 def _built(builder: str, seed: int) -> nn.Module:
@@ -282,6 +283,6 @@ def _fresh(
     lock: Lock, model: nn.Module, generator: torch.Generator
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
     """A lock that protects nothing, drawn so that the same audit can be run again."""
-    copy = deepcopy(model)
+    copy = deep_copy(model)
     lock.lock(copy, uniform=seeded_uniform(generator))
     return copy, lock.secret_variables(copy)

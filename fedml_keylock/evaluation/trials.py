@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..errors import AttackError, KeyLockError, first_line
+from ..errors import AttackError, KeyLockError, reason_of
 from ..files import replacing
 from ..inversion import (
     GRANTS,
@@ -144,8 +144,7 @@ def attack_updates(
         raise
     except Exception as error:  # anyone's attack on anyone's model: it never ends an audit or a job
         raise AttackError(
-            f"{attack.name} failed on {type(model).__name__}: {type(error).__name__}: "
-            f"{first_line(error)}"
+            f"{attack.name} failed on {type(model).__name__}: {reason_of(error)}"
         ) from error
 
 

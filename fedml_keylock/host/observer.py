@@ -74,12 +74,7 @@ class Observer:
         return self.audit is not None and self.audit.waits
 
     def see_data(self, dataset: Sequence[Any]) -> None:
-        """Keep some of FedML's test data, which silos' data are like.
-
-        Raises:
-            AttackError: there are attacks, and the dataset does not say how many classes there are.
-
-        """
+        """Keep some of FedML's test data, which silos' data are like."""
         if self.attacker is not None:
             # a loader may not know its length
             self.attacker.see_data(() if dataset[3] is None else dataset[3])

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..tensors import buffers_kept
+
 __all__ = ["is_due", "measure", "measured"]
 
 
@@ -75,15 +77,10 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
     tested = (model, getattr(trainer, "model", None))
     modules = [one for whole in tested if isinstance(whole, nn.Module) for one in whole.modules()]
     modes = [(module, module.training) for module in modules]
-    # a test that forgets model.eval() moves the statistics of norms
-    buffers = [
-        (module, name, buffer.clone())
-        for module in modules
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # a test that forgets model.eval() moves the statistics of norms
+        with buffers_kept(modules), torch.random.fork_rng(devices=[]), torch.no_grad():
             test = getattr(trainer, "test", None)
             found = test(data, device, args) if test is not None else None
             if isinstance(found, Mapping) and {"test_correct", "test_total"} <= set(found):
@@ -93,9 +90,6 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-        with torch.no_grad():
-            for module, name, was in buffers:
-                module.get_buffer(name).resize_(was.shape).copy_(was)
         for module, training in modes:
             module.training = training
 

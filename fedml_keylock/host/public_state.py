@@ -179,7 +179,7 @@ def _tensor_problem(tensor: Any, name: str, agreement: Agreement, *, averaged: b
     if tensor.dtype != dtype and not (averaged and tensor.dtype.is_floating_point):
         return f"is {tensor.dtype}, not {dtype}"
     odd = torch.isnan if name in agreement.infinite else _not_finite
-    if tensor.dtype.is_floating_point and odd(tensor).any():
+    if (tensor.is_floating_point() or tensor.is_complex()) and odd(tensor).any():
         return "is not finite (NaN or infinity)"
     return None
 

@@ -235,7 +235,8 @@ class SelfAudit:
             if self.settings.abort_above:  # what cannot be judged is not sent
                 raise UpdateRefused(f"{turn.who}: it cannot be audited: {reason}") from None
             logging.warning("%s: its update cannot be audited: %s", turn.who, reason)
-            facts = {"side": "silo", "probe": self.settings.probe, "not run": reason}
+            failed = {self.name: reason}
+            facts = {"side": "silo", "probe": self.settings.probe, "not run": failed}
             none = LeakageReport({}, [], torch.zeros(0, 1, 1, 1), [], facts)
             try:
                 none.save(self._folder(turn), images=False)

@@ -251,7 +251,10 @@ def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
             some, which = batch[0], batch[1]
             if not (isinstance(some, Tensor) and some.dim() == 4 and some.is_floating_point()):
                 return None
-            if not isinstance(which, Tensor):
+            if not isinstance(which, Tensor) or which.shape[:1] != some.shape[:1]:
+                return None
+            first = (images or [some])[0], (labels or [which])[0]
+            if (some.shape[1:], which.shape[1:]) != tuple(one.shape[1:] for one in first):
                 return None
             images.append(some)
             labels.append(which)

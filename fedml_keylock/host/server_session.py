@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..errors import HostError, KeyLockError, UpdateRefused, first_line
+from ..errors import HostError, KeyLockError, UpdateRefused, reason_of
 from .gate import HELLO, HELLOS, EntryNames, ServerGate
 from .progress import note
 from .session import Session
@@ -104,7 +104,7 @@ class ServerSession(Session):
             raise error
         raise HostError(
             f"{self.who}, round {self.round}: the job's aggregator failed on sealed updates "
-            f"({type(error).__name__}: {first_line(error)}); {_CALL_AGG}"
+            f"({reason_of(error)}); {_CALL_AGG}"
         ) from error
 
     def tell_sealed(self) -> None:

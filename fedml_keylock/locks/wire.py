@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from copy import deepcopy
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import LockError
-from ..tensors import sparse
+from ..tensors import deep_copy, sparse
 from ..types import Credentials
 from .description import LayerCheck, LockInfo, LockIssue, ModelCheck
 from .entropy import Uniform
@@ -102,7 +101,7 @@ class WireLock(Lock):
     @classmethod
     def export(cls, model: nn.Module) -> nn.Module:
         """The model computes as it is."""
-        plain = deepcopy(model).eval()
+        plain = deep_copy(model).eval()
         cls.unlock(plain)
         return plain
 

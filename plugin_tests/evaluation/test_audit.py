@@ -402,6 +402,14 @@ def test_an_insider_is_told_of_other_silos_only(digits):
             assert torch.equal(peers[name], value[others])
 
 
+def test_a_model_that_fails_midway_gives_no_part_of_its_statistics(digits):
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10))
+    one = probe(model, digits[0][:1], digits[1][:1])
+    model[2] = nn.Linear(7, 10)
+    with pytest.raises(AttackError, match="the model does not run on its images: RuntimeError: "):
+        shared_statistics(model, one.updates, one.images[0])
+
+
 def test_shared_statistics_are_the_batchs_own(digits):
     """Read off the running ones; those that a lock keeps back are not there."""
     torch.manual_seed(0)
@@ -680,10 +688,11 @@ def test_controls_are_trained_with_the_silos_loss(digits):
         ({"loss": "CrossEntropyLoss()", "loss_assumed": True}, "CrossEntropyLoss()", True),
         ({}, "CrossEntropyLoss()", True),
         ({"loss": "the trainer's loss_fn, Smooth", "loss_assumed": False}, None, False),
+        ({"loss": f"{__name__}:net", "loss_assumed": False}, None, False),
     ],
 )
 def test_a_captures_loss_is_the_jobs(digits, tmp_path, kept, found, assumed):
-    """And the undefended twin is trained with it."""
+    """And the undefended twin is trained with it. What a capture names is not imported."""
     meta = {"learning_rate": 0.1, "client_optimizer": "sgd", "batch_size": 1}
     capture = Capture.create(tmp_path / "capture", meta | kept)
     images, marks = digits[0][:1], torch.eye(10)[:1]
@@ -695,7 +704,7 @@ def test_a_captures_loss_is_the_jobs(digits, tmp_path, kept, found, assumed):
     given |= {"capture": capture.folder, "truth": tmp_path / "truth", "images": 1}
     request = Request(**given | {"builder": f"{__name__}:LeNet"})
     if found is None:
-        with pytest.raises(ConfigError, match="job minimised the trainer's loss_fn, Smooth: name"):
+        with pytest.raises(ConfigError, match=f"job minimised {kept['loss']}: name"):
             captured(request)
         return
     subject = captured(request).subjects

@@ -341,6 +341,9 @@ def test_of_an_error_in_a_silo_kind_and_place_are_printed(call, kinds, kept, cap
 def test_of_others_errors_our_lines_say_the_kind(kept):
     assert first_line(ValueError("the patient's label is 7")) == "ValueError, kept"
     assert "label is 7" in kept[0]
+    # ours hold nothing, and say what to do
+    assert first_line(UpdateRefused("leave it out")) == "leave it out"
+    assert len(kept) == 1
 
 
 def test_where_nothing_is_kept_back_texts_are_said(capsys):

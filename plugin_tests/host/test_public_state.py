@@ -19,6 +19,7 @@ from fedml_keylock.host.public_state import (
     public_copy,
 )
 from fedml_keylock.locks import lock_model, private_state_dict, secret_variables
+from fedml_keylock.types import Agreement
 
 WHO = "silo 1 (rank 2), round 3"
 
@@ -128,6 +129,12 @@ def test_another_shape_is_refused(silo, agreement, shape):
 def test_another_dtype_is_refused(silo, agreement, dtype):
     state = {**silo.state_dict(), "0.weight": torch.zeros(4, 1, 3, 3, dtype=dtype)}
     refused(state, agreement, rf"0\.weight is {dtype}, not torch\.float32")
+
+
+def test_complex_numbers_that_are_not_finite_are_refused():
+    state = {"w": torch.tensor([1j, complex("nan")])}
+    agreed = Agreement({"w": (2,)}, {"w": torch.complex64}, {}, (), {})
+    refused(state, agreed, "w is not finite")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -147,7 +147,9 @@ def test_an_attack_that_fails_is_a_line_and_ends_no_job(settings, reason, tmp_pa
     (line,) = caplog.messages
     assert line.startswith(f"silo 1: its update cannot be audited: {reason}")
     assert "\n" not in line
-    assert report_of(tmp_path)["job"]["not run"] in line
+    ((subject, said),) = report_of(tmp_path)["job"]["not run"].items()
+    assert subject == "none"
+    assert line.endswith(said)
     with pytest.raises(UpdateRefused, match=r"^silo 1: it cannot be audited: "):
         audited(tmp_path, abort_above={"ssim_aligned": 1}, **settings)
 

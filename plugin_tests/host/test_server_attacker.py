@@ -9,7 +9,7 @@ import torch
 
 from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.host.observer import Observer
-from fedml_keylock.host.server_attacker import Attacker
+from fedml_keylock.host.server_attacker import Attacker, images_of
 
 IMAGES = torch.linspace(0, 1, 300 * 64).view(300, 1, 8, 8)
 
@@ -44,6 +44,22 @@ def test_only_a_simulating_attacker_keeps_more_of_the_data():
     attacker = Attacker.begin(section, rounds=3, defended=True)
     attacker.see_data([(IMAGES, torch.zeros(300, dtype=torch.long))])
     assert len(attacker.public.images) == 300
+
+
+LABELS = torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [(IMAGES[:2], LABELS), (IMAGES[:2, :, 1:], LABELS)],  # of another size
+        [(IMAGES[:2], LABELS), (IMAGES[:2], torch.zeros(2, 3))],
+        [(IMAGES[:2], torch.tensor(1))],
+        [(IMAGES[:2], LABELS[:1])],
+    ],
+)
+def test_test_data_that_do_not_fit_together_are_no_images_and_end_no_job(batches):
+    assert images_of(batches, 100) is None
 
 
 class Stream:

@@ -18,6 +18,7 @@ from fedml_keylock.evaluation.trials import attack_updates
 from fedml_keylock.inversion import Knowledge, inverting_gradients
 from fedml_keylock.inversion.engine import probe as probing
 from fedml_keylock.inversion.engine.assemble import assemble
+from fedml_keylock.inversion.engine.evaluate import one_by_one
 from fedml_keylock.inversion.engine.observe import observe
 from fedml_keylock.tensors import copy_of
 
@@ -255,6 +256,15 @@ def test_opacus_own_module_is_attacked_as_what_it_holds():
     theirs = train_update(wrapped, IMAGES, LABELS, learning_rate=0.1)
     assert torch.allclose(attacked(wrapped, theirs).images, attacked(net, update).images, atol=1e-3)
     assert wrapped._module.conv._forward_hooks  # its own are still there
+
+
+def test_a_gpus_random_numbers_are_left_alone(monkeypatch):
+    """A silo that audits itself trains on: only the CPU's are put back."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", made.append)
+    train_update(Net(), IMAGES, LABELS, learning_rate=0.1)
+    one_by_one(lambda x: x, in_dims=(0,))(torch.ones(2))
+    assert made == []
 
 
 class Failing:

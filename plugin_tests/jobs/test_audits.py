@@ -175,7 +175,8 @@ def test_attacks_that_fail_end_no_job(run_example, tmp_path, settings):
         assert set(found) == {(silo, index) for silo in (0, 1) for index in (0, 1)}
         for report in found.values():
             assert report["leakage"] == []
-            assert report["job"]["not run"].startswith("inverting_gradients: RuntimeError: ")
+            (said,) = report["job"]["not run"].values()
+            assert said.startswith("inverting_gradients: RuntimeError: ")
     else:
         lines = [line for line in job.output.splitlines() if "not run: RuntimeError: " in line]
         assert len(lines) == 2  # a round each

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ...errors import AttackError
+from ...errors import AttackError, reason_of
 from ...inversion.engine.layer_inputs import watch
 from ...tensors import copy_of
 from ...types import ClientUpdate
@@ -54,8 +54,11 @@ def shared_statistics(
             "level 'statistics' needs those of a BatchNorm, and none are shared: a lock keeps "
             "them unless its YAML says share_norm_statistics: true"
         )
+    calls, error = watch(copy, norms, images)
+    if error is not None:
+        raise AttackError(f"the model does not run on its images: {reason_of(error)}") from error
     found = {}
-    for name, _, got in watch(copy, norms, images)[0]:
+    for name, _, got in calls:
         assert got is not None  # a BatchNorm takes a tensor
         n, momentum = got.numel() // got.shape[1], float(norms[name].momentum or 0)
         mean, variance = (

@@ -64,7 +64,7 @@ def train_update(
         weight_decay=how.weight_decay,
     )
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(silo)  # of a dropout's mask
+        torch.default_generator.manual_seed(silo)  # of a dropout's mask; a GPU's stays
         for _ in range(how.epochs):
             for start in range(0, len(images), how.batch_size):
                 step = slice(start, start + how.batch_size)

@@ -81,7 +81,7 @@ def one_by_one(function: Callable[..., Any], in_dims: Sequence[int | None]) -> C
         for index in range(count):
             row = [value if dim is None else _row(value, index) for value, dim in given]
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)  # a GPU's is not put back behind it
                 made.append(function(*row))
         return tree_map(lambda *parts: torch.stack(parts), *made)
 

@@ -6,13 +6,11 @@ gamma and beta (arXiv 2305.04095 evaluates only one that does not notice this).
 
 from __future__ import annotations
 
-from copy import deepcopy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...tensors import under
+from ...tensors import deep_copy, under
 from ..config import KeyLockConfig
 from ..entropy import secret_uniform, seeded_uniform
 from ..private import remove_hooks
@@ -70,7 +68,7 @@ def attacker_model(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, 
         ('0.keylock.gamma', '0.keylock.beta')
 
     """
-    copy = deepcopy(model)
+    copy = deep_copy(model)
     # the lock is put on by the silos' own code, so that it stands where theirs does
     attach(copy, config, key=None, uniform=secret_uniform)
     detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
@@ -117,7 +115,7 @@ def draw_gammas_and_betas(
     short = config.model_copy(update={"key_length": 8})
     draws = []
     for _ in range(count):
-        copy = deepcopy(model)
+        copy = deep_copy(model)
         attach(copy, short, key=None, uniform=seeded_uniform(generator))
         draws.append(gammas_and_betas(copy))
     return {name: torch.stack([draw[name] for draw in draws]) for name in draws[0]}

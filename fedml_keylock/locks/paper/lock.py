@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -11,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ...errors import ConfigError, LockError
+from ...tensors import deep_copy
 from ...types import Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo, ModelCheck
@@ -116,7 +116,7 @@ class PaperLock(Lock):
     def _redraw(self, model: nn.Module, uniform: Uniform | None) -> None:
         """Replace the locks' values by fresh ones; the silo's statistics stay."""
         own = self.private_state(model)
-        fresh = deepcopy(model)
+        fresh = deep_copy(model)
         detach(fresh)
         self.lock(fresh, uniform=uniform)
         statistics = {name: tensor for name, tensor in own.items() if is_statistic(name)}
@@ -135,7 +135,7 @@ class PaperLock(Lock):
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Lock the job's model; remember the locks, so that others in their place are noticed."""
         # what a silo begins with whose vault is empty, where the model has another one's lock
-        self._plain = deepcopy(model) if self._in_turn else None
+        self._plain = deep_copy(model) if self._in_turn else None
         info = self.lock(model)
         self._locks = [lock for _, _, lock in locks(model)]
         return info
@@ -155,7 +155,7 @@ class PaperLock(Lock):
             self.load_private(model, state)
             return f"goes on from {vault.path}, round {round_index}"
         if self._plain is not None:  # what is in the model is another silo's
-            fresh = deepcopy(self._plain)
+            fresh = deep_copy(self._plain)
             self.lock(fresh)
             self.load_private(model, self.private_state(fresh))
         vault.save(self.private_state(model), round_index=0)
@@ -192,7 +192,7 @@ class PaperLock(Lock):
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """A copy of a silo's locked model, and its gamma and beta: for its own audit."""
-        copy = deepcopy(model)
+        copy = deep_copy(model)
         self.lock(copy)
         self.load_private(copy, self.private_state(protected))
         return copy, gammas_and_betas(copy)

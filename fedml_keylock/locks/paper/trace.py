@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import fx, nn
 
+from ...tensors import buffers_kept
 from .kinds import PARAMETRIC
 
 __all__ = ["Tracer", "optional_arguments", "traced", "untouched"]
@@ -87,6 +87,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Put back what a forward pass changes of the model: attributes, buffers, training flags.
 
     Example:
+        >>> import torch
         >>> model = nn.BatchNorm1d(2)
         >>> with untouched(model):
         ...     model.seen = model(torch.rand(3, 2))
@@ -97,14 +98,10 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tables = ("_parameters", "_buffers", "_modules")
     modules = list(model.modules())
     kept = [(vars(m).copy(), {t: vars(m)[t].copy() for t in tables}) for m in modules]
-    buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers()]
     try:
-        yield
+        with buffers_kept(modules):
+            yield
     finally:
-        with torch.no_grad():
-            for buffer, version, before in buffers:
-                if buffer._version != version:  # changed in place, as a counter of steps is
-                    buffer.copy_(before)
         for module, (attributes, contents) in zip(modules, kept, strict=True):
             vars(module).clear()
             vars(module).update(attributes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, UpdateRefused
-from ...tensors import as_integers, copy_of, with_versions
+from ...tensors import as_integers, copy_of, deep_copy, with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -138,7 +137,7 @@ class RotatedLock(WireLock):
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
         """The public state, rotated back by another key."""
-        candidate = deepcopy(model)
+        candidate = deep_copy(model)
         self.lock(candidate, uniform=uniform)
         restored = _on(candidate).restore(state_tensors(model), round_index=0)
         self.unlock(candidate)

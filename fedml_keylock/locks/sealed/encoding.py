@@ -203,7 +203,8 @@ class Encoding:
             moved += above * 2.0 ** (step + self.shares.low_bits)
             still = moved == 0
         since = base
-        if not math.isfinite(_largest(base)):
+        # a sum is the cheapest look; that of finite numbers may be infinite, which costs only time
+        if not math.isfinite(float(base.sum())):
             odd, begun = ~torch.isfinite(base), self._begun(entry)
             since = torch.where(odd, 0.0, base)
             # where nothing can begin, nothing has

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
-from ...tensors import copy_of, with_versions
+from ...tensors import copy_of, deep_copy, with_versions
 from ...types import JobSecrets, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
@@ -159,7 +158,7 @@ class SealedLock(WireLock):
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
         """The model that words give to whoever has no key: noise, of the model's own size."""
-        outside = deepcopy(model)
+        outside = deep_copy(model)
         noise = noise_like(state_tensors(model), uniform)
         outside.load_state_dict(with_versions(noise, model.state_dict()))
         return outside

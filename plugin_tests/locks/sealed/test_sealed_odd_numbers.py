@@ -37,6 +37,14 @@ def test_what_came_infinite_begins_where_silos_have_numbers(odd, shape):
         assert (opened.counts.clipped, opened.counts.infinite) == (0, 0)
 
 
+def test_finite_numbers_whose_sum_is_infinite_are_averaged():
+    """By their sum it is looked whether all that came is finite."""
+    first = {"w": torch.full((2, 2), 2e38)}
+    states = [{"w": first["w"] * (1 - 0.1 * k)} for k in range(3)]
+    opened = one_round(silos_of(first, SAMPLES), states)[0]
+    assert torch.allclose(opened.state["w"], average(states), rtol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(), (2, 2)])
 def test_zeros_of_all_silos_are_zeros(shape):
     """Behind a ReLU an observer's least number is 0 in all of them."""

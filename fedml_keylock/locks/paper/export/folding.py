@@ -5,16 +5,14 @@ An exported model holds the lock, in another form: it is as private as the silo'
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
-from torch.utils._pytree import tree_leaves
 
 from ....errors import LockError
-from ....tensors import under
+from ....tensors import deep_copy, under
 from ..attach import DDP_IGNORES, detach
 from ..chain import lock_values
 from ..kinds import CONVOLUTIONS, is_plain
@@ -53,7 +51,7 @@ def fold(model: nn.Module) -> nn.Module:
         LockError: it is part of a locked model, or a lock cannot be folded in.
 
     """
-    copy = _copy(model).eval()
+    copy = deep_copy(model).eval()
     taken = _take_out(copy)
     feeds = feeds_of(copy)
     for lock in taken:
@@ -63,14 +61,6 @@ def fold(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.TransformerEncoderLayer) and nn.Sequential in _kinds_in(module):
             module.activation_relu_or_gelu = 0
     return copy
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy; of a model that keeps something of its last forward pass too."""
-    kept = [t for module in model.modules() for t in tree_leaves(vars(module))]
-    # torch refuses to copy what has a gradient function
-    made = [t for t in kept if isinstance(t, Tensor) and not t.is_leaf]
-    return deepcopy(model, {id(t): t.detach().clone() for t in made})
 
 
 @dataclass(frozen=True)
