@@ -6,8 +6,8 @@ from torch import Tensor
 
 __all__ = ["flat_channels", "of_one_colour"]
 
-LEAST = 2 / 255
-"""Between the darkest and the brightest pixel: a JPEG of one colour may be off by a level."""
+LEAST = 2.5 / 255
+"""Between the darkest and the brightest pixel: a JPEG may be off by a level to each side."""
 
 
 def flat_channels(images: Tensor) -> Tensor:

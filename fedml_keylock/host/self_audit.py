@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ..defense import Defense
 from ..errors import AttackError, KeyLockError, UpdateRefused, reason_of
 from ..evaluation.audit import Protection, Subject, audit, probe
+from ..evaluation.audit.plan import Trial
+from ..evaluation.audit.procedure import NOT_SCORED
 from ..evaluation.audit.training import output_shape
 from ..evaluation.contrast import of_one_colour
 from ..evaluation.leakage import LeakageRow, Worst
@@ -273,7 +275,8 @@ class SelfAudit:
         """The attackers on what the silo sends: neither controls nor who has its private state.
 
         Raises:
-            AttackError: none of them could be run; or, where a limit is set, one of them.
+            AttackError: none of them could be run; or, where a limit is set, one of them, or it
+                gave no picture.
 
         """
         # what an audit draws is not to change what the silo trains
@@ -286,13 +289,18 @@ class SelfAudit:
                 job={"side": "silo", "probe": self.settings.probe},
             )
             report.save(self._folder(turn), images=False)
-        for title, reason in report.job.get("not run", {}).items():
-            logging.warning("%s: %s: not run: %s", turn.who, title, reason)
-            own = title.startswith(f"{subject.defense}, ") and not title.endswith(f", {ORACLE}")
-            if self.settings.abort_above and own:
-                raise AttackError(f"{title}: {reason}")
-        return [
+        rows = [
             row
             for row in report.leakage
             if row.defense == subject.defense and row.knowledge not in (BASELINE, ORACLE)
         ]
+        failed = dict(report.job.get("not run", {}))
+        for title, reason in failed.items():
+            logging.warning("%s: %s: not run: %s", turn.who, title, reason)
+        if self.settings.abort_above:
+            scored = {Trial(row.defense, row.attack, row.knowledge).title for row in rows}
+            lost = report.job.get(NOT_SCORED, {}).keys() - scored
+            for title, reason in (failed | dict.fromkeys(lost, "it gave no picture")).items():
+                if title.startswith(f"{subject.defense}, ") and not title.endswith(f", {ORACLE}"):
+                    raise AttackError(f"{title}: {reason}")
+        return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from fedml_keylock.errors import ConfigError, UpdateRefused
+from fedml_keylock.evaluation.audit import audit
+from fedml_keylock.evaluation.audit.procedure import NOT_SCORED
 from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.host.self_audit import SelfAudit
 from fedml_keylock.host.server_attacker import Attacker
@@ -164,6 +167,19 @@ def test_one_attack_of_two_that_fails_is_a_row_and_too_little_where_there_is_a_l
     assert caplog.messages == [f"silo 1: none, analytic: not run: {reason}"]
     assert report_of(tmp_path)["job"]["not run"] == {"none, analytic": reason}
     with pytest.raises(UpdateRefused, match="cannot be audited: none, analytic: the model's first"):
+        audited(tmp_path, attacks=both, abort_above={"ssim_aligned": 1})
+
+
+def test_an_attack_that_diverges_is_too_little_where_there_is_a_limit(tmp_path, monkeypatch):
+    def diverged(*given, **settings):
+        report = audit(*given, **settings)
+        rows = [row for row in report.leakage if row.attack != "dlg"]
+        return replace(report, leakage=rows, job={**report.job, NOT_SCORED: {"none, dlg": 1}})
+
+    monkeypatch.setattr("fedml_keylock.host.self_audit.audit", diverged)
+    both = SEARCH | {"dlg": {"steps": 3, "restarts": 1}}
+    assert len(audited(tmp_path, attacks=both)) == 1
+    with pytest.raises(UpdateRefused, match="cannot be audited: none, dlg: it gave no picture"):
         audited(tmp_path, attacks=both, abort_above={"ssim_aligned": 1})
 
 

@@ -21,8 +21,9 @@ from .score import METRICS, Metric, Scored, baselines, joined, matched, row_of, 
 from .subject import Subject
 from .work import Result, Store
 
-__all__ = ["audit"]
+__all__ = ["NOT_SCORED", "audit"]
 
+NOT_SCORED = "not scored: diverged in every restart, or nothing was changed"
 MOST_SHOWN = 8
 """How many images a gallery shows."""
 
@@ -114,7 +115,7 @@ def audit(
     if failures:
         facts["not run"] = {trial.title: reason for trial, reason in failures.items()}
     if lost:
-        facts["not scored: diverged in every restart, or nothing was changed"] = lost
+        facts[NOT_SCORED] = lost
     originals, galleries = _galleries(shown, results)
     curves = [_curve(trial, runs[0], attacks[trial.attack]) for trial, runs in results.items()]
     return LeakageReport({}, rows, originals, galleries, facts, costs=curves)
