@@ -73,7 +73,8 @@ def test_what_could_not_be_written_is_said_before_a_job_trains(
 ):
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
-    Path("vault/silo-0.log").mkdir(parents=True)
+    Path("vault").mkdir(mode=0o700)
+    Path("vault/silo-0.log").mkdir()
     model, lock = nn.Linear(2, 2), make_lock(KeyLockConfig(**settings))
     with pytest.raises(ConfigError, match=said):
         lock.enter_server() if enter == "enter_server" else lock.enter_silo(model, silo=0)

@@ -35,7 +35,7 @@ def test_all_that_is_written_is_its_owner_s_only(vault):
 def test_nothing_is_written_through_a_link(vault, tmp_path, name):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("kept")
-    vault.folder.mkdir()
+    vault.folder.mkdir(mode=0o700)
     (vault.folder / name).symlink_to(elsewhere)
     with pytest.raises(VaultError, match=r"[Ss]ymbolic link"):
         vault.claim() if name.endswith("lock") else append_private(vault.folder / name, "x")
