@@ -750,7 +750,7 @@ TABLE = {
     ],
     ("host/session", "host/test_sealed_sessions.py host/test_key_agreement.py"): [
         (
-            "start: silos cannot agree without MPI",
+            "agreement: over gRPC with neither roster nor group_key",
             "if credentials is not None and not credentials.group_key and not self._comm:",
             "if False:",
         ),
@@ -931,7 +931,7 @@ TABLE = {
     ],
     ("locks/vault/disk", "locks/vault/test_vault.py -k someone_elses"): [
         (
-            "vault: someone else's file is read",
+            "vault: someone else's file or folder is used",
             "    if found.st_uid != os.geteuid():\n",
             "    if False:\n",
         ),
@@ -1162,16 +1162,9 @@ TABLE = {
             "    def _state_dict(self, *args: Any, **kwargs: Any) -> Any:\n",
         ),
     ],
-    ("locks/private", "locks/paper/test_private_state.py locks/paper/test_attach.py"): [
+    ("locks/private", "locks/test_handles.py locks/paper/test_private_state.py"): [
         (
-            "private: a locked model can be pickled",
-            "    def __reduce_ex__(self, protocol: Any) -> NoReturn:\n",
-            "    def _reduce_ex(self, protocol: Any) -> NoReturn:\n",
-        ),
-    ],
-    ("locks/private", "locks/test_handles.py"): [
-        (
-            "private: a handle can be pickled",
+            "private: a handle or a locked model can be pickled",
             "    def __reduce_ex__(self, protocol: Any) -> NoReturn:\n",
             "    def _reduce_ex(self, protocol: Any) -> NoReturn:\n",
         ),
@@ -1826,13 +1819,6 @@ TABLE = {
             'int(getattr(args, "rank", 0) or 0) == 0',
         ),
     ],
-    ("host/session", "host/test_key_agreement.py"): [
-        (
-            "agreement: over gRPC with neither roster nor group_key",
-            "if credentials is not None and not credentials.group_key and not self._comm:",
-            "if False:",
-        ),
-    ],
     ("host/pickle_records", "host/test_unpickling.py -k multiple_of_its_bytes"): [
         ("messages: steps take no budget", "        reader.budget.spend(cost)\n", ""),
         (
@@ -1873,11 +1859,6 @@ TABLE = {
     ],
     ("locks/vault/disk", "locks/vault/test_vault.py -k folder"): [
         ("vault: a folder that others use", "    check_folder(path)\n", ""),
-        (
-            "vault: a folder of someone else",
-            "    if found.st_uid != os.geteuid():\n",
-            "    if False:\n",
-        ),
     ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
