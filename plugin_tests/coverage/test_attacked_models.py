@@ -85,9 +85,16 @@ REFUSED = {
         (f"FedML rnn ({data})" for data in ("shakespeare", "fed_shakespeare", "stackoverflow")),
         "cannot be trained on images .*: Expected .* Long",
     ),
-    "FedML mobilenet_v3": "labels cannot be recovered: the model has no linear layer",
 }
-"""Name to the line: of what has no pictures, and of a head that is a convolution."""
+"""Name to the line: of what has no pictures."""
+UNTOLD = {
+    **dict.fromkeys(
+        ("FedML mobilenet_v3", "squeezenet1_0", "squeezenet1_1"),
+        ("no linear layer with .* outputs; .* labels: optimise$", {"labels": "optimise"}),
+    ),
+    "maxvit_t": ("this head has none; set recovery: magnitude$", {"recovery": "magnitude"}),
+}
+"""Name to the line about a head that does not tell labels, and to what the line says to set."""
 
 
 @pytest.mark.long
@@ -95,19 +102,25 @@ REFUSED = {
     ("name", "make"), [pytest.param(*one, id=one[0]) for one in TRIED if one[0] not in LARGE]
 )
 def test_every_model_is_attacked_or_refused_in_a_line(name, make, tmp_path, monkeypatch):
-    """Three steps; without a published model's further blocks of one kind, which change nothing."""
+    """Three steps, without further blocks of one kind; with what a line on labels says to set."""
     said = []
     monkeypatch.setattr(probing, "_say", said.append)
     with cheap_start():
         net, shape = make()
     images = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    attacks = {"ig": inverting_gradients(steps=3, restarts=1)}
-    if name in REFUSED:
-        with pytest.raises(AttackError, match=REFUSED[name]) as caught:
-            audit(probe(net, images, torch.arange(2), batch=2), attacks, output=tmp_path)
+
+    def attacked(**settings):
+        attacks = {"ig": inverting_gradients(steps=3, restarts=1, **settings)}
+        return audit(probe(net, images, torch.arange(2), batch=2), attacks, output=tmp_path)
+
+    line, settings = UNTOLD.get(name, (REFUSED.get(name), {}))
+    if line:
+        with pytest.raises(AttackError, match=line) as caught:
+            attacked()
         assert "\n" not in str(caught.value)
+    if name in REFUSED:
         return
-    report = audit(probe(net, images, torch.arange(2), batch=2), attacks, output=tmp_path)
+    report = attacked(**settings)
     (row,) = [row for row in report.leakage if row.attack == "ig"]
     assert row.metrics
     assert all(mean_of(value) is not None for value in row.metrics.values())
@@ -118,7 +131,7 @@ def test_every_model_is_attacked_or_refused_in_a_line(name, make, tmp_path, monk
 
 
 def test_every_model_that_is_expected_to_be_odd_is_there():
-    assert {*LARGE, *ONE_BY_ONE, *REFUSED} <= {name for name, _ in TRIED}
+    assert {*LARGE, *ONE_BY_ONE, *REFUSED, *UNTOLD} <= {name for name, _ in TRIED}
 
 
 QUICK = ("VGG", "ViT", "Swin", "SqueezeNet", "ConvNeXt")
@@ -133,5 +146,5 @@ def test_the_gradient_of_an_attack_on_a_family_is_its_own(family):
     objective = objective_of(model.make(), 2, model.shape, classes=10)
     rows = torch.rand(3, 2 * prod(model.shape), dtype=torch.float64)
     assert objective.vmapped
-    # a step may go over a kink of a ReLU or a maximum, and then says nothing
-    assert min(off(objective, rows, step=step) for step in (1e-7, 1e-8, 1e-9)) < 1e-5
+    # a longer step may go over a kink of a ReLU or a maximum; a shorter one leaves but rounding
+    assert min(off(objective, rows, step=step) for step in (1e-6, 1e-7, 1e-8, 1e-9)) < 1e-5

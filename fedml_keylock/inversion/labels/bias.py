@@ -48,7 +48,7 @@ def labels_by_bias(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     if bias is None:
         raise AttackError(
             "labels by bias need the gradient of the head's bias, and this head has none; "
-            "recover them by magnitude"
+            "set recovery: magnitude"
         )
     classes = weight.shape[1]
     bias = bias.double()

@@ -31,7 +31,7 @@ def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
     if not heads:
         raise AttackError(
             f"labels cannot be recovered: the model has no linear layer with {classes} outputs; "
-            "give Knowledge.labels"
+            "give Knowledge.labels, or take an attack with labels: optimise"
         )
     name, module = heads[-1]
     return under(name, "weight"), None if module.bias is None else under(name, "bias")

@@ -34,6 +34,6 @@ def labels_by_sign(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
     if batch > weight.shape[1]:
         raise AttackError(
             f"labels by sign never repeat: a batch of {batch} cannot have that many of "
-            f"{weight.shape[1]} classes; recover them by magnitude or by bias"
+            f"{weight.shape[1]} classes; set recovery: magnitude or bias"
         )
     return weight.amin(2).argsort(dim=1, stable=True)[:, :batch].sort(1).values
