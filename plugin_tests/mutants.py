@@ -416,13 +416,6 @@ TABLE = {
     ("evaluation/audit/twins", "evaluation/test_audit.py -k silos_loss"): [
         ("audit: controls are trained with cross entropy", "loss=subject.loss,\n", ""),
     ],
-    ("evaluation/audit/work", "host/test_self_audit.py"): [
-        (
-            "audit: an error of torch in one attack ends the audit",
-            "    except Exception as error:  # torch's",
-            "    except AttackError as error:  # torch's",
-        ),
-    ],
     ("evaluation/audit/plan", "evaluation/test_audit.py -k silos_loss"): [
         (
             "audit: cross entropy is attacked, whatever the loss",
@@ -605,7 +598,7 @@ TABLE = {
             "",
         ),
     ],
-    ("evaluation/trials", "inversion/test_any_model.py -k fails_in_any_way"): [
+    ("evaluation/trials", "evaluation/test_audit.py -k others_go_on"): [
         (
             "attacks: any other error ends the audit",
             "    except Exception as error:  # anyone's attack",

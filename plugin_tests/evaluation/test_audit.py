@@ -320,18 +320,28 @@ def test_noise_is_no_more_than_what_one_colour_gives_of_a_pale_picture():
     assert Evidence([*rows, noise]).sunk(noise)
 
 
+class Raising:
+    """A plugin's attack that has a fault of its own."""
+
+    name, needs, uses = "raising", frozenset(), frozenset()
+
+    def reconstruct(self, *_, **__):
+        raise RuntimeError("of its own")
+
+
 def test_an_attack_that_cannot_run_is_told_and_the_others_go_on(digits, tmp_path):
     told = []
-    both = {**attack(), "broken": inverting_gradients(steps=2, layer_weights={"nothing*": 1.0})}
     report = audit(
         subject_of(digits),
-        both,
+        {**attack(), "raising": Raising(), "tableak": tableak(steps=1)},
         output=tmp_path,
         on_error=lambda name, error: told.append((name, str(error))),
     )
-    broken = [row for row in report.leakage if row.attack == "broken"]
-    assert bool(told) == (not broken)
-    assert any(row.attack == "inverting_gradients" for row in report.leakage)
+    assert told[0] == ("raising", "raising failed on LeNet: RuntimeError: of its own")
+    assert [name for name, _ in told] == ["raising", "tableak"]
+    rows = {row.attack for row in report.leakage}
+    assert "inverting_gradients" in rows
+    assert rows.isdisjoint(("raising", "tableak"))
 
 
 def test_attacks_that_all_cannot_run_are_told_once_each(digits, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ...errors import AttackError, reason_of
+from ...errors import AttackError, KeyLockError
 from ...files import replacing
 from ...tensors import one_thread, tensors_of
 from ..trials import attack_updates
@@ -71,8 +71,8 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
                 seed=task.start,
                 checkpoint=checkpoint,
             )
-    except Exception as error:  # torch's, the job's model's or loss's, or for want of memory
-        return reason_of(error)
+    except KeyLockError as error:  # `attack_updates` makes one of whatever is raised
+        return str(error)
     tensors = {field.name: getattr(made, field.name).detach().cpu() for field in fields(Result)}
     count, history = len(task.updates), tensors["history"]
     every = {
