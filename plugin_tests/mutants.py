@@ -397,8 +397,13 @@ TABLE = {
         ),
         (
             "audit: an attack that fails beside another is no matter to a limit",
-            "            if self.settings.abort_above and own:\n",
-            "            if False:\n",
+            "in (failed | dict.fromkeys(",
+            "in ({} | dict.fromkeys(",
+        ),
+        (
+            "audit: an attack that diverged is no matter to a limit",
+            "in (failed | dict.fromkeys(lost",
+            "in (failed | dict.fromkeys(()",
         ),
         (
             "audit: an error of torch ends the job",
