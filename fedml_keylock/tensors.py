@@ -175,7 +175,7 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         (module._buffers, name, buffer, buffer.clone())
         for module in modules
         for name, buffer in module._buffers.items()
-        if buffer is not None
+        if buffer is not None and not buffer.is_meta
     ]
     try:
         yield
