@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fedml_keylock.host.launch import command, environment
 from fedml_keylock.host.startup_file import StartUp
 
 HERE = Path(__file__).parent
@@ -91,3 +92,24 @@ def with_fedml(tmp_path_factory, enabled):
     zygote.stdout.close()
     zygote.kill()
     zygote.wait()
+
+
+@pytest.fixture
+def on_three_ranks(tmp_path):
+    """Run a script on three MPI ranks, with the plugin or without, in the test's own folder."""
+
+    def run(script: str, *, plugin: bool = True) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(script)
+        line = command(3, ["script.py"])
+        return subprocess.run(
+            [part for part in line if plugin or part not in ("-m", "fedml_keylock")],
+            cwd=tmp_path,
+            env=environment(3) | {"PYTHONWARNINGS": "ignore"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run

@@ -2,14 +2,12 @@
 
 import io
 import pickle
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.host.launch import command, environment
 from fedml_keylock.host.unpickling import load
 
 OVER_GRPC = """
@@ -95,18 +93,8 @@ elif rank == 2:
 """
 
 
-def test_a_rank_that_is_not_defended_says_so_when_others_are(tmp_path):
-    (tmp_path / "script.py").write_text(UNDEFENDED)
-    done = subprocess.run(
-        command(3, ["script.py"]),
-        cwd=tmp_path,
-        env=environment(3) | {"PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_a_rank_that_is_not_defended_says_so_when_others_are(on_three_ranks):
+    done = on_three_ranks(UNDEFENDED)
     said = "fedml-keylock: rank 2: rank 1 is defended and this rank is not: its YAML does not ask"
     assert done.returncode != 0
     assert any(line.startswith(said) for line in done.stdout.splitlines()), done.stdout[-2000:]

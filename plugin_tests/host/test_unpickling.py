@@ -22,7 +22,6 @@ from hypothesis.extra import numpy as arrays
 from torch import nn
 
 from fedml_keylock.errors import UpdateRefused
-from fedml_keylock.host.launch import command, environment
 from fedml_keylock.host.unpickling import load
 
 
@@ -571,19 +570,11 @@ elif rank == 2:
         (False, 0, 1, "rank 1: rank 2: a silo sent a message to a silo"),
     ],
 )
-def test_a_malicious_rank_ends_the_job_and_runs_nothing(evil, named, to, said, plugin, tmp_path):
-    (tmp_path / "script.py").write_text(f"EVIL, NAMED, TO = {evil}, {named}, {to}\n{SCRIPT}")
-    line = [x for x in command(3, ["script.py"]) if plugin or x not in ("-m", "fedml_keylock")]
-    done = subprocess.run(
-        line,
-        cwd=tmp_path,
-        env=environment(3) | {"PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_a_malicious_rank_ends_the_job_and_runs_nothing(
+    evil, named, to, said, plugin, tmp_path, on_three_ranks
+):
+    script = f"EVIL, NAMED, TO = {evil}, {named}, {to}\n{SCRIPT}"
+    done = on_three_ranks(script, plugin=plugin)
     ours = [x for x in done.stdout.splitlines() if x.startswith("fedml-keylock: ")]
     assert (tmp_path / "ran").exists() == (evil and not plugin), done.stdout[-3000:]
     if plugin:
