@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from .errors import first_line
 
 __all__ = [
+    "PREFIXES",
     "as_integers",
     "buffers_kept",
     "copied",
@@ -144,6 +145,8 @@ _WRAPPERS = {
     "DistributedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
+PREFIXES = tuple(f"{inner}." for inner in dict.fromkeys(_WRAPPERS.values()))
+"""What torch's wrappers put before every name in a state."""
 
 
 class _Wrapped(nn.Module):

@@ -13,15 +13,13 @@ from ..locks import Lock
 from ..locks.entropy import secret_uniform
 from ..locks.vault.cipher import Cipher
 from ..locks.vault.file import Stored
-from ..tensors import tensors_of
+from ..tensors import PREFIXES, tensors_of
 from .job import check_owner
 
 __all__ = ["lock_as_silo", "read_checkpoint", "unwrapped"]
 
 INSIDE = ("state_dict", "model_state_dict", "model")
 """Under which names checkpoints hold a model's state_dict."""
-PREFIXES = ("module.", "_orig_mod.")
-"""Of DataParallel and of torch.compile."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -75,7 +75,8 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
 
     """
     tested = (model, getattr(trainer, "model", None))
-    modules = [one for whole in tested if isinstance(whole, nn.Module) for one in whole.modules()]
+    models = [whole for whole in tested if isinstance(whole, nn.Module)]  # mostly one, twice
+    modules = list(dict.fromkeys(module for whole in models for module in whole.modules()))
     modes = [(module, module.training) for module in modules]
     python, numpy = random.getstate(), np.random.get_state()
     try:

@@ -88,13 +88,12 @@ class Attacker:
             if low < 0 or high > 1:  # normalised by the job's own loader
                 self.bounds = low, high
 
-    def public_for(self, model: nn.Module) -> PublicData | None:
-        """The public data, with labels as the loss takes them for what this model gives."""
+    def public_for(self, outputs: tuple[int, ...]) -> PublicData | None:
+        """The public data, with labels as the loss takes them for a model of this output shape."""
         if self.public is None:
             return None
         images, labels = self.public.images, self.public.labels
-        fitted = self.loss.seen(labels).fitted(labels, output_shape(model, images))
-        return PublicData(images, fitted)
+        return PublicData(images, self.loss.seen(labels).fitted(labels, outputs))
 
 
 @dataclass
@@ -186,15 +185,16 @@ class ServerCapture:
 
         """
         attacker, output = self.attacker, self.attacker.settings.output
-        public = attacker.public_for(self.model)
-        if public is None:
+        if attacker.public is None:
             raise AttackError("the job's test data gives no (c, h, w) images to reconstruct")
+        outputs = output_shape(self.model, attacker.public.images)
+        public = attacker.public_for(outputs)
+        assert public is not None
         chosen = [e for e in self.capture.entries() if only in (None, e[0])]
         updates = [self.capture.load(*entry) for entry in chosen[: attacker.settings.images]]
         if only is not None:
             output = output / f"round-{only:05d}"
         surrogate = self.defense.surrogate(self.model) if self.defense else None
-        outputs = output_shape(self.model, public.images)
         for name, level in attacker.trials:
             try:
                 knowledge = knowledge_of(

@@ -6,9 +6,9 @@ import ast
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import torch
@@ -228,9 +228,7 @@ def _built(text: str) -> nn.Module:
 
 def _imported(module: str, name: str) -> Any:
     sys.path.insert(0, str(Path.cwd()))
-    made = import_module(module)
-    for part in name.split("."):
-        made = getattr(made, part)
+    made = resolve_name(f"{module}:{name}")
     made = made() if isinstance(made, type) else made
     if not callable(made):
         raise ConfigError("is no function")

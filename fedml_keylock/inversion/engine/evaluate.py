@@ -16,7 +16,7 @@ from .exact import differentiable
 
 __all__ = ["one_by_one", "run", "slope"]
 
-Loss = Callable[[dict[str, Tensor], Tensor, Tensor], tuple[Tensor, Statistics]]
+LossOfWeights = Callable[[dict[str, Tensor], Tensor, Tensor], tuple[Tensor, Statistics]]
 """Of weights, images and labels: a loss, and the statistics of norms."""
 
 
@@ -26,7 +26,7 @@ def run(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
         return logits_of(functional_call(model, state, (images,)))
 
 
-def slope(loss: Loss) -> Callable[..., tuple[dict[str, Tensor], Statistics]]:
+def slope(loss: LossOfWeights) -> Callable[..., tuple[dict[str, Tensor], Statistics]]:
     """The gradient of a loss by its weights: ``torch.func.grad`` in autograd's own words.
 
     Functions of one's own, checkpoints and hooks run in this, and not in that. What comes of it can

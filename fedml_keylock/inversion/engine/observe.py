@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
-from ...tensors import copy_of
+from ...tensors import PREFIXES, copy_of
 from ...types import ClientUpdate
 from ..knowledge import Knowledge
 
 __all__ = ["Observation", "observe"]
 
-_WRAPPED = ("_module.", "module.", "_orig_mod.")
+_WRAPPED = ("_module.", *PREFIXES)
 """Before every name: Opacus' ``GradSampleModule``, torch's parallel and compiled modules."""
 
 
