@@ -33,6 +33,14 @@ def pytest_configure(config):
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HURRIED, *before]))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    # what a test draws without a seed of its own is the same in every run
+    import torch
+
+    torch.manual_seed(0)
+
+
 def together(nodeid: str) -> str:
     """What a test has in common with those that are to run in the same process."""
     path = Path(nodeid.partition("::")[0])

@@ -90,11 +90,13 @@ def test_another_infinity_than_what_came_is_counted():
 def test_complex_numbers_are_averaged(dtype, shape):
     """As Fourier layers have them. Guards `tensors.real` and ``Entry.complex``."""
     made = [{"w": torch.randn(shape, dtype=dtype)} for _ in range(4)]
+    size = max((float(state["w"].abs().max()) for state in made if state["w"].numel()), default=0.0)
     silos = silos_of(made[0], SAMPLES)
     for states in (made[1:], made[:3]):
         opened = one_round(silos, states)[0].state["w"]
         assert opened.dtype == dtype
-        assert torch.allclose(opened, average(states), rtol=1e-6)
+        # of the largest: FedML's own average is in float32, where numbers nearly cancel
+        assert torch.allclose(opened, average(states), rtol=0, atol=1e-6 * size)
         assert torch.equal(silos[1].base["w"], opened)
 
 
