@@ -22,7 +22,7 @@ HOST_OF_FEDML = "fedml_keylock.host.fedml"
 # the parts of the package, from the ground up; a part may import what stands under it
 LAYERS = [
     {"errors"},
-    {"types", "defense", "settings", "files", "lazy", "mpi", "tensors"},
+    {"types", "defense", "settings", "files", "lazy", "mpi", "tensors", "privacy"},
     {"locks", "inversion", "evaluation", "hookspecs"},
     {"plugins", "builtin", "silos"},
     {"host"},

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
+from ..privacy.settings import NoiseConfig
 from ..settings import Positive, Settings
 
 __all__ = ["KeyLockConfig"]
@@ -27,6 +28,7 @@ FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("save_model", "tell_accuracy", "tell_samples"), SEALED),
     # under both locks save_model writes what fedml-keylock export puts together with a silo's own
     "checkpoint": ("sealed",),
+    "noise": ("sealed",),
     "robust_aggregation": ("rotated", "paper"),
     **dict.fromkeys(("layers", "key_length", "activation", "chained"), PAPER),
     "share_norm_statistics": PAPER,
@@ -86,6 +88,9 @@ class KeyLockConfig(Settings):
     scale: Positive | None = None
     """Of sealed: the largest number in tensors that silos send and the first model does not have,
     such as a gradient under a name of its own."""
+    noise: NoiseConfig | None = None
+    """Of sealed: clip what silos send and add noise to it under the seal, for differential
+    privacy; its fields are those of `NoiseConfig`."""
     checkpoint: Path | None = None
     """Of sealed: a .safetensors file that the server writes after each round. It is sealed;
     `fedml-keylock export` opens it with any silo's vault."""
@@ -223,4 +228,6 @@ class KeyLockConfig(Settings):
 
 
 def _listed(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.model_dump(exclude_defaults=True)
     return str(value) if isinstance(value, Path) else value

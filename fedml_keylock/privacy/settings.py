@@ -1,0 +1,100 @@
+"""The `keylock: {noise: ...}` section: distributed differential privacy under `lock: sealed`."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ..errors import ConfigError
+from ..settings import Count, Natural, Positive, Settings, Share
+
+__all__ = ["AdaptiveClip", "NoiseConfig"]
+
+Delta = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class AdaptiveClip(Settings):
+    """A clip that follows a quantile of the updates' norms (Andrew et al. 2021, algorithm 1).
+
+    Example:
+        >>> AdaptiveClip().quantile
+        0.5
+
+    """
+
+    section: ClassVar[str] = "keylock.noise.adaptive"
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """The share of updates that the clip should leave as they are."""
+    rate: Positive = 0.2
+    """How fast it follows: it changes by at most e^rate in a round."""
+    deviation: Positive | None = None
+    """Standard deviation of the noise on the count of unclipped updates. None: a twentieth of the
+    silos, or twice the multiplier if that is more."""
+
+
+class NoiseConfig(Settings):
+    """How much noise silos add under the seal, and for what.
+
+    Example:
+        >>> NoiseConfig(clip=1.0, multiplier=1.1, delta=1e-5).unit
+        'silo'
+
+    """
+
+    section: ClassVar[str] = "keylock.noise"
+
+    clip: Positive
+    """The L2 norm that a unit's part in a sum is clipped to: a silo's update, over all that is
+    sent, or an example's gradient."""
+    delta: Delta
+    """Of (epsilon, delta)."""
+    multiplier: Positive | None = None
+    """z: the standard deviation of the noise in the sum over clip, without the noise of colluding
+    silos, or of one silo."""
+    epsilon: Positive | None = None
+    """In place of multiplier: what all rounds together may cost."""
+    unit: Literal["silo", "example"] = "silo"
+    """What is protected: that a silo took part, or that an example is among a silo's."""
+    stop_at: Positive | None = None
+    """Train no round after which epsilon would be above this."""
+    buffer_clip: Positive | None = None
+    """Of unit: silo: the L2 norm that the change of floating-point buffers, such as BatchNorm's
+    statistics, is clipped to. None: buffers stay at home, each silo has its own."""
+    adaptive: AdaptiveClip | None = None
+    """Of unit: silo: let the clip follow the updates' norms, from `clip` on."""
+    rate: Annotated[Share, Field(gt=0)] | None = None
+    """Of unit: example: the share of a silo's examples that is in a batch; each is drawn by itself,
+    in secret (Poisson sampling)."""
+    steps: Count = 1
+    """Of unit: example: gradient steps a round. With one, silos share the noise; with more each
+    silo adds all of it at every step."""
+    canaries: Natural = 0
+    """Random directions that silo 0 adds as further units, to estimate epsilon from the averages
+    (arXiv 2302.03098); 0 for none."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> NoiseConfig:
+        if (self.multiplier is None) == (self.epsilon is None):
+            raise ConfigError(
+                "keylock.noise: give multiplier, the noise over the clip, or epsilon, what all "
+                "rounds may cost; not both"
+            )
+        for name in ("rate",) if self.unit == "silo" else ("buffer_clip", "adaptive"):
+            if getattr(self, name) is not None:
+                other = "example" if self.unit == "silo" else "silo"
+                raise ConfigError(
+                    f"keylock.noise.{name}: it is of unit: {other}; leave it out, or set that unit"
+                )
+        if self.unit == "silo" and self.steps != 1:
+            raise ConfigError(
+                "keylock.noise.steps: it is of unit: example; with unit: silo a silo trains as "
+                "long as it likes"
+            )
+        if self.unit == "example" and self.rate is None:
+            raise ConfigError(
+                "keylock.noise.rate: needed with unit: example: the share of a silo's examples "
+                "that is in a batch, such as 0.01"
+            )
+        return self
