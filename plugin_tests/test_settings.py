@@ -143,7 +143,8 @@ def test_every_field_can_be_set_from_yaml():
         yaml.safe_load(
             "{group_key: g, link_key: l, colluders: 1, roster: r.yaml, identity: i.key, "
             "scale: 2.5, first_model: own, checkpoint: g.safetensors, save_model: m, "
-            "tell_accuracy: true, tell_samples: true}"
+            "tell_accuracy: true, tell_samples: true, "
+            "noise: {clip: 1, multiplier: 1e0, delta: 1e-5}}"
         )
     )
     default = KeyLockConfig().model_dump()
@@ -290,6 +291,7 @@ OF_PAPER = [
 OF_SEALED = [
     *(("colluders", 1), ("first_model", "own"), ("scale", 2.5), ("checkpoint", "g.safetensors")),
     *(("save_model", "m"), ("tell_accuracy", True), ("tell_samples", True)),
+    ("noise", {"clip": 1.0, "delta": 0.1, "multiplier": 1.0}),
 ]
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..errors import ConfigError
-from ..privacy.settings import NoiseConfig
+from ..privacy.noise_config import NoiseConfig
 from ..settings import Positive, Settings
 
 __all__ = ["KeyLockConfig"]
