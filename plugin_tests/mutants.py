@@ -1858,6 +1858,14 @@ TABLE = {
     ("locks/vault/disk", "locks/vault/test_vault.py -k folder"): [
         ("vault: a folder that others use", "    check_folder(path)\n", ""),
     ],
+    ("privacy/adaptive", "privacy/test_adaptive.py"): [
+        (
+            "adaptive clip: the count is not accounted for",
+            "rest = 1 / math.sqrt(multiplier**-2 - votes**-2)",
+            "rest = multiplier",
+        ),
+        ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 
