@@ -1866,6 +1866,23 @@ TABLE = {
         ),
         ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
     ],
+    ("privacy/canaries", "privacy/test_canaries.py"): [
+        (
+            "canaries: none is added",
+            "                self._added += one\n",
+            "                pass\n",
+        ),
+        (
+            "canaries: what is held out was added, too",
+            "for first in (0, self.count)",
+            "for first in (0, 0)",
+        ),
+        (
+            "canaries: all rounds weigh the same",
+            "clip / square * total",
+            "clip * total",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 
