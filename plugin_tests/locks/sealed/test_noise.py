@@ -170,7 +170,7 @@ def test_an_update_that_is_not_finite_is_sent_as_none(odd):
     broken = trained(base)
     broken["0.bias"][3] = odd
     opened = one_round([noise] * 4, base, [broken] * 4)[0]
-    assert (opened.counts.infinite, opened.counts.clipped, opened.count) == (0, 0, 0)
+    assert (opened.counts.infinite, opened.counts.clipped, opened.votes) == (0, 0, 0)
     assert float((opened.state["0.weight"] - base["0.weight"]).abs().max()) < 0.01
     assert "NaN or infinite" in noise.done
 
@@ -233,3 +233,23 @@ def test_a_simulated_round_is_noised_too():
     _, average = lock.rehearse(base, [(7.0 + k, payload) for k in range(4)])
     noise = average["0.weight"] - base["0.weight"]
     assert float(noise.std()) == pytest.approx(0.5 / math.sqrt(3) / 2, rel=0.02)
+
+
+def test_the_clip_follows_the_norms_the_same_in_all_silos():
+    """Guards the votes, which are sent under noise of their own, and the split of z."""
+    model = nn.Linear(8, 4)
+    base = state_of(model)
+    noises = [job_noise(model, clip=1e-3, adaptive={"rate": 1.0}) for _ in range(4)]
+    payloads = [trained(base, 0.01 * (k + 1)) for k in range(4)]
+    norms = [float((vector(p, base) - vector(base, base)).norm()) for p in payloads]
+    within = []
+    for _ in range(60):
+        opened = one_round(noises, base, payloads)
+        for noise, each in zip(noises, opened, strict=True):
+            noise.opened(each)
+        assert len({noise.clip for noise in noises}) == 1
+        within.append(sum(norm <= noises[0].clip for norm in norms))
+    assert noises[0].clip > 0.1
+    assert sum(within[30:]) / 30 == pytest.approx(2, abs=0.8)  # of four: the median
+    noise = noises[0].of_round
+    assert noise.multiplier**-2 + noise.votes**-2 == pytest.approx(1.0)
