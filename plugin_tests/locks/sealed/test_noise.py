@@ -239,17 +239,17 @@ def test_the_clip_follows_the_norms_the_same_in_all_silos():
     """Guards the votes, which are sent under noise of their own, and the split of z."""
     model = nn.Linear(8, 4)
     base = state_of(model)
-    noises = [job_noise(model, clip=1e-3, adaptive={"rate": 1.0}) for _ in range(4)]
+    noises = [job_noise(model, clip=1e-3, multiplier=0.1, adaptive={"rate": 0.5}) for _ in range(4)]
     payloads = [trained(base, 0.01 * (k + 1)) for k in range(4)]
     norms = [float((vector(p, base) - vector(base, base)).norm()) for p in payloads]
     within = []
-    for _ in range(60):
+    for _ in range(40):
         opened = one_round(noises, base, payloads)
         for noise, each in zip(noises, opened, strict=True):
             noise.opened(each)
         assert len({noise.clip for noise in noises}) == 1
         within.append(sum(norm <= noises[0].clip for norm in norms))
-    assert noises[0].clip > 0.1
-    assert sum(within[30:]) / 30 == pytest.approx(2, abs=0.8)  # of four: the median
+    assert norms[0] / 2 < noises[0].clip < 2 * norms[3]
+    assert sum(within[20:]) / 20 == pytest.approx(2, abs=0.8)  # of four: the median
     noise = noises[0].of_round
-    assert noise.multiplier**-2 + noise.votes**-2 == pytest.approx(1.0)
+    assert noise.multiplier**-2 + noise.votes**-2 == pytest.approx(0.1**-2)
