@@ -120,6 +120,10 @@ class Defense(ABC):
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:  # noqa: B027  # as above
         """Called in a silo that is about to train a round."""
 
+    def batches(self, data: Any, *, silo: int) -> Any:
+        """Called in a silo after `begin_round`: what it is to train on in place of its data."""
+        return data
+
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Called in a silo before it sends what it trained; raise to stop it.
 

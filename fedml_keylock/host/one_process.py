@@ -60,7 +60,10 @@ class OneProcess(SiloSession):
         if self.seals:
             check_sealing(self.args)
         if self.defense is not None:
-            self.defense.share(JobSecrets(os.urandom(32)))
+            others = range(1, int(self.args.client_num_per_round))
+            pairs = {silo: os.urandom(32) for silo in others}
+            samples = {silo: float(number) for silo, number in dict(dataset[4]).items()}
+            self.defense.share(JobSecrets(os.urandom(32), pairs=pairs, samples=samples))
         self._shared = True
 
     def add_up(
@@ -98,7 +101,9 @@ class OneProcess(SiloSession):
         self.observer.received = state
         trainer.set_model_params(state)
 
-    def exchange(self, trainer: Any, data: Any, run: Callable[[], Any], *, samples: int) -> Any:
+    def exchange(
+        self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int
+    ) -> Any:
         """Train one silo for one round; give what it would send.
 
         Raises:

@@ -136,13 +136,13 @@ class SiloSession(Session):
             )
         return number
 
-    def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
+    def train(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> Any:
         """Run a silo's local training, watched by the defense and the observer.
 
         Args:
             trainer: FedML's.
-            data: that it trains on.
-            run: trains; gives a state, or a state and a number of samples.
+            data: the silo's.
+            run: trains on data; gives a state, or a state and a number of samples.
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
@@ -153,7 +153,7 @@ class SiloSession(Session):
         turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")
         self.observer.round_begins(turn, self.model, data)
-        result = run() if self.defense is None else self._train_locked(trainer, run)
+        result = run(data) if self.defense is None else self._train_locked(trainer, data, run)
         state = result[0] if isinstance(result, tuple) else result
         if self.defense and self.observer.audits_update and isinstance(state, Mapping):
             sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
@@ -287,15 +287,16 @@ class SiloSession(Session):
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
 
-    def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
+    def _train_locked(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> Any:
         assert self.model is not None
         assert self.defense is not None
         if self.defense.wraps_model:
             check_trainer(trainer, self.model, who=self.who)
         try:
             self.defense.begin_round(self.model, round_index=self.round)
+            given = self.defense.batches(data, silo=self.silo or 0)
             with quietly(self._logs_training):
-                result = run()
+                result = run(given)
             trained = self.defense.end_round(self.model, round_index=self.round)
         except VaultError as error:
             raise self._located(error) from None

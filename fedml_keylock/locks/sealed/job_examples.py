@@ -6,8 +6,8 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -102,6 +102,8 @@ class JobExamples(JobNoise):
     noise. With more the silo adds all of the noise at each step, and seals what it trained.
     """
 
+    weighs: ClassVar[bool] = True
+
     _model: nn.Module | None = field(default=None, repr=False)
     _gradients: ExampleGradients | None = field(default=None, repr=False)
     _trained: deque[tuple[ExampleGradients, ExampleSums | None, int]] = field(
@@ -176,15 +178,48 @@ class JobExamples(JobNoise):
             )
         self._trained.append((gradients, sums, self._examples))
 
-    def sealed(
+    def outgoing(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], samples: float
     ) -> Mapping[str, Tensor]:
-        """What of a payload is sealed where nothing else is released: buffers stay as they came."""
+        """A payload whose buffers stay at home.
+
+        Raises:
+            LockError: the silo weighs otherwise than by its examples, or what trained is not what
+                the steps have left.
+
+        """
+        if not self._trained:
+            raise LockError(f"{WHO}: there is no round's training to send")
+        gradients, _, examples = self._trained[0]
+        if samples != examples:
+            raise LockError(
+                f"{WHO}: the silo's data has {examples} examples and FedML is told of {samples:g}: "
+                "dataset[4] must have the number of its data"
+            )
+        gradients.check_sent(payload)
+        came = {name: base[name] for name in payload if name in self._buffers and name in base}
+        return {**payload, **came}
 
     def release(
-        self, payload: Mapping[str, Tensor], *, samples: float = 1.0
-    ) -> Callable[[Mapping[str, Tensor]], Release]:
+        self, payload: Mapping[str, Tensor]
+    ) -> Callable[[Mapping[str, Tensor]], Release] | None:
         """What is sent of a payload, from the base that it is a difference from."""
+        gradients, sums, _ = self._trained.popleft()
+        parts = self.parts(payload)
+
+        def of(base: Mapping[str, Tensor]) -> Release:
+            assert sums is not None
+            gradients.check_step(base, payload)
+            self._check_rest(payload, base, parts)
+            return replace(sums, sums={name: sums.sums[name] for name in parts})
+
+        return None if sums is None else of
+
+    @property
+    def done(self) -> str:
+        """What was done to what was sealed last, for the silo's own log."""
+        mean = (self.config.rate or 0.0) * self._examples
+        return f"{self.config.steps} steps by batches of about {mean:.3g} examples"
 
     def _detach(self) -> None:
         if self._gradients is not None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from ..vault.disk import make_folder
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
+from .job_examples import JobExamples
 from .job_noise import JobNoise
 from .model_files import (
     CHECKPOINT,
@@ -58,9 +60,10 @@ class SealedLock(WireLock):
         self._rounds: Rounds | None = None
         self._first = FirstModel(config.first_model)
         noise = config.noise
-        self._noise = None if noise is None else JobNoise(noise, config.colluders or 0)
-        if noise is not None and noise.unit != "silo":
-            raise ConfigError("keylock.noise.unit: example is not built yet")
+        self._noise: JobNoise | None = None
+        if noise is not None:
+            kind = JobNoise if noise.unit == "silo" else JobExamples
+            self._noise = kind(noise, config.colluders or 0)
         self._silo = 0
 
     @property
@@ -229,6 +232,21 @@ class SealedLock(WireLock):
             return "no private state to keep"
         return f"opens checkpoints by {self._claim(silo).path}"
 
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+        """Nothing, but under noise of single examples."""
+        if self._noise is not None:
+            self._noise.begin(model)
+
+    def batches(self, data: Any, *, silo: int) -> Any:
+        """The silo's data; under noise of single examples secret batches of it."""
+        return data if self._noise is None else self._noise.batches(data, self._begun().told)
+
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
+        """Nothing, but under noise of single examples."""
+        if self._noise is not None:
+            self._noise.end()
+        return True
+
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
@@ -237,6 +255,7 @@ class SealedLock(WireLock):
         if self._noise is not None:
             self._noise.look(model)
             self._noise.keep(payload)
+            payload = self._noise.outgoing(payload, rounds.base, samples)
             release = self._noise.release(payload)
         message, counts = rounds.seal(payload, samples=samples, release=release)
         if self._noise is not None:

@@ -38,7 +38,8 @@ def rehearse(
     count = len(updates)
     pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
     group = os.urandom(32)
-    samples = {i: 1.0 if noise else number for i, (number, _) in enumerate(updates)}
+    weighs = noise is None or noise.weighs
+    samples = {i: number if weighs else 1.0 for i, (number, _) in enumerate(updates)}
     silos = []
     for own in range(count):
         mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
@@ -46,14 +47,13 @@ def rehearse(
         silos[own].begin(base)
     if noise is not None:
         noise.silos = count
-    messages = [
-        silo.seal(
-            payload,
-            samples=number if noise is None else 1.0,
-            release=None if noise is None else noise.release(payload),
-        )[0]
-        for silo, (number, payload) in zip(silos, updates, strict=True)
-    ]
+    messages = []
+    for own, (number, payload) in enumerate(updates):
+        release = None
+        if noise is not None:
+            payload = noise.outgoing(payload, base, number)
+            release = noise.release(payload)
+        messages.append(silos[own].seal(payload, samples=samples[own], release=release)[0])
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
     if noise is not None:

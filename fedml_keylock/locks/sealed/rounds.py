@@ -88,6 +88,21 @@ class Rounds(Private):
         """Whether the first model has come."""
         return bool(self._chain)
 
+    def told(self, samples: float) -> list[float]:
+        """Tell the other silos, before a round is trained, how many samples this one has.
+
+        Returns:
+            The samples of all silos, and in a job that simulates them of all that there are.
+
+        Raises:
+            UpdateRefused: naming the silo that stands elsewhere.
+
+        """
+        if not self.begun:  # one process, which receives nothing
+            return [samples, *self.secrets.samples.values()]
+        own = Notice(self.round, self._chain, schema_of(self.base), samples)
+        return compare(own, self.secrets, label="examples")
+
     def seal(
         self,
         payload: Mapping[str, Tensor],
