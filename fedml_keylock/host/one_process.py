@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -57,13 +57,17 @@ class OneProcess(SiloSession):
 
     def agree(self, dataset: Sequence[Any]) -> None:
         """Draw the silos' secret: all of them are here."""
+        secrets = JobSecrets(os.urandom(32))
         if self.seals:
             check_sealing(self.args)
-        if self.defense is not None:
             others = range(1, int(self.args.client_num_per_round))
-            pairs = {silo: os.urandom(32) for silo in others}
-            samples = {silo: float(number) for silo, number in dict(dataset[4]).items()}
-            self.defense.share(JobSecrets(os.urandom(32), pairs=pairs, samples=samples))
+            known = (dataset[4] or {}).items()
+            samples = {silo: float(n) for silo, n in known if isinstance(n, (int, float))}
+            secrets = replace(
+                secrets, pairs={silo: os.urandom(32) for silo in others}, samples=samples
+            )
+        if self.defense is not None:
+            self.defense.share(secrets)
         self._shared = True
 
     def add_up(

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import ConfigError
-from ..settings import Count, Natural, Positive, Settings, Share
+from ..settings import Count, Natural, Positive, Settings
 
 __all__ = ["AdaptiveClip", "NoiseConfig"]
 
@@ -64,9 +64,9 @@ class NoiseConfig(Settings):
     statistics, is clipped to. None: buffers stay at home, each silo has its own."""
     adaptive: AdaptiveClip | None = None
     """Of unit: silo: let the clip follow the updates' norms, from `clip` on."""
-    rate: Annotated[Share, Field(gt=0)] | None = None
+    rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of unit: example: the share of a silo's examples that is in a batch; each is drawn by itself,
-    in secret (Poisson sampling)."""
+    in secret (Poisson sampling). 1: all of them."""
     steps: Count = 1
     """Of unit: example: gradient steps a round. With one, silos share the noise; with more each
     silo adds all of it at every step."""

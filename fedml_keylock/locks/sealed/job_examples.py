@@ -87,7 +87,7 @@ class ExampleSums:
             part = flat[start : start + CHUNK].clamp(-self.most, self.most)
             yield part.to(torch.int32).numpy()
 
-    def count(self) -> None:
+    def vote(self) -> None:
         """None is sent."""
 
     def check(self) -> None:
