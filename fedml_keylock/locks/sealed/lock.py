@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...disk import make_folder
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
 from ...tensors import copy_of, deep_copy, with_versions
 from ...types import JobSecrets, Surrogate
@@ -16,7 +17,6 @@ from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
-from ..vault.disk import make_folder
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
