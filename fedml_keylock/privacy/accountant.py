@@ -75,7 +75,9 @@ def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
 
     """
     if not 0 < delta < 1:  # of NaN dp-accounting says that it costs nothing
-        raise ConfigError(f"keylock.noise.delta: {delta!r} is not allowed: use one above 0, below 1")
+        raise ConfigError(
+            f"keylock.noise.delta: {delta!r} is not allowed: use one above 0, below 1"
+        )
     import numpy as np
 
     rdp = _library().rdp
