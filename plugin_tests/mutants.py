@@ -1858,6 +1858,31 @@ TABLE = {
     ("disk", "locks/vault/test_vault.py -k folder"): [
         ("vault: a folder that others use", "    check_folder(path)\n", ""),
     ],
+    ("privacy/adaptive", "privacy/test_adaptive.py"): [
+        (
+            "adaptive clip: the count is not accounted for",
+            "rest = 1 / math.sqrt(multiplier**-2 - votes**-2)",
+            "rest = multiplier",
+        ),
+        ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
+    ],
+    ("privacy/canaries", "privacy/test_canaries.py"): [
+        (
+            "canaries: none is added",
+            "                self._added += one\n",
+            "                pass\n",
+        ),
+        (
+            "canaries: what is held out was added, too",
+            "for first in (0, self.count)",
+            "for first in (0, 0)",
+        ),
+        (
+            "canaries: all rounds weigh the same",
+            "clip / square * total",
+            "clip * total",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 

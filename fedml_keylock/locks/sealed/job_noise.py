@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigError, UpdateRefused
+from ...privacy.adaptive import QuantileClip
 from ...privacy.noise_config import NoiseConfig
 from .noise import ClippedUpdate, Release, RoundNoise
 from .sealing import Opened
@@ -73,7 +75,22 @@ class JobNoise:
         clips = {"update": self.clip}
         if self.config.buffer_clip is not None:
             clips["buffer"] = self.config.buffer_clip
-        return RoundNoise(self.multiplier, self.silos, honest, clips)
+        if (adaptive := self._adaptive) is None:
+            return RoundNoise(self.multiplier, self.silos, honest, clips)
+        return RoundNoise(adaptive.multiplier, self.silos, honest, clips, adaptive.votes)
+
+    @property
+    def _adaptive(self) -> QuantileClip | None:
+        config = self.config.adaptive
+        if config is None or self.multiplier is None:
+            return None
+        return QuantileClip.of(config, self.multiplier, self.silos)
+
+    def follow(self, opened: Opened) -> None:
+        """Set the next round's clip by the votes of this one."""
+        if (adaptive := self._adaptive) is not None:
+            votes = math.ldexp(opened.votes, self.of_round.vote_grid.exponent)
+            self.clip = adaptive.next(self.clip, votes)
 
     def parts(self, payload: Mapping[str, Tensor]) -> dict[str, str]:
         """Of each name that is noised, which clip it is under."""
@@ -130,5 +147,6 @@ class JobNoise:
 
     def opened(self, opened: Opened) -> Mapping[str, Tensor]:
         """What FedML is to load: the average, and this silo's own buffers."""
+        self.follow(opened)
         own = {name: tensor for name, tensor in self._home.items() if name in opened.state}
         return {**opened.state, **own}

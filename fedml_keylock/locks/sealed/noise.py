@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import ConfigError, LockError
+from ...privacy.adaptive import vote
 from ...tensors import real
 from .encoding import CHUNK, exponent_of
 from .entries import Entry
@@ -85,7 +86,8 @@ class RoundNoise:
         silos: m, how many take part.
         honest: H, how many of them add noise that an observer does not know.
         clips: by the part of what is sent, ``update`` or ``buffer``, the norm it is clipped to.
-        counted: the deviation of the noise on the count of unclipped updates; 0 where none is sent.
+        votes: the deviation of the noise on the sum of votes, 1 or -1 for an update within its clip
+            or beyond; 0 where nobody votes.
 
     """
 
@@ -93,7 +95,7 @@ class RoundNoise:
     silos: int
     honest: int
     clips: Mapping[str, float]
-    counted: float = 0.0
+    votes: float = 0.0
 
     def grid(self, part: str, most: float = 1.0) -> Grid:
         """The grid of a part.
@@ -108,13 +110,9 @@ class RoundNoise:
         return Grid.of(own, self.silos, most * clip)
 
     @property
-    def count_grid(self) -> Grid:
-        """The grid of the count, to which each silo adds or subtracts a half."""
-        return Grid.of(self.counted / math.sqrt(self.honest), self.silos, 0.5)
-
-    def count_of(self, total: int) -> float:
-        """The share of silos whose update was not clipped, noised, from an opened count."""
-        return math.ldexp(total, self.count_grid.exponent) / self.silos + 0.5
+    def vote_grid(self) -> Grid:
+        """The grid of votes."""
+        return Grid.of(self.votes / math.sqrt(self.honest), self.silos, 1.0)
 
 
 class Release(Protocol):
@@ -134,8 +132,8 @@ class Release(Protocol):
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
         """A tensor's words, some at a time: of a size for which the grid has room."""
 
-    def count(self) -> tuple[int, Grid] | None:
-        """A word to be added up beside them, and its grid; None where there is none."""
+    def vote(self) -> tuple[int, Grid] | None:
+        """A word to be added up beside them, and its grid; None where nobody votes."""
 
     def check(self) -> None:
         """After all words were given: check their norm.
@@ -201,7 +199,7 @@ class ClippedUpdate:
     def public(self) -> Sequence[float]:
         """Clips and deviations."""
         clips = self.noise.clips
-        return [self.noise.multiplier, self.noise.counted, *(clips[part] for part in sorted(clips))]
+        return [self.noise.multiplier, self.noise.votes, *(clips[part] for part in sorted(clips))]
 
     @property
     def infinite(self) -> bool:
@@ -225,13 +223,13 @@ class ClippedUpdate:
             self._sent[part] += float(moved @ moved)
             yield moved.numpy().astype(np.int32)
 
-    def count(self) -> tuple[int, Grid] | None:
-        """Half a unit, with the sign of whether the update was within its clip."""
-        if not self.noise.counted:
+    def vote(self) -> tuple[int, Grid] | None:
+        """Whether the update was within its clip."""
+        if not self.noise.votes:
             return None
-        grid = self.noise.count_grid
-        half = round(math.ldexp(0.5, -grid.exponent))
-        return (half if self.norms["update"] <= self.noise.clips["update"] else -half), grid
+        grid = self.noise.vote_grid
+        cast = vote(self.norms["update"], self.noise.clips["update"])
+        return round(math.ldexp(cast, -grid.exponent)), grid
 
     def check(self) -> None:
         """Check the norm of what was given."""

@@ -56,6 +56,8 @@ def rehearse(
     ]
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
+    if noise is not None:
+        noise.follow(opened)
     if opened.counts.clipped:
         logging.warning(
             "%d numbers of the silos' updates were clipped to the range of a round",

@@ -24,7 +24,7 @@ TRAILER = "keylock.sealed"
 """The entry of a message that holds its counters and its tags."""
 COUNTERS = 2
 """Words of the counters: entries clipped, and entries that are NaN or infinite. Under noise: the
-noised count of updates that were not clipped, and nothing."""
+noised sum of votes for the clip, and nothing."""
 TRAILER_WORDS = COUNTERS + TAG_WORDS
 
 
@@ -123,8 +123,8 @@ def seal(
     if release is not None:  # what is counted of one silo's numbers would tell of them
         release.check()
         counters[:] = 0
-        if (count := release.count()) is not None:
-            counters[:1] = noise.over(np.array(count[:1], dtype=np.int32), count[1])
+        if (vote := release.vote()) is not None:
+            counters[:1] = noise.over(np.array(vote[:1], dtype=np.int32), vote[1])
     tag.update(counters)
     trailer = torch.empty(TRAILER_WORDS, dtype=torch.int32)
     cover(np.concatenate([counters, split_tags(tag.value)]), trailer.numpy())
@@ -139,7 +139,7 @@ class Opened:
     Attributes:
         state: the average, name to tensor, in the order of the base: jobs load by place, too.
         counts: of all participants together; nothing under noise.
-        count: under noise, the first counter.
+        votes: under noise, the first counter.
         digest: SHA-256 of the opened words. Not the tags: whoever has their key, as every silo
             has, can make other words with the same.
 
@@ -148,7 +148,7 @@ class Opened:
     state: dict[str, Tensor] = field(repr=False)
     counts: Counts
     digest: bytes = field(repr=False)
-    count: int = 0
+    votes: int = 0
 
 
 def open_sum(
@@ -188,7 +188,7 @@ def open_sum(
         )
     ordered = OrderedDict((name, state[name]) for name in encoding.base)
     if encoding.noised:
-        return Opened(ordered, Counts(), digest.digest(), count=int(trailer[0]))
+        return Opened(ordered, Counts(), digest.digest(), votes=int(trailer[0]))
     return Opened(ordered, Counts(int(trailer[0]), int(trailer[1])), digest.digest())
 
 
