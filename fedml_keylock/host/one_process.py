@@ -61,7 +61,9 @@ class OneProcess(SiloSession):
         if self.seals:
             check_sealing(self.args)
         if self.defense is not None:
-            self.defense.share(JobSecrets(os.urandom(32)))
+            others = range(1, int(self.args.client_num_per_round))
+            pairs = {other: os.urandom(32) for other in others}  # as silo 0 of them would have them
+            self.defense.share(JobSecrets(os.urandom(32), 0, pairs))
         self._shared = True
 
     def add_up(

@@ -122,7 +122,8 @@ def multiplier_for(epsilon: float, delta: float, *, rate: float = 1.0, count: in
     except (ValueError, library.mechanism_calibration.NoBracketIntervalFoundError):
         found = math.nan
     # it does not know of what `epsilon_of` makes of lost digits
-    if not (found > 0 and epsilon_of([Spending(found, rate, count)], delta) <= epsilon):
+    fits = found > 0 and epsilon_of([Spending(found, rate, count)], delta) <= epsilon
+    if not (fits and epsilon > 0):
         raise ConfigError(
             f"keylock.noise.epsilon: {epsilon!r} is not allowed: no multiplier from {LEAST:g} on "
             f"costs that at delta {delta:g}"
