@@ -363,7 +363,9 @@ class SealedLock(WireLock):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
-        transform = SealTransform(entries_of(state_tensors(model)), silos)
+        if self._noise is not None:
+            self._noise.look(model)
+        transform = SealTransform(entries_of(state_tensors(model)), silos, self._noise)
         return Surrogate(copy_of(model), (), no_unknowns, transform)
 
     def twin(
