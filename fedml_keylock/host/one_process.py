@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..types import JobSecrets
 from .compatibility import check_sealing
 from .progress import note
 from .public_state import check_state, public_copy
+from .silo_round import SiloRound
 from .silo_session import SiloSession
 
 __all__ = ["OneProcess"]
@@ -57,17 +58,14 @@ class OneProcess(SiloSession):
 
     def agree(self, dataset: Sequence[Any]) -> None:
         """Draw the silos' secret: all of them are here."""
-        secrets = JobSecrets(os.urandom(32))
         if self.seals:
             check_sealing(self.args)
+        if self.defense is not None:
             others = range(1, int(self.args.client_num_per_round))
+            pairs = {other: os.urandom(32) for other in others}  # as silo 0 of them would have them
             known = (dataset[4] or {}).items()
             samples = {silo: float(n) for silo, n in known if isinstance(n, (int, float))}
-            secrets = replace(
-                secrets, pairs={silo: os.urandom(32) for silo in others}, samples=samples
-            )
-        if self.defense is not None:
-            self.defense.share(secrets)
+            self.defense.share(JobSecrets(os.urandom(32), 0, pairs, samples))
         self._shared = True
 
     def add_up(
@@ -85,9 +83,11 @@ class OneProcess(SiloSession):
         if not self.seals or self.observer.received is None:
             return None
         assert self.defense is not None
-        messages, average = self.defense.rehearse(self.observer.received, updates)
+        weighed = [(self.defense.weigh(float(samples)), update) for samples, update in updates]
+        messages, average = self.defense.rehearse(self.observer.received, weighed)
         for silo, message in zip(self._silos, messages, strict=True):
-            self._show(message, samples=1.0, silo=silo, round_index=self.round - 1)
+            self._show(message, samples=1.0, silo=silo, round_index=self.last_round)
+            self._report_privacy(SiloRound(silo, self.last_round, f"silo {silo}", self.tell))
         self._silos.clear()
         return average
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import ConfigError, LockError
 from ...privacy.adaptive import vote
 from ...tensors import real
-from .encoding import CHUNK, exponent_of
+from .encoding import CHUNK, Encoding, exponent_of
 from .entries import Entry
 from .gaussian import MOST, DiscreteGaussian
 from .keystream import Keystream
@@ -63,7 +63,7 @@ class Grid:
 
         Example:
             >>> Grid.of(1.0, silos=3, most=1.0).exponent
-            -18
+            -16
 
         """
         bound = (2**31 - 1 - silos) // silos
@@ -115,26 +115,44 @@ class RoundNoise:
         return Grid.of(self.votes / math.sqrt(self.honest), self.silos, 1.0)
 
 
-class Release(Protocol):
-    """What a silo releases in a round under noise, before the noise."""
+class Release(ABC):
+    """What a silo releases in a round under noise, before the noise.
+
+    Attributes:
+        grids: of each name that is noised; all other names are sent as unchanged.
+
+    """
+
+    grids: Mapping[str, Grid]
+
+    def encoding(
+        self,
+        base: Mapping[str, Tensor],
+        shares: Shares,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Encoding:
+        """The round's encoding; see `Encoding.of`."""
+        noised = {name: grid.exponent for name, grid in self.grids.items()}
+        return Encoding.of(base, shares, sizes, noised, self.scale(shares))
 
     @property
-    def grids(self) -> Mapping[str, Grid]:
-        """Of each name that is noised; all other names are sent as unchanged."""
-
-    @property
+    @abstractmethod
     def public(self) -> Sequence[float]:
         """What all silos must have in common for their sum to mean anything."""
 
+    @abstractmethod
     def scale(self, shares: Shares) -> float:
         """What a sum of words times their step is multiplied by in the average."""
 
+    @abstractmethod
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
         """A tensor's words, some at a time: of a size for which the grid has room."""
 
+    @abstractmethod
     def vote(self) -> tuple[int, Grid] | None:
         """A word to be added up beside them, and its grid; None where nobody votes."""
 
+    @abstractmethod
     def check(self) -> None:
         """After all words were given: check their norm.
 
@@ -163,8 +181,8 @@ def _gaussian(deviation: float) -> DiscreteGaussian:
 
 
 @dataclass
-class ClippedUpdate:
-    """A silo's update, clipped as a whole and truncated toward zero to the grid: a `Release`.
+class ClippedUpdate(Release):
+    """A silo's update, clipped as a whole and truncated toward zero to the grid.
 
     The integer norm is at most the clip's, whatever the number of entries; so truncation costs no
     privacy. An update that is not finite is released as none.

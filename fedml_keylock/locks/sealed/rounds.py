@@ -143,10 +143,8 @@ class Rounds(Private):
                 encoding = Encoding.of(base, shares, sizes)
                 keys = self._keys(encoding)
             else:
-                noised = {name: grid.exponent for name, grid in released.grids.items()}
-                scale = released.scale(shares)
-                encoding = Encoding.of(base, shares, sizes, noised, scale)
-                keys = self._keys(encoding, scale, *released.public)
+                encoding = released.encoding(base, shares, sizes)
+                keys = self._keys(encoding, encoding.scale, *released.public)
             return encoding, keys, seal(encoding, payload, keys, released)
 
         early = []

@@ -13,8 +13,10 @@ from fedml_keylock.locks.sealed.entries import entries_of
 from fedml_keylock.locks.sealed.job_noise import JobNoise
 from fedml_keylock.locks.sealed.noise import ClippedUpdate, Grid, RoundNoise
 from fedml_keylock.locks.sealed.record import Record
+from fedml_keylock.locks.sealed.seal_transform import SealTransform
 from fedml_keylock.locks.sealed.sealing import add_up
 from fedml_keylock.privacy.noise_config import NoiseConfig
+from fedml_keylock.types import ClientUpdate
 
 
 def net(width=40):
@@ -253,3 +255,15 @@ def test_the_clip_follows_the_norms_the_same_in_all_silos():
     assert sum(within[20:]) / 20 == pytest.approx(2, abs=0.8)  # of four: the median
     noise = noises[0].of_round
     assert noise.multiplier**-2 + noise.votes**-2 == pytest.approx(0.1**-2)
+
+
+def test_an_audit_recovers_what_was_sent_with_its_noise():
+    """Guards `SealTransform.noise`: an oracle without noise would be another job's."""
+    model = net()
+    base, noise = state_of(model), job_noise(model, multiplier=3.0)
+    transform = SealTransform(entries_of(base), 4, noise)
+    update = ClientUpdate(base, trained(base), 1.0)
+    sealed, private = transform.protect(update, torch.Generator().manual_seed(0))
+    found = transform.recover(sealed, private).after
+    moved = found["0.weight"] - base["0.weight"]
+    assert float(moved.std()) == pytest.approx(3.0 * 0.5 / math.sqrt(3), rel=0.05)
