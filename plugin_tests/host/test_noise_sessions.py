@@ -260,7 +260,7 @@ def test_a_simulation_counts_who_takes_part(tmp_path, caplog):
                 session.enter(silo)
                 session.load_aggregate(state, trainer)
                 sent = session.exchange(
-                    trainer, None, lambda silo=silo: moved(session.model, silo), samples=9 + silo
+                    trainer, None, lambda _, silo=silo: moved(session.model, silo), samples=9 + silo
                 )
                 updates.append((9 + silo, sent))
             state = session.add_up(updates)

@@ -45,8 +45,8 @@ def largest(rate: float, examples: float) -> int:
     return math.ceil(2 * mean + 10 * math.sqrt(mean) + 10)
 
 
-@dataclass(frozen=True)
-class ExampleSums:
+@dataclass
+class ExampleSums(Release):
     """The sums of one step's clipped gradients, in steps of the grid: a `Release`.
 
     Attributes:
@@ -66,10 +66,8 @@ class ExampleSums:
     learning_rate: float
     settings: Sequence[float]
 
-    @property
-    def grids(self) -> Mapping[str, Grid]:
-        """One for all."""
-        return dict.fromkeys(self.sums, self.grid)
+    def __post_init__(self) -> None:
+        self.grids = dict.fromkeys(self.sums, self.grid)
 
     @property
     def public(self) -> Sequence[float]:
