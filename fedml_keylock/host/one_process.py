@@ -105,9 +105,7 @@ class OneProcess(SiloSession):
         self.observer.received = state
         trainer.set_model_params(state)
 
-    def exchange(
-        self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int
-    ) -> Any:
+    def exchange(self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int) -> Any:
         """Train one silo for one round; give what it would send.
 
         Raises:

@@ -153,7 +153,10 @@ class SiloSession(Session):
         turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")
         self.observer.round_begins(turn, self.model, data)
-        result = run(data) if self.defense is None else self._train_locked(trainer, data, run)
+        if self.defense is None:
+            result = run(data)
+        else:
+            result, data = self._train_locked(trainer, data, run)
         state = result[0] if isinstance(result, tuple) else result
         if self.defense and self.observer.audits_update and isinstance(state, Mapping):
             sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
@@ -296,7 +299,10 @@ class SiloSession(Session):
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
 
-    def _train_locked(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> Any:
+    def _train_locked(
+        self, trainer: Any, data: Any, run: Callable[[Any], Any]
+    ) -> tuple[Any, Any]:
+        """What training gives, and the data that it was on."""
         assert self.model is not None
         assert self.defense is not None
         if self.defense.wraps_model:
@@ -312,7 +318,7 @@ class SiloSession(Session):
         if trained is False:
             sent = result[0] if isinstance(result, tuple) else result
             check_untrained(sent, self.model.state_dict(), who=self.who)
-        return result
+        return result, given
 
     @property
     def _tells_accuracy(self) -> bool:

@@ -1,16 +1,19 @@
-"""Which layers give gradients of single examples, and what opacus leaves at them."""
+"""Which layers and losses give gradients of single examples, and what opacus leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from types import ModuleType
+from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
+from typing import Any
 
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
-from ...errors import ConfigError
+from ...errors import ConfigError, LockError
 
-__all__ = ["WHO", "check_layers", "clean", "inputs_forgotten", "training"]
+__all__ = ["WHO", "OneByOne", "check_layers", "clean", "inputs_forgotten", "training"]
 
 WHO = "keylock.noise: unit: example"
 _OF_A_BATCH = ("activations", "max_batch_len")
@@ -28,7 +31,9 @@ def check_layers(model: nn.Module) -> None:
     """
     for name, module in model.named_modules():
         for problem in _problems(module):
-            raise ConfigError(f"{WHO}: layer {name or 'model'} ({type(module).__name__}): {problem}")
+            raise ConfigError(
+                f"{WHO}: layer {name or 'model'} ({type(module).__name__}): {problem}"
+            )
     if not dict(training(model)):
         raise ConfigError(f"{WHO}: {type(model).__name__} has no parameter that trains")
 
@@ -37,11 +42,13 @@ def _problems(module: nn.Module) -> Iterator[str]:
     """What opacus says against a layer, and what it puts in its place."""
     validators = _opacus().validators.ModuleValidator
     trains = any(p.requires_grad for p in module.parameters(recurse=False))
-    # without parameters, too, it makes of each example something that depends on the others
-    if (trains or isinstance(module, _BatchNorm)) and type(module) in validators.VALIDATORS:
-        for error in validators.VALIDATORS[type(module)](module):
+    known = next((kind for kind in type(module).__mro__ if kind in validators.VALIDATORS), None)
+    # of frozen ones it depends on whether they are in training when they are called: see OneByOne
+    mixes = isinstance(module, _BatchNorm) and not any(True for _ in module.parameters())
+    if known and (trains or mixes):
+        for error in validators.VALIDATORS[known](module):
             said = str(error).partition(". ")[0]
-            other = validators.FIXERS.get(type(module))
+            other = validators.FIXERS.get(known)
             instead = f"; use {type(other(module)).__name__} instead" if other else ""
             yield f"{said}{instead}, as opacus.validators.ModuleValidator.fix(model) does"
     elif trains and any(True for _ in module.buffers()):
@@ -50,7 +57,52 @@ def _problems(module: nn.Module) -> Iterator[str]:
         yield f"opacus has attributes of its own named {', '.join(_LEFT)}: name them otherwise"
 
 
-def _opacus() -> ModuleType:
+class OneByOne(TorchFunctionMode):
+    """Refuses what makes an example's gradient depend on the others of its batch.
+
+    Of all that may, it knows batch norms, and losses whose mean is over classes' weights or over
+    the examples that are not ignored.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        _types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at a call, and make it.
+
+        Raises:
+            LockError: it is one of these.
+
+        """
+        named = kwargs or {}
+        if func in (F.cross_entropy, F.nll_loss, F.batch_norm):
+            given = signature(func).bind(*args, **named)
+            given.apply_defaults()
+            if problem := _of_many(func, given.arguments):
+                raise LockError(f"{WHO}: {problem}")
+        return func(*args, **named)
+
+
+def _of_many(func: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """What of a call makes one example's result depend on others'; nothing if nothing does."""
+    if func is F.batch_norm:
+        mixes = given["training"]
+        return "batch_norm depends on all of a batch; use GroupNorm instead" if mixes else ""
+    if given["reduction"] != "mean":
+        return ""
+    name, other = func.__name__, 'take the mean of reduction="none" instead'
+    if given["weight"] is not None:
+        return f"the mean of {name} with weights of classes is over a batch's weights; {other}"
+    target, ignored = given["target"], given["ignore_index"]
+    if not target.is_floating_point() and bool((target == ignored).any()):
+        return f"the mean of {name} is over the targets of a batch that are not {ignored}; {other}"
+    return ""
+
+
+def _opacus() -> Any:
     try:
         import opacus
         import opacus.validators

@@ -18,7 +18,14 @@ from torch.optim.optimizer import (
 )
 
 from ...errors import LockError
-from .example_layers import WHO, check_layers, clean, inputs_forgotten, training
+from .example_layers import (
+    WHO,
+    OneByOne,
+    check_layers,
+    clean,
+    inputs_forgotten,
+    training,
+)
 from .noise import MARGIN
 
 __all__ = ["ExampleGradients", "clipped_sums"]
@@ -37,7 +44,9 @@ class ExampleGradients:
     of two data sets that differ in one example differ by a norm of at most clip / 2^exponent. That
     stands on an example's gradient being its own: opacus finds it in the loss of a batch, which
     must be a mean of terms of one example each. Of a sum of such terms each counts as often as
-    there are examples in the batch, before it is clipped.
+    there are examples in the batch, before it is clipped. What mixes the examples of a batch (see
+    `OneByOne`, which knows the usual ways; mixup and contrastive losses it does not) has no place
+    in it.
 
     opacus keeps the gradient of each example of a batch: so much memory as the batch has examples
     times the parameters'.
@@ -99,6 +108,7 @@ class ExampleGradients:
             stack.callback(GradSampleModule(self._model).to_standard_module)
             stack.callback(register_optimizer_step_pre_hook(self._before).remove)
             stack.callback(register_optimizer_step_post_hook(self._after).remove)
+            stack.enter_context(OneByOne())
             self._last = self._values()
             self._attached = stack.pop_all()
 
@@ -255,8 +265,9 @@ def clipped_sums(samples: Mapping[str, Tensor], clip: float, exponent: int) -> d
     sums = {n: torch.zeros(s.shape[1:], dtype=torch.int64) for n, s in samples.items()}
     size = sum(total.numel() for total in sums.values())
     count = len(next(iter(samples.values())))
-    for rows in torch.arange(count).split(max(1, CHUNK // max(1, size))):
-        part = {n: s[rows].flatten(1).double() for n, s in samples.items()}
+    each = max(1, CHUNK // max(1, size))
+    for start in range(0, count, each):
+        part = {n: s[start : start + each].flatten(1).double() for n, s in samples.items()}
         norm = sum(s.square().sum(1) for s in part.values()).sqrt()  # type: ignore[union-attr]
         factor = (clip * MARGIN / norm).clamp(max=1.0).mul(2.0**-exponent)[:, None]
         sent = torch.zeros_like(norm)

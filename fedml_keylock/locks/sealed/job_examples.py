@@ -171,9 +171,7 @@ class JobExamples(JobNoise):
             grid, most = self._sums
             settings = [self.of_round.multiplier, self.clip]
             rate = self.config.rate or 0.0
-            sums = ExampleSums(
-                gradients.sums, grid, most, rate, gradients.learning_rate, settings
-            )
+            sums = ExampleSums(gradients.sums, grid, most, rate, gradients.learning_rate, settings)
         self._trained.append((gradients, sums, self._examples))
 
     def outgoing(

@@ -51,6 +51,10 @@ class Own(nn.Module):
         return torch.where(x > 0, x, self.slope * x)
 
 
+class Renamed(nn.LSTM):
+    """Is none to who asks for the very class."""
+
+
 def convolutions():
     return nn.Sequential(
         nn.Unflatten(1, (1, 12)),
@@ -254,9 +258,27 @@ def twice(model, images, labels):
     return loss_of(model, images.repeat(2, 1), labels.repeat(2))
 
 
+def weighted(model, images, labels):
+    return nn.CrossEntropyLoss(torch.ones(9))(model(images), labels)
+
+
+def ignoring(model, images, labels):
+    labels = labels.where(torch.arange(len(labels)) > 0, -100)
+    return nn.functional.nll_loss(model(images).log_softmax(1), labels)
+
+
+def normed(model, images, labels):
+    return loss_of(
+        lambda x: nn.functional.batch_norm(model(x), None, None, training=True), images, labels
+    )
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        ({"loss": weighted}, "mean of cross_entropy with weights of classes .* take the mean of"),
+        ({"loss": ignoring}, "mean of nll_loss is over the targets .* not -100; take the mean of"),
+        ({"loss": normed}, "batch_norm depends on all of a batch; use GroupNorm"),
         ({"counts": [6]}, "a step beyond the 1 of a round .* set epochs: 1"),
         ({"counts": [6] * 3}, "of 3 batches the trainer took a step by 2"),
         ({"change": scaled}, "weight is not the mean of the examples': the loss has other terms"),
@@ -296,6 +318,7 @@ def test_layers_that_opacus_cannot_do_are_named_with_what_to_use():
     for layer, name, words in (
         (nn.BatchNorm1d(3), "1", "BatchNorm cannot support .*; use GroupNorm instead"),
         (nn.BatchNorm1d(3, affine=False), "1", "BatchNorm cannot support"),
+        (Renamed(3, 3), "1", "use DPLSTM instead"),
         (nn.LSTM(3, 3), "1", "use DPLSTM instead"),
         (nn.MultiheadAttention(4, 2), "1", "use DPMultiheadAttention instead"),
     ):
@@ -304,6 +327,8 @@ def test_layers_that_opacus_cannot_do_are_named_with_what_to_use():
         with pytest.raises(ConfigError, match=said) as caught:
             check_layers(nn.Sequential(nn.Linear(3, 3), layer))
         assert "\n" not in str(caught.value)
+    frozen = nn.BatchNorm1d(3).requires_grad_(False)
+    check_layers(nn.Sequential(nn.Linear(3, 3), frozen))  # if it is in eval when it is called
     with pytest.raises(ConfigError, match="Linear has no parameter that trains"):
         check_layers(nn.Linear(1, 1).requires_grad_(False))
 
