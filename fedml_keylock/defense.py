@@ -51,6 +51,11 @@ class Defense(ABC):
         return False
 
     @property
+    def adds_noise(self) -> bool:
+        """Whether silos clip and noise what they send, a difference from what they have received."""
+        return False
+
+    @property
     def wraps_model(self) -> bool:
         """Whether what a silo trains must be the model that was protected."""
         return True

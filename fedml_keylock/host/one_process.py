@@ -102,8 +102,19 @@ class OneProcess(SiloSession):
             check_state(state, self._agreed(), who="the server's model", averaged=True)
             if not self.seals:  # payloads are sealed and opened where they are averaged
                 state = self._open(state)
+            elif self.defense.adds_noise:
+                state = self._of_round(state)
         self.observer.received = state
         trainer.set_model_params(state)
+
+    def _of_round(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the round's first silo was given, from which each one's difference is clipped.
+
+        FedML gives the first round's others what the silo before them has trained.
+        """
+        first = self._trained % int(self.args.client_num_per_round) == 0
+        before = self.observer.received
+        return state if first or before is None else before
 
     def exchange(self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int) -> Any:
         """Train one silo for one round; give what it would send.

@@ -39,4 +39,7 @@ def load(silos):
 if __name__ == "__main__":
     args = fedml.init(check_env=False)
     device = fedml.device.get_device(args)
-    fedml.FedMLRunner(args, device, load(args.client_num_in_total), net()).run()
+    model = net()
+    fedml.FedMLRunner(args, device, load(args.client_num_in_total), model).run()
+    if args.backend == "sp":
+        torch.save(model.state_dict(), "one.pt")

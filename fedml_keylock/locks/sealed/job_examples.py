@@ -215,7 +215,8 @@ class JobExamples(JobNoise):
     def done(self) -> str:
         """What was done to what was sealed last, for the silo's own log."""
         mean = (self.config.rate or 0.0) * self._examples
-        return f"{self.config.steps} steps by batches of about {mean:.3g} examples"
+        steps = self.config.steps
+        return f"{steps} step{'s' * (steps != 1)} by batches of about {mean:.3g} examples"
 
     def _detach(self) -> None:
         if self._gradients is not None:

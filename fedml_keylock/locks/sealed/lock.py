@@ -182,6 +182,11 @@ class SealedLock(WireLock):
         return True
 
     @property
+    def adds_noise(self) -> bool:
+        """Under `noise:`."""
+        return self._noise is not None
+
+    @property
     def tells_samples(self) -> bool:
         """Whether the server is told how many samples each silo has."""
         return self.config.tell_samples
