@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UpdateRefused
 from ..types import PrivacyLoss, Schedule
 from .accountant import epsilon_of, spending_of
-from .budget import Budget
+from .budget import Budget, ratio_in_words
 from .ledger import Ledger, Page
 from .noise_config import NoiseConfig
 
@@ -127,20 +127,3 @@ class Accounts:
 
     def _ledger(self, silo: int) -> Ledger:
         return Ledger(self.folder, silo, self.noise.unit)
-
-
-def ratio_in_words(ratio: float) -> str:
-    """What noise over signal says.
-
-    Example:
-        >>> ratio_in_words(0.25)
-        'noise over signal: 0.25, the noise in an average over a clipped update'
-
-    """
-    said = f"noise over signal: {ratio:.3g}, the noise in an average over a clipped update"
-    if ratio <= 1:
-        return said
-    return (
-        f"{said}: a round of this learns next to nothing; take more silos, fewer numbers (freeze "
-        "layers, or LoRA), or unit: example"
-    )

@@ -14,7 +14,7 @@ from .accountant import Spending, epsilon_of, multiplier_for, rounds_within, spe
 from .ledger import Page
 from .noise_config import NoiseConfig
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "ratio_in_words"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Budget:
             _check_delta(noise.delta, schedule.silos, "silos")
         if noise.epsilon is not None:
             one = spending_of(noise, 1.0)
-            count = max(1, _most(schedule.rounds)) * one.count
+            count = made.most_planned * one.count
             found = multiplier_for(noise.epsilon, noise.delta, rate=one.rate, count=count)
             made = replace(made, multiplier=found)
         made.costs(1)  # also where nothing is solved, the job is not to find out later
@@ -100,7 +100,17 @@ class Budget:
     @property
     def most(self) -> int:
         """In how many of them the silo takes part that does so most often."""
-        return _most(self.schedule.rounds[: self.rounds])
+        return max(self.taken.values(), default=0)
+
+    @property
+    def taken(self) -> Counter[int]:
+        """By silo, in how many of them it takes part."""
+        return _taken(self.schedule.rounds[: self.rounds])
+
+    @property
+    def most_planned(self) -> int:
+        """As `most`, of all rounds that are planned."""
+        return max(_taken(self.schedule.rounds).values(), default=1)
 
     @property
     def each(self) -> int:
@@ -126,7 +136,8 @@ class Budget:
     @property
     def summary(self) -> str:
         """What the noise is worth, in one line."""
-        noise, sum_of = self.noise, f"the sum of {self.each} silos"
+        noise = self.noise
+        sum_of = f"the sum of {self.each} silos without that of {self.each - self.honest}"
         if noise.steps > 1:
             sum_of = "each silo's sum of clipped gradients"
         rounds = f"{self.rounds} round{'s' * (self.rounds != 1)}"
@@ -200,9 +211,26 @@ class Budget:
             _check_delta(self.noise.delta, number, "examples")
 
 
-def _most(rounds: Iterable[Iterable[int]]) -> int:
-    """In how many of these rounds the silo takes part that does so most often."""
-    return max(Counter(silo for silos in rounds for silo in silos).values(), default=0)
+def ratio_in_words(ratio: float) -> str:
+    """What noise over signal says.
+
+    Example:
+        >>> ratio_in_words(0.25)
+        'noise over signal: 0.25, the noise in an average over a clipped update'
+
+    """
+    said = f"noise over signal: {ratio:.3g}, the noise in an average over a clipped update"
+    if ratio <= 1:
+        return said
+    return (
+        f"{said}: a round of this learns next to nothing; take more silos, fewer numbers (freeze "
+        "layers, or LoRA), or unit: example"
+    )
+
+
+def _taken(rounds: Iterable[Iterable[int]]) -> Counter[int]:
+    """By silo, in how many of these rounds it takes part."""
+    return Counter(silo for silos in rounds for silo in silos)
 
 
 def _check_delta(delta: float, number: float, what: str) -> None:

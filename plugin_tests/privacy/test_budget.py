@@ -64,7 +64,7 @@ def test_delta_is_held_to_a_silos_own_examples():
     noise = {"unit": "example", "rate": 0.1}
     found = budget(delta=0.01, silos=200, **noise)  # of silos nothing is claimed
     found.check_examples(99)
-    with pytest.raises(ConfigError, match="0.01 is not allowed with this silo's examples"):
+    with pytest.raises(ConfigError, match=r"0\.01 is not allowed with this silo's examples"):
         found.check_examples(100)
     budget().check_examples(1e9)
 

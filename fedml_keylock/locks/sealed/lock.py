@@ -234,7 +234,7 @@ class SealedLock(WireLock):
         return self.info(model)
 
     def noised_numbers(self, model: nn.Module) -> int:
-        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        """What of the model trains."""
         if self._noise is None:
             return 0
         state = state_tensors(model)
