@@ -1866,6 +1866,168 @@ TABLE = {
         ),
         ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
     ],
+    ("privacy/accountant", "privacy/test_accountant.py"): [
+        ("accounts: delta is nan", "if not 0 < delta < 1:", "if delta <= 0 or delta >= 1:"),
+        ("accounts: lost digits are free", "np.isfinite(total) & (total >= 0)", "total == total"),
+        (
+            "accounts: orders that are no integers",
+            "ORDERS = (*range(2, 65),",
+            "ORDERS = (1.5, 2.5,",
+        ),
+        ("accounts: sampling without a batch", "return event if rate == 1 else", "return event or"),
+        ("accounts: buffers cost nothing", "noise.buffer_clip is None else 2", "True else 2"),
+        ("accounts: one step of many is counted", "noise.rate or 1.0, noise.steps)", "noise.rate)"),
+    ],
+    ("privacy/budget", "privacy/test_budget.py"): [
+        (
+            "budget: delta may be a silo's share",
+            "if not delta * number < 1:",
+            "if delta * number > 1:",
+        ),
+        (
+            "budget: delta is not held to silos",
+            '            _check_delta(noise.delta, schedule.silos, "silos")\n',
+            "            pass\n",
+        ),
+        (
+            "budget: delta is not held to examples",
+            '        _check_delta(noise.delta, number, "examples")\n',
+            "        pass\n",
+        ),
+        ("budget: no noise is left", "        if made.honest < 1:\n", "        if False:\n"),
+        ("budget: a round too many", "default=0) > allowed:", "default=0) > allowed + 1:"),
+        ("budget: other silos' rounds are a silo's", "taken.update(silos)", "taken.update([0])"),
+        (
+            "budget: what is spent is not held against it",
+            "        if fit < left:",
+            "        if False:",
+        ),
+        (
+            "budget: earlier jobs do not count",
+            "spent=page.spent, most=left)",
+            "most=left)",
+        ),
+        (
+            "budget: solved for too few rounds",
+            "return max(_taken(self.schedule.rounds).values(), default=1)",
+            "return 1",
+        ),
+        (
+            "budget: noise of colluding silos is no signal",
+            "math.sqrt(each / self.honest) / each",
+            "1 / each",
+        ),
+    ],
+    ("privacy/ledger", "privacy/test_ledger.py"): [
+        (
+            "ledger: a kind counts once",
+            "each.rate] += each.count",
+            "each.rate] = each.count",
+        ),
+        ("ledger: rounds do not count", "rounds=self.rounds + 1)", "rounds=1)"),
+        (
+            "ledger: another silo's is taken",
+            'if read["schema"] != SCHEMA or read["silo"] != silo:',
+            'if read["schema"] != SCHEMA:',
+        ),
+        ("ledger: units add up", "        if unit != self.unit:\n", "        if False:\n"),
+        (
+            "ledger: what is refused is written",
+            "            check(page)\n",
+            "",
+        ),
+    ],
+    ("privacy/accounts", "host/test_noise_sessions.py"): [
+        (
+            "accounts: silos tell their samples",
+            "            return 1.0\n",
+            "            return samples\n",
+        ),
+        (
+            "accounts: a job beside this one is not seen",
+            "if limit is not None and epsilon_of(page.spent, self.noise.delta) > limit:",
+            "if False:",
+        ),
+        (
+            "accounts: a silo of a simulation is left out",
+            "for silo in self._entered:",
+            "for silo in self._entered[1:]:",
+        ),
+        (
+            "accounts: a spent budget begins a job",
+            "            self.budget.check_left(page, silo, self._done)\n",
+            "            pass\n",
+        ),
+    ],
+    ("locks/sealed/lock", "host/test_noise_sessions.py"): [
+        (
+            "ledger: written after sealing",
+            "            self._accounts.spend(self._silo)\n"
+            "        message, counts = rounds.seal(payload, samples=samples, release=release)\n",
+            "            pass\n"
+            "        message, counts = rounds.seal(payload, samples=samples, release=release)\n"
+            "        self._accounts and self._accounts.spend(self._silo)\n",
+        ),
+        (
+            "ledger: a simulation spends nothing",
+            "            self._accounts.spend_entered()\n",
+            "            pass\n",
+        ),
+        (
+            "noise: not what epsilon needs",
+            "        self._noise.multiplier = self.multiplier\n",
+            "",
+        ),
+    ],
+    ("host/session_of", "host/test_noise_sessions.py -k ends_in_time"): [
+        (
+            "budget: training goes on",
+            "            args.comm_round = rounds\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/silo_session", "host/test_noise_sessions.py"): [
+        ("notices: tell samples", "weight = self.defense.weigh(samples)", "weight = samples"),
+        (
+            "hellos: tell samples",
+            "number = self.defense.weigh(check_samples(samples, who=what))",
+            "number = check_samples(samples, who=what)",
+        ),
+        (
+            "accounts: nobody is told",
+            '            turn.tell_score("epsilon", loss.epsilon)\n',
+            "",
+        ),
+    ],
+    ("host/job_configuration", "host/test_noise_sessions.py -k schedule"): [
+        (
+            "schedule: everyone takes part",
+            "    if total == int(args.client_num_per_round):\n",
+            "    if total:\n",
+        ),
+    ],
+    ("locks/config", "host/test_noise_sessions.py -k not_told"): [
+        (
+            "noise: the server is told what it does not cover",
+            '        for name in ("tell_samples", "tell_accuracy"):\n',
+            "        for name in ():\n",
+        ),
+        (
+            "noise: colluders are undeclared",
+            "        if self.colluders is None:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("host/one_process", "host/test_noise_sessions.py -k simulation_counts"): [
+        (
+            "simulation: colluders leave nobody",
+            "JobSecrets(os.urandom(32), 0, pairs)",
+            "JobSecrets(os.urandom(32))",
+        ),
+    ],
+    ("host/self_audit", "host/test_self_audit.py -k what_noise"): [
+        ("audit: the report is silent on noise", 'else {"noise": str(loss)}', "else {}"),
+    ],
     ("privacy/canaries", "privacy/test_canaries.py"): [
         (
             "canaries: none is added",

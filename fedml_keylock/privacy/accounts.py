@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UpdateRefused
 from ..types import PrivacyLoss, Schedule
 from .accountant import epsilon_of, spending_of
-from .budget import Budget, ratio_in_words
+from .budget import Budget, check_examples, ratio_in_words
 from .ledger import Ledger, Page
 from .noise_config import NoiseConfig
 
@@ -113,8 +113,7 @@ class Accounts:
         """
         if self.noise.unit == "silo":
             return 1.0
-        if self.budget is not None:
-            self.budget.check_examples(samples)
+        check_examples(self.noise, samples)
         return samples
 
     def _check(self, page: Page) -> None:

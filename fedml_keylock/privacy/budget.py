@@ -11,10 +11,11 @@ from functools import cached_property
 from ..errors import ConfigError
 from ..types import Schedule
 from .accountant import Spending, epsilon_of, multiplier_for, rounds_within, spending_of
+from .adaptive import QuantileClip
 from .ledger import Page
 from .noise_config import NoiseConfig
 
-__all__ = ["Budget", "ratio_in_words"]
+__all__ = ["Budget", "check_examples", "ratio_in_words"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Budget:
         Raises:
             ConfigError: no noise is left without that of colluding silos, delta is as large as one
                 silo's share of all, stop_at is below what one round costs, no noise costs the
-                wanted epsilon, or dp-accounting is not installed.
+                wanted epsilon, votes on the clip leave nothing for updates, or dp-accounting is not
+                installed.
 
         """
         made, counted = cls(noise, colluders, schedule, noise.multiplier or 0.0), max(1, colluders)
@@ -66,6 +68,7 @@ class Budget:
             found = multiplier_for(noise.epsilon, noise.delta, rate=one.rate, count=count)
             made = replace(made, multiplier=found)
         made.costs(1)  # also where nothing is solved, the job is not to find out later
+        made.on_updates  # noqa: B018  # likewise
         if schedule.rounds and not made.rounds:
             raise ConfigError(
                 f"keylock.noise.stop_at: one round costs epsilon {made.costs(1):.3g}, and "
@@ -77,6 +80,13 @@ class Budget:
     def one(self) -> Spending:
         """What it costs to take part in one round."""
         return spending_of(self.noise, self.multiplier)
+
+    @property
+    def on_updates(self) -> float:
+        """Of the updates alone: a little more than z, where votes on the clip are noised, too."""
+        if self.noise.adaptive is None:
+            return self.multiplier
+        return QuantileClip.of(self.noise.adaptive, self.multiplier, self.each).multiplier
 
     def costs(self, rounds: int) -> float:
         """Epsilon of so many participations."""
@@ -174,7 +184,7 @@ class Budget:
 
         """
         each = self.each
-        return math.sqrt(numbers) * self.multiplier * math.sqrt(each / self.honest) / each
+        return math.sqrt(numbers) * self.on_updates * math.sqrt(each / self.honest) / each
 
     def check_left(self, page: Page, silo: int, done: int) -> None:
         """Check, before a silo trains, that what it has spent leaves the rest of this job.
@@ -200,15 +210,16 @@ class Budget:
                 f"its vault says; of {left} more {fit} fit: lower comm_round, or raise stop_at"
             )
 
-    def check_examples(self, number: float) -> None:
-        """Check, in a silo, that delta is less than one of its examples' share.
 
-        Raises:
-            ConfigError: it is not.
+def check_examples(noise: NoiseConfig, number: float) -> None:
+    """Check, in a silo, that delta is less than one of its examples' share.
 
-        """
-        if self.noise.unit == "example":
-            _check_delta(self.noise.delta, number, "examples")
+    Raises:
+        ConfigError: it is not.
+
+    """
+    if noise.unit == "example":
+        _check_delta(noise.delta, number, "examples")
 
 
 def ratio_in_words(ratio: float) -> str:
