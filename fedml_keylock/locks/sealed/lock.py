@@ -20,6 +20,7 @@ from ..vault.disk import make_folder
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
+from .job_noise import JobNoise
 from .model_files import (
     CHECKPOINT,
     FINAL,
@@ -56,6 +57,10 @@ class SealedLock(WireLock):
         super().__init__(config)
         self._rounds: Rounds | None = None
         self._first = FirstModel(config.first_model)
+        noise = config.noise
+        self._noise = None if noise is None else JobNoise(noise, config.colluders or 0)
+        if noise is not None and noise.unit != "silo":
+            raise ConfigError("keylock.noise.unit: example is not built yet")
         self._silo = 0
 
     @property
@@ -192,6 +197,8 @@ class SealedLock(WireLock):
         self._rounds = Rounds(
             secrets, colluders, self.config.scale, keep_own=self.config.keep_history
         )
+        if self._noise is not None:
+            self._noise.silos = 1 + len(secrets.pairs)
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Nothing is done to the model; remember what it is before the server sends its own."""
@@ -202,6 +209,8 @@ class SealedLock(WireLock):
     def remember(self, model: nn.Module) -> None:
         """Remember what this silo's own first model is."""
         self._first.remember(state_tensors(model))
+        if self._noise is not None:
+            self._noise.look(model)
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it.
@@ -224,8 +233,14 @@ class SealedLock(WireLock):
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
         """What is sent in place of a payload."""
-        rounds = self._begun()
-        message, counts = rounds.seal(payload, samples=samples)
+        rounds, release = self._begun(), None
+        if self._noise is not None:
+            self._noise.look(model)
+            self._noise.keep(payload)
+            release = self._noise.release(payload)
+        message, counts = rounds.seal(payload, samples=samples, release=release)
+        if self._noise is not None:
+            self.note(f"round {rounds.round}: {self._noise.done}", silo=self._silo)
         if counts.names:
             self.note(
                 f"round {rounds.round}: {counts.clipped} numbers outgrew their range and were "
@@ -265,7 +280,8 @@ class SealedLock(WireLock):
                 "to the range of a round",
                 silo=self._silo,
             )
-        return with_versions(opened.state, model.state_dict())
+        state = opened.state if self._noise is None else self._noise.opened(opened)
+        return with_versions(state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:
         """After the last round: compare with the other silos, and write the open model."""
@@ -285,7 +301,7 @@ class SealedLock(WireLock):
         updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """One round of all silos in one process, with secrets of its own."""
-        return rehearse(base, updates, self.config.colluders, self.config.scale)
+        return rehearse(base, updates, self.config.colluders, self.config.scale, self._noise)
 
     def enter_server(self) -> None:
         """On the server: check that a checkpoint can be written.
@@ -305,7 +321,9 @@ class SealedLock(WireLock):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
-        transform = SealTransform(entries_of(state_tensors(model)), silos)
+        if self._noise is not None:
+            self._noise.look(model)
+        transform = SealTransform(entries_of(state_tensors(model)), silos, self._noise)
         return Surrogate(copy_of(model), (), no_unknowns, transform)
 
     def twin(
