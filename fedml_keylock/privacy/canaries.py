@@ -94,6 +94,7 @@ class Canaries:
         count: of canaries, and of held-out directions.
         size: entries of a sum.
         seed: of both.
+        rate: of each canary to be in a sum; which are is drawn for each sum.
 
     Example:
         >>> canaries = Canaries(100, 20_000, b"seed")
@@ -108,16 +109,18 @@ class Canaries:
     count: int
     size: int
     seed: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    rate: float = 1.0
     _added: Vector | None = field(default=None, repr=False)
     _seen: Vector | float = field(default=0.0, repr=False)
     _final: Vector | float = field(default=0.0, repr=False)
 
     def added(self, clip: float) -> Vector:
         """The sum of the canaries, each of length clip: what a round gets beside its units."""
-        if self._added is None:
+        if self._added is None or self.rate < 1:
             self._added = np.zeros(self.size)
-            for one in self._directions(0):
-                self._added += one
+            drawn = np.random.default_rng().random(self.count) < self.rate
+            for number in np.flatnonzero(drawn):
+                self._added += next(directions(self.seed, 1, self.size, first=int(number)))
         return clip * self._added
 
     def see(self, total: Vector, clip: float) -> None:
