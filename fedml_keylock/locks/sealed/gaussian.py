@@ -16,8 +16,8 @@ __all__ = ["MOST", "REACH", "DiscreteGaussian"]
 
 REACH = 13
 """Deviations that a table goes to each side: less than 2^-126 lies beyond."""
-MOST = 2.0**18
-"""The largest deviation: its draws are below 2^22."""
+MOST = 2.0**16
+"""The largest deviation: its draws are below 2^20."""
 _ALONE = 64.0
 """Below this deviation one table draws it; above, two draws make one."""
 _BITS = 128

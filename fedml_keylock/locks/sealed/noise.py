@@ -63,7 +63,7 @@ class Grid:
 
         Example:
             >>> Grid.of(1.0, silos=3, most=1.0).exponent
-            -18
+            -16
 
         """
         bound = (2**31 - 1 - silos) // silos
