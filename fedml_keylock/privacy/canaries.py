@@ -39,6 +39,8 @@ class CanaryEstimate:
         delta: as asked.
         separation: the difference of the two means over the standard deviation of both.
         count: of canaries.
+        bound: the accountant's epsilon of a unit that takes part as canaries do; None where it was
+            not asked for.
 
     """
 
@@ -48,12 +50,14 @@ class CanaryEstimate:
     delta: float
     separation: float
     count: int
+    bound: float | None = None
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"epsilon about {self.epsilon:.3g} ({self.low:.3g} to {self.high:.3g}) at delta "
-            f"{self.delta:g}, an estimate and no bound"
+            f"{self.delta:g}, an estimate by {self.count} canaries and no bound"
         )
+        return said if self.bound is None else f"{said}; the accountant's bound is {self.bound:.3g}"
 
 
 def directions(seed: bytes, count: int, size: int, *, first: int = 0) -> Iterator[Vector]:

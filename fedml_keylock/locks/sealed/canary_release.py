@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...privacy.canaries import Canaries
+from ...privacy.accountant import epsilon_of, spending_of
+from ...privacy.canaries import Canaries, CanaryEstimate
+from ...privacy.noise_config import NoiseConfig
 from ...tensors import real
 from .encoding import Encoding
 from .entries import Entry
+from .job_noise import JobNoise
 from .noise import Grid, Release
+from .record import Record
 from .shares import Shares
 
-__all__ = ["CanaryRelease"]
+__all__ = ["CanaryRelease", "CanaryWatch"]
 
 
 class CanaryRelease(Release):
@@ -66,7 +72,7 @@ class CanaryRelease(Release):
         own = self._own[entry.name]
         start = sum(map(len, own))
         own.append(words.copy())
-        return words + self._added[entry.name][start : start + len(words)]
+        return np.add(words, self._added[entry.name][start : start + len(words)])
 
     def vote(self) -> tuple[int, Grid] | None:
         """The release's own."""
@@ -93,11 +99,79 @@ class CanaryRelease(Release):
 
 
 def _steps(part: NDArray[np.float64], grid: Grid, most: float) -> NDArray[np.int32]:
-    """Numbers in steps of a grid, rounded at random, so that many small ones are not lost.
+    """Numbers in steps of a grid, clamped to what it has room for."""
+    exact: NDArray[np.float64] = np.clip(part, -most, most) * 2.0**-grid.exponent
+    return np.rint(exact).astype(np.int32)
 
-    They are clamped to what the grid has room for.
+
+@dataclass
+class CanaryWatch:
+    """The canaries of a job, in the silo that adds them.
+
+    Attributes:
+        config: the YAML's section.
+
     """
-    exact = np.clip(part, -most, most) * 2.0**-grid.exponent
-    low = np.floor(exact)
-    up = np.random.default_rng().random(len(exact)) < exact - low
-    return (low + up).astype(np.int32)
+
+    config: NoiseConfig
+    _canaries: Canaries | None = field(default=None, repr=False)
+    _sent: CanaryRelease | None = field(default=None, repr=False)
+    _rounds: int = 0
+
+    def over(
+        self,
+        release: Callable[[Mapping[str, Tensor]], Release],
+        noise: JobNoise,
+        payload: Mapping[str, Tensor],
+    ) -> Callable[[Mapping[str, Tensor]], Release]:
+        """The same release, with canaries.
+
+        Args:
+            release: of the payload, from the base that it is a difference from.
+            noise: of the job.
+            payload: name to tensor.
+
+        """
+        names = {
+            name: real(payload[name]).numel()
+            for name, part in noise.parts(payload).items()
+            if part == "update"
+        }
+        size = sum(names.values())
+        if self._canaries is None:
+            count, rate = self.config.canaries, self.config.rate or 1.0
+            self._canaries = Canaries(count, size, rate=rate)
+            of_round = noise.of_round
+            deviation = of_round.multiplier * math.sqrt(of_round.silos / of_round.honest)
+            logging.info(
+                "%d canaries, random directions, are added to each sum; together they are %.2g "
+                "times as long as its noise",
+                count,
+                math.sqrt(rate * count / size) / deviation,
+            )
+        canaries, clip = self._canaries, noise.clip
+
+        def of(base: Mapping[str, Tensor]) -> Release:
+            self._sent = CanaryRelease(release(base), canaries, clip, names)
+            return self._sent
+
+        return of
+
+    def see(self, state: Mapping[str, Tensor], record: Record | None) -> None:
+        """Take note of a round's average, where canaries are in it."""
+        if self._sent is not None and record is not None:
+            self._sent.see(state, record.encoding)
+            self._sent, self._rounds = None, self._rounds + 1
+
+    def estimate(self, multiplier: float) -> CanaryEstimate | None:
+        """Of all rounds so far, with the accountant's bound; None where no average was seen.
+
+        Args:
+            multiplier: of the noise.
+
+        """
+        if self._canaries is None or not self._rounds:
+            return None
+        one, delta = spending_of(self.config, multiplier), self.config.delta
+        bound = epsilon_of([replace(one, count=one.count * self._rounds)], delta)
+        return replace(self._canaries.estimate(delta), bound=bound)
