@@ -1491,11 +1491,11 @@ TABLE = {
             "json.dumps([encoding",
         ),
         ("rounds: keys do not depend on shares", "encoding.shares.samples, encoding", "encoding"),
-        ("rounds: keys do not depend on steps", "encoding.steps, steps]", "steps]"),
+        ("rounds: keys do not depend on steps", "encoding.steps, steps, *noise]", "steps, *noise]"),
         (
             "rounds: keys do not depend on the graph",
-            "encoding.steps, steps]).encode()",
-            "encoding.steps]).encode()",
+            "encoding.steps, steps, *noise]).encode()",
+            "encoding.steps, *noise]).encode()",
         ),
         ("rounds: keys do not depend on the schema", "            schema_of(encoding.base),\n", ""),
         (
@@ -1541,7 +1541,7 @@ TABLE = {
         ),
         (
             "rounds: numbers of unknown size are sealed",
-            "            if self.scale is None:\n",
+            "            if self.scale is None and sized:\n",
             "            if False:\n",
         ),
     ],
@@ -1894,6 +1894,108 @@ TABLE = {
             "clip / square * total",
             "clip * total",
         ),
+    ],
+    ("locks/sealed/gaussian", "locks/sealed/test_gaussian.py"): [
+        (
+            "gaussian: 16 bits decide all",
+            "late = np.flatnonzero(slots >= self._decided)",
+            "late = np.flatnonzero(slots > 2**16)",
+        ),
+        (
+            "gaussian: the second half of a look-up is not seen",
+            "        while len(equal):  # next to never",
+            "        while False:",
+        ),
+        ("gaussian: coarse draws only", "        if self._stretch:\n", "        if False:\n"),
+    ],
+    ("locks/sealed/noise", "locks/sealed/test_noise.py"): [
+        (
+            "noise: none is drawn",
+            "        drawn += words\n        return drawn",
+            "        return words",
+        ),
+        (
+            "noise: of a generator that FedML seeds",
+            "Keystream(os.urandom(32))",
+            "Keystream(bytes(torch.randint(256, (32,)).tolist()))",
+        ),
+        (
+            "noise: colluding silos' noise is counted",
+            "own = self.multiplier * clip / math.sqrt(self.honest)",
+            "own = self.multiplier * clip / math.sqrt(self.silos)",
+        ),
+        (
+            "noise: rounded to the nearest",
+            "moved.mul_(factor).trunc_()",
+            "moved.mul_(factor).round_()",
+        ),
+        (
+            "noise: updates are not clipped",
+            "factor = 0.0 if self.infinite else min(1.0, clip * MARGIN / norm if norm else 1.0)",
+            "factor = 0.0 if self.infinite else 1.0",
+        ),
+        (
+            "noise: the norm is not checked",
+            "            if square > math.ldexp(",
+            "            if False and square > math.ldexp(",
+        ),
+        ("noise: too little of it", "        if steps < LEAST:\n", "        if False:\n"),
+        (
+            "noise: silos under other clips are added up",
+            "return [self.noise.multiplier, self.noise.votes, *(clips",
+            "return [*(0.0 for _ in clips)] or [*(clips",
+        ),
+        (
+            "noise: an update that is not finite is sent",
+            "            if not factor:\n                moved.zero_()\n",
+            "",
+        ),
+        (
+            "noise: what came infinite is drowned",
+            "moved[~torch.isfinite(since)] = 0.0",
+            "pass",
+        ),
+    ],
+    ("locks/sealed/sealing", "locks/sealed/test_noise.py"): [
+        ("noise: the norm is not asked for", "        release.check()\n", ""),
+        (
+            "noise: what stays at home is sent",
+            "            came = encoding.base[entry.name]\n",
+            "            came = payload[entry.name]\n",
+        ),
+    ],
+    ("locks/sealed/job_noise", "locks/sealed/test_noise.py"): [
+        (
+            "noise: the observer's own noise is counted",
+            "honest = self.silos - max(1, self.colluders)",
+            "honest = self.silos - self.colluders",
+        ),
+        ("noise: none is left", "        if honest < 1:\n", "        if honest < 0:\n"),
+        (
+            "noise: buffers are sent as updates",
+            "            if name in self._buffers:\n",
+            "            if False:\n",
+        ),
+        (
+            "noise: what does not train may move",
+            "                if not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
+            "                if False:\n",
+        ),
+        (
+            "noise: the clip does not follow",
+            "            self.clip = adaptive.next(self.clip, votes)\n",
+            "            pass\n",
+        ),
+    ],
+    ("locks/sealed/rehearsal", "locks/sealed/test_noise.py"): [
+        (
+            "noise: none in a simulation",
+            "release=None if noise is None else noise.release(payload),",
+            "release=None,",
+        ),
+    ],
+    ("locks/sealed/seal_transform", "locks/sealed/test_noise.py"): [
+        ("noise: none in an audit", "        if self.noise is None:\n", "        if True:\n"),
     ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""

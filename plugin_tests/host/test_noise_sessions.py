@@ -177,9 +177,7 @@ def test_each_round_is_told_where_scores_are(job, caplog):
             total = job.server.add_up(job.collect())
             for silo in job.silos:
                 job.deliver(silo, job.from_server(total))
-    assert told == [
-        {"keylock/silo_2/epsilon": round(cost(n + 1), 4), "round": n} for n in range(2)
-    ]
+    assert told == [{"keylock/silo_2/epsilon": round(cost(n + 1), 4), "round": n} for n in range(2)]
     for silo in range(3):
         assert (
             f"silo {silo}, round 1: epsilon {cost(2):.3g} at delta 1e-05 (unit: silo) after 2 rounds"

@@ -122,9 +122,8 @@ def seal(
         sealed[entry.name] = wire
     most = (2**31 - 1) // keys.participants
     counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
-    if release is not None:  # what is counted of one silo's numbers would tell of them
+    if release is not None:  # nothing was counted: that would tell of one silo's numbers
         release.check()
-        counters[:] = 0
         if (vote := release.vote()) is not None:
             counters[:1] = noise.over(np.array(vote[:1], dtype=np.int32), vote[1])
     tag.update(counters)
