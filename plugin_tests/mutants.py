@@ -1866,6 +1866,13 @@ TABLE = {
         ),
         ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
     ],
+    ("evaluation/audit/average", "evaluation/test_membership.py"): [
+        (
+            "average: others are members, too",
+            "odd.append(values[len(inside) :])",
+            "odd.append(values[: len(inside)])",
+        ),
+    ],
     ("locks/sealed/canary_release", "locks/sealed/test_canary_release.py"): [
         (
             "canaries: the seal leaves them out",

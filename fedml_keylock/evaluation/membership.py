@@ -24,7 +24,16 @@ from ..tensors import copy_of
 from .leakage import Interval
 from .wording import interval_text
 
-__all__ = ["Membership", "gradient_scores", "likelihood_scores", "membership"]
+__all__ = [
+    "Membership",
+    "cosines",
+    "flattened",
+    "gradient_scores",
+    "gradients_of",
+    "likelihood_scores",
+    "likelihoods",
+    "membership",
+]
 
 QUANTILE = 1.96
 """Of the normal distribution, for intervals of 95 %."""
@@ -85,8 +94,8 @@ def gradient_scores(
         (1.0, True)
 
     """
-    seen, found = _flat(model, total), _gradients(model, total, images, labels, loss)
-    return nn.functional.cosine_similarity(found, seen[None], dim=1)
+    seen = flattened(model, total)
+    return cosines(seen, gradients_of(model, total, images, labels, loss))
 
 
 def likelihood_scores(
@@ -126,13 +135,25 @@ def likelihood_scores(
         AttackError: as for `gradient_scores`, or there are fewer than four public pictures.
 
     """
-    if len(public.images) < 4:
+    seen = flattened(model, total)
+    own = gradients_of(model, total, images, labels, loss, clip)
+    others = gradients_of(model, total, public.images, public.labels, loss, clip)
+    return likelihoods(seen, own, others, count=count, noise=noise)
+
+
+def cosines(total: Tensor, gradients: Tensor) -> Tensor:
+    """Of a change ``(d,)`` with each of some gradients ``(n, d)``."""
+    return nn.functional.cosine_similarity(gradients, total[None], dim=1)
+
+
+def likelihoods(
+    total: Tensor, own: Tensor, others: Tensor, *, count: int, noise: float = 0.0
+) -> Tensor:
+    """As `likelihood_scores`, of a sum ``(d,)`` and of gradients ``(n, d)`` and ``(k, d)``."""
+    if len(others) < 4:
         raise AttackError("the covariance of gradients needs four public pictures or more")
-    seen = _flat(model, total)
-    own = _gradients(model, total, images, labels, loss, clip)
-    others = _gradients(model, total, public.images, public.labels, loss, clip)
     mean = others.mean(0)
-    others -= mean
+    others = others - mean
     # what is outside of the span of half of them, the other half tells
     half, rest = others.tensor_split(2)
     basis = torch.linalg.svd(half, full_matrices=False).Vh
@@ -142,7 +163,7 @@ def likelihood_scores(
     spread = count * sizes.square() / len(others) + floor
     # the inverse of the covariance: 1 / floor, and less within the basis
     less = 1 / floor - 1 / spread
-    moved, own = seen - count * mean, own - mean
+    moved, own = total - count * mean, own - mean
     inside = own @ basis.T
     product = own @ moved / floor - (inside * less) @ (basis @ moved)
     square = own.square().sum(1) / floor - (inside.square() * less).sum(1)
@@ -150,14 +171,18 @@ def likelihood_scores(
     return scores
 
 
-def _flat(model: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
+def flattened(model: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
+    """What is given of a model's parameters that train, in their order, as one vector.
+
+    An AttackError where nothing is, or of other shapes.
+    """
     own = {n: p for n, p in model.named_parameters() if n in values and p.requires_grad}
     if not own or any(values[name].shape != own[name].shape for name in own):
         raise AttackError("the sum's change is not of this model's parameters")
     return torch.cat([values[name].detach().flatten().float() for name in own])
 
 
-def _gradients(
+def gradients_of(
     model: nn.Module,
     names: Container[str],
     images: Tensor,
@@ -165,7 +190,7 @@ def _gradients(
     loss: Loss,
     clip: float = math.inf,
 ) -> Tensor:
-    """The gradient of each picture, ``(n, d)``, clipped."""
+    """The gradient of each picture, clipped, ``(n, d)``: of what names there are `flattened`."""
     copy = copy_of(model).eval()
     own = [p for n, p in copy.named_parameters() if n in names and p.requires_grad]
     rows = []

