@@ -2028,11 +2028,30 @@ TABLE = {
     ("host/self_audit", "host/test_self_audit.py -k what_noise"): [
         ("audit: the report is silent on noise", 'else {"noise": str(loss)}', "else {}"),
     ],
+    ("evaluation/audit/average", "evaluation/test_membership.py"): [
+        (
+            "average: others are members, too",
+            "odd.append(values[len(inside) :])",
+            "odd.append(values[: len(inside)])",
+        ),
+    ],
+    ("locks/sealed/canary_release", "locks/sealed/test_canary_release.py"): [
+        (
+            "canaries: the seal leaves them out",
+            "return np.add(words, self._added[entry.name][start : start + len(words)])",
+            "return words",
+        ),
+        (
+            "canaries: an observer has the noise of his own, too",
+            "parts.append(moved.reshape(-1).numpy() / encoding.scale - own)",
+            "parts.append(moved.reshape(-1).numpy() / encoding.scale)",
+        ),
+    ],
     ("privacy/canaries", "privacy/test_canaries.py"): [
         (
             "canaries: none is added",
-            "                self._added += one\n",
-            "                pass\n",
+            "np.flatnonzero(drawn)",
+            "np.flatnonzero(~drawn)",
         ),
         (
             "canaries: what is held out was added, too",
