@@ -2159,8 +2159,8 @@ TABLE = {
     ("locks/sealed/rehearsal", "locks/sealed/test_noise.py"): [
         (
             "noise: none in a simulation",
-            "release=None if noise is None else noise.release(payload),",
-            "release=None,",
+            "release = None if noise is None else noise.release(payload)",
+            "release = None",
         ),
     ],
     ("locks/sealed/seal_transform", "locks/sealed/test_noise.py"): [
