@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .privacy.canaries import CanaryEstimate
     from .types import Agreement, Credentials, JobSecrets, PrivacyLoss, Schedule, Surrogate
 
 __all__ = ["Defense", "DefenseFactory"]
@@ -123,6 +124,13 @@ class Defense(ABC):
 
     def privacy_loss(self, silo: int) -> PrivacyLoss | None:
         """Called in a silo: what of its privacy it has spent so far; None for no such accounts."""
+        return None
+
+    def privacy_estimate(self) -> CanaryEstimate | None:
+        """Called in a silo after the last round: what its canaries tell of epsilon; None for none.
+
+        It is beside the accounts of `privacy_loss`, and no bound.
+        """
         return None
 
     def share(self, secrets: JobSecrets) -> None:  # noqa: B027  # nothing, where nothing is shared

@@ -167,6 +167,7 @@ class OneProcess(SiloSession):
     def end(self, state: Mapping[str, Tensor]) -> None:
         """Called when the job is over, with the final model: attack what was captured."""
         self.observer.received = state
+        self._report_canaries(0)
         self.observer.finish()
 
     @property

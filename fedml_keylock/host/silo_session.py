@@ -191,6 +191,14 @@ class SiloSession(Session):
             logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
             turn.tell_score("epsilon", loss.epsilon)
 
+    def _report_canaries(self, silo: int) -> None:
+        """Report, after the last round, what canaries tell of epsilon."""
+        found = None if self.defense is None else self.defense.privacy_estimate()
+        if found is not None:
+            logging.info("silo %d: canaries: %s", silo, found)
+            turn = SiloRound(silo, self.last_round, self.who, self.tell)
+            turn.tell_score("epsilon_of_canaries", found.epsilon)
+
     def tests_now(self) -> bool:
         """Whether a silo that was just given a model tests it: when FedML's server does."""
         if self.defense is None or not self.defense.own_accuracy:
@@ -234,6 +242,7 @@ class SiloSession(Session):
         self.given = self._trained
         if self._is_over():
             self.defense.finish(self._trained, silo=self.silo or 0)
+            self._report_canaries(self.silo or 0)
 
     def dismiss(self) -> None:
         """Called when the server tells this silo that the job is over.

@@ -97,4 +97,11 @@ class NoiseConfig(Settings):
                 "keylock.noise.rate: needed with unit: example: the share of a silo's examples "
                 "that is in a batch, such as 0.01"
             )
+        if self.canaries == 1 or (self.canaries and self.steps > 1):
+            raise ConfigError(
+                "keylock.noise.canaries: with steps above 1 there are no sums that tell of them; "
+                "leave it out"
+                if self.steps > 1
+                else "keylock.noise.canaries: one tells nothing; take some hundreds"
+            )
         return self

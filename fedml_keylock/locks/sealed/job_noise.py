@@ -79,9 +79,10 @@ class JobNoise:
         clips = {"update": self.clip}
         if self.config.buffer_clip is not None:
             clips["buffer"] = self.config.buffer_clip
-        if (adaptive := self._adaptive) is None:
-            return RoundNoise(self.multiplier, self.silos, honest, clips)
-        return RoundNoise(adaptive.multiplier, self.silos, honest, clips, adaptive.votes)
+        multiplier, votes = self.multiplier, 0.0
+        if (adaptive := self._adaptive) is not None:
+            multiplier, votes = adaptive.multiplier, adaptive.votes
+        return RoundNoise(multiplier, self.silos, honest, clips, votes, self.config.canaries)
 
     @property
     def _adaptive(self) -> QuantileClip | None:

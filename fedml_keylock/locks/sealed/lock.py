@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...disk import make_folder
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
 from ...privacy.accounts import Accounts
+from ...privacy.canaries import CanaryEstimate
 from ...tensors import copy_of, deep_copy, with_versions
 from ...types import JobSecrets, PrivacyLoss, Schedule, Surrogate
 from ..config import KeyLockConfig
@@ -20,6 +21,7 @@ from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
+from .canary_release import CanaryWatch
 from .entries import entries_of
 from .first_model import FirstModel
 from .job_examples import JobExamples
@@ -67,6 +69,7 @@ class SealedLock(WireLock):
             kind = JobNoise if noise.unit == "silo" else JobExamples
             self._noise = kind(noise, config.colluders or 0)
             self._accounts = Accounts(noise, config.colluders or 0, config.vault)
+        self._canaries = CanaryWatch(noise) if noise is not None and noise.canaries else None
         self._silo = 0
 
     @property
@@ -217,6 +220,12 @@ class SealedLock(WireLock):
         """What a silo has spent so far, with earlier jobs of its vault."""
         return self._accounts.loss(silo) if self._accounts else None
 
+    def privacy_estimate(self) -> CanaryEstimate | None:
+        """What canaries tell of epsilon, in the silo that adds them."""
+        if self._canaries is None or self.multiplier is None:
+            return None
+        return self._canaries.estimate(self.multiplier)
+
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on.
 
@@ -241,7 +250,7 @@ class SealedLock(WireLock):
         return self.info(model)
 
     def noised_numbers(self, model: nn.Module) -> int:
-        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        """What of the model trains."""
         if self._noise is None:
             return 0
         state = state_tensors(model)
@@ -299,6 +308,9 @@ class SealedLock(WireLock):
             self._noise.keep(payload)
             payload = self._noise.outgoing(payload, rounds.base, samples)
             release = self._noise.release(payload)
+            # one rank of the job adds them, whichever silo it serves in the round
+            if release is not None and self._canaries is not None and not rounds.secrets.silo:
+                release = self._canaries.over(release, self._noise, payload)
         if self._accounts is not None:
             self._accounts.spend(self._silo)
         message, counts = rounds.seal(payload, samples=samples, release=release)
@@ -343,6 +355,8 @@ class SealedLock(WireLock):
                 "to the range of a round",
                 silo=self._silo,
             )
+        if self._canaries is not None:
+            self._canaries.see(opened.state, rounds.record)
         state = opened.state if self._noise is None else self._noise.opened(opened)
         return with_versions(state, model.state_dict())
 
@@ -366,7 +380,8 @@ class SealedLock(WireLock):
         """One round of all silos in one process, with secrets of its own."""
         if self._accounts is not None:
             self._accounts.spend_entered()
-        return rehearse(base, updates, self.config.colluders, self.config.scale, self._noise)
+        config = self.config
+        return rehearse(base, updates, config.colluders, config.scale, self._noise, self._canaries)
 
     def enter_server(self) -> None:
         """On the server: check that a checkpoint can be written.

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import UpdateRefused
 from ...tensors import with_versions
 from ...types import JobSecrets
+from .canary_release import CanaryWatch
 from .job_noise import JobNoise
 from .rounds import Rounds
 from .sealing import Opened, add_up
@@ -24,6 +25,7 @@ def rehearse(
     colluders: int | None,
     scale: float | None,
     noise: JobNoise | None = None,
+    canaries: CanaryWatch | None = None,
 ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
     """The messages of a round whose silos have agreed on secrets of its own, and the average.
 
@@ -33,6 +35,7 @@ def rehearse(
         colluders: as declared.
         scale: the largest number of tensors that no silo has received.
         noise: of the job, if there is any.
+        canaries: of the job, which the first silo adds.
 
     """
     count = len(updates)
@@ -53,9 +56,13 @@ def rehearse(
         if noise is not None:
             payload = noise.outgoing(payload, base, number)
             release = noise.release(payload)
+            if release is not None and canaries is not None and own == 0:
+                release = canaries.over(release, noise, payload)
         messages.append(silos[own].seal(payload, samples=samples[own], release=release)[0])
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
+    if canaries is not None:
+        canaries.see(opened.state, silos[0].record)
     if noise is not None:
         noise.follow(opened)
     if opened.counts.clipped:

@@ -109,7 +109,9 @@ def seal(
             pieces = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
         elif entry.name in release.grids:
             grid = release.grids[entry.name]
-            pieces = (noise.over(words, grid) for words in release.words(entry))
+            pieces = (
+                release.sent(entry, noise.over(words, grid)) for words in release.words(entry)
+            )
         else:  # as it came
             came = encoding.base[entry.name]
             pieces = encoding.encode(entry, step, came, keys.place, counts)
