@@ -2169,8 +2169,8 @@ TABLE = {
     ("locks/sealed/examples", "locks/sealed/test_sealed_examples.py"): [
         (
             "examples: truncated after they are added up",
-            "            steps = torch.where(torch.isfinite(norm)[:, None], own * factor, 0.0).trunc_()\n",
-            "            steps = torch.where(torch.isfinite(norm)[:, None], own * factor, 0.0)\n",
+            "own * factor, 0.0).trunc_()",
+            "own * factor, 0.0)",
         ),
         (
             "examples: rounded to the nearest",
@@ -2269,8 +2269,8 @@ TABLE = {
         ),
         (
             "batches: of one size",
-            "    chosen: list[int] = np.flatnonzero(words < np.uint64(int(rate * 2.0**64))).tolist()\n",
-            "    chosen: list[int] = sorted(np.argsort(words)[: round(rate * count)].tolist())\n",
+            "np.flatnonzero(words < np.uint64(int(rate * 2.0**64)))",
+            "np.sort(np.argsort(words)[: round(rate * count)])",
         ),
         (
             "batches: of other silos' examples",

@@ -308,9 +308,7 @@ class SiloSession(Session):
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
 
-    def _train_locked(
-        self, trainer: Any, data: Any, run: Callable[[Any], Any]
-    ) -> tuple[Any, Any]:
+    def _train_locked(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> tuple[Any, Any]:
         """What training gives, and the data that it was on."""
         assert self.model is not None
         assert self.defense is not None
