@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import LockError
+from ...types import ClientUpdate
 from .encoding import CHUNK
 from .entries import Entry
 from .example_layers import WHO, check_layers
@@ -22,7 +23,7 @@ from .examples import ExampleGradients
 from .gaussian import DiscreteGaussian
 from .job_noise import JobNoise
 from .keystream import Keystream
-from .noise import Grid, Release
+from .noise import ClippedUpdate, Grid, Release, RoundNoise
 from .poisson import Examples, drawn
 from .shares import Shares
 
@@ -210,6 +211,23 @@ class JobExamples(JobNoise):
             return replace(sums, sums={name: sums.sums[name] for name in parts})
 
         return None if sums is None else of
+
+    def audited(self, update: ClientUpdate) -> Release:
+        """What is sent of one step on some pictures: their mean, as if a batch had no others.
+
+        Of one picture it is what a silo sends of it. Of several the mean is clipped, which leaves
+        it at least as long as the mean of clipped ones.
+        """
+        clip, count = update.learning_rate * self.clip, max(1.0, update.samples)
+        every = self.of_round
+        noise = RoundNoise(
+            every.multiplier / count,
+            every.silos,
+            1 if self.alone else every.honest,
+            {"update": clip},
+        )
+        payload = {**update.before, **update.after}
+        return ClippedUpdate(noise, update.before, payload, self.parts(payload))
 
     @property
     def done(self) -> str:
