@@ -53,7 +53,7 @@ class Defense(ABC):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether silos clip and noise what they send, a difference from what they have received."""
+        """Whether silos clip what they send, as a difference from what came, and add noise."""
         return False
 
     @property

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedml_keylock.errors import LockError, UpdateRefused
 from fedml_keylock.locks.config import KeyLockConfig
 from fedml_keylock.locks.sealed.entries import entries_of
-from fedml_keylock.locks.sealed.job_examples import ExampleSums, largest
+from fedml_keylock.locks.sealed.job_examples import ExampleSums, _noise, largest
 from fedml_keylock.locks.sealed.lock import SealedLock
 from fedml_keylock.locks.sealed.noise import Grid
 from fedml_keylock.locks.sealed.sealing import add_up
@@ -135,6 +135,15 @@ def test_several_steps_are_noised_in_the_silo_and_sealed_as_they_are(job):
         opened = parameters_of(silo.model.state_dict())
         torch.testing.assert_close(opened, parameters_of(mean_of(payloads)), rtol=0.0, atol=1e-6)
         assert silo.model.calls.tolist() == [3.0, 3.0]
+        assert silo.lock._rounds.base["calls"].tolist() == [0.0, 0.0]  # it was not sent
+
+
+def test_noise_is_from_the_systems_entropy():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(_noise(Grid.of(1.0, 1, 1.0))(50))
+    assert (found[0] != found[1]).any()
 
 
 def test_a_round_in_which_nobody_was_drawn_moves_nothing_but_for_noise(job):
