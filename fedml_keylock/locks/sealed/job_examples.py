@@ -18,7 +18,7 @@ from ...errors import LockError
 from .encoding import CHUNK
 from .entries import Entry
 from .example_layers import WHO, check_layers
-from .examples import ExampleGradients
+from .examples import ExampleGradients, clipped_sums
 from .gaussian import DiscreteGaussian
 from .job_noise import JobNoise
 from .keystream import Keystream
@@ -210,6 +210,23 @@ class JobExamples(JobNoise):
             return replace(sums, sums={name: sums.sums[name] for name in parts})
 
         return None if sums is None else of
+
+    def audited(
+        self, base: Mapping[str, Tensor], payload: Mapping[str, Tensor], learning_rate: float
+    ) -> Release:
+        """What would be released of a payload that is one step on one example, alone in a batch."""
+        noise = self.of_round
+        deviation = noise.multiplier * self.clip
+        if not self.alone:
+            deviation /= math.sqrt(noise.honest)
+        grid = Grid.of(deviation, self.silos, self.clip)
+        gradients = {
+            name: ((base[name].double() - payload[name].double()) / learning_rate)[None]
+            for name in self.parts(payload)
+        }
+        sums = clipped_sums(gradients, self.clip, grid.exponent)
+        most = int(math.ldexp(self.clip, -grid.exponent))
+        return ExampleSums(sums, grid, most, 1.0, learning_rate, [])
 
     @property
     def done(self) -> str:

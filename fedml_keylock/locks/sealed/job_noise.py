@@ -143,6 +143,14 @@ class JobNoise:
 
         return of
 
+    def audited(
+        self, base: Mapping[str, Tensor], payload: Mapping[str, Tensor], learning_rate: float
+    ) -> Release:
+        """What would be released of a payload, for whoever audits it."""
+        released = self.release(payload)
+        assert released is not None
+        return released(base)
+
     def _check_rest(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, str]
     ) -> None:
