@@ -53,7 +53,7 @@ class Defense(ABC):
 
     @property
     def adds_noise(self) -> bool:
-        """Whether silos clip what they send, as a difference from what came, and add noise."""
+        """Whether silos clip and noise what they send, as a difference from what came."""
         return False
 
     @property

@@ -2022,7 +2022,7 @@ TABLE = {
         (
             "simulation: colluders leave nobody",
             "JobSecrets(os.urandom(32), 0, pairs, samples)",
-            "JobSecrets(os.urandom(32))",
+            "JobSecrets(os.urandom(32), samples=samples)",
         ),
     ],
     ("host/self_audit", "host/test_self_audit.py -k what_noise"): [

@@ -65,7 +65,7 @@ def test_it_tells_epsilon_and_noise_over_signal_before_a_job_runs(folder):
     assert lines[2].endswith("clipped update (90 numbers)")
     assert lines[3] == "spent: nothing, by the vault keylock_vault"
     few = said(job(silos=4), "--model", "thirteen:net")
-    assert "learns next to nothing; take more silos, fewer numbers" in few
+    assert "a round is more noise than update; more silos, fewer numbers" in few
 
 
 def test_it_solves_for_an_epsilon():

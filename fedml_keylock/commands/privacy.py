@@ -53,7 +53,7 @@ def privacy(
     spent               what the vault's ledgers say of earlier jobs.
     noise over signal   how long the noise in an average is over a clipped
                         update, all silos' pointing the same way. Above 1 a
-                        round learns next to nothing.
+                        round is more noise than update.
 
     \b
     fedml-keylock privacy fedml_config.yaml --model main:Net

@@ -234,8 +234,8 @@ def ratio_in_words(ratio: float) -> str:
     if ratio <= 1:
         return said
     return (
-        f"{said}: a round of this learns next to nothing; take more silos, fewer numbers (freeze "
-        "layers, or LoRA), or unit: example"
+        f"{said}: a round is more noise than update; more silos, fewer numbers (freeze layers, or "
+        "LoRA) or unit: example make it less"
     )
 
 

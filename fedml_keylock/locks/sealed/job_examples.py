@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import LockError
+from ...types import ClientUpdate
 from .encoding import CHUNK
 from .entries import Entry
 from .example_layers import WHO, check_layers
-from .examples import ExampleGradients, clipped_sums
+from .examples import ExampleGradients
 from .gaussian import DiscreteGaussian
 from .job_noise import JobNoise
 from .keystream import Keystream
-from .noise import Grid, Release
+from .noise import ClippedUpdate, Grid, Release, RoundNoise
 from .poisson import Examples, drawn
 from .shares import Shares
 
@@ -211,22 +212,22 @@ class JobExamples(JobNoise):
 
         return None if sums is None else of
 
-    def audited(
-        self, base: Mapping[str, Tensor], payload: Mapping[str, Tensor], learning_rate: float
-    ) -> Release:
-        """What would be released of a payload that is one step on one example, alone in a batch."""
-        noise = self.of_round
-        deviation = noise.multiplier * self.clip
-        if not self.alone:
-            deviation /= math.sqrt(noise.honest)
-        grid = Grid.of(deviation, self.silos, self.clip)
-        gradients = {
-            name: ((base[name].double() - payload[name].double()) / learning_rate)[None]
-            for name in self.parts(payload)
-        }
-        sums = clipped_sums(gradients, self.clip, grid.exponent)
-        most = int(math.ldexp(self.clip, -grid.exponent))
-        return ExampleSums(sums, grid, most, 1.0, learning_rate, [])
+    def audited(self, update: ClientUpdate) -> Release:
+        """What is sent of one step on some pictures: their mean, as if a batch had no others.
+
+        Of one picture it is what a silo sends of it. Of several the mean is clipped, which leaves
+        it at least as long as the mean of clipped ones.
+        """
+        clip, count = update.learning_rate * self.clip, max(1.0, update.samples)
+        every = self.of_round
+        noise = RoundNoise(
+            every.multiplier / count,
+            every.silos,
+            1 if self.alone else every.honest,
+            {"update": clip},
+        )
+        payload = {**update.before, **update.after}
+        return ClippedUpdate(noise, update.before, payload, self.parts(payload))
 
     @property
     def done(self) -> str:

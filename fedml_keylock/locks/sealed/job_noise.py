@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, UpdateRefused
 from ...privacy.adaptive import QuantileClip
 from ...privacy.noise_config import NoiseConfig
+from ...types import ClientUpdate
 from .noise import ClippedUpdate, Release, RoundNoise
 from .sealing import Opened
 
@@ -143,14 +144,6 @@ class JobNoise:
 
         return of
 
-    def audited(
-        self, base: Mapping[str, Tensor], payload: Mapping[str, Tensor], learning_rate: float
-    ) -> Release:
-        """What would be released of a payload, for whoever audits it."""
-        released = self.release(payload)
-        assert released is not None
-        return released(base)
-
     def _check_rest(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, str]
     ) -> None:
@@ -161,6 +154,11 @@ class JobNoise:
                     f"{name} has changed, and is no floating-point parameter that trains: "
                     "under keylock.noise nothing else is sent"
                 )
+
+    def audited(self, update: ClientUpdate) -> Release:
+        """What is sent of an update that an audit has made."""
+        payload = {**update.before, **update.after}
+        return ClippedUpdate(self.of_round, update.before, payload, self.parts(payload))
 
     @property
     def done(self) -> str:

@@ -305,7 +305,8 @@ class SealedLock(WireLock):
         rounds, release = self._begun(), None
         if self._noise is not None:
             self._noise.look(model)
-            self._noise.keep(payload)
+            if not self._in_turn:  # else what it would be put back for is another silo's
+                self._noise.keep(payload)
             payload = self._noise.outgoing(payload, rounds.base, samples)
             release = self._noise.release(payload)
             # one rank of the job adds them, whichever silo it serves in the round
