@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from fedml_keylock.errors import ConfigError, LockError
+from fedml_keylock.locks.sealed import examples
 from fedml_keylock.locks.sealed.example_layers import check_layers
 from fedml_keylock.locks.sealed.examples import ExampleGradients, clipped_sums
 from fedml_keylock.locks.sealed.poisson import Examples, drawn
@@ -93,7 +94,7 @@ def loss_of(model, images, labels, weights=None):
     return (each if weights is None else each * weights).mean()
 
 
-def trained(model, batches, *, change=None, make=None, loss=loss_of, **more):
+def trained(model, batches, *, change=None, make=None, loss=loss_of, after=None, **more):
     """What was watched while a trainer trained."""
     counts = more.pop("counts", [len(batch[0]) for batch in batches])
     settings = {"clip": CLIP, "exponent": EXPONENT, "expected": 10.0, "counts": counts, **more}
@@ -109,6 +110,8 @@ def trained(model, batches, *, change=None, make=None, loss=loss_of, **more):
             if change is not None:
                 change(model)
             optimizer.step()
+        if after is not None:
+            after(model)
     finally:
         gradients.detach()
     gradients.check()
@@ -160,6 +163,12 @@ def test_examples_within_the_clip_add_up_to_their_gradient_and_numbers_that_are_
     assert clipped_sums({"w": rows}, 10.0, -2)["w"].tolist() == [3, -3]
 
 
+def test_the_integers_of_each_example_are_checked(monkeypatch):
+    monkeypatch.setattr(examples, "MARGIN", 1.01)
+    with pytest.raises(LockError, match="an example's clipped gradient is longer than its clip"):
+        clipped_sums({"w": torch.ones(3, 50)}, 1.0, -20)
+
+
 def test_a_batch_of_none_adds_nothing_and_steps_follow_the_decoded_mean():
     model = net_of("convolutions")
     images, labels = data_of(5, model)
@@ -208,7 +217,9 @@ def test_the_model_is_as_before_a_round(kind):
     model.train()
     images, labels = data_of(4, model)
     start = copy.deepcopy(model.state_dict())
-    trained(model, [(images, labels)], make=lambda p: torch.optim.SGD(p, lr=0.0))
+    # also of a loss that is only looked at nothing stays, such as what the layers were given
+    more = {"make": lambda p: torch.optim.SGD(p, lr=0.0), "after": lambda m: m(images)}
+    trained(model, [(images, labels)], **more)
     model.zero_grad()
     fresh = net_of(kind)
     assert shape_of(model) == shape_of(fresh.train())
@@ -373,9 +384,9 @@ def test_batches_are_of_the_silos_own_examples():
         (DataLoader(whole, 5, sampler=part), 2),
         ([(images[:5], labels[:5]), [images[5:], labels[5:]]], 12),
     ):
-        examples = Examples.of(data)
-        assert len(examples) == count
-        first, none = examples.batches([range(count), []])
+        own = Examples.of(data)
+        assert len(own) == count
+        first, none = own.batches([range(count), []])
         wanted = [3, 7] if count == 2 else [*range(12)]
         assert first[1].tolist() == wanted
         assert torch.equal(first[0], images[wanted])
