@@ -2321,6 +2321,35 @@ TABLE = {
             "        return payload\n",
         ),
     ],
+    ("inversion/disaggregate", "inversion/test_spear.py"): [
+        (
+            "spear: what is not certain is a result",
+            "            if last <= self.noise < other:\n",
+            "            if True:\n",
+        ),
+        (
+            "spear: noise has a rank",
+            "    rank = int(gaps.argmax()) + 1 if found else len(values)\n",
+            "    rank = int(gaps.argmax()) + 1\n",
+        ),
+        (
+            "spear: units that no input reaches make a rank",
+            "rows, columns = gradient.any(1), gradient.any(0)",
+            "rows, columns = gradient.any(1) | True, gradient.any(0) | True",
+        ),
+        (
+            "spear: nothing is repaired",
+            "layer.certain(_repaired(layer, chosen, found))",
+            "layer.certain(chosen)",
+        ),
+    ],
+    ("inversion/spear", "inversion/test_spear.py"): [
+        (
+            "spear: whatever is behind the layer",
+            "    if bool(gradient[below].any()) or not bool(gradient[~below].any()):\n",
+            "    if False:\n",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 

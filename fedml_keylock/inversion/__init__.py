@@ -27,9 +27,11 @@ from .presets import (
     idlg,
     inverting_gradients,
     learned,
+    spear,
     tableak,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
+from .spear import SpearAttack
 from .tokens import TokenRecovery, embedding_tokens
 from .unknowns.generator import GeneratorWeights, Latent
 from .unknowns.pixels import Parametrisation, Pixels
@@ -58,6 +60,7 @@ __all__ = [
     "PublicData",
     "Quantise",
     "Secrets",
+    "SpearAttack",
     "TableRows",
     "TokenRecovery",
     "Transform",
@@ -77,6 +80,7 @@ __all__ = [
     "linear_input",
     "logits_of",
     "loss_of",
+    "spear",
     "squared_norm",
     "tableak",
     "total_variation",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from ..settings import checked
 from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
 from .base import check_level
-from .engine.layer_inputs import watch
+from .engine.layer_inputs import first_linear
 from .engine.observe import observe
 from .knowledge import Knowledge
 from .labels import find_labels, not_recovered
@@ -121,7 +120,7 @@ class AnalyticAttack:
                 "Knowledge.training; use an attack that searches"
             )
         observation = observe(updates, model, knowledge)
-        name = _first_linear(observation.model, knowledge)
+        name = first_linear(observation.model, knowledge)
         weight, bias = (observation.targets[under(name, part)] for part in ("weight", "bias"))
         labels = torch.full((len(weight), 1), -1)  # where the loss hides them, and not the input
         if knowledge.labels is not None or not_recovered(knowledge) is None:
@@ -142,43 +141,3 @@ class AnalyticAttack:
             attack=self.name,
             knowledge=knowledge.level,
         )
-
-
-def _first_linear(model: nn.Module, knowledge: Knowledge) -> str:
-    """Name of the layer that the input itself goes into.
-
-    The first layer is the first module with parameters of its own that runs. What it gets must be
-    the image or the row, as it was or flattened.
-    """
-    own = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
-    like = next(model.parameters())
-    low, high = knowledge.bounds
-    pixels = torch.linspace(low, high, prod(knowledge.input_shape)).to(like)
-    # an error is perhaps behind the first layer, where it does not matter
-    seen, error = watch(model, own, pixels.view(1, *knowledge.input_shape))
-    if not seen:
-        raise AttackError("the model has no layer that runs on an input") from error
-    name, module, got = seen[0]
-    label = f"{name or 'the model'} ({type(module).__name__})"
-    if not isinstance(module, nn.Linear):
-        raise AttackError(f"the model's first layer, {label}, is not linear: use another attack")
-    if module.bias is None:
-        raise AttackError(f"the model's first layer, {label}, has no bias to divide by")
-    if sum(other is module for _, other, _ in seen) > 1:
-        raise AttackError(
-            f"the model's first layer, {label}, runs more than once: the ratio of its gradients is "
-            "a mixture of its inputs"
-        )
-    if got is None or got.shape != (1, pixels.numel()) or not torch.equal(got[0], pixels):
-        raise AttackError(
-            f"the model's first layer, {label}, does not get an input of shape "
-            f"{knowledge.input_shape}, flattened, as it is"
-        )
-    if module.in_features != pixels.numel():
-        raise AttackError(
-            f"the model's first layer, {label}, takes {module.in_features} values: not an input "
-            f"of shape {knowledge.input_shape}"
-        )
-    if not (module.weight.requires_grad and module.bias.requires_grad):
-        raise AttackError(f"the model's first layer, {label}, is frozen: it has no gradient")
-    return name

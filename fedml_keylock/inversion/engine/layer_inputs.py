@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import AttackError
+from ..knowledge import Knowledge
 from .exact import differentiable
 
-__all__ = ["Call", "watch"]
+__all__ = ["Call", "first_linear", "watch"]
 
 Call = tuple[str, nn.Module, Tensor | None]
 """A layer's name, the layer, and a copy of its first argument: None if that is no tensor."""
@@ -56,3 +59,50 @@ def watch(
         for hook in hooks:
             hook.remove()
     return calls, None
+
+
+def first_linear(model: nn.Module, knowledge: Knowledge, *, bias: bool = True) -> str:
+    """Name of the layer that the input itself goes into.
+
+    The first layer is the first module with parameters of its own that runs. What it gets must be
+    the image or the row, as it was or flattened. An AttackError where it is no linear layer, has no
+    bias though one is needed, is frozen, runs twice, or gets something else.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> first_linear(model, Knowledge("oblivious", input_shape=(1, 2, 2), classes=3))
+        '1'
+
+    """
+    own = {n: m for n, m in model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    like = next(model.parameters())
+    low, high = knowledge.bounds
+    pixels = torch.linspace(low, high, prod(knowledge.input_shape)).to(like)
+    # an error is perhaps behind the first layer, where it does not matter
+    seen, error = watch(model, own, pixels.view(1, *knowledge.input_shape))
+    if not seen:
+        raise AttackError("the model has no layer that runs on an input") from error
+    name, module, got = seen[0]
+    label = f"{name or 'the model'} ({type(module).__name__})"
+    if not isinstance(module, nn.Linear):
+        raise AttackError(f"the model's first layer, {label}, is not linear: use another attack")
+    if bias and module.bias is None:
+        raise AttackError(f"the model's first layer, {label}, has no bias to divide by")
+    if sum(other is module for _, other, _ in seen) > 1:
+        raise AttackError(
+            f"the model's first layer, {label}, runs more than once: the ratio of its gradients is "
+            "a mixture of its inputs"
+        )
+    if got is None or got.shape != (1, pixels.numel()) or not torch.equal(got[0], pixels):
+        raise AttackError(
+            f"the model's first layer, {label}, does not get an input of shape "
+            f"{knowledge.input_shape}, flattened, as it is"
+        )
+    if module.in_features != pixels.numel():
+        raise AttackError(
+            f"the model's first layer, {label}, takes {module.in_features} values: not an input "
+            f"of shape {knowledge.input_shape}"
+        )
+    if not all(p.requires_grad for p in module.parameters(recurse=False)):
+        raise AttackError(f"the model's first layer, {label}, is frozen: it has no gradient")
+    return name

@@ -1,12 +1,11 @@
 """The published attacks, each with its source's settings.
 
-A preset takes any field of its attack's class (``GradientInversion``, ``AnalyticAttack`` or
-``LearnedAttack``) in the place of a setting. A field that does not exist, or a value that is not
-allowed, is a ConfigError.
+A preset takes any field of its attack's class in the place of a setting. A field that does not
+exist, or a value that is not allowed, is a ConfigError.
 """
 
 from .generators import ggl, grnn
-from .others import analytic, learned, tableak
+from .others import analytic, learned, spear, tableak
 from .searches import dlg, gradinversion, idlg, inverting_gradients
 
 __all__ = [
@@ -18,5 +17,6 @@ __all__ = [
     "idlg",
     "inverting_gradients",
     "learned",
+    "spear",
     "tableak",
 ]

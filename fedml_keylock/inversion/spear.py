@@ -1,0 +1,155 @@
+"""Whole batches behind a linear layer and a ReLU, exactly, from that layer's gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError
+from ..settings import Count, checked
+from ..tensors import under
+from ..types import ClientUpdate, Reconstruction
+from .base import check_level
+from .disaggregate import disaggregate
+from .engine.layer_inputs import first_linear
+from .engine.observe import observe
+from .knowledge import Knowledge
+from .labels import find_labels, not_recovered
+from .outputs import logits_of
+
+__all__ = ["SpearAttack"]
+
+
+@checked
+class SpearAttack:
+    """The inputs of a model that starts with a linear layer and a ReLU: all of a batch, exactly.
+
+    The gradient of the layer's weight has the rank of the batch. Behind a ReLU each input adds
+    nothing to about half of the rows, and this tells its part from mixtures (`disaggregate`). The
+    work grows exponentially with the batch: for each input by one over the share of rows that are
+    inactive, which training lowers.
+
+    In single precision it is as exact as the update: a model that hardly moved was rounded, and
+    beyond some rounding the search finds nothing.
+
+    Attributes:
+        name: what a report calls it.
+        samples: submatrices to look at, at most, for each update.
+        chunk: how many of them at once; the source has 10,000.
+
+    Example:
+        >>> SpearAttack(samples=20_000).chunk
+        10000
+
+    """
+
+    name: str = "spear"
+    samples: Count = 1_000_000
+    chunk: Count = 10_000
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it decomposes what was sent."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it searches nothing that a lock hides."""
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstruction:
+        """Find the inputs of the first layer, in any order.
+
+        The cost is one minus the source's sparsity matching coefficient: the share of the layer's
+        outputs whose sign, computed from the inputs that were found, is not that of the gradient: 0
+        but for rounding. An update counts as diverged, with an infinite cost, where the gradient's
+        rank is above the batch, or no set of directions was certain. That is a failed search, not a
+        defense.
+
+        Inputs that are the same add up to one. Each of the places that are left then has one of
+        those that were found. The labels are sorted, and not matched to the images.
+
+        It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
+        AttackError.
+        """
+        check_level(self, knowledge.level)
+        if knowledge.training is not None:
+            raise AttackError(
+                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
+                "Knowledge.training; use an attack that searches"
+            )
+        observation = observe(updates, model, knowledge)
+        name = first_linear(observation.model, knowledge)
+        _check_relu(self.name, observation.model, name, knowledge)
+        weight, bias = under(name, "weight"), under(name, "bias")
+        width, inputs = observation.targets[weight].shape[1:]
+        if knowledge.batch >= min(width, inputs):
+            raise AttackError(
+                f"{self.name} needs a batch below both dimensions of the first layer, {width} and "
+                f"{inputs}: {knowledge.batch} inputs leave no rank to see"
+            )
+        count, like = len(updates), observation.targets[weight]
+        labels = torch.full((count, knowledge.batch), -1)
+        if knowledge.labels is not None or not_recovered(knowledge) is None:
+            labels = find_labels(observation.model, observation.targets, knowledge)
+        images = like.new_full((count, knowledge.batch, inputs), sum(knowledge.bounds) / 2)
+        cost = torch.full((count,), float("inf"))
+        for index in range(count):
+            state = observation.state[index]
+            made = disaggregate(
+                observation.targets[weight][index],
+                observation.targets[bias][index],
+                observation.public[weight][state],
+                observation.public[bias][state],
+                most=knowledge.batch,
+                samples=self.samples,
+                chunk=self.chunk,
+                generator=generator,
+            )
+            if made is not None:
+                found, cost[index] = made
+                images[index] = found[torch.arange(knowledge.batch) % len(found)].to(like)
+            if progress is not None:
+                progress(index + 1, count)
+        return Reconstruction(
+            images=images.view(count, -1, *knowledge.input_shape).clamp(*knowledge.bounds),
+            labels=labels.to(like.device),
+            cost=cost.to(like),
+            history=cost[None].to(like),
+            diverged=cost.isinf().long().to(like.device),
+            attack=self.name,
+            knowledge=knowledge.level,
+        )
+
+
+def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) -> None:
+    """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
+    like = next(model.parameters())
+    low, high = knowledge.bounds
+    pixels = torch.linspace(low, high, 16 * prod(knowledge.input_shape)).to(like)
+    outputs: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1] * 1  # whatever is behind may work in place
+
+    hook = model.get_submodule(name).register_forward_hook(keep)
+    try:
+        scores = logits_of(model(pixels.view(16, *knowledge.input_shape)))
+        weights = torch.arange(1.0, scores.numel() + 1).sin().view_as(scores).to(scores)
+        (gradient,) = torch.autograd.grad((scores * weights).sum(), outputs)
+    finally:
+        hook.remove()
+    below = outputs[0] < 0
+    if bool(gradient[below].any()) or not bool(gradient[~below].any()):
+        raise AttackError(
+            f"{attack} needs a ReLU behind the model's first layer, {name or 'the model'} "
+            "(Linear), whose gradient is not 0 where its output is below 0; use another attack"
+        )
