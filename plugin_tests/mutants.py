@@ -2350,6 +2350,20 @@ TABLE = {
             "    if False:\n",
         ),
     ],
+    ("inversion/labels/restoration", "inversion/test_labels.py -k ilrg"): [
+        (
+            "labels: what is not shared is divided by",
+            "bias.where(some, torch.inf)",
+            "bias",
+        ),
+    ],
+    ("inversion/labels/__init__", "inversion/test_labels.py -k ilrg"): [
+        (
+            "labels: the head is the attacker's own",
+            "head = (started(names[0]), started(names[1]))",
+            "head = tuple(model.get_parameter(name)[None] for name in names)",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 

@@ -69,7 +69,11 @@ class GradientInversion(SearchSettings):
         labels, searched = knowledge.labels, self.labels == "optimise"
         if labels is None and not (searched or self.parametrisation.makes_labels):
             labels = find_labels(
-                observation.model, observation.targets, knowledge, recovery=self.recovery
+                observation.model,
+                observation.targets,
+                knowledge,
+                recovery=self.recovery,
+                started=observation.started,
             )
         objective = assemble(self, updates, observation, knowledge, labels, generator)
         objective, activations = probe(objective)

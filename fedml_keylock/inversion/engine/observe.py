@@ -41,6 +41,10 @@ class Observation:
     targets: dict[str, Tensor]
     moved: Tensor
 
+    def started(self, name: str) -> Tensor:
+        """``(u, *shape)`` a trainable parameter as each update started from it."""
+        return self.public[name][self.state]
+
 
 def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowledge) -> Observation:
     """Check everything that can be wrong, then stack.

@@ -9,7 +9,7 @@ from typing import Literal
 from ...errors import ConfigError
 from ...settings import Count, Natural, NotNegative, Positive, Share, checked
 from ..cost import COSTS
-from ..labels import RECOVERIES
+from ..labels import ILRG, RECOVERIES
 from ..unknowns.pixels import Parametrisation, Pixels
 
 __all__ = ["SearchSettings"]
@@ -47,7 +47,8 @@ class SearchSettings:
         parametrisation: what is optimised in the images' place, and where it starts.
         labels: unknown labels are ``recover``-ed from the gradient first, which cross entropy
             alone allows, or ``optimise``-d, whatever they are to the loss.
-        recovery: one of ``labels.RECOVERIES``, for batches; the label of one image is exact.
+        recovery: one of ``labels.RECOVERIES`` or ``ilrg``, for batches; the label of one image is
+            exact.
         layer_weights: weight of a parameter's gradient in the cost by a pattern of its name, 1
             where none fits; 0 leaves it out.
         memory: MiB that the candidates which run as one batch may take, about.
@@ -81,7 +82,7 @@ class SearchSettings:
     chunk: Count | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("cost", tuple(COSTS)), ("recovery", tuple(RECOVERIES))):
+        for name, allowed in (("cost", tuple(COSTS)), ("recovery", (*RECOVERIES, ILRG))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} {getattr(self, name)!r} is none of {', '.join(allowed)}")
         if self.optimizer != "lbfgs" and self.inner != 1:

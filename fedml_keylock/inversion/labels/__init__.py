@@ -12,9 +12,11 @@ from .bias import labels_by_bias
 from .head import find_head, head_gradients, labels_of_counts
 from .magnitude import labels_by_magnitude
 from .one import label_of_one, label_of_smoothed
+from .restoration import labels_by_restoration
 from .sign import labels_by_sign
 
 __all__ = [
+    "ILRG",
     "RECOVERIES",
     "Recovery",
     "find_head",
@@ -24,6 +26,7 @@ __all__ = [
     "label_of_smoothed",
     "labels_by_bias",
     "labels_by_magnitude",
+    "labels_by_restoration",
     "labels_by_sign",
     "labels_of_counts",
     "not_recovered",
@@ -42,6 +45,8 @@ It takes the gradients of the head's weight ``(u, classes, features)`` and bias 
 None, and the images in each update. An AttackError refuses shapes that do not fit, and a gradient
 that is not finite or all zero.
 """
+ILRG = "ilrg"
+"""The recovery that wants the head's own weights beside its gradient: `labels_by_restoration`."""
 
 
 def find_labels(
@@ -50,6 +55,7 @@ def find_labels(
     knowledge: Knowledge,
     *,
     recovery: str = "bias",
+    started: Callable[[str], Tensor] | None = None,
 ) -> Tensor:
     """The labels behind each update: as they are known, or else by what it says of the head.
 
@@ -57,7 +63,9 @@ def find_labels(
         model: whose head it is.
         gradients: name to ``(u, *shape)``.
         knowledge: the attacker's.
-        recovery: one of ``RECOVERIES``, for more images than one; of one the label is exact.
+        recovery: one of ``RECOVERIES`` or ``ILRG``, for more images than one; of one the label is
+            exact.
+        started: for ``ILRG``: a parameter's name to ``(u, *shape)``, what each update started from.
 
     Returns:
         ``(u, n)`` labels: the known ones as they are, or found ones, sorted.
@@ -93,7 +101,15 @@ def find_labels(
         return label_of_one(weight, bias)[:, None]
     if getattr(function, "reduction", "mean") == "sum":
         weight, bias = weight / knowledge.batch, None if bias is None else bias / knowledge.batch
-    return RECOVERIES[recovery](weight, bias, knowledge.batch)
+    if recovery != ILRG:
+        return RECOVERIES[recovery](weight, bias, knowledge.batch)
+    names = find_head(model, knowledge.classes)
+    if names[1] is None or started is None:
+        raise AttackError(
+            "labels by ilrg need the head's own weight and bias; set recovery: magnitude"
+        )
+    head = (started(names[0]), started(names[1]))
+    return labels_by_restoration(weight, bias, knowledge.batch, head=head)
 
 
 _SOFTMAX = 1e-2
