@@ -10,6 +10,7 @@ not allowed is a ConfigError, which names it.
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .base import Attack, check_level
+from .cocktail_party import CocktailPartyAttack
 from .decoder.learned import LearnedAttack
 from .decoder.learning import DecoderFactory
 from .decoder.network import ConvDecoder
@@ -20,6 +21,7 @@ from .loss import CROSS_ENTROPY, Loss, loss_of
 from .outputs import logits_of
 from .presets import (
     analytic,
+    cocktail_party,
     dlg,
     ggl,
     gradinversion,
@@ -28,6 +30,7 @@ from .presets import (
     inverting_gradients,
     learned,
     spear,
+    surrogate,
     tableak,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
@@ -44,6 +47,7 @@ __all__ = [
     "AnalyticAttack",
     "Attack",
     "Clip",
+    "CocktailPartyAttack",
     "ConvDecoder",
     "DecoderFactory",
     "GeneratorWeights",
@@ -68,6 +72,7 @@ __all__ = [
     "batch_norm_statistics",
     "check_known_levels",
     "check_level",
+    "cocktail_party",
     "dlg",
     "embedding_tokens",
     "ggl",
@@ -82,6 +87,7 @@ __all__ = [
     "loss_of",
     "spear",
     "squared_norm",
+    "surrogate",
     "tableak",
     "total_variation",
 ]

@@ -140,16 +140,16 @@ def test_directions_of_a_layer_with_another_relu_are_no_result(mnist, make_updat
 
 
 def test_a_set_of_directions_that_is_wrong_is_repaired():
-    """The sparsest of four are not right here: the last input is active everywhere."""
-    generator = torch.Generator().manual_seed(3)
+    """Inputs that most units see leave out fewer rows than mixtures of two others."""
+    generator = torch.Generator().manual_seed(4)
     inputs = torch.randn(4, 30, generator=generator).double()
     weight, bias = torch.randn(60, 30, generator=generator).double(), torch.zeros(60).double()
-    bias += 3 * (weight @ inputs[3]).abs() * (torch.rand(60, generator=generator) < 0.4)
+    bias += 3 * (weight @ inputs[3]).abs() * (torch.rand(60, generator=generator) < 0.7)
     active = (inputs @ weight.T + bias > 0).double()
     parts = active * torch.randn(4, 60, generator=generator).double()
     found, cost = disaggregate(
         parts.T @ inputs, parts.sum(0), weight, bias,
-        most=4, samples=20_000, chunk=5_000, generator=generator,
+        most=4, samples=5_000, chunk=5_000, generator=generator,
     )  # fmt: skip
     assert cost == 0
     assert torch.cdist(inputs, found).amin(1).max() < 1e-8

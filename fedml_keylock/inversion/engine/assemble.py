@@ -17,7 +17,7 @@ from ..levels import GRANTS
 from ..prior import Prior
 from .local_training import draw_orders
 from .norm_statistics import given_statistics
-from .objective import Layout, Objective
+from .objective import SURROGATE, Layout, Objective
 from .observe import Observation
 from .search_settings import SearchSettings
 
@@ -48,6 +48,13 @@ def assemble(
             shapes["labels"] = (knowledge.batch, *knowledge.outputs)
         elif len(knowledge.outputs) > 1:
             raise AttackError(f"{attack.name} makes one label an image, and the model gives more")
+    if attack.surrogate:
+        if knowledge.training is None:
+            raise AttackError(
+                f"{attack.name} is for several local steps: one step's gradient is of the state "
+                "before it; give Knowledge.training, or use another attack"
+            )
+        shapes[SURROGATE] = (1,)
     given = {}
     if secrets is not None and secrets.draw is not None:
         shapes |= {name: tuple(parameters[name].shape) for name in secrets.names}
@@ -89,7 +96,9 @@ def assemble(
         ),
     )
     each = torch.arange(count, device=like.device).repeat_interleave(attack.restarts)
-    order = draw_orders(knowledge, updates=count, restarts=attack.restarts, generator=generator)
+    order = None
+    if not attack.surrogate:
+        order = draw_orders(knowledge, updates=count, restarts=attack.restarts, generator=generator)
     pooled = "rounds" in GRANTS[knowledge.level]
     return replace(
         objective.select(each),
@@ -147,6 +156,8 @@ def draw_starts(
     if "labels" in layout.shapes:
         shape = (count, *layout.shapes["labels"])
         parts["labels"] = torch.randn(shape, generator=generator, device=generator.device)
+    if SURROGATE in layout.shapes:
+        parts[SURROGATE] = torch.full((count, 1), 0.5)
     secrets = knowledge.secrets
     if secrets is not None and secrets.draw is not None:
         drawn = secrets.draw(count, generator)

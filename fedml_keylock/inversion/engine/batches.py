@@ -45,6 +45,8 @@ def split(attack: SearchSettings, objective: Objective, activations: int) -> lis
 def _floats(attack: SearchSettings, objective: Objective, activations: int) -> int:
     """What one candidate takes, about."""
     training, batch = objective.knowledge.training, objective.knowledge.batch
+    if attack.surrogate:
+        training = None  # one gradient of all of them
     steps = 1 if training is None else training.steps(batch)
     images = batch if training is None else min(batch, training.batch_size)
     # a gradient, its cost and their graph, and what the model's layers hold, forth and back twice:

@@ -18,7 +18,10 @@ from .evaluate import one_by_one, run, slope
 from .local_training import replay
 from .norm_statistics import batch_statistics
 
-__all__ = ["Layout", "Objective"]
+__all__ = ["SURROGATE", "Layout", "Objective"]
+
+SURROGATE = "surrogate"
+"""Name of the place between the states before and after, where it is searched."""
 
 Cost = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 
@@ -66,7 +69,8 @@ class Objective:
         knowledge: the attacker's; the objective is what it says that the silo did.
         parametrisation: how unknowns become images.
         layout: what is optimised: the parametrisation's unknowns, perhaps ``labels``
-            ``(n, *outputs)`` as `Loss.relaxed` takes them, and the secrets by name.
+            ``(n, *outputs)`` as `Loss.relaxed` takes them, perhaps ``SURROGATE``, and the secrets
+            by name.
         state: ``(b,)`` row of each candidate in ``public`` and ``fixed``.
         public: what gradients are taken for, name to ``(g, *shape)``.
         fixed: other shared state, name to ``(g, *shape)``.
@@ -168,7 +172,9 @@ class Objective:
     def _evaluate(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         parts = self.layout.split(rows)
         images, labels, private = self._decode(parts)
-        gradients, found = self.gradients(images, labels, {**private, **self.given})
+        gradients, found = self.gradients(
+            images, labels, {**private, **self.given}, parts.get(SURROGATE)
+        )
         targets = list(self.targets.values())
         for transform in self.knowledge.transforms:
             gradients = transform.replay(gradients, targets)
@@ -177,9 +183,17 @@ class Objective:
         return cost, cost + prior + self.parametrisation.penalty(parts)
 
     def gradients(
-        self, images: Tensor, labels: Tensor, private: dict[str, Tensor]
+        self,
+        images: Tensor,
+        labels: Tensor,
+        private: dict[str, Tensor],
+        place: Tensor | None = None,
     ) -> tuple[list[Tensor], Statistics]:
-        """What each candidate would have sent, ``(b, *shape)`` a target; and its statistics."""
+        """What each candidate would have sent, ``(b, *shape)`` a target; and its statistics.
+
+        With a place ``(b, 1)``, from 0 to 1, that is the gradient at this share of the way from the
+        state before to that after.
+        """
         public, fixed, shared = self.public, self.fixed, None
         if len(next(iter(public.values()))) == 1:
             # one set of weights for all keeps the convolutions large
@@ -189,10 +203,17 @@ class Objective:
             shared = 0
             public = {name: value[self.state] for name, value in public.items()}
             fixed = {name: value[self.state] for name, value in fixed.items()}
+        moving = shared
+        if place is not None:
+            moving, far = 0, self.rates * place[:, 0]
+            public = {
+                name: self.public[name][self.state] - far.view(-1, *[1] * (t.dim() - 1)) * t
+                for name, t in self.targets.items()
+            }
         ordered = None if self.order is None else 0
         every = vmap if self.vmapped else one_by_one
         gradients: dict[str, Tensor]
-        gradients, found = every(self._send, in_dims=(shared, shared, 0, 0, 0, ordered, 0))(
+        gradients, found = every(self._send, in_dims=(moving, shared, 0, 0, 0, ordered, 0))(
             public, fixed, private, images, labels, self.order, self.rates
         )
         return [gradients[name] for name in self.targets], found

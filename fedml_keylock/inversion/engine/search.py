@@ -12,7 +12,7 @@ from ..optim import BatchedOptimizer
 from ..optim.adam import BatchedAdam
 from ..optim.lbfgs import BatchedLBFGS
 from ..optim.rmsprop import BatchedRMSprop
-from .objective import Objective
+from .objective import SURROGATE, Objective
 from .search_settings import SearchSettings
 
 __all__ = ["Found", "search"]
@@ -178,7 +178,7 @@ def _optimizer(attack: SearchSettings, objective: Objective, like: Tensor) -> Ba
     if attack.optimizer == "lbfgs":
         return BatchedLBFGS(learning_rate=attack.learning_rate, tolerance=_TOLERANCE)
     made = attack.parametrisation.rates(objective.knowledge)
-    box = attack.parametrisation.box(objective.knowledge)
+    box = {SURROGATE: (0.0, 1.0), **attack.parametrisation.box(objective.knowledge)}
     rate, low, high = (torch.empty_like(like[0]) for _ in range(3))
     first = 0
     for name, size in zip(objective.layout.shapes, objective.layout.sizes, strict=True):
@@ -187,6 +187,8 @@ def _optimizer(attack: SearchSettings, objective: Objective, like: Tensor) -> Ba
             rate[part] = attack.learning_rate * made[name]
         elif name == "labels":
             rate[part] = attack.learning_rate
+        elif name == SURROGATE:
+            rate[part] = attack.surrogate_learning_rate
         else:
             rate[part] = attack.secret_learning_rate
         low[part], high[part] = box.get(name, (-float("inf"), float("inf")))

@@ -49,6 +49,9 @@ class SearchSettings:
             alone allows, or ``optimise``-d, whatever they are to the loss.
         recovery: one of ``labels.RECOVERIES`` or ``ilrg``, for batches; the label of one image is
             exact.
+        surrogate: of several local steps, the gradient is matched at one state between that before
+            and that after them, whose place is searched too, in the place of a simulation of them.
+        surrogate_learning_rate: of that place, which goes from 0 to 1.
         layer_weights: weight of a parameter's gradient in the cost by a pattern of its name, 1
             where none fits; 0 leaves it out.
         memory: MiB that the candidates which run as one batch may take, about.
@@ -77,6 +80,8 @@ class SearchSettings:
     parametrisation: Parametrisation = field(default_factory=Pixels)
     labels: Literal["recover", "optimise"] = "recover"
     recovery: str = "bias"
+    surrogate: bool = False
+    surrogate_learning_rate: Positive = 0.001
     layer_weights: Mapping[str, NotNegative] = field(default_factory=dict)
     memory: Count = 256
     chunk: Count | None = None
@@ -89,5 +94,9 @@ class SearchSettings:
             raise ConfigError(f"inner is for lbfgs: {self.optimizer} has one evaluation a step")
         if self.optimizer not in ("adam", "rmsprop") and self.alternate:
             raise ConfigError(f"alternate is for adam and rmsprop, not {self.optimizer}")
+        if self.optimizer != "adam" and self.surrogate:
+            raise ConfigError(
+                f"surrogate is for adam, which keeps it in its box: not for {self.optimizer}"
+            )
         if self.optimizer == "cma" and self.group_consistency:
             raise ConfigError("group_consistency is not for cma, whose candidates never meet")

@@ -5,11 +5,12 @@ exist, or a value that is not allowed, is a ConfigError.
 """
 
 from .generators import ggl, grnn
-from .others import analytic, learned, spear, tableak
-from .searches import dlg, gradinversion, idlg, inverting_gradients
+from .others import analytic, cocktail_party, learned, spear, tableak
+from .searches import dlg, gradinversion, idlg, inverting_gradients, surrogate
 
 __all__ = [
     "analytic",
+    "cocktail_party",
     "dlg",
     "ggl",
     "gradinversion",
@@ -18,5 +19,6 @@ __all__ = [
     "inverting_gradients",
     "learned",
     "spear",
+    "surrogate",
     "tableak",
 ]

@@ -1,0 +1,202 @@
+"""Batches behind a first linear layer, told apart by how little they look like noise."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import AttackError
+from ..settings import Count, NotNegative, Positive, checked
+from ..tensors import under
+from ..types import ClientUpdate, Reconstruction
+from .base import check_level
+from .disaggregate import low_rank
+from .engine.layer_inputs import first_linear
+from .engine.observe import Observation, observe
+from .engine.search import points
+from .knowledge import Knowledge
+from .labels import find_labels, not_recovered
+from .prior import total_variation
+
+__all__ = ["CocktailPartyAttack"]
+
+
+@checked
+class CocktailPartyAttack:
+    """The inputs of a model that starts with a linear layer, as sources that the gradient mixes.
+
+    Each row of the weight's gradient is a mixture of the batch's inputs. The inputs are far from
+    normal, smooth, and unlike one another, and so are found by independent component analysis,
+    whatever is behind the layer. It is no exact attack: the more inputs and the fewer pixels there
+    are, and the more alike the inputs, the worse they are separated. An input's length and sign are
+    those that give it its part of the bias's gradient; without a bias its range is the bounds'.
+
+    Attributes:
+        name: what a report calls it.
+        start: ``fastica``: scikit-learn's FastICA first; or ``identity``, as the source.
+        steps: of Adam on the source's loss.
+        learning_rate: of Adam.
+        total_variation: weight of the smoothness, of images only.
+        decorrelation: weight of how alike the directions of two inputs are.
+        temperature: how much more two that are very alike cost.
+        non_gaussianity: weight of the negentropy.
+
+    Example:
+        >>> CocktailPartyAttack(steps=100).start
+        'fastica'
+
+    """
+
+    name: str = "cocktail_party"
+    start: Literal["fastica", "identity"] = "fastica"
+    steps: Count = 25_000
+    learning_rate: Positive = 1e-3
+    total_variation: NotNegative = 3.1
+    decorrelation: NotNegative = 1.47
+    temperature: Positive = 12.4
+    non_gaussianity: NotNegative = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it takes apart what was sent."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Nothing: it searches nothing that a lock hides."""
+
+    def reconstruct(
+        self,
+        updates: Sequence[ClientUpdate],
+        model: nn.Module,
+        *,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Reconstruction:
+        """Separate the inputs of the first layer, in any order.
+
+        The cost is the source's loss: the lower the less the inputs look like mixtures. It says
+        nothing of how near they are, since every mixture explains the gradient. An update counts as
+        diverged, with an infinite cost, where the gradient's rank is above the batch or the loss is
+        not finite. Inputs that are the same add up to one; each of the places that are left then
+        has one of those that were found. The labels are sorted, and not matched to the images.
+
+        It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
+        AttackError.
+        """
+        check_level(self, knowledge.level)
+        if knowledge.training is not None:
+            raise AttackError(
+                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
+                "Knowledge.training; use an attack that searches"
+            )
+        observation = observe(updates, model, knowledge)
+        name = first_linear(observation.model, knowledge, bias=False)
+        weight = observation.targets[under(name, "weight")]
+        if knowledge.batch >= min(weight.shape[1:]):
+            width, inputs = weight.shape[1:]
+            raise AttackError(
+                f"{self.name} needs a batch below both dimensions of the first layer, {width} and "
+                f"{inputs}: {knowledge.batch} inputs leave no rank to see"
+            )
+        labels = torch.full((len(updates), knowledge.batch), -1)
+        if knowledge.labels is not None or not_recovered(knowledge) is None:
+            labels = find_labels(observation.model, observation.targets, knowledge)
+        images = weight.new_full(
+            (len(updates), knowledge.batch, *knowledge.input_shape), sum(knowledge.bounds) / 2
+        )
+        history = weight.new_full((points(self.steps)[1], len(updates)), float("inf"))
+        for index in range(len(updates)):
+            found = self._separate(observation, name, index, knowledge, generator)
+            if found is not None:
+                places = torch.arange(knowledge.batch) % len(found[0])
+                images[index], history[:, index] = found[0][places].to(images), found[1].to(images)
+            if progress is not None:
+                progress(index + 1, len(updates))
+        return Reconstruction(
+            images=images.clamp(*knowledge.bounds),
+            labels=labels.to(weight.device),
+            cost=history[-1],
+            history=history,
+            diverged=history[-1].isinf().long(),
+            attack=self.name,
+            knowledge=knowledge.level,
+        )
+
+    def _separate(
+        self,
+        observation: Observation,
+        name: str,
+        index: int,
+        knowledge: Knowledge,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Tensor] | None:
+        """The inputs ``(r, *input_shape)`` of one update, and the loss over the steps."""
+        rank, left, basis = low_rank(observation.targets[under(name, "weight")][index])
+        if rank > knowledge.batch:
+            return None
+        mean = basis.mean(1, keepdim=True)
+        _, _, right = torch.linalg.svd(basis - mean, full_matrices=False)
+        size = basis.shape[1] ** 0.5
+        white = size * right
+        # of the basis, what it is whitened by
+        whiten = white @ torch.linalg.pinv(basis - mean)
+        unmixing = torch.eye(rank).to(white)
+        if self.start == "fastica" and rank > 1:
+            unmixing = _fast_ica(white, generator)
+        unmixing, history = self._descend(unmixing, white, whiten @ mean, knowledge)
+        if not history[-1].isfinite():
+            return None
+        inputs = unmixing @ (white + whiten @ mean)
+        bias = observation.targets.get(under(name, "bias"))
+        low, high = knowledge.bounds
+        if bias is None:
+            inputs = inputs * inputs.mean(1, keepdim=True).sign()
+            least, most = inputs.amin(1, keepdim=True), inputs.amax(1, keepdim=True)
+            inputs = low + (high - low) * (inputs - least) / (most - least)
+        else:
+            # the bias is a pixel that is 1 in every input
+            of_bias = torch.linalg.lstsq(left, bias[index].double()[:, None]).solution
+            inputs = inputs / (unmixing @ (whiten @ of_bias))
+        return inputs.view(rank, *knowledge.input_shape), history
+
+    def _descend(
+        self, unmixing: Tensor, white: Tensor, mean: Tensor, knowledge: Knowledge
+    ) -> tuple[Tensor, Tensor]:
+        """Adam on the loss from ``(r, r)`` rows: the unit rows that it ends at, its history."""
+        white, mean = white.float(), mean.float()
+        rows = unmixing.float().clone().requires_grad_()
+        optimizer = torch.optim.Adam([rows], lr=self.learning_rate)
+        others = ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+        every, count = points(self.steps)
+        history = []
+        for step in range(self.steps):
+            unit = nn.functional.normalize(rows, dim=1)
+            sources = unit @ white
+            loss = -self.non_gaussianity * sources.cosh().log().mean(1).square().mean()
+            if len(knowledge.input_shape) == 3:
+                images = (sources + unit @ mean).view(1, -1, *knowledge.input_shape)
+                loss = loss + self.total_variation * total_variation(images).mean()
+            alike = (unit @ unit.T)[others].abs()
+            if len(alike):
+                loss = loss + self.decorrelation * (self.temperature * alike).expm1().mean()
+            if step % every == 0:
+                history.append(loss.detach())
+            (rows.grad,) = torch.autograd.grad(loss, rows)
+            optimizer.step()
+        history[-1] = loss.detach()
+        return nn.functional.normalize(rows.detach(), dim=1).double(), torch.stack(history[:count])
+
+
+def _fast_ica(white: Tensor, generator: torch.Generator) -> Tensor:
+    """Rows ``(r, r)`` that unmix whitened sources ``(r, n)``: Hyvarinen and Oja 2000."""
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+    ica = FastICA(whiten=False, max_iter=500, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # where it is then is a start as well
+        ica.fit(white.T.cpu().numpy())
+    return torch.from_numpy(ica.components_).to(white)
