@@ -2364,6 +2364,27 @@ TABLE = {
             "head = tuple(model.get_parameter(name)[None] for name in names)",
         ),
     ],
+    ("inversion/cocktail_party", "inversion/test_cocktail_party.py"): [
+        (
+            "cocktail_party: noise is a result",
+            "        if rank > knowledge.batch:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("inversion/engine/search", "inversion/test_surrogate.py -k box"): [
+        (
+            "surrogate: the state leaves the line",
+            "box = {SURROGATE: (0.0, 1.0), **",
+            "box = {**",
+        ),
+    ],
+    ("inversion/engine/assemble", "inversion/test_surrogate.py -k refused"): [
+        (
+            "surrogate: one step is taken for several",
+            "        if knowledge.training is None:\n",
+            "        if False:\n",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 
