@@ -18,19 +18,12 @@ from torch.optim.optimizer import (
 )
 
 from ...errors import LockError
-from .example_layers import (
-    WHO,
-    OneByOne,
-    check_layers,
-    clean,
-    inputs_forgotten,
-    training,
-)
+from .example_layers import WHO, OneByOne, check_layers, clean, inputs_forgotten, training
 from .noise import MARGIN
 
 __all__ = ["ExampleGradients", "clipped_sums"]
 
-CHUNK = 1 << 22
+CHUNK = 1 << 19
 """Numbers of examples' gradients that are clipped at once, in float64."""
 Draw = Callable[[int], NDArray[Any]]
 
@@ -267,13 +260,19 @@ def clipped_sums(samples: Mapping[str, Tensor], clip: float, exponent: int) -> d
     count = len(next(iter(samples.values())))
     each = max(1, CHUNK // max(1, size))
     for start in range(0, count, each):
-        part = {n: s[start : start + each].flatten(1).double() for n, s in samples.items()}
-        norm = sum(s.square().sum(1) for s in part.values()).sqrt()  # type: ignore[union-attr]
+        part = {
+            name: sample[start : start + each].flatten(1).to(torch.float64, copy=True)
+            for name, sample in samples.items()
+        }
+        norms = torch.stack([torch.linalg.vector_norm(own, dim=1) for own in part.values()])
+        norm = torch.linalg.vector_norm(norms, dim=0)
         factor = (clip * MARGIN / norm).clamp(max=1.0).mul(2.0**-exponent)[:, None]
-        sent = torch.zeros_like(norm)
+        none, sent = ~torch.isfinite(norm), torch.zeros_like(norm)
         for name, own in part.items():
-            steps = torch.where(torch.isfinite(norm)[:, None], own * factor, 0.0).trunc_()
-            sent += steps.square().sum(1)
+            steps = own.mul_(factor).trunc_()
+            if none.any():
+                steps[none] = 0.0
+            sent += torch.linalg.vector_norm(steps, dim=1) ** 2
             sums[name] += steps.sum(0).long().reshape(sums[name].shape).cpu()
         if (sent > limit**2).any():
             raise LockError(f"{WHO}: an example's clipped gradient is longer than its clip")
