@@ -225,3 +225,18 @@ def test_all_silos_have_one_grid_and_sums_beyond_it_are_clamped(job):
     sums = ExampleSums({"w": flat}, grid, 1000, RATE, LR, [])
     (words,) = sums.words(entries_of({"w": torch.zeros(5)})[0])
     assert words.tolist() == [-1000, -7, 0, 7, 1000]
+
+
+def test_canaries_are_further_examples_of_sums(job):
+    """Guards `CanaryRelease`: the first silo's canaries, of an example's length, are in sums."""
+    silos = job(multiplier=1.0, canaries=200, rate=0.5)
+    for index in range(4):
+        payloads = [silo.train(index=index) for silo in silos]
+        total = add_up([silo.seal(own) for silo, own in zip(silos, payloads, strict=True)])
+        for silo in silos:
+            silo.load(total, index)
+    found, *others = [silo.lock.privacy_estimate() for silo in silos]
+    assert others == [None, None]
+    # each canary is in two of four sums, whose noise is twice one's; the rest is the canaries' own
+    assert found.separation == pytest.approx(2 / math.sqrt(4.7), abs=0.5)
+    assert found.bound > found.low
