@@ -2009,7 +2009,7 @@ TABLE = {
     ("locks/config", "host/test_noise_sessions.py -k not_told"): [
         (
             "noise: the server is told what it does not cover",
-            '        for name in ("tell_samples", "tell_accuracy"):\n',
+            '        for name in ("tell_samples", "tell_accuracy", "log_training"):\n',
             "        for name in ():\n",
         ),
         (
@@ -2247,6 +2247,37 @@ TABLE = {
             "examples: optimizers are followed on",
             "            stack.callback(register_optimizer_step_pre_hook(self._before).remove)\n",
             "            register_optimizer_step_pre_hook(self._before)\n",
+        ),
+    ],
+    ("locks/sealed/examples", "locks/sealed/test_sealed_examples.py -k step"): [
+        (
+            "examples: a closure's gradients are followed",
+            "        if any(p.grad_sample is not None for p in self._parameters.values()):",
+            "        if False:",
+        ),
+        (
+            "examples: another optimizer's step hides a change",
+            "        if optimizer is not self._stepping:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("locks/sealed/example_layers", "locks/sealed/test_sealed_examples.py -k refused"): [
+        (
+            "examples: a loss is a sum",
+            'named.get("reduction") == "sum":',
+            "False:",
+        ),
+        (
+            "examples: terms are added up",
+            "summed = func is Tensor.backward and",
+            "summed = False and",
+        ),
+    ],
+    ("locks/sealed/job_examples", "locks/sealed/test_example_rounds.py -k covers"): [
+        (
+            "examples: what is not noised is sent",
+            "        self._check_rest(payload, base, gradients.sums)\n",
+            "",
         ),
     ],
     ("locks/sealed/example_layers", "locks/sealed/test_sealed_examples.py"): [

@@ -92,6 +92,7 @@ def test_notices_tell_none_either(job):
         ({"noise": NOISE}, "keylock.colluders: needed beside noise"),
         ({"noise": NOISE, "colluders": 1, "tell_samples": True}, "keylock.tell_samples: "),
         ({"noise": NOISE, "colluders": 1, "tell_accuracy": True}, "keylock.tell_accuracy: "),
+        ({"noise": NOISE, "colluders": 1, "log_training": True}, "keylock.log_training: "),
     ],
 )
 def test_what_noise_does_not_cover_is_not_told(settings, said):

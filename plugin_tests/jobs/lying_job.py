@@ -74,6 +74,10 @@ class Lying:
             now = message.get_type() == AVERAGE and len(self.server.sums) - 1 == ROUND
             if CASE == "seat" and now and dest == VICTIM:  # the silo of rank 1 again
                 message.msg_params[MyMessage.MSG_ARG_KEY_CLIENT_INDEX] = self.server.seat
+            if CASE == "anew" and (message.get_type() == FIRST or now):
+                # FedML counts its rounds from the message of the first model
+                kinds = {FIRST: AVERAGE, AVERAGE: FIRST}
+                message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = kinds[message.get_type()]
             self.server.seat = said[MyMessage.MSG_ARG_KEY_CLIENT_INDEX]
             if CASE == "unread" and now:  # FedML loads the model of such a message once
                 message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST

@@ -33,6 +33,7 @@ LIES = {
     ("again", 0): (NO_AVERAGE, 0),
     ("again", 2): (NO_AVERAGE, 2),
     ("unread", 2): ("the server ends the job after 2 of 3 rounds", 2),
+    ("anew", 2): ("the server asks for a round beyond the 3 of the job", 3),
     ("finish", 1): ("the server ends the job after 1 of 3 rounds", 1),
     ("finish", 2): ("the server ends the job after 2 of 3 rounds", 2),
 }

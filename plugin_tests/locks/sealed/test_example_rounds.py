@@ -186,6 +186,31 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
     assert not silos[0].model[0]._backward_hooks
 
 
+def frozen(silo, payload):
+    payload["2.bias"] += 1
+
+
+def thawed(silo, payload):
+    silo.model[2].bias.requires_grad_(True)
+    payload["2.bias"] += 1
+
+
+def added(silo, payload):
+    silo.lock._rounds.scale = 1.0
+    payload["labels"] = torch.ones(3)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("change", [frozen, thawed, added])
+def test_what_no_noise_covers_is_not_sent(change, steps, job):
+    silo = job(multiplier=1.0, steps=steps)[0]
+    silo.model[2].bias.requires_grad_(False)
+    payload = silo.train()
+    change(silo, payload)
+    with pytest.raises(UpdateRefused, match="has changed, and is no floating-point parameter that"):
+        silo.seal(payload)
+
+
 def test_all_silos_have_one_grid_and_sums_beyond_it_are_clamped(job):
     silos = job(multiplier=1.0)
     sealed = []
