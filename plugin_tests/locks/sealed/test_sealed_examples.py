@@ -297,9 +297,9 @@ def normed(model, images, labels):
     [
         ({"loss": weighted}, "mean of cross_entropy with weights of classes .* take the mean of"),
         ({"loss": ignoring}, "mean of nll_loss is over the targets .* not -100; take the mean of"),
-        ({"loss": summed}, "the loss of a batch is a sum, longer with each example; take the m"),
-        ({"loss": summed_terms}, "the loss of a batch is a sum, longer with each example; take the m"),
-        ({"loss": summed_squares}, "the loss of a batch is a sum, longer with each example; take the m"),
+        ({"loss": summed}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_terms}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_squares}, "the loss of a batch is a sum, .*; take the mean"),
         ({"loss": normed}, "batch_norm depends on all of a batch; use GroupNorm"),
         ({"counts": [6]}, "a step beyond the 1 of a round .* set epochs: 1"),
         ({"counts": [6] * 3}, "of 3 batches the trainer took a step by 2"),
