@@ -29,6 +29,7 @@ class Server:
         self.uploads = {}
         self.first = None
         self.sums = []
+        self.greeted = set()
 
     def model(self, message, dest):
         """The model that goes to a rank in a message of this type."""
@@ -75,9 +76,11 @@ class Lying:
             if CASE == "seat" and now and dest == VICTIM:  # the silo of rank 1 again
                 message.msg_params[MyMessage.MSG_ARG_KEY_CLIENT_INDEX] = self.server.seat
             if CASE == "anew" and (message.get_type() == FIRST or now):
-                # FedML counts its rounds from the message of the first model
-                kinds = {FIRST: AVERAGE, AVERAGE: FIRST}
-                message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = kinds[message.get_type()]
+                # FedML counts its rounds anew from a first model's message, of which it takes one
+                if not now and dest in self.server.greeted:
+                    return
+                self.server.greeted.add(dest)
+                message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST if now else AVERAGE
             self.server.seat = said[MyMessage.MSG_ARG_KEY_CLIENT_INDEX]
             if CASE == "unread" and now:  # FedML loads the model of such a message once
                 message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST
