@@ -2249,6 +2249,13 @@ TABLE = {
             "            register_optimizer_step_pre_hook(self._before)\n",
         ),
     ],
+    ("host/silo_session", "host/test_silo_session.py -k after_the_last"): [
+        (
+            "silo: it trains beyond the job's rounds",
+            "        if self.defense is not None and self._is_over():",
+            "        if False:",
+        ),
+    ],
     ("locks/sealed/examples", "locks/sealed/test_sealed_examples.py -k step"): [
         (
             "examples: a closure's gradients are followed",
@@ -2290,6 +2297,13 @@ TABLE = {
             "examples: batch norms without parameters pass",
             "if known and (trains or mixes):",
             "if known and trains:",
+        ),
+    ],
+    ("locks/sealed/poisson", "locks/sealed/test_sealed_examples.py -k padded"): [
+        (
+            "batches: an example's shape depends on others",
+            "            if [*map(_shapes, made)] != [*map(_shapes, alone)]:\n",
+            "            if False:\n",
         ),
     ],
     ("locks/sealed/poisson", "locks/sealed/test_sealed_examples.py"): [

@@ -441,6 +441,22 @@ def test_batches_are_of_the_silos_own_examples():
     assert Examples.of(own).batches([[1, 2, 3]]) == [3]
 
 
+def test_batches_that_are_padded_to_their_longest_are_refused():
+    texts = [torch.ones(length) for length in (3, 5, 4)]
+    for length in (None, 8):
+
+        def collate(rows, length=length):
+            longest = length or max(map(len, rows))
+            return {"x": torch.stack([nn.functional.pad(r, (0, longest - len(r))) for r in rows])}
+
+        examples = Examples.of(DataLoader(texts, 2, collate_fn=collate))
+        if length:
+            assert examples.batches([[0, 1]])[0]["x"].shape == (2, 8)
+            continue
+        with pytest.raises(ConfigError, match="depend on others of its batch: pad all examples to"):
+            examples.batches([[2], [0, 1]])
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter(range(3))
