@@ -2027,6 +2027,11 @@ TABLE = {
     ],
     ("host/self_audit", "host/test_self_audit.py -k what_noise"): [
         ("audit: the report is silent on noise", 'else {"noise": str(loss)}', "else {}"),
+        (
+            "audit: scores leave a silo that adds noise",
+            "            if self.defense is not None and self.defense.adds_noise:",
+            "            if False:",
+        ),
     ],
     ("evaluation/audit/average", "evaluation/test_membership.py"): [
         (
@@ -2161,6 +2166,13 @@ TABLE = {
             "noise: none in a simulation",
             "            release = noise.release(payload)\n",
             "            noise.release(payload)\n",
+        ),
+    ],
+    ("locks/sealed/seal_transform", "host/test_self_audit.py -k what_noise"): [
+        (
+            "audit: noised words are read as two",
+            "high = words if words.shape == entry.shape else words[1]",
+            'high = words if entry.kind == "matrix" else words[1]',
         ),
     ],
     ("locks/sealed/seal_transform", "locks/sealed/test_noise.py"): [
