@@ -214,7 +214,7 @@ class ExampleGradients:
                 )
             elif not isinstance(sample, Tensor) or len(sample) != size:
                 raise LockError(
-                    f"{WHO}: the gradient of {name} is not that of the {size} examples that the "
+                    f"{WHO}: the gradient of {name} is not that of the examples that the "
                     "trainer was given, one by one and once: it must train on the batches as they "
                     "come, with a step after each, and a layer's input must have an example a row"
                 )

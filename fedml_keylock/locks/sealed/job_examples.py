@@ -191,7 +191,7 @@ class JobExamples(JobNoise):
         gradients, _, examples = self._trained[0]
         if samples != examples:
             raise LockError(
-                f"{WHO}: the silo's data has {examples} examples and FedML is told of {samples:g}: "
+                f"{WHO}: the silo's data has more or fewer examples than FedML is told of: "
                 "dataset[4] must have the number of its data"
             )
         gradients.check_sent(payload)

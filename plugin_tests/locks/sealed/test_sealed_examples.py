@@ -305,7 +305,7 @@ def normed(model, images, labels):
         ({"counts": [6] * 3}, "of 3 batches the trainer took a step by 2"),
         ({"change": scaled}, "weight is not the mean of the examples': the loss has other terms"),
         ({"loss": penalty}, "weight is not the mean of the examples': the loss has other terms"),
-        ({"loss": twice}, "weight is not that of the 6 examples"),
+        ({"loss": twice}, "weight is not that of the examples that"),
         ({"change": moved}, "bias has changed otherwise than by an optimizer's step"),
         ({"change": hidden}, "bias has changed otherwise than by an optimizer's step"),
         ({"make": lambda p: torch.optim.SGD([next(p)])}, "bias has a gradient and is not in the o"),
