@@ -2027,6 +2027,11 @@ TABLE = {
     ],
     ("host/self_audit", "host/test_self_audit.py -k what_noise"): [
         ("audit: the report is silent on noise", 'else {"noise": str(loss)}', "else {}"),
+        (
+            "audit: scores leave a silo that adds noise",
+            "            if self.defense is not None and self.defense.adds_noise:",
+            "            if False:",
+        ),
     ],
     ("evaluation/audit/average", "evaluation/test_membership.py"): [
         (
@@ -2163,6 +2168,13 @@ TABLE = {
             "            noise.release(payload)\n",
         ),
     ],
+    ("locks/sealed/seal_transform", "host/test_self_audit.py -k what_noise"): [
+        (
+            "audit: noised words are read as two",
+            "high = words if words.shape == entry.shape else words[1]",
+            'high = words if entry.kind == "matrix" else words[1]',
+        ),
+    ],
     ("locks/sealed/seal_transform", "locks/sealed/test_noise.py"): [
         ("noise: none in an audit", "        if self.noise is None:\n", "        if True:\n"),
     ],
@@ -2249,6 +2261,44 @@ TABLE = {
             "            register_optimizer_step_pre_hook(self._before)\n",
         ),
     ],
+    ("host/silo_session", "host/test_silo_session.py -k after_the_last"): [
+        (
+            "silo: it trains beyond the job's rounds",
+            "        if self.defense is not None and self._is_over():",
+            "        if False:",
+        ),
+    ],
+    ("locks/sealed/examples", "locks/sealed/test_sealed_examples.py -k step"): [
+        (
+            "examples: a closure's gradients are followed",
+            "        if any(p.grad_sample is not None for p in self._parameters.values()):",
+            "        if False:",
+        ),
+        (
+            "examples: another optimizer's step hides a change",
+            "        if optimizer is not self._stepping:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("locks/sealed/example_layers", "locks/sealed/test_sealed_examples.py -k refused"): [
+        (
+            "examples: a loss is a sum",
+            'named.get("reduction") == "sum":',
+            "False:",
+        ),
+        (
+            "examples: terms are added up",
+            "summed = func is Tensor.backward and",
+            "summed = False and",
+        ),
+    ],
+    ("locks/sealed/job_examples", "locks/sealed/test_example_rounds.py -k covers"): [
+        (
+            "examples: what is not noised is sent",
+            "        self._check_rest(payload, base, gradients.sums)\n",
+            "",
+        ),
+    ],
     ("locks/sealed/example_layers", "locks/sealed/test_sealed_examples.py"): [
         (
             "examples: opacus keeps a silo's data at its layers",
@@ -2259,6 +2309,13 @@ TABLE = {
             "examples: batch norms without parameters pass",
             "if known and (trains or mixes):",
             "if known and trains:",
+        ),
+    ],
+    ("locks/sealed/poisson", "locks/sealed/test_sealed_examples.py -k padded"): [
+        (
+            "batches: an example's shape depends on others",
+            "            if [*map(_shapes, made)] != [*map(_shapes, alone)]:\n",
+            "            if False:\n",
         ),
     ],
     ("locks/sealed/poisson", "locks/sealed/test_sealed_examples.py"): [
