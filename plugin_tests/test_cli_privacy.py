@@ -66,6 +66,11 @@ def test_it_tells_epsilon_and_noise_over_signal_before_a_job_runs(folder):
     assert lines[3] == "spent: nothing, by the vault keylock_vault"
     few = said(job(silos=4), "--model", "thirteen:net")
     assert "a round is more noise than update; more silos, fewer numbers" in few
+    examples = job({"unit": "example", "rate": 0.1})
+    assert "name --model and --examples" in said(examples, "--model", "thirteen:net")
+    ratio = (90 * 30 / 29) ** 0.5 * 2.6 / (0.1 * 600)
+    text = said(examples, "--model", "thirteen:net", "--examples", 600)
+    assert f"noise over signal: {ratio:.3g}, the noise in a step over a clipped gradient" in text
 
 
 def test_it_solves_for_an_epsilon():

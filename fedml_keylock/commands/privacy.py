@@ -36,8 +36,18 @@ MOST_NAMED = 8
     metavar="MODULE:CALLABLE",
     help="Makes the job's model, as for check; for noise over signal.",
 )
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    help="Of all silos together; for noise over signal with unit: example.",
+)
 def privacy(
-    job: Path, epsilon: float | None, rounds: int | None, silos: int | None, builder: str | None
+    job: Path,
+    epsilon: float | None,
+    rounds: int | None,
+    silos: int | None,
+    builder: str | None,
+    examples: int | None,
 ) -> None:
     """Say what the noise of a job's YAML is worth, before it runs.
 
@@ -53,7 +63,9 @@ def privacy(
     spent               what the vault's ledgers say of earlier jobs.
     noise over signal   how long the noise in an average is over a clipped
                         update, all silos' pointing the same way. Above 1 a
-                        round is more noise than update.
+                        round is more noise than update. With unit: example
+                        of one step, over a clipped gradient; it adds up to
+                        sqrt(T) times as much in T steps, gradients to T.
 
     \b
     fedml-keylock privacy fedml_config.yaml --model main:Net
@@ -81,7 +93,7 @@ def privacy(
     _tell_silos(budget)
     if noise.stop_at is not None:
         click.echo(f"stop_at {noise.stop_at:g}: {budget.rounds} of {len(schedule.rounds)} rounds")
-    _tell_ratio(budget, numbers)
+    _tell_ratio(budget, numbers, examples or 0)
     if epsilon is not None:
         one, count = budget.one, budget.most_planned
         found = multiplier_for(epsilon, noise.delta, rate=one.rate, count=count * one.count)
@@ -152,16 +164,20 @@ def _tell_silos(budget: Budget) -> None:
         click.echo(f"  in {rounds} of them, epsilon {budget.costs(rounds):.3g}: silo {named}{more}")
 
 
-def _tell_ratio(budget: Budget, numbers: int) -> None:
+def _tell_ratio(budget: Budget, numbers: int, examples: int) -> None:
     from ..privacy.budget import ratio_in_words
 
-    if budget.noise.unit != "silo":
-        click.echo("noise over signal: with unit: example it takes the number of all examples")
+    unit = budget.noise.unit
+    if unit == "example" and not (numbers and examples):
+        click.echo(
+            "noise over signal: with unit: example it takes the numbers of parameters and of all "
+            "silos' examples: name --model and --examples"
+        )
     elif not numbers:
         click.echo("noise over signal: it takes the number of parameters: name --model")
     else:
-        ratio = budget.noise_over_signal(numbers)
-        click.echo(f"{ratio_in_words(ratio)} ({numbers:,} numbers)")
+        ratio = budget.noise_over_signal(numbers, examples)
+        click.echo(f"{ratio_in_words(ratio, unit)} ({numbers:,} numbers)")
 
 
 def _tell_spent(vault: Path, budget: Budget) -> None:
