@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .types import Agreement, Credentials, JobSecrets, Surrogate
+    from .types import Agreement, Credentials, JobSecrets, PrivacyLoss, Schedule, Surrogate
 
 __all__ = ["Defense", "DefenseFactory"]
 
@@ -101,6 +101,24 @@ class Defense(ABC):
         It is made from the unprotected one, which has the same public state. Beside it, what the
         surrogate's private parameters are in it. Neither leaves the process.
         """
+
+    def schedule(self, schedule: Schedule) -> int:
+        """Called on every rank at the job's start: how many of its rounds are to be run.
+
+        Raise ConfigError to refuse the job.
+        """
+        return len(schedule.rounds)
+
+    def weigh(self, samples: float) -> float:
+        """Called in a silo with its number of samples: its weight, as other silos are told it.
+
+        Raise ConfigError to refuse the number.
+        """
+        return samples
+
+    def privacy_loss(self, silo: int) -> PrivacyLoss | None:
+        """Called in a silo: what of its privacy it has spent so far; None for no such accounts."""
+        return None
 
     def share(self, secrets: JobSecrets) -> None:  # noqa: B027  # nothing, where nothing is shared
         """Take what the silos have agreed on, before the first model comes."""

@@ -49,7 +49,7 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
     """An empty file beside another one, which takes its place when it was written without error.
 
     One process at a time may write a path. Whoever reads it finds the old file or the new one; what
-    a power failure leaves is another matter (see `keylock.vault.disk`).
+    a power failure leaves is another matter (see `disk.py`).
 
     Args:
         path: of the file, whose folder exists.

@@ -21,7 +21,9 @@ __all__ = [
     "ClientUpdate",
     "Credentials",
     "JobSecrets",
+    "PrivacyLoss",
     "Reconstruction",
+    "Schedule",
     "Surrogate",
     "TokenReconstruction",
     "UpdateTransform",
@@ -157,6 +159,34 @@ class Agreement:
         parts: list[Any] = [model, list(self.layers), dict(sorted(self.settings.items()))]
         parts.append(dict(sorted(self.aggregation.items())))
         return [b64encode(sha256(json.dumps(part).encode()).digest()).decode() for part in parts]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who takes part in which round of a job, of so many silos in total. Public."""
+
+    silos: int
+    rounds: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class PrivacyLoss:
+    """What a silo has spent in so many rounds, by (epsilon, delta)-differential privacy of a unit.
+
+    Example:
+        >>> print(PrivacyLoss(2.514, 1e-5, "silo", 4))
+        epsilon 2.51 at delta 1e-05 (unit: silo) after 4 rounds
+
+    """
+
+    epsilon: float
+    delta: float
+    unit: str
+    rounds: int
+
+    def __str__(self) -> str:
+        spent = f"epsilon {self.epsilon:.3g} at delta {self.delta:g} (unit: {self.unit})"
+        return f"{spent} after {self.rounds} round{'s' * (self.rounds != 1)}"
 
 
 @dataclass(frozen=True)

@@ -685,7 +685,7 @@ TABLE = {
             "grouped",
         ),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault_modes.py"): [
+    ("disk", "locks/vault/test_vault_modes.py"): [
         (
             "vault: a lock file is everybody's to write",
             "        descriptor = os.open(path, flags, 0o600)\n",
@@ -927,24 +927,24 @@ TABLE = {
     ("locks/vault/file", "locks/vault/test_vault.py -k foreign"): [
         ("vault: a foreign file is read", 'if header.get("schema") != SCHEMA:', "if False:"),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py -k someone_elses"): [
+    ("disk", "locks/vault/test_vault.py -k someone_elses"): [
         (
             "vault: someone else's file or folder is used",
             "    if found.st_uid != os.geteuid():\n",
             "    if False:\n",
         ),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py -k link_in_the_files_place"): [
+    ("disk", "locks/vault/test_vault.py -k link_in_the_files_place"): [
         ("vault: a file may be a link", "(0 if follow else os.O_NOFOLLOW)", "0"),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py -k on_disk_before"): [
+    ("disk", "locks/vault/test_vault.py -k on_disk_before"): [
         (
             "vault: a file takes its place before it is on disk",
             "                os.fsync(file.fileno())\n",
             "",
         ),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py -k no_file_is_not_replaced"): [
+    ("disk", "locks/vault/test_vault.py -k no_file_is_not_replaced"): [
         ("vault: a device is replaced by a file", "        check_place(path)\n", ""),
     ],
     ("locks/vault/silo", "locks/vault/test_vault.py -k killed_process"): [
@@ -1697,7 +1697,7 @@ TABLE = {
             "sum(int(word) << (LIMB * k) for k, word in enumerate(half[:3]))",
         ),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py"): [
+    ("disk", "locks/vault/test_vault.py"): [
         (
             "vault: files are readable by others",
             "                file.write(content)\n",
@@ -1855,8 +1855,33 @@ TABLE = {
             "pass",
         ),
     ],
-    ("locks/vault/disk", "locks/vault/test_vault.py -k folder"): [
+    ("disk", "locks/vault/test_vault.py -k folder"): [
         ("vault: a folder that others use", "    check_folder(path)\n", ""),
+    ],
+    ("privacy/adaptive", "privacy/test_adaptive.py"): [
+        (
+            "adaptive clip: the count is not accounted for",
+            "rest = 1 / math.sqrt(multiplier**-2 - votes**-2)",
+            "rest = multiplier",
+        ),
+        ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
+    ],
+    ("privacy/canaries", "privacy/test_canaries.py"): [
+        (
+            "canaries: none is added",
+            "                self._added += one\n",
+            "                pass\n",
+        ),
+        (
+            "canaries: what is held out was added, too",
+            "for first in (0, self.count)",
+            "for first in (0, 0)",
+        ),
+        (
+            "canaries: all rounds weigh the same",
+            "clip / square * total",
+            "clip * total",
+        ),
     ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""

@@ -107,8 +107,8 @@ def export(
     FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
+    from ..disk import write_private
     from ..locks import export_model
-    from ..locks.vault.disk import write_private
     from ..tensors import deep_copy
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint, unwrapped

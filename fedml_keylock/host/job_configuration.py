@@ -10,6 +10,7 @@ import yaml
 
 from ..errors import ConfigError
 from ..plugins import defenses
+from ..types import Schedule
 
 __all__ = [
     "INVERSION",
@@ -19,6 +20,7 @@ __all__ = [
     "our_attack",
     "our_defense",
     "read_yaml",
+    "schedule_of",
     "silo_in_turn",
     "word",
 ]
@@ -45,20 +47,45 @@ def our_attack(args: Arguments) -> bool:
 def silo_in_turn(args: Arguments, trained: int) -> int:
     """The silo that FedML's own choice gives a rank, where there are more silos than ranks.
 
-    The choice is public, and the same on every rank. Its seed is the number of the round, or in a
-    cross-silo job that of the round before.
-
     Args:
         args: FedML's.
         trained: how many rounds are over.
 
+    """
+    return _chosen(args, trained)[int(args.rank) - 1]
+
+
+def schedule_of(args: Arguments) -> Schedule:
+    """Who takes part in which round of a job, by FedML's own choice.
+
+    Args:
+        args: FedML's.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> numbers = {"client_num_in_total": 3, "client_num_per_round": 2, "comm_round": 3}
+        >>> schedule_of(SimpleNamespace(training_type="cross_silo", **numbers)).rounds
+        ((2, 1), (2, 1), (0, 2))
+
+    """
+    total = int(args.client_num_in_total)
+    if total == int(args.client_num_per_round):
+        return Schedule(total, (tuple(range(total)),) * int(args.comm_round))
+    return Schedule(total, tuple(_chosen(args, index) for index in range(int(args.comm_round))))
+
+
+def _chosen(args: Arguments, trained: int) -> tuple[int, ...]:
+    """The silos that FedML chooses, where there are more of them than ranks, by their rank.
+
+    The choice is public, and the same on every rank. Its seed is the number of the round, or in a
+    cross-silo job that of the round before.
     """
     import numpy as np  # which `doctor` may have to do without
 
     seed = trained if args.training_type == "simulation" else max(0, trained - 1)
     total, each = int(args.client_num_in_total), int(args.client_num_per_round)
     chosen = np.random.RandomState(seed).choice(range(total), each, replace=False)
-    return int(chosen[int(args.rank) - 1])
+    return tuple(map(int, chosen))
 
 
 def word(args: Arguments, name: str) -> str:

@@ -16,6 +16,7 @@ from ..types import JobSecrets
 from .compatibility import check_sealing
 from .progress import note
 from .public_state import check_state, public_copy
+from .silo_round import SiloRound
 from .silo_session import SiloSession
 
 __all__ = ["OneProcess"]
@@ -60,7 +61,9 @@ class OneProcess(SiloSession):
         if self.seals:
             check_sealing(self.args)
         if self.defense is not None:
-            self.defense.share(JobSecrets(os.urandom(32)))
+            others = range(1, int(self.args.client_num_per_round))
+            pairs = {other: os.urandom(32) for other in others}  # as silo 0 of them would have them
+            self.defense.share(JobSecrets(os.urandom(32), 0, pairs))
         self._shared = True
 
     def add_up(
@@ -78,9 +81,11 @@ class OneProcess(SiloSession):
         if not self.seals or self.observer.received is None:
             return None
         assert self.defense is not None
-        messages, average = self.defense.rehearse(self.observer.received, updates)
+        weighed = [(self.defense.weigh(float(samples)), update) for samples, update in updates]
+        messages, average = self.defense.rehearse(self.observer.received, weighed)
         for silo, message in zip(self._silos, messages, strict=True):
-            self._show(message, samples=1.0, silo=silo, round_index=self.round - 1)
+            self._show(message, samples=1.0, silo=silo, round_index=self.last_round)
+            self._report_privacy(SiloRound(silo, self.last_round, f"silo {silo}", self.tell))
         self._silos.clear()
         return average
 

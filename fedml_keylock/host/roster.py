@@ -11,8 +11,8 @@ import yaml
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from ..disk import open_private, write_private
 from ..errors import ConfigError, HostError, VaultError
-from ..locks.vault.disk import open_private, write_private
 
 __all__ = ["Roster", "add_key", "new_identity", "read_roster"]
 

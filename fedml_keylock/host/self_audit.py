@@ -222,6 +222,11 @@ class SelfAudit:
             return None
         return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
 
+    def _spent(self, turn: SiloRound) -> dict[str, str]:
+        """What the report says of noise: what the silo had spent when it was audited."""
+        loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
+        return {} if loss is None else {"noise": str(loss)}
+
     def _folder(self, turn: SiloRound) -> Path:
         return self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
 
@@ -286,7 +291,7 @@ class SelfAudit:
                 self.attacker.attacks,
                 self.settings.knowledge,
                 output=Path(work),
-                job={"side": "silo", "probe": self.settings.probe},
+                job={"side": "silo", "probe": self.settings.probe} | self._spent(turn),
             )
             report.save(self._folder(turn), images=False)
         rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..plugins import defense_of
 from .compatibility import check_job
-from .job_configuration import Arguments, check_switches, our_attack, our_defense
+from .job_configuration import Arguments, check_switches, our_attack, our_defense, schedule_of
 from .observer import Observer
 from .one_process import OneProcess
 from .server_session import ServerSession
@@ -36,6 +36,11 @@ def session_of(args: Arguments) -> Session | None:
         return None
     defense = defense_of(name, getattr(args, name, None) or {}) if name else None
     check_job(args, name, defense.robust_aggregation if defense else None)
+    if defense is not None:
+        planned = schedule_of(args)
+        rounds = defense.schedule(planned)
+        if rounds < len(planned.rounds):  # a job may not say how many there are at all
+            args.comm_round = rounds
     observer = Observer.begin(args, defended=defense is not None)
     if (args.training_type, args.backend) == ("simulation", "sp"):
         return OneProcess(args, name, defense, observer)

@@ -126,7 +126,7 @@ class SiloSession(Session):
             return 0.0
         what = f"{self.who}: its number of samples, dataset[4][{self.silo}],"
         try:
-            number = check_samples(samples, who=what)
+            number = self.defense.weigh(check_samples(samples, who=what))
         except UpdateRefused as error:
             raise HostError(f"{error}; leave a silo without data out of the job") from None
         if self.seals and self._said not in (None, number):
@@ -181,6 +181,13 @@ class SiloSession(Session):
         else:
             self.defense.note(line, silo=turn.silo)
 
+    def _report_privacy(self, turn: SiloRound) -> None:
+        """Report what a silo has spent, this round among it."""
+        loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
+        if loss is not None:
+            logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
+            turn.tell_score("epsilon", loss.epsilon)
+
     def tests_now(self) -> bool:
         """Whether a silo that was just given a model tests it: when FedML's server does."""
         if self.defense is None or not self.defense.own_accuracy:
@@ -202,6 +209,7 @@ class SiloSession(Session):
         if state is not None:
             samples = float(entries.get(names.samples, 1))
             self.observer.show("before_upload", state, samples, self.silo, self.round)
+            self._report_privacy(SiloRound(self.silo or 0, self.round, self.who, self.tell))
 
     def sent(self) -> None:
         """Called after a message was sent."""
@@ -283,7 +291,8 @@ class SiloSession(Session):
         assert self.defense is not None
         assert self.model is not None
         try:
-            return self.defense.seal(self.model, state, samples=samples)
+            weight = self.defense.weigh(samples)
+            return self.defense.seal(self.model, state, samples=weight)
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
 

@@ -195,12 +195,27 @@ class KeyLockConfig(Settings):
                 f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
                 f"states can be compared with one another only; use one of {', '.join(COMPARED)}"
             )
+        if self.noise is not None:
+            self._beside_noise()
         if (self.roster is None) != (self.identity is None):
             raise ConfigError(
                 "keylock.roster: it goes with identity, the silo's own private key: give both "
                 "(fedml-keylock roster init makes one)"
             )
         return self
+
+    def _beside_noise(self) -> None:
+        if self.colluders is None:
+            raise ConfigError(
+                "keylock.colluders: needed beside noise: how many silos may collude with the "
+                "server, who know their own noise and take it off; 0 for none"
+            )
+        for name in ("tell_samples", "tell_accuracy"):
+            if getattr(self, name):
+                raise ConfigError(
+                    f"keylock.{name}: the server would be told what noise does not cover; leave "
+                    "it out beside noise"
+                )
 
     @field_validator("first_model")
     @classmethod

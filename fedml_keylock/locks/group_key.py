@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..disk import open_private
 from ..errors import ConfigError
-from .vault.disk import open_private
 
 __all__ = ["LEAST", "group_secret"]
 

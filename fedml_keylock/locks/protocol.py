@@ -8,6 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ..defense import Defense
+from ..disk import append_private
 from ..errors import ConfigError, LockError
 from ..tensors import infinite_in
 from ..types import Agreement
@@ -15,7 +16,6 @@ from .config import KeyLockConfig
 from .description import LockInfo, ModelCheck
 from .on_model import ModelLock
 from .vault import Cipher, Vault
-from .vault.disk import append_private
 
 __all__ = ["Lock"]
 

@@ -32,6 +32,7 @@ from torchvision import models
 
 from fedml_keylock.locks.sealed.encoding import Counts, Encoding, Shares
 from fedml_keylock.locks.sealed.neighbours import neighbours, reach
+from fedml_keylock.locks.sealed.noise import ClippedUpdate, RoundNoise
 from fedml_keylock.locks.sealed.rounds import Rounds
 from fedml_keylock.locks.sealed.sealing import RoundKeys, add_up, open_sum, seal
 from fedml_keylock.types import JobSecrets
@@ -47,6 +48,7 @@ ASKED = {
     "error": 3.0,
     "silos": 4.0,
     "linear": 1.002,
+    "noise": 3.0,
 }
 """What was asked of each ratio, at the most."""
 NAMES = {
@@ -130,6 +132,20 @@ def round_of_a_silo(state: State) -> Callable[[], float]:
         return sum(taken)
 
     return once
+
+
+def sealing_under_noise(state: State) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Sealing one of three silos' states with noise, and without."""
+    keys, own = keys_of(0, 3, None), trained(state, 0)
+    noise = RoundNoise(1.0, 3, 2, {"update": 1.0})
+    parts = {name: "update" for name, tensor in state.items() if tensor.is_floating_point()}
+    shares = Shares((1, 1, 1))
+
+    def noised() -> object:
+        release = ClippedUpdate(noise, state, own, parts)
+        return seal(release.encoding(state, shares), own, keys, release)
+
+    return noised, lambda: seal(Encoding.of(state, shares), own, keys)
 
 
 def round_of(state: State) -> Callable[[], None]:

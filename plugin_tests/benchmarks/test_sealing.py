@@ -11,7 +11,17 @@ import pickle
 
 import pytest
 from nets import lenet, resnet20
-from sealing import ASKED, NETS, bytes_over_plain, cases, errors, round_of, sealing_among, state_of
+from sealing import (
+    ASKED,
+    NETS,
+    bytes_over_plain,
+    cases,
+    errors,
+    round_of,
+    sealing_among,
+    sealing_under_noise,
+    state_of,
+)
 
 from fedml_keylock.tensors import one_thread as in_one_thread
 
@@ -56,3 +66,10 @@ def test_a_silo_among_many(paired, report):
     ratio = paired(many, few, rounds=7)
     report("sealing among 100, 30 colluding", f"{ratio:.2f} of among 10")
     assert ratio <= ASKED["silos"]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_sealing_under_noise(net, paired, report):
+    ratio = paired(*sealing_under_noise(state_of(net)), rounds=9)
+    report(f"sealing with noise, {net}", f"{ratio:.2f} of sealing without")
+    assert ratio <= ASKED["noise"]

@@ -14,6 +14,7 @@ from job_arguments import PAPER, arguments, made
 from torch import nn
 
 from fedml_keylock.builtin import keylock
+from fedml_keylock.disk import claim, release
 from fedml_keylock.errors import ConfigError, HostError, LockError, UpdateRefused, VaultError
 from fedml_keylock.host.gate import JOB_NONCE, MARK, EntryNames
 from fedml_keylock.host.observer import Observer
@@ -22,7 +23,6 @@ from fedml_keylock.host.silo_session import SiloSession
 from fedml_keylock.host.silo_training import quietly
 from fedml_keylock.locks import Lock, private_state_dict
 from fedml_keylock.locks.vault import silo as vaults
-from fedml_keylock.locks.vault.disk import claim, release
 
 # --- silo after silo
 
@@ -182,7 +182,7 @@ def test_another_model_of_a_silo_is_refused(serving, tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from fedml_keylock.locks.vault.disk import claim, release
+from fedml_keylock.disk import claim, release
 path = Path(sys.argv[1])
 claim(path, what="it")
 print("held", flush=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from fedml_keylock.disk import append_private, remove_leftovers
 from fedml_keylock.errors import ConfigError, LockError, VaultError
 from fedml_keylock.locks import KeyLockConfig, lock_model, make_lock
 from fedml_keylock.locks.sealed.sealing import TRAILER
-from fedml_keylock.locks.vault.disk import append_private, remove_leftovers
 from fedml_keylock.locks.vault.file import Stored
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class Encoding:
         entries: of the base.
         steps: of each entry, the exponent e of its step 2^e; 0 for integers.
         shares: of the participants.
+        scale: what sums of noised words times their step are multiplied by in the average.
 
     """
 
@@ -66,10 +67,16 @@ class Encoding:
     entries: tuple[Entry, ...]
     steps: tuple[int, ...]
     shares: Shares
+    scale: float = 1.0
 
     @classmethod
     def of(
-        cls, base: Mapping[str, Tensor], shares: Shares, sizes: Mapping[str, int] | None = None
+        cls,
+        base: Mapping[str, Tensor],
+        shares: Shares,
+        sizes: Mapping[str, int] | None = None,
+        noised: Mapping[str, int] | None = None,
+        scale: float = 1.0,
     ) -> Encoding:
         """The encoding of differences from a base.
 
@@ -80,6 +87,8 @@ class Encoding:
             base: what was received.
             shares: of the participants.
             sizes: the exponents that steps follow, by name; None for those of the base.
+            noised: the exponents of the steps of what is noised, by name.
+            scale: see the attribute.
 
         Raises:
             UpdateRefused: a tensor is of numbers that cannot be added up.
@@ -91,21 +100,31 @@ class Encoding:
             (-27,)
 
         """
-        entries = entries_of(base)
+        given, exact = sizes or {}, noised or {}
+        entries = tuple(
+            replace(entry, kind="noised") if entry.name in exact else entry
+            for entry in entries_of(base)
+        )
         bits = {
             "matrix": HEADROOM - 31,
             "vector": HEADROOM_VECTOR - 31 - shares.low_bits,
             "double": HEADROOM - 31 - shares.low_bits,
         }
-        given = sizes or {}
-        steps = tuple(
-            0
-            if entry.kind == "integer"
-            else bits[entry.kind]
-            + (given[entry.name] if entry.name in given else size_of(base[entry.name]))
-            for entry in entries
-        )
-        return cls(base, entries, steps, shares)
+
+        def step(entry: Entry) -> int:
+            if entry.kind == "integer":
+                return 0
+            if entry.kind == "noised":
+                return exact[entry.name]
+            size = given[entry.name] if entry.name in given else size_of(base[entry.name])
+            return bits[entry.kind] + size
+
+        return cls(base, entries, tuple(map(step, entries)), shares, scale)
+
+    @property
+    def noised(self) -> bool:
+        """Whether any of it is noised."""
+        return any(entry.kind == "noised" for entry in self.entries)
 
     @property
     def words(self) -> int:
@@ -166,7 +185,7 @@ class Encoding:
         flat = real(base).cpu().reshape(-1)
         made = torch.empty_like(flat)
         rows: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]]
-        if entry.kind == "matrix":
+        if entry.kind in ("matrix", "noised"):
             rows = ((words, words[:0]) for words in pieces)
         else:
             wide = np.concatenate([np.empty(0, np.int32), *pieces])
@@ -196,6 +215,10 @@ class Encoding:
             mean = torch.div(2 * sums + total, 2 * total, rounding_mode="floor")
             return (base.to(torch.int64) + mean).to(entry.dtype)
         moved = torch.from_numpy(low.astype(np.float64))
+        if entry.kind == "noised":
+            moved *= self.scale * share * 2.0**step
+            moved += base
+            return torch.where(torch.isfinite(base), moved.to(entry.dtype), base)
         moved *= 2.0**step
         still = torch.from_numpy(low == 0)
         if entry.kind != "matrix":

@@ -14,7 +14,7 @@ from ...errors import UpdateRefused
 
 __all__ = ["Entry", "Kind", "entries_of"]
 
-Kind = Literal["matrix", "vector", "double", "integer"]
+Kind = Literal["matrix", "vector", "double", "integer", "noised"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class Entry:
         dtype: its own, of complex numbers that of their parts.
         kind: ``matrix`` takes one word an entry; ``vector`` (floating point that extends in one
             dimension or none, such as biases and scales of channels), ``double`` (float64) and
-            ``integer`` two. What has two dimensions is a matrix, also of one row.
+            ``integer`` two. What has two dimensions is a matrix, also of one row. ``noised`` takes
+            one, whatever it is.
         complex: it is of complex numbers.
 
     """
@@ -47,7 +48,7 @@ class Entry:
     @property
     def wire_shape(self) -> tuple[int, ...]:
         """The shape of its words on the wire."""
-        return self.shape if self.kind == "matrix" else (2, *self.shape)
+        return self.shape if self.kind in ("matrix", "noised") else (2, *self.shape)
 
 
 def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:

@@ -63,6 +63,10 @@ class Keystream:
         """The next so many words of 32 bits, ``(count,)``, little-endian."""
         return np.frombuffer(self._draw(4 * count), dtype="<i4")
 
+    def shorts(self, count: int) -> NDArray[np.uint16]:
+        """The next so many words of 16 bits, ``(count,)``, little-endian and unsigned."""
+        return np.frombuffer(self._draw(2 * count), dtype="<u2")
+
     def longs(self, count: int) -> NDArray[np.int64]:
         """The next so many words of 64 bits, ``(count,)``, little-endian."""
         return np.frombuffer(self._draw(8 * count), dtype="<i8")

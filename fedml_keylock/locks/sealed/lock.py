@@ -9,17 +9,19 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from ...disk import make_folder
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
+from ...privacy.accounts import Accounts
 from ...tensors import copy_of, deep_copy, with_versions
-from ...types import JobSecrets, Surrogate
+from ...types import JobSecrets, PrivacyLoss, Schedule, Surrogate
 from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
-from ..vault.disk import make_folder
 from ..wire import WireLock, no_unknowns, state_tensors
 from .entries import entries_of
 from .first_model import FirstModel
+from .job_noise import JobNoise
 from .model_files import (
     CHECKPOINT,
     FINAL,
@@ -56,6 +58,13 @@ class SealedLock(WireLock):
         super().__init__(config)
         self._rounds: Rounds | None = None
         self._first = FirstModel(config.first_model)
+        noise = config.noise
+        self._noise = None if noise is None else JobNoise(noise, config.colluders or 0)
+        if noise is not None and noise.unit != "silo":
+            raise ConfigError("keylock.noise.unit: example is not built yet")
+        self._accounts = (
+            None if noise is None else Accounts(noise, config.colluders or 0, config.vault)
+        )
         self._silo = 0
 
     @property
@@ -180,6 +189,27 @@ class SealedLock(WireLock):
         """Whether what silos measure leaves them."""
         return self.config.tell_accuracy
 
+    @property
+    def multiplier(self) -> float | None:
+        """The noise in a sum over the clip; None without noise, and before it is solved for."""
+        return self._accounts.multiplier if self._accounts else None
+
+    def schedule(self, schedule: Schedule) -> int:
+        """Solve the job's noise, and stop where its budget ends; see `Budget.of`."""
+        if self._accounts is None or self._noise is None:
+            return super().schedule(schedule)
+        rounds = self._accounts.plan(schedule)
+        self._noise.multiplier = self.multiplier
+        return rounds
+
+    def weigh(self, samples: float) -> float:
+        """Under noise 1, as a share is to be public; see `Accounts.weigh`."""
+        return self._accounts.weigh(samples) if self._accounts else samples
+
+    def privacy_loss(self, silo: int) -> PrivacyLoss | None:
+        """What a silo has spent so far, with earlier jobs of its vault."""
+        return self._accounts.loss(silo) if self._accounts else None
+
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on.
 
@@ -192,16 +222,31 @@ class SealedLock(WireLock):
         self._rounds = Rounds(
             secrets, colluders, self.config.scale, keep_own=self.config.keep_history
         )
+        if self._noise is not None:
+            self._noise.silos = 1 + len(secrets.pairs)
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
         """Nothing is done to the model; remember what it is before the server sends its own."""
         self.plan(model)
         self.remember(model)
+        if self._accounts is not None:
+            self._accounts.tell(self.noised_numbers(model))
         return self.info(model)
+
+    def noised_numbers(self, model: nn.Module) -> int:
+        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        if self._noise is None:
+            return 0
+        state = state_tensors(model)
+        self._noise.look(model)
+        update = [state[n] for n, part in self._noise.parts(state).items() if part == "update"]
+        return sum(tensor.numel() * (1 + tensor.is_complex()) for tensor in update)
 
     def remember(self, model: nn.Module) -> None:
         """Remember what this silo's own first model is."""
         self._first.remember(state_tensors(model))
+        if self._noise is not None:
+            self._noise.look(model)
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
         """Claim the silo's vault, if anything is to be written to it.
@@ -211,6 +256,8 @@ class SealedLock(WireLock):
 
         """
         self._silo = silo
+        if self._accounts is not None:
+            self._accounts.enter(silo)
         if self.own_accuracy and not self.tells_accuracy:
             make_folder(self.config.vault)
             check_place(self.config.vault / f"silo-{silo}.log", what="keylock.vault:")
@@ -224,8 +271,16 @@ class SealedLock(WireLock):
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
         """What is sent in place of a payload."""
-        rounds = self._begun()
-        message, counts = rounds.seal(payload, samples=samples)
+        rounds, release = self._begun(), None
+        if self._noise is not None:
+            self._noise.look(model)
+            self._noise.keep(payload)
+            release = self._noise.release(payload)
+        if self._accounts is not None:
+            self._accounts.spend(self._silo)
+        message, counts = rounds.seal(payload, samples=samples, release=release)
+        if self._noise is not None:
+            self.note(f"round {rounds.round}: {self._noise.done}", silo=self._silo)
         if counts.names:
             self.note(
                 f"round {rounds.round}: {counts.clipped} numbers outgrew their range and were "
@@ -265,7 +320,8 @@ class SealedLock(WireLock):
                 "to the range of a round",
                 silo=self._silo,
             )
-        return with_versions(opened.state, model.state_dict())
+        state = opened.state if self._noise is None else self._noise.opened(opened)
+        return with_versions(state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:
         """After the last round: compare with the other silos, and write the open model."""
@@ -285,7 +341,9 @@ class SealedLock(WireLock):
         updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
         """One round of all silos in one process, with secrets of its own."""
-        return rehearse(base, updates, self.config.colluders, self.config.scale)
+        if self._accounts is not None:
+            self._accounts.spend_entered()
+        return rehearse(base, updates, self.config.colluders, self.config.scale, self._noise)
 
     def enter_server(self) -> None:
         """On the server: check that a checkpoint can be written.
@@ -305,7 +363,9 @@ class SealedLock(WireLock):
     def surrogate(self, model: nn.Module) -> Surrogate:
         """The public model: nothing of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
-        transform = SealTransform(entries_of(state_tensors(model)), silos)
+        if self._noise is not None:
+            self._noise.look(model)
+        transform = SealTransform(entries_of(state_tensors(model)), silos, self._noise)
         return Surrogate(copy_of(model), (), no_unknowns, transform)
 
     def twin(

@@ -11,8 +11,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ... import files
+from ...disk import write_private
 from ...errors import ConfigError, UpdateRefused
-from ..vault.disk import write_private
 from .record import Record
 from .sealing import TRAILER
 

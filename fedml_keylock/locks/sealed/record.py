@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -116,6 +116,8 @@ class Record:
             "sealed.samples": torch.tensor(self.encoding.shares.samples, dtype=torch.int64),
             "sealed.steps": torch.tensor(self.encoding.steps, dtype=torch.int64),
             "sealed.keys": torch.tensor(keys, dtype=torch.uint8),
+            "sealed.noised": torch.tensor([e.kind == "noised" for e in self.encoding.entries]),
+            "sealed.scale": torch.tensor(self.encoding.scale, dtype=torch.float64),
             "sealed.signs": torch.tensor(signs, dtype=torch.int64),
             "sealed.came": torch.tensor(self.came or [0] * TRAILER_WORDS, dtype=torch.int32),
             **{BASE + name: tensor for name, tensor in self.encoding.base.items()},
@@ -135,7 +137,12 @@ class Record:
             steps = tuple(kept["sealed.steps"].tolist())
             pad, tag, *covers = (bytes(key) for key in kept["sealed.keys"].tolist())
             signs = kept["sealed.signs"].tolist()
-            encoding = Encoding(base, entries_of(base), steps, shares)
+            noised = kept["sealed.noised"].tolist()
+            entries = tuple(
+                replace(entry, kind="noised") if odd else entry
+                for entry, odd in zip(entries_of(base), noised, strict=True)
+            )
+            encoding = Encoding(base, entries, steps, shares, float(kept["sealed.scale"]))
             place, round_index = int(kept["sealed.place"]), int(kept["sealed.round"])
             signed = tuple((k, sign) for k, sign in zip(covers, signs, strict=True) if sign)
             came = tuple(kept["sealed.came"].tolist()) if round_index else ()

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import UpdateRefused
 from ...tensors import with_versions
 from ...types import JobSecrets
+from .job_noise import JobNoise
 from .rounds import Rounds
 from .sealing import Opened, add_up
 
@@ -22,6 +23,7 @@ def rehearse(
     updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     colluders: int | None,
     scale: float | None,
+    noise: JobNoise | None = None,
 ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
     """The messages of a round whose silos have agreed on secrets of its own, and the average.
 
@@ -30,22 +32,32 @@ def rehearse(
         updates: of each silo, its samples and its payload.
         colluders: as declared.
         scale: the largest number of tensors that no silo has received.
+        noise: of the job, if there is any.
 
     """
     count = len(updates)
     pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
-    group, samples = os.urandom(32), {i: number for i, (number, _) in enumerate(updates)}
+    group = os.urandom(32)
+    samples = {i: 1.0 if noise else number for i, (number, _) in enumerate(updates)}
     silos = []
     for own in range(count):
         mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
         silos.append(Rounds(JobSecrets(group, own, mine, samples), colluders, scale))
         silos[own].begin(base)
+    if noise is not None:
+        noise.silos = count
     messages = [
-        silo.seal(payload, samples=number)[0]
+        silo.seal(
+            payload,
+            samples=number if noise is None else 1.0,
+            release=None if noise is None else noise.release(payload),
+        )[0]
         for silo, (number, payload) in zip(silos, updates, strict=True)
     ]
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
+    if noise is not None:
+        noise.follow(opened)
     if opened.counts.clipped:
         logging.warning(
             "%d numbers of the silos' updates were clipped to the range of a round",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,6 +18,7 @@ from .encoding import Counts, Encoding, exponent_of, size_of
 from .entries import entries_of
 from .keystream import derive, framed
 from .neighbours import neighbours, reach
+from .noise import Release
 from .notices import Notice, compare
 from .record import Record
 from .sealing import TRAILER, Opened, RoundKeys, seal
@@ -87,12 +88,19 @@ class Rounds(Private):
         """Whether the first model has come."""
         return bool(self._chain)
 
-    def seal(self, payload: Mapping[str, Tensor], *, samples: float = 1.0) -> Message:
+    def seal(
+        self,
+        payload: Mapping[str, Tensor],
+        *,
+        samples: float = 1.0,
+        release: Callable[[Mapping[str, Tensor]], Release] | None = None,
+    ) -> Message:
         """A payload as it leaves the silo in this round.
 
         Args:
             payload: name to tensor: a whole state, or any part of one.
             samples: this silo's weight in the average.
+            release: under noise, what is sent of it, from the base that it is a difference from.
 
         Returns:
             The message, and what had to be clipped in it.
@@ -108,15 +116,21 @@ class Rounds(Private):
                 f"round {self.round}: it would send a second message in one round, whose "
                 "difference from the first is not hidden: send one"
             )
-        base = self._base_of(payload)
+        base = self._base_of(payload, sized=release is None)
+        released = None if release is None else release(base)
         self._used = True  # whatever happens from here on, no second notice and no second message
         own = Notice(self.round, self._chain, schema_of(base), samples)
         sizes = self._grown(base)
 
         def made(numbers: Sequence[float]) -> tuple[Encoding, RoundKeys, Message]:
-            encoding = Encoding.of(base, Shares.of(numbers), sizes)
-            keys = self._keys(encoding)
-            return encoding, keys, seal(encoding, payload, keys)
+            shares = Shares.of(numbers)
+            if released is None:
+                encoding = Encoding.of(base, shares, sizes)
+                keys = self._keys(encoding)
+            else:
+                encoding = released.encoding(base, shares, sizes)
+                keys = self._keys(encoding, encoding.scale, *released.public)
+            return encoding, keys, seal(encoding, payload, keys, released)
 
         early = []
 
@@ -168,8 +182,11 @@ class Rounds(Private):
         own = Notice(self.round, self._chain, schema_of(self.base), samples)
         compare(own, self.secrets, label="farewell")
 
-    def _base_of(self, payload: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Of what was received, the tensors of a payload; zeros for what is new."""
+    def _base_of(self, payload: Mapping[str, Tensor], *, sized: bool) -> Mapping[str, Tensor]:
+        """Of what was received, the tensors of a payload; zeros for what is new.
+
+        Their numbers must be known to have some size, unless a clip gives it to them.
+        """
         base: dict[str, Tensor] = {}
         for name, tensor in payload.items():
             came = self.base.get(name)
@@ -181,7 +198,7 @@ class Rounds(Private):
                     f"{name} is {tensor.dtype}, which the server has not sent: the average of it "
                     "would be rounded; send it as floating point"
                 )
-            if self.scale is None:
+            if self.scale is None and sized:
                 what = "the server has not sent"
                 if came is not None and came.shape != tensor.shape:
                     raise UpdateRefused(
@@ -210,7 +227,7 @@ class Rounds(Private):
                 self._sizes[name] = max(size, self._sizes.get(name, size))
         return self._sizes
 
-    def _keys(self, encoding: Encoding) -> RoundKeys:
+    def _keys(self, encoding: Encoding, *noise: float) -> RoundKeys:
         silos = sorted({self.secrets.silo, *self.secrets.pairs})
         place, steps = silos.index(self.secrets.silo), reach(len(silos), self.colluders)
         near = neighbours(place, len(silos), steps)
@@ -218,7 +235,7 @@ class Rounds(Private):
             self.secrets.transcript,
             self.round.to_bytes(8, "big"),
             self._chain,
-            json.dumps([silos, encoding.shares.samples, encoding.steps, steps]).encode(),
+            json.dumps([silos, encoding.shares.samples, encoding.steps, steps, *noise]).encode(),
             schema_of(encoding.base),
         )
         pairs = {other: self.secrets.pairs[silos[other]] for other in near}

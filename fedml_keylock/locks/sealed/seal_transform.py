@@ -13,6 +13,7 @@ from ...types import ClientUpdate
 from ..entropy import Uniform
 from .encoding import Encoding
 from .entries import Entry
+from .job_noise import JobNoise
 from .record import Record
 from .sealing import TRAILER, RoundKeys, seal
 from .shares import Shares
@@ -30,6 +31,7 @@ class SealTransform:
     Attributes:
         entries: of the model's state.
         silos: how many take part; from two on each has pairwise masks.
+        noise: of the job, if there is any.
 
     Example:
         >>> from .entries import entries_of
@@ -46,6 +48,7 @@ class SealTransform:
 
     entries: tuple[Entry, ...]
     silos: int = 3
+    noise: JobNoise | None = None
 
     def protect(
         self, update: ClientUpdate, generator: torch.Generator
@@ -54,9 +57,15 @@ class SealTransform:
         drawn = torch.randint(256, (self.silos, 32), generator=generator, dtype=torch.uint8)
         group, *pairs = (bytes(row) for row in drawn.tolist())
         keys = RoundKeys(group, dict(enumerate(pairs, 1)), 0, self.silos, b"audit")
-        encoding = Encoding.of(update.before, Shares((1,) * self.silos))
-        payload = {**update.before, **update.after}
-        message, _ = seal(encoding, payload, keys)
+        shares, payload = Shares((1,) * self.silos), {**update.before, **update.after}
+        release = None
+        if self.noise is None:
+            encoding = Encoding.of(update.before, shares)
+        else:
+            self.noise.silos = self.silos
+            release = self.noise.release(payload)(update.before)
+            encoding = release.encoding(update.before, shares)
+        message, _ = seal(encoding, payload, keys, release)
         private = Record.of(encoding, keys, 0, own=True).tensors
         return replace(update, after=message), private
 

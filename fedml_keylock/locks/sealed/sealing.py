@@ -15,6 +15,7 @@ from torch import Tensor
 from ...errors import UpdateRefused
 from .encoding import Counts, Encoding, chunks
 from .keystream import Keystream, derive
+from .noise import Noise, Release
 from .tag import TAG_WORDS, Tag, join_tags, split_tags
 
 __all__ = ["TRAILER", "TRAILER_WORDS", "Opened", "RoundKeys", "add_up", "open_sum", "seal"]
@@ -22,7 +23,8 @@ __all__ = ["TRAILER", "TRAILER_WORDS", "Opened", "RoundKeys", "add_up", "open_su
 TRAILER = "keylock.sealed"
 """The entry of a message that holds its counters and its tags."""
 COUNTERS = 2
-"""Words of the counters: entries clipped, and entries that are NaN or infinite."""
+"""Words of the counters: entries clipped, and entries that are NaN or infinite. Under noise: the
+noised sum of votes for the clip, and nothing."""
 TRAILER_WORDS = COUNTERS + TAG_WORDS
 
 
@@ -69,7 +71,10 @@ class RoundKeys:
 
 
 def seal(
-    encoding: Encoding, payload: Mapping[str, Tensor], keys: RoundKeys
+    encoding: Encoding,
+    payload: Mapping[str, Tensor],
+    keys: RoundKeys,
+    release: Release | None = None,
 ) -> tuple[dict[str, Tensor], Counts]:
     """A payload as it leaves the silo: int32 words under the payload's own names, and TRAILER.
 
@@ -77,12 +82,16 @@ def seal(
         encoding: of the round.
         payload: name to tensor, with the names and shapes of the encoding's base.
         keys: of the round; they serve no second message.
+        release: of a round under noise; of the payload nothing but what it gives is sent.
+
+    Raises:
+        LockError: what it gives is longer than its clip.
 
     Returns:
         The message, and what had to be clipped.
 
     """
-    tag, counts = Tag(keys.tag_key()), Counts()
+    tag, counts, noise = Tag(keys.tag_key()), Counts(), Noise()
     streams = [(Keystream(key), sign) for key, sign in keys.covers()]
 
     def cover(words: NDArray[np.int32], into: NDArray[np.int32]) -> None:
@@ -96,13 +105,26 @@ def seal(
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         wire = torch.empty(entry.wire_shape, dtype=torch.int32)
         flat, start = wire.view(-1).numpy(), 0
-        for words in encoding.encode(entry, step, payload[entry.name], keys.place, counts):
+        if release is None:
+            pieces = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
+        elif entry.name in release.grids:
+            grid = release.grids[entry.name]
+            pieces = (noise.over(words, grid) for words in release.words(entry))
+        else:  # as it came
+            came = encoding.base[entry.name]
+            pieces = encoding.encode(entry, step, came, keys.place, counts)
+        for words in pieces:
             tag.update(words)
             cover(words, flat[start : start + len(words)])
             start += len(words)
         sealed[entry.name] = wire
     most = (2**31 - 1) // keys.participants
     counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
+    if release is not None:  # what is counted of one silo's numbers would tell of them
+        release.check()
+        counters[:] = 0
+        if (vote := release.vote()) is not None:
+            counters[:1] = noise.over(np.array(vote[:1], dtype=np.int32), vote[1])
     tag.update(counters)
     trailer = torch.empty(TRAILER_WORDS, dtype=torch.int32)
     cover(np.concatenate([counters, split_tags(tag.value)]), trailer.numpy())
@@ -116,7 +138,8 @@ class Opened:
 
     Attributes:
         state: the average, name to tensor, in the order of the base: jobs load by place, too.
-        counts: of all participants together.
+        counts: of all participants together; nothing under noise.
+        votes: under noise, the first counter.
         digest: SHA-256 of the opened words. Not the tags: whoever has their key, as every silo
             has, can make other words with the same.
 
@@ -125,6 +148,7 @@ class Opened:
     state: dict[str, Tensor] = field(repr=False)
     counts: Counts
     digest: bytes = field(repr=False)
+    votes: int = 0
 
 
 def open_sum(
@@ -162,9 +186,10 @@ def open_sum(
             "the average that came is not the sum of what the silos sent in this round, with each "
             "of them once: the server, or who stands between, has changed it; nothing was loaded"
         )
-    counts = Counts(int(trailer[0]), int(trailer[1]))
     ordered = OrderedDict((name, state[name]) for name in encoding.base)
-    return Opened(ordered, counts, digest.digest())
+    if encoding.noised:
+        return Opened(ordered, Counts(), digest.digest(), votes=int(trailer[0]))
+    return Opened(ordered, Counts(int(trailer[0]), int(trailer[1])), digest.digest())
 
 
 def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:

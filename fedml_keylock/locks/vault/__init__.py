@@ -1,7 +1,6 @@
 """Private state on disk, one owner-only file a silo: the only way that it leaves the process.
 
-``silo.py`` is what a job uses, ``file.py`` the file's form, ``cipher.py`` its encryption, and
-``disk.py`` writing whole or not at all, by one process at a time.
+``silo.py`` is what a job uses, ``file.py`` the file's form, and ``cipher.py`` its encryption.
 """
 
 from .cipher import Cipher

@@ -14,8 +14,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from ...disk import open_private
 from ...errors import ConfigError, PrivateStateError, VaultError
-from .disk import open_private
 
 __all__ = ["PASSPHRASE", "Cipher", "Kdf"]
 

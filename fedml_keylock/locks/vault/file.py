@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from ...disk import open_private, write_private
 from ...errors import VaultError
 from ...tensors import raw, tensors_of
 from .cipher import Cipher
-from .disk import open_private, write_private
 
 __all__ = ["SCHEMA", "Stored", "write_state"]
 

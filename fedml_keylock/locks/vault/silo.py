@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ...disk import check_folder, claim, make_folder, release, remove_leftovers
 from ...errors import VaultError
 from .cipher import Cipher
-from .disk import check_folder, claim, make_folder, release, remove_leftovers
 from .file import Stored, write_state
 
 __all__ = ["Vault", "claim_silo", "files_of", "history_of", "silo_path", "silos_in"]

@@ -18,9 +18,9 @@ from torch import nn
 from vaults import CONFIG, load, made, refused, same, save
 
 from fedml_keylock.builtin import keylock
+from fedml_keylock.disk import append_private
 from fedml_keylock.errors import LockError, VaultError
 from fedml_keylock.locks import Vault, load_private_state_dict, private_state_dict
-from fedml_keylock.locks.vault.disk import append_private
 from fedml_keylock.locks.vault.file import write_state
 from fedml_keylock.locks.vault.silo import claim_silo, silos_in
 

@@ -6,9 +6,9 @@ import stat
 import pytest
 import torch
 
+from fedml_keylock.disk import append_private
 from fedml_keylock.errors import VaultError
 from fedml_keylock.locks.vault import Vault
-from fedml_keylock.locks.vault.disk import append_private
 
 
 @pytest.fixture

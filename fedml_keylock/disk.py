@@ -13,8 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ...errors import VaultError
-from ...files import check_place
+from .errors import VaultError
+from .files import check_place
 
 __all__ = [
     "append_private",

@@ -1,0 +1,152 @@
+"""A job's noise, round by round: what of a silo's payload is clipped, noised, or stays at home."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigError, UpdateRefused
+from ...privacy.adaptive import QuantileClip
+from ...privacy.noise_config import NoiseConfig
+from .noise import ClippedUpdate, Release, RoundNoise
+from .sealing import Opened
+
+__all__ = ["JobNoise"]
+
+
+@dataclass
+class JobNoise:
+    """What a silo knows of its job's noise under `unit: silo`.
+
+    Attributes:
+        config: the YAML's.
+        colluders: how many silos may collude with the server.
+        multiplier: z of a round; None until the job's rounds are known, where the YAML gives
+            epsilon.
+        silos: how many take part in a round; 0 until they are known.
+        clip: of the round; it may follow the updates.
+        update: what was sealed last, before noise.
+
+    """
+
+    config: NoiseConfig
+    colluders: int
+    multiplier: float | None = None
+    silos: int = 0
+    clip: float = 0.0
+    update: ClippedUpdate | None = field(default=None, repr=False)
+    _buffers: set[str] = field(default_factory=set)
+    _frozen: set[str] = field(default_factory=set)
+    _home: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self.multiplier = self.config.multiplier
+        self.clip = self.config.clip
+
+    def look(self, model: nn.Module) -> None:
+        """See which names are buffers of the model, and which parameters do not train."""
+        every = model.named_parameters(remove_duplicate=False)
+        self._frozen = {name for name, parameter in every if not parameter.requires_grad}
+        self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
+
+    @property
+    def of_round(self) -> RoundNoise:
+        """How much noise is added in the round.
+
+        Raises:
+            ConfigError: that is not known yet, or too many silos may collude.
+
+        """
+        honest = self.silos - max(1, self.colluders)
+        if honest < 1:
+            raise ConfigError(
+                f"keylock.noise: of {self.silos} silos {self.colluders} may collude with the "
+                "server, and whoever looks subtracts his own noise: none is left"
+            )
+        if self.multiplier is None:
+            raise ConfigError(
+                "keylock.noise.epsilon: how many rounds it is for is known in a job only; give "
+                "multiplier"
+            )
+        clips = {"update": self.clip}
+        if self.config.buffer_clip is not None:
+            clips["buffer"] = self.config.buffer_clip
+        if (adaptive := self._adaptive) is None:
+            return RoundNoise(self.multiplier, self.silos, honest, clips)
+        return RoundNoise(adaptive.multiplier, self.silos, honest, clips, adaptive.votes)
+
+    @property
+    def _adaptive(self) -> QuantileClip | None:
+        config = self.config.adaptive
+        if config is None or self.multiplier is None:
+            return None
+        return QuantileClip.of(config, self.multiplier, self.silos)
+
+    def follow(self, opened: Opened) -> None:
+        """Set the next round's clip by the votes of this one."""
+        if (adaptive := self._adaptive) is not None:
+            votes = math.ldexp(opened.votes, self.of_round.vote_grid.exponent)
+            self.clip = adaptive.next(self.clip, votes)
+
+    def parts(self, payload: Mapping[str, Tensor]) -> dict[str, str]:
+        """Of each name that is noised, which clip it is under."""
+        found = {}
+        for name, tensor in payload.items():
+            numbers = tensor.is_floating_point() or tensor.is_complex()
+            if name in self._buffers:
+                if numbers and self.config.buffer_clip is not None:
+                    found[name] = "buffer"
+            elif numbers and name not in self._frozen:
+                found[name] = "update"
+        return found
+
+    def release(self, payload: Mapping[str, Tensor]) -> Callable[[Mapping[str, Tensor]], Release]:
+        """What is sent of a payload, from the base that it is a difference from."""
+        noise, parts = self.of_round, self.parts(payload)
+        if "update" not in parts.values():
+            raise UpdateRefused("nothing of what it would send trains, and noise hides nothing")
+
+        def of(base: Mapping[str, Tensor]) -> Release:
+            for name in payload.keys() - parts.keys() - self._buffers:
+                if not torch.equal(payload[name].cpu(), base[name].cpu()):
+                    raise UpdateRefused(
+                        f"{name} has changed, and is no floating-point parameter that trains: "
+                        "under keylock.noise nothing else is sent"
+                    )
+            self.update = ClippedUpdate(noise, base, payload, parts)
+            return self.update
+
+        return of
+
+    @property
+    def done(self) -> str:
+        """What was done to the update that was sealed last, for the silo's own log."""
+        update = self.update
+        if update is None:
+            return "nothing was noised"
+        if update.infinite:
+            return "the update has numbers that are NaN or infinite: none was sent, but noise"
+        clips = update.noise.clips
+        return ", ".join(
+            f"the {part}'s norm {norm:.3g} under a clip of {clips[part]:.3g}"
+            for part, norm in update.norms.items()
+        )
+
+    def keep(self, payload: Mapping[str, Tensor]) -> None:
+        """Keep what stays at home, to be put back by `opened`."""
+        away = self.parts(payload)
+        self._home = {
+            name: payload[name].detach().clone()
+            for name in payload.keys() & self._buffers
+            if name not in away
+        }
+
+    def opened(self, opened: Opened) -> Mapping[str, Tensor]:
+        """What FedML is to load: the average, and this silo's own buffers."""
+        self.follow(opened)
+        own = {name: tensor for name, tensor in self._home.items() if name in opened.state}
+        return {**opened.state, **own}

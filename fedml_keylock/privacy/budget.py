@@ -1,0 +1,215 @@
+"""What a job's noise is worth, from its settings and from who takes part in which round."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ..errors import ConfigError
+from ..types import Schedule
+from .accountant import Spending, epsilon_of, multiplier_for, rounds_within, spending_of
+from .ledger import Page
+from .noise_config import NoiseConfig
+
+__all__ = ["Budget"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A job's noise, solved for its rounds. It is public, and the same on every rank.
+
+    FedML's choice of silos is public, too, so that it hides nobody: what counts is in how many
+    rounds a silo does take part.
+
+    Attributes:
+        noise: the YAML's.
+        colluders: how many silos may collude with the server.
+        schedule: who takes part in which round.
+        multiplier: z: the YAML's, or what its epsilon needs.
+
+    """
+
+    noise: NoiseConfig
+    colluders: int
+    schedule: Schedule
+    multiplier: float
+
+    @classmethod
+    def of(cls, noise: NoiseConfig, colluders: int, schedule: Schedule) -> Budget:
+        """Solve a job's noise.
+
+        Args:
+            noise: the YAML's.
+            colluders: as declared.
+            schedule: of the job.
+
+        Raises:
+            ConfigError: no noise is left without that of colluding silos, delta is as large as one
+                silo's share of all, stop_at is below what one round costs, no noise costs the
+                wanted epsilon, or dp-accounting is not installed.
+
+        """
+        made, counted = cls(noise, colluders, schedule, noise.multiplier or 0.0), max(1, colluders)
+        if made.honest < 1:
+            raise ConfigError(
+                f"keylock.noise: of {made.each} silos in a round {counted} know their own "
+                "noise, and none is left against them: declare fewer colluders, or take more silos"
+            )
+        if noise.unit == "silo":
+            _check_delta(noise.delta, schedule.silos, "silos")
+        if noise.epsilon is not None:
+            one = spending_of(noise, 1.0)
+            count = max(1, _most(schedule.rounds)) * one.count
+            found = multiplier_for(noise.epsilon, noise.delta, rate=one.rate, count=count)
+            made = replace(made, multiplier=found)
+        made.costs(1)  # also where nothing is solved, the job is not to find out later
+        if schedule.rounds and not made.rounds:
+            raise ConfigError(
+                f"keylock.noise.stop_at: one round costs epsilon {made.costs(1):.3g}, and "
+                f"{noise.stop_at:g} may be spent: raise stop_at, or multiplier"
+            )
+        return made
+
+    @property
+    def one(self) -> Spending:
+        """What it costs to take part in one round."""
+        return spending_of(self.noise, self.multiplier)
+
+    def costs(self, rounds: int) -> float:
+        """Epsilon of so many participations."""
+        spent = replace(self.one, count=rounds * self.one.count)
+        return epsilon_of([spent], self.noise.delta)
+
+    @cached_property
+    def rounds(self) -> int:
+        """How many of the rounds are run: as many as no silo passes `stop_at` in."""
+        planned = self.schedule.rounds
+        if self.noise.stop_at is None:
+            return len(planned)
+        allowed = rounds_within(self.one, self.noise.delta, self.noise.stop_at, most=len(planned))
+        taken = Counter[int]()
+        for index, silos in enumerate(planned):
+            taken.update(silos)
+            if max(taken.values(), default=0) > allowed:
+                return index
+        return len(planned)
+
+    @property
+    def most(self) -> int:
+        """In how many of them the silo takes part that does so most often."""
+        return _most(self.schedule.rounds[: self.rounds])
+
+    @property
+    def each(self) -> int:
+        """m: how many silos take part in a round."""
+        return min(map(len, self.schedule.rounds), default=self.schedule.silos)
+
+    @property
+    def honest(self) -> int:
+        """H: how many silos of a round add noise that an observer does not know."""
+        return self.each - max(1, self.colluders)
+
+    @property
+    def stops(self) -> str:
+        """Why there are fewer rounds than planned, in one line; empty where there are not."""
+        if self.rounds == len(self.schedule.rounds):
+            return ""
+        return (
+            f"keylock.noise.stop_at: training ends after {self.rounds} of "
+            f"{len(self.schedule.rounds)} rounds, which cost epsilon {self.costs(self.most):.3g}; "
+            f"one more would pass {self.noise.stop_at:g}"
+        )
+
+    @property
+    def summary(self) -> str:
+        """What the noise is worth, in one line."""
+        noise, sum_of = self.noise, f"the sum of {self.each} silos"
+        if noise.steps > 1:
+            sum_of = "each silo's sum of clipped gradients"
+        rounds = f"{self.rounds} round{'s' * (self.rounds != 1)}"
+        if self.most != self.rounds:
+            rounds += f", of which a silo takes part in {self.most} at most,"
+        return (
+            f"keylock.noise: multiplier {self.multiplier:.4g}, deviation "
+            f"{self.multiplier * noise.clip:.4g} in {sum_of}; {rounds} cost epsilon "
+            f"{self.costs(self.most):.3g} at delta {noise.delta:g} (unit: {noise.unit})"
+        )
+
+    def ratio(self, numbers: int) -> float | None:
+        """`noise_over_signal` under `unit: silo`; otherwise nobody knows before all examples."""
+        return self.noise_over_signal(numbers) if self.noise.unit == "silo" else None
+
+    def noise_over_signal(self, numbers: int) -> float:
+        """How long the noise in the average is, over the clip.
+
+        The sum has deviation z clip in each number without the noise of the others, and
+        ``z clip sqrt(m / H)`` with all of it; the average a share 1/m of that. Over d numbers its
+        length is ``sqrt(d) z clip sqrt(m / H) / m``. The signal is the average of clipped updates
+        that all point the same way, the best case, which is as long as the clip: m updates that
+        have nothing in common average to ``clip / sqrt(m)`` only.
+
+        Args:
+            numbers: d, how many are noised.
+
+        Example:
+            >>> from .noise_config import NoiseConfig
+            >>> noise = NoiseConfig(clip=1, delta=1e-5, multiplier=2.6)
+            >>> thirty = Schedule(30, (tuple(range(30)),) * 20)
+            >>> round(Budget.of(noise, 0, thirty).noise_over_signal(13_426), 1)
+            10.2
+
+        """
+        each = self.each
+        return math.sqrt(numbers) * self.multiplier * math.sqrt(each / self.honest) / each
+
+    def check_left(self, page: Page, silo: int, done: int) -> None:
+        """Check, before a silo trains, that what it has spent leaves the rest of this job.
+
+        Args:
+            page: of its ledger.
+            silo: its index.
+            done: how many rounds of this job are over.
+
+        Raises:
+            ConfigError: saying what was spent, and what fits.
+
+        """
+        stop_at, delta = self.noise.stop_at, self.noise.delta
+        if stop_at is None:
+            return
+        left = sum(silo in silos for silos in self.schedule.rounds[done : self.rounds])
+        fit = rounds_within(self.one, delta, stop_at, spent=page.spent, most=left)
+        if fit < left:
+            raise ConfigError(
+                f"keylock.noise.stop_at: silo {silo} has spent epsilon "
+                f"{epsilon_of(page.spent, delta):.3g} of {stop_at:g} in {page.rounds} rounds, as "
+                f"its vault says; of {left} more {fit} fit: lower comm_round, or raise stop_at"
+            )
+
+    def check_examples(self, number: float) -> None:
+        """Check, in a silo, that delta is less than one of its examples' share.
+
+        Raises:
+            ConfigError: it is not.
+
+        """
+        if self.noise.unit == "example":
+            _check_delta(self.noise.delta, number, "examples")
+
+
+def _most(rounds: Iterable[Iterable[int]]) -> int:
+    """In how many of these rounds the silo takes part that does so most often."""
+    return max(Counter(silo for silos in rounds for silo in silos).values(), default=0)
+
+
+def _check_delta(delta: float, number: float, what: str) -> None:
+    if not delta * number < 1:
+        # of examples the number is not said: the line reaches whoever started the job
+        many = f"{number:g} {what}" if what == "silos" else f"this silo's {what}"
+        raise ConfigError(
+            f"keylock.noise.delta: {delta:g} is not allowed with {many}: it must be below 1 over "
+            "their number, or telling all of one of them would be within it"
+        )

@@ -1,0 +1,143 @@
+"""What a silo has spent, on disk: later jobs on the same vault go on counting."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..disk import claim, make_folder, open_private, release, write_private
+from ..errors import ConfigError, VaultError
+from .accountant import Spending
+
+__all__ = ["Ledger", "Page"]
+
+WHAT = "ledger"
+SCHEMA = "fedml-keylock privacy 1"
+WAIT = 10.0
+"""Seconds to wait for another process that writes the same ledger."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a ledger says.
+
+    Attributes:
+        spent: each different kind once.
+        rounds: in how many rounds.
+
+    """
+
+    spent: tuple[Spending, ...] = ()
+    rounds: int = 0
+
+    def with_round(self, one: Spending) -> Page:
+        """What it says after another round, which costs this.
+
+        Example:
+            >>> Page().with_round(Spending(2.0)).with_round(Spending(2.0)).spent
+            (Spending(multiplier=2.0, rate=1.0, count=2),)
+
+        """
+        counts = Counter[tuple[float, float]]()
+        for each in (*self.spent, one):
+            counts[each.multiplier, each.rate] += each.count
+        spent = tuple(Spending(*kind, count) for kind, count in counts.items())
+        return replace(self, spent=spent, rounds=self.rounds + 1)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """One silo's ledger, an owner-only file in the vault's folder.
+
+    Attributes:
+        folder: of the vault; made when first written, for its owner only.
+        silo: index of the silo.
+        unit: what is protected: silo or example. The two do not add up.
+
+    Example:
+        >>> import tempfile
+        >>> ledger = Ledger(Path(tempfile.mkdtemp()), 0, "silo")
+        >>> ledger.add(Spending(2.0)).rounds
+        1
+        >>> ledger.spent
+        [Spending(multiplier=2.0, rate=1.0, count=1)]
+
+    """
+
+    folder: Path
+    silo: int
+    unit: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / f"silo-{self.silo}.privacy.json"
+
+    @property
+    def spent(self) -> list[Spending]:
+        """What was spent so far; see `read`."""
+        return list(self.read().spent)
+
+    def read(self) -> Page:
+        """What the file says; nothing was spent where there is none.
+
+        Raises:
+            VaultError: it cannot be read, is readable by others, is no ledger, is another silo's,
+                or counts another unit.
+
+        """
+        if not os.path.lexists(self.path):
+            return Page()
+        with open_private(self.path, what=WHAT) as file:
+            page, unit = _parsed(file.read(), self.path, self.silo)
+        if unit != self.unit:
+            raise VaultError(
+                f"{WHAT} {self.path}: it counts unit: {unit}, this job's is {self.unit}, and the "
+                "two do not add up: name another folder in keylock.vault"
+            )
+        return page
+
+    def add(self, one: Spending, *, check: Callable[[Page], None] = lambda page: None) -> Page:
+        """Count a round, on disk before this returns.
+
+        Args:
+            one: what it costs.
+            check: called with what the ledger would then say; raises to leave it as it was.
+
+        Raises:
+            VaultError: it cannot be read or written; it is as it was.
+
+        """
+        make_folder(self.folder)
+        lock = self.folder / f".{self.path.name}.lock"
+        held = claim(lock, what=f"{WHAT} {self.path}", wait=WAIT)
+        try:
+            page = self.read().with_round(one)
+            check(page)
+            content: dict[str, Any] = {"schema": SCHEMA, "silo": self.silo, "unit": self.unit}
+            content |= {"rounds": page.rounds, "spent": [asdict(each) for each in page.spent]}
+            write_private(self.path, json.dumps(content, indent=1).encode(), what=WHAT)
+        finally:
+            if held:
+                release(lock)
+        return page
+
+
+def _parsed(content: bytes, path: Path, silo: int) -> tuple[Page, str]:
+    """A file's page, and its unit."""
+    try:
+        read = json.loads(content)
+        if read["schema"] != SCHEMA or read["silo"] != silo:
+            raise ValueError
+        spent: Sequence[Spending] = [Spending(**each) for each in read["spent"]]
+        return Page(tuple(spent), int(read["rounds"])), str(read["unit"])
+    except (ValueError, KeyError, TypeError, ConfigError):
+        raise VaultError(
+            f"{WHAT} {path}: it is no ledger of silo {silo}, or is damaged: without it nobody "
+            "knows what was spent; put back a copy of it, or name another folder in keylock.vault"
+        ) from None
