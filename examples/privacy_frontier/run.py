@@ -31,12 +31,14 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import by_example
+import by_silo
 from sets import pictures
 
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.files import replacing
 
 NONE, CLIPPED = None, float("inf")
+SILOS = (30, 100, 1000, 10_000)
 PARTS = ("example", "silo", "leakage")
 
 
@@ -85,6 +87,20 @@ def _example(
     return found
 
 
+def of_silos(root: Path, work: Path, seeds: int) -> Iterator[Point]:
+    """unit: silo; more seeds of what is trained fast."""
+    grid = [(k, m, ("none", "sealed"), 1) for m in (1000, 10_000, 100, 30) for k in ("full",)]
+    grid += [(k, m, ("none", "sealed"), seeds) for m in SILOS for k in ("last", "low rank")]
+    grid += [("full", m, ("sealed", "ldp", "cdp"), 1) for m in (3, 10, 30)]
+    grid += [("last", m, ("ldp", "cdp"), 1) for m in SILOS]
+    for seed in range(seeds):
+        for kind, silos, mechanisms, most in grid:
+            for mechanism in mechanisms if seed < most else ():
+                name = f"silo {kind} {silos} silos {mechanism} seed {seed}"
+                how = {"kind": kind, "silos": silos, "mechanism": mechanism, "seed": seed}
+                yield Point(name, partial(by_silo.measured, root, work, **how))
+
+
 @click.command(help=__doc__)
 @click.option(
     "--data",
@@ -100,7 +116,8 @@ def _example(
 def main(root: Path, output: Path, seeds: int, only: str | None, most: int | None) -> None:
     torch.set_num_threads(1)
     numbers = Numbers(output / "numbers.json")
-    parts = {"example": of_examples(root, seeds)}
+    work = output / "work"
+    parts = {"example": of_examples(root, seeds), "silo": of_silos(root, work, seeds)}
     wanted = [p for name, every in parts.items() if only in (None, name) for p in every]
     left = [point for point in wanted if point.name not in numbers.found]
     try:
