@@ -113,9 +113,7 @@ class Task:
             for _ in range(kind.epochs):
                 pick = torch.rand(count, own, generator=draw).argsort(1)[:, :used]
                 for some in (order[first + pick]).split(batch, 1):
-                    moved -= kind.rate * self.gradients(
-                        moved, self.inputs[some], self.labels[some]
-                    )
+                    moved -= kind.rate * self.gradients(moved, self.inputs[some], self.labels[some])
             yield moved - weights
 
 
@@ -123,8 +121,8 @@ class Task:
 def public_features(root: Path, work: Path, *, low_rank: bool) -> tuple[Tensor, Tensor]:
     """What a LeNet of Fashion-MNIST makes of all digits, before its last layer.
 
-    Of a low-rank change B A of the last layer A stays what it is, the directions in which most of
-    Fashion-MNIST varies, and B alone is trained, so that no product of two noises is added (FFA-LoRA,
+    Of a low-rank change B A of the last layer A stays what it is: the directions in which
+    Fashion-MNIST varies most. B alone is trained, so that no product of two noises is added (FFA-LoRA,
     Sun et al. 2024, arXiv 2403.12313).
     """
     net = trained(work / "public.safetensors", root, "fashion_mnist", None)

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import by_example
 import by_silo
+import sums
+from by_example import DELTA, NOISED
 from sets import pictures
 
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.files import replacing
+from fedml_keylock.privacy.accountant import multiplier_for
 
 NONE, CLIPPED = None, float("inf")
 SILOS = (30, 100, 1000, 10_000)
+LESS = (0.2, 0.1, 0.03, 0.01)
+"""Multipliers of which epsilon is no privacy at all, to see where attackers begin to see."""
+CLIPS = {"silo": by_silo.KINDS["full"].clip}
 PARTS = ("example", "silo", "leakage")
 
 
@@ -79,9 +86,7 @@ def of_examples(root: Path, seeds: int) -> Iterator[Point]:
                 yield Point(name, partial(_example, root, data, silos, epsilon, seed))
 
 
-def _example(
-    root: Path, data: str, silos: int, epsilon: float | None, seed: int
-) -> dict[str, Any]:
+def _example(root: Path, data: str, silos: int, epsilon: float | None, seed: int) -> dict[str, Any]:
     found = by_example.measured(pictures(root, data), epsilon=epsilon, silos=silos, seed=seed)
     del found["state"]
     return found
@@ -101,6 +106,23 @@ def of_silos(root: Path, work: Path, seeds: int) -> Iterator[Point]:
                 yield Point(name, partial(by_silo.measured, root, work, **how))
 
 
+def of_sums(root: Path, work: Path) -> Iterator[Point]:
+    """Attacks on sums: at both units' noise of epsilon 8, without any, and of one silo at less."""
+    example = multiplier_for(8.0, DELTA, rate=NOISED.share, count=NOISED.steps)
+    silo = multiplier_for(by_silo.EPSILON, DELTA, count=by_silo.ROUNDS)
+    noises = {"none": 0.0, "example": example, "silo": silo}
+    noises |= {f"z {less}": less for less in LESS}
+    for noise, multiplier in noises.items():
+        for stage, others in product(sums.STAGES, (1, 2, 4, 9)):
+            if noise.startswith("z") and (others > 1 or stage == "trained"):
+                continue
+            for attacker in ("search", "decoder") if others == 1 else ("search",):
+                name = f"sum {stage} {others} others {noise} {attacker}"
+                how = {"stage": stage, "others": others, "attacker": attacker}
+                how |= {"multiplier": multiplier, "clip": CLIPS.get(noise, NOISED.clip)}
+                yield Point(name, partial(sums.measured, root, work, **how))
+
+
 @click.command(help=__doc__)
 @click.option(
     "--data",
@@ -117,9 +139,13 @@ def main(root: Path, output: Path, seeds: int, only: str | None, most: int | Non
     torch.set_num_threads(1)
     numbers = Numbers(output / "numbers.json")
     work = output / "work"
-    parts = {"example": of_examples(root, seeds), "silo": of_silos(root, work, seeds)}
-    wanted = [p for name, every in parts.items() if only in (None, name) for p in every]
-    left = [point for point in wanted if point.name not in numbers.found]
+    parts = {
+        "example": of_examples(root, seeds),
+        "silo": of_silos(root, work, seeds),
+        "leakage": of_sums(root, work),
+    }
+    wanted = {p.name: p for name in parts if only in (None, name) for p in parts[name]}
+    left = [point for name, point in wanted.items() if name not in numbers.found]
     try:
         for point in left[:most]:
             began = time.process_time()
