@@ -121,9 +121,9 @@ class Task:
 def public_features(root: Path, work: Path, *, low_rank: bool) -> tuple[Tensor, Tensor]:
     """What a LeNet of Fashion-MNIST makes of all digits, before its last layer.
 
-    Of a low-rank change B A of the last layer A stays what it is: the directions in which
-    Fashion-MNIST varies most. B alone is trained, so that no product of two noises is added (FFA-LoRA,
-    Sun et al. 2024, arXiv 2403.12313).
+    Of a low-rank change B A of the last layer A stays what it is, directions in which Fashion-MNIST
+    varies most, and B alone is trained: so no product of two noises is added (FFA-LoRA, Sun et al.
+    2024, arXiv 2403.12313).
     """
     net = trained(work / "public.safetensors", root, "fashion_mnist", None)
     net[1].classifier = nn.Identity()

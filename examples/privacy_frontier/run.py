@@ -33,13 +33,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import by_example
 import by_silo
+import show
 import sums
 from by_example import DELTA, NOISED
 from sets import pictures
 
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.files import replacing
-from fedml_keylock.privacy.accountant import multiplier_for
+from fedml_keylock.privacy.accountant import Spending, epsilon_of, multiplier_for
 
 NONE, CLIPPED = None, float("inf")
 SILOS = (30, 100, 1000, 10_000)
@@ -146,6 +147,7 @@ def main(root: Path, output: Path, seeds: int, only: str | None, most: int | Non
     }
     wanted = {p.name: p for name in parts if only in (None, name) for p in parts[name]}
     left = [point for name, point in wanted.items() if name not in numbers.found]
+    most = 0 if only == "table" else most
     try:
         for point in left[:most]:
             began = time.process_time()
@@ -155,7 +157,10 @@ def main(root: Path, output: Path, seeds: int, only: str | None, most: int | Non
             click.echo(f"{point.name}: {json.dumps(result)}")
     except KeyLockError as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"{max(0, len(left) - len(left[:most]))} results left")
+    less = {z: epsilon_of([Spending(z, NOISED.share, NOISED.steps)], DELTA) for z in LESS}
+    (output / "table.md").write_text(show.page(numbers.found, less))
+    show.draw(numbers.found, less, output / "frontier.png")
+    click.echo(f"{len(left) - len(left[:most])} results left")
 
 
 if __name__ == "__main__":
