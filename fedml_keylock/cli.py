@@ -16,6 +16,7 @@ from .commands.enable import disable, enable
 from .commands.enrol import roster
 from .commands.export import export
 from .commands.options import FOLDER
+from .commands.privacy import privacy
 from .commands.report import report
 from .commands.vault import vault
 from .errors import KeyLockError
@@ -51,6 +52,7 @@ def main() -> None:
     Run your own job:      fedml-keylock run -n 4 main.py --cf fedml_config.yaml
     Jobs launched for you: fedml-keylock enable
     Audit what leaks:      fedml-keylock audit --model main:Net --data FOLDER_OF_IMAGES
+    What noise is worth:   fedml-keylock privacy fedml_config.yaml --model main:Net
     Check the environment: fedml-keylock doctor
 
     The job's YAML decides whether anything is defended:
@@ -142,6 +144,7 @@ main.add_command(check)
 main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
+main.add_command(privacy)
 main.add_command(report)
 main.add_command(roster)
 main.add_command(vault)

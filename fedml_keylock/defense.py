@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from .privacy.canaries import CanaryEstimate
     from .types import Agreement, Credentials, JobSecrets, PrivacyLoss, Schedule, Surrogate
 
 __all__ = ["Defense", "DefenseFactory"]
@@ -48,6 +49,11 @@ class Defense(ABC):
     @property
     def seals(self) -> bool:
         """Whether what silos send are words for `add_up`, which their server cannot read."""
+        return False
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether silos clip and noise what they send, as a difference from what came."""
         return False
 
     @property
@@ -120,6 +126,13 @@ class Defense(ABC):
         """Called in a silo: what of its privacy it has spent so far; None for no such accounts."""
         return None
 
+    def privacy_estimate(self) -> CanaryEstimate | None:
+        """Called in a silo after the last round: what its canaries tell of epsilon; None for none.
+
+        It is beside the accounts of `privacy_loss`, and no bound.
+        """
+        return None
+
     def share(self, secrets: JobSecrets) -> None:  # noqa: B027  # nothing, where nothing is shared
         """Take what the silos have agreed on, before the first model comes."""
 
@@ -137,6 +150,10 @@ class Defense(ABC):
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:  # noqa: B027  # as above
         """Called in a silo that is about to train a round."""
+
+    def batches(self, data: Any, *, silo: int) -> Any:
+        """Called in a silo after `begin_round`: what it is to train on in place of its data."""
+        return data
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Called in a silo before it sends what it trained; raise to stop it.

@@ -1491,11 +1491,11 @@ TABLE = {
             "json.dumps([encoding",
         ),
         ("rounds: keys do not depend on shares", "encoding.shares.samples, encoding", "encoding"),
-        ("rounds: keys do not depend on steps", "encoding.steps, steps]", "steps]"),
+        ("rounds: keys do not depend on steps", "encoding.steps, steps, *noise]", "steps, *noise]"),
         (
             "rounds: keys do not depend on the graph",
-            "encoding.steps, steps]).encode()",
-            "encoding.steps]).encode()",
+            "encoding.steps, steps, *noise]).encode()",
+            "encoding.steps, *noise]).encode()",
         ),
         ("rounds: keys do not depend on the schema", "            schema_of(encoding.base),\n", ""),
         (
@@ -1541,7 +1541,7 @@ TABLE = {
         ),
         (
             "rounds: numbers of unknown size are sealed",
-            "            if self.scale is None:\n",
+            "            if self.scale is None and sized:\n",
             "            if False:\n",
         ),
     ],
@@ -1866,11 +1866,192 @@ TABLE = {
         ),
         ("adaptive clip: the count costs all", "if votes <= multiplier:", "if False:"),
     ],
+    ("privacy/accountant", "privacy/test_accountant.py"): [
+        ("accounts: delta is nan", "if not 0 < delta < 1:", "if delta <= 0 or delta >= 1:"),
+        ("accounts: lost digits are free", "np.isfinite(total) & (total >= 0)", "total == total"),
+        (
+            "accounts: orders that are no integers",
+            "ORDERS = (*range(2, 65),",
+            "ORDERS = (1.5, 2.5,",
+        ),
+        ("accounts: sampling without a batch", "return event if rate == 1 else", "return event or"),
+        ("accounts: buffers cost nothing", "noise.buffer_clip is None else 2", "True else 2"),
+        ("accounts: one step of many is counted", "noise.rate or 1.0, noise.steps)", "noise.rate)"),
+    ],
+    ("privacy/budget", "privacy/test_budget.py"): [
+        (
+            "budget: delta may be a silo's share",
+            "if not delta * number < 1:",
+            "if delta * number > 1:",
+        ),
+        (
+            "budget: delta is not held to silos",
+            '            _check_delta(noise.delta, schedule.silos, "silos")\n',
+            "            pass\n",
+        ),
+        (
+            "budget: delta is not held to examples",
+            '        _check_delta(noise.delta, number, "examples")\n',
+            "        pass\n",
+        ),
+        ("budget: no noise is left", "        if made.honest < 1:\n", "        if False:\n"),
+        ("budget: a round too many", "default=0) > allowed:", "default=0) > allowed + 1:"),
+        ("budget: other silos' rounds are a silo's", "taken.update(silos)", "taken.update([0])"),
+        (
+            "budget: what is spent is not held against it",
+            "        if fit < left:",
+            "        if False:",
+        ),
+        (
+            "budget: earlier jobs do not count",
+            "spent=page.spent, most=left)",
+            "most=left)",
+        ),
+        (
+            "budget: solved for too few rounds",
+            "return max(_taken(self.schedule.rounds).values(), default=1)",
+            "return 1",
+        ),
+        (
+            "budget: noise of colluding silos is no signal",
+            "math.sqrt(each / self.honest) / each",
+            "1 / each",
+        ),
+    ],
+    ("privacy/ledger", "privacy/test_ledger.py"): [
+        (
+            "ledger: a kind counts once",
+            "each.rate] += each.count",
+            "each.rate] = each.count",
+        ),
+        ("ledger: rounds do not count", "rounds=self.rounds + 1)", "rounds=1)"),
+        (
+            "ledger: another silo's is taken",
+            'if read["schema"] != SCHEMA or read["silo"] != silo:',
+            'if read["schema"] != SCHEMA:',
+        ),
+        ("ledger: units add up", "        if unit != self.unit:\n", "        if False:\n"),
+        (
+            "ledger: what is refused is written",
+            "            check(page)\n",
+            "",
+        ),
+    ],
+    ("privacy/accounts", "host/test_noise_sessions.py"): [
+        (
+            "accounts: silos tell their samples",
+            "            return 1.0\n",
+            "            return samples\n",
+        ),
+        (
+            "accounts: a job beside this one is not seen",
+            "if limit is not None and epsilon_of(page.spent, self.noise.delta) > limit:",
+            "if False:",
+        ),
+        (
+            "accounts: a silo of a simulation is left out",
+            "for silo in self._entered:",
+            "for silo in self._entered[1:]:",
+        ),
+        (
+            "accounts: a spent budget begins a job",
+            "            self.budget.check_left(page, silo, self._done)\n",
+            "            pass\n",
+        ),
+    ],
+    ("locks/sealed/lock", "host/test_noise_sessions.py"): [
+        (
+            "ledger: written after sealing",
+            "            self._accounts.spend(self._silo)\n"
+            "        message, counts = rounds.seal(payload, samples=samples, release=release)\n",
+            "            pass\n"
+            "        message, counts = rounds.seal(payload, samples=samples, release=release)\n"
+            "        self._accounts and self._accounts.spend(self._silo)\n",
+        ),
+        (
+            "ledger: a simulation spends nothing",
+            "            self._accounts.spend_entered()\n",
+            "            pass\n",
+        ),
+        (
+            "noise: not what epsilon needs",
+            "        self._noise.multiplier = self.multiplier\n",
+            "",
+        ),
+    ],
+    ("host/session_of", "host/test_noise_sessions.py -k ends_in_time"): [
+        (
+            "budget: training goes on",
+            "            args.comm_round = rounds\n",
+            "            pass\n",
+        ),
+    ],
+    ("host/silo_session", "host/test_noise_sessions.py"): [
+        ("notices: tell samples", "weight = self.defense.weigh(samples)", "weight = samples"),
+        (
+            "hellos: tell samples",
+            "number = self.defense.weigh(check_samples(samples, who=what))",
+            "number = check_samples(samples, who=what)",
+        ),
+        (
+            "accounts: nobody is told",
+            '            turn.tell_score("epsilon", loss.epsilon)\n',
+            "",
+        ),
+    ],
+    ("host/job_configuration", "host/test_noise_sessions.py -k schedule"): [
+        (
+            "schedule: everyone takes part",
+            "    if total == int(args.client_num_per_round):\n",
+            "    if total:\n",
+        ),
+    ],
+    ("locks/config", "host/test_noise_sessions.py -k not_told"): [
+        (
+            "noise: the server is told what it does not cover",
+            '        for name in ("tell_samples", "tell_accuracy"):\n',
+            "        for name in ():\n",
+        ),
+        (
+            "noise: colluders are undeclared",
+            "        if self.colluders is None:\n",
+            "        if False:\n",
+        ),
+    ],
+    ("host/one_process", "host/test_noise_sessions.py -k simulation_counts"): [
+        (
+            "simulation: colluders leave nobody",
+            "JobSecrets(os.urandom(32), 0, pairs, samples)",
+            "JobSecrets(os.urandom(32), samples=samples)",
+        ),
+    ],
+    ("host/self_audit", "host/test_self_audit.py -k what_noise"): [
+        ("audit: the report is silent on noise", 'else {"noise": str(loss)}', "else {}"),
+    ],
+    ("evaluation/audit/average", "evaluation/test_membership.py"): [
+        (
+            "average: others are members, too",
+            "odd.append(values[len(inside) :])",
+            "odd.append(values[: len(inside)])",
+        ),
+    ],
+    ("locks/sealed/canary_release", "locks/sealed/test_canary_release.py"): [
+        (
+            "canaries: the seal leaves them out",
+            "return np.add(words, self._added[entry.name][start : start + len(words)])",
+            "return words",
+        ),
+        (
+            "canaries: an observer has the noise of his own, too",
+            "parts.append(moved.reshape(-1).numpy() / encoding.scale - own)",
+            "parts.append(moved.reshape(-1).numpy() / encoding.scale)",
+        ),
+    ],
     ("privacy/canaries", "privacy/test_canaries.py"): [
         (
             "canaries: none is added",
-            "                self._added += one\n",
-            "                pass\n",
+            "np.flatnonzero(drawn)",
+            "np.flatnonzero(~drawn)",
         ),
         (
             "canaries: what is held out was added, too",
@@ -1881,6 +2062,263 @@ TABLE = {
             "canaries: all rounds weigh the same",
             "clip / square * total",
             "clip * total",
+        ),
+    ],
+    ("locks/sealed/gaussian", "locks/sealed/test_gaussian.py"): [
+        (
+            "gaussian: 16 bits decide all",
+            "late = np.flatnonzero(slots >= self._decided)",
+            "late = np.flatnonzero(slots > 2**16)",
+        ),
+        (
+            "gaussian: the second half of a look-up is not seen",
+            "        while len(equal):  # next to never",
+            "        while False:",
+        ),
+        ("gaussian: coarse draws only", "        if self._stretch:\n", "        if False:\n"),
+    ],
+    ("locks/sealed/noise", "locks/sealed/test_noise.py"): [
+        (
+            "noise: none is drawn",
+            "        drawn += words\n        return drawn",
+            "        return words",
+        ),
+        (
+            "noise: of a generator that FedML seeds",
+            "Keystream(os.urandom(32))",
+            "Keystream(bytes(torch.randint(256, (32,)).tolist()))",
+        ),
+        (
+            "noise: colluding silos' noise is counted",
+            "own = self.multiplier * clip / math.sqrt(self.honest)",
+            "own = self.multiplier * clip / math.sqrt(self.silos)",
+        ),
+        (
+            "noise: rounded to the nearest",
+            "moved.mul_(factor).trunc_()",
+            "moved.mul_(factor).round_()",
+        ),
+        (
+            "noise: updates are not clipped",
+            "factor = 0.0 if self.infinite else min(1.0, clip * MARGIN / norm if norm else 1.0)",
+            "factor = 0.0 if self.infinite else 1.0",
+        ),
+        (
+            "noise: the norm is not checked",
+            "            if square > math.ldexp(",
+            "            if False and square > math.ldexp(",
+        ),
+        ("noise: too little of it", "        if steps < LEAST:\n", "        if False:\n"),
+        (
+            "noise: silos under other clips are added up",
+            "return [self.noise.multiplier, self.noise.votes, *(clips",
+            "return [*(0.0 for _ in clips)] or [*(clips",
+        ),
+        (
+            "noise: an update that is not finite is sent",
+            "            if not factor:\n                moved.zero_()\n",
+            "",
+        ),
+        (
+            "noise: what came infinite is drowned",
+            "moved[~torch.isfinite(since)] = 0.0",
+            "pass",
+        ),
+    ],
+    ("locks/sealed/sealing", "locks/sealed/test_noise.py"): [
+        ("noise: the norm is not asked for", "        release.check()\n", ""),
+        (
+            "noise: what stays at home is sent",
+            "            came = encoding.base[entry.name]\n",
+            "            came = payload[entry.name]\n",
+        ),
+    ],
+    ("locks/sealed/job_noise", "locks/sealed/test_noise.py"): [
+        (
+            "noise: the observer's own noise is counted",
+            "honest = self.silos - max(1, self.colluders)",
+            "honest = self.silos - self.colluders",
+        ),
+        ("noise: none is left", "        if honest < 1:\n", "        if honest < 0:\n"),
+        (
+            "noise: buffers are sent as updates",
+            "            if name in self._buffers:\n",
+            "            if False:\n",
+        ),
+        (
+            "noise: what does not train may move",
+            "            if not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
+            "            if False:\n",
+        ),
+        (
+            "noise: the clip does not follow",
+            "            self.clip = adaptive.next(self.clip, votes)\n",
+            "            pass\n",
+        ),
+    ],
+    ("locks/sealed/rehearsal", "locks/sealed/test_noise.py"): [
+        (
+            "noise: none in a simulation",
+            "            release = noise.release(payload)\n",
+            "            noise.release(payload)\n",
+        ),
+    ],
+    ("locks/sealed/seal_transform", "locks/sealed/test_noise.py"): [
+        ("noise: none in an audit", "        if self.noise is None:\n", "        if True:\n"),
+    ],
+    ("locks/sealed/examples", "locks/sealed/test_sealed_examples.py"): [
+        (
+            "examples: truncated after they are added up",
+            "own * factor, 0.0).trunc_()",
+            "own * factor, 0.0)",
+        ),
+        (
+            "examples: rounded to the nearest",
+            "own * factor, 0.0).trunc_()",
+            "own * factor, 0.0).round_()",
+        ),
+        (
+            "examples: gradients are not clipped",
+            "factor = (clip * MARGIN / norm).clamp(max=1.0)",
+            "factor = (clip * MARGIN / norm).clamp(1.0, 1.0)",
+        ),
+        (
+            "examples: each parameter has a clip of its own",
+            "norm = sum(s.square().sum(1) for s in part.values()).sqrt()",
+            "norm = [*part.values()][0].square().sum(1).sqrt()",
+        ),
+        (
+            "examples: the norm is not checked",
+            "        if (sent > limit**2).any():\n",
+            "        if False:\n",
+        ),
+        (
+            "examples: of one that is not finite something is sent",
+            "torch.where(torch.isfinite(norm)[:, None], own * factor, 0.0)",
+            "torch.nan_to_num(own * factor)",
+        ),
+        (
+            "examples: who was not drawn counts",
+            "{name: sample[:count] for name, sample in samples.items()}",
+            "{name: sample for name, sample in samples.items()}",
+        ),
+        (
+            "examples: a second step is taken",
+            "            if self.taken == len(self._counts):\n",
+            "            if False:\n",
+        ),
+        (
+            "examples: batches are left out",
+            "        if self.taken < len(self._counts):\n",
+            "        if False:\n",
+        ),
+        (
+            "examples: other batches are trained on",
+            "elif not isinstance(sample, Tensor) or len(sample) != size:",
+            "elif not isinstance(sample, Tensor):",
+        ),
+        (
+            "examples: losses have other terms",
+            "            elif not _is_mean(sample, grad):\n",
+            "            elif False:\n",
+        ),
+        (
+            "examples: parameters change without a step",
+            "            self._check_unchanged(self._values())\n            samples",
+            "            samples",
+        ),
+        (
+            "examples: anything is sent of a step",
+            "            if not ((now.double() - (since.double() - step)).abs() <= room).all():\n",
+            "            if False:\n",
+        ),
+        ("examples: losses mix a batch", "            stack.enter_context(OneByOne())\n", ""),
+        (
+            "examples: steps are taken without noise",
+            "                total += drawn.reshape(total.shape).to(total.device)\n",
+            "",
+        ),
+        (
+            "examples: opacus' hooks stay",
+            "            stack.callback(GradSampleModule(self._model).to_standard_module)\n",
+            "            GradSampleModule(self._model)\n",
+        ),
+        (
+            "examples: optimizers are followed on",
+            "            stack.callback(register_optimizer_step_pre_hook(self._before).remove)\n",
+            "            register_optimizer_step_pre_hook(self._before)\n",
+        ),
+    ],
+    ("locks/sealed/example_layers", "locks/sealed/test_sealed_examples.py"): [
+        (
+            "examples: opacus keeps a silo's data at its layers",
+            "            vars(module).pop(name, None)\n        if not",
+            "            pass\n        if not",
+        ),
+        (
+            "examples: batch norms without parameters pass",
+            "if known and (trains or mixes):",
+            "if known and trains:",
+        ),
+    ],
+    ("locks/sealed/poisson", "locks/sealed/test_sealed_examples.py"): [
+        (
+            "batches: of a generator that FedML seeds",
+            "os.urandom(8 * count)",
+            "np.random.bytes(8 * count)",
+        ),
+        (
+            "batches: of one size",
+            "np.flatnonzero(words < np.uint64(int(rate * 2.0**64)))",
+            "np.sort(np.argsort(words)[: round(rate * count)])",
+        ),
+        (
+            "batches: of other silos' examples",
+            "        return sorted({*map(int, sampler.indices)})\n",
+            "        return range(len(loader.dataset))\n",
+        ),
+        (
+            "batches: an example twice",
+            "        return sorted({*map(int, sampler.indices)})\n",
+            "        return sorted(map(int, sampler.indices))\n",
+        ),
+    ],
+    ("locks/sealed/job_examples", "locks/sealed/test_example_rounds.py"): [
+        (
+            "examples: what is sent is not looked at",
+            "            gradients.check_step(base, payload)\n",
+            "",
+        ),
+        (
+            "examples: what is sent was not trained",
+            "        gradients.check_sent(payload)\n",
+            "",
+        ),
+        ("examples: no noise of its own", "if self.alone else None,\n", "if False else None,\n"),
+        (
+            "examples: noise of a generator that FedML seeds",
+            "Keystream(os.urandom(32))",
+            "Keystream(bytes(torch.randint(256, (32,)).tolist()))",
+        ),
+        (
+            "examples: sums leave their range",
+            ".clamp(-self.most, self.most)",
+            "",
+        ),
+        (
+            "examples: silos of other learning rates are added up",
+            "return [*self.settings, self.rate, self.learning_rate]",
+            "return [*self.settings, self.rate]",
+        ),
+        (
+            "examples: other numbers of samples",
+            "        if samples != examples:\n",
+            "        if False:\n",
+        ),
+        (
+            "examples: buffers are sent",
+            "        return {**payload, **came}\n",
+            "        return payload\n",
         ),
     ],
 }

@@ -26,6 +26,7 @@ COMMANDS = (
     "audit",
     "check",
     "export",
+    "privacy",
     "vault",
     "report",
     "roster",

@@ -152,7 +152,7 @@ def test_a_job_runs_under_the_samples_defense(installed):
     session.adopt(trainer.model)
     assert session.agreement.settings == {"a": 1}
 
-    def trained():
+    def trained(_):
         with torch.no_grad():
             trainer.model[3].bias += 1
         return trainer.model.state_dict()

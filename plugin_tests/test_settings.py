@@ -143,16 +143,19 @@ def test_every_field_can_be_set_from_yaml():
         yaml.safe_load(
             "{group_key: g, link_key: l, colluders: 1, roster: r.yaml, identity: i.key, "
             "scale: 2.5, first_model: own, checkpoint: g.safetensors, save_model: m, "
-            "tell_accuracy: true, tell_samples: true, "
-            "noise: {clip: 1, multiplier: 1e0, delta: 1e-5}}"
+            "tell_accuracy: true, tell_samples: true}"
         )
     )
+    noised = KeyLockConfig.from_mapping(
+        yaml.safe_load("{colluders: 0, noise: {clip: 1, multiplier: 1e0, delta: 1e-5}}")
+    )
+    every = (config, sealed, noised)
     default = KeyLockConfig().model_dump()
-    changed = {n for c in (config, sealed) for n, v in c.model_dump().items() if v != default[n]}
+    changed = {n for c in every for n, v in c.model_dump().items() if v != default[n]}
     assert changed == KeyLockConfig.model_fields.keys()
     assert config.layers == ("conv1", "layer*")
     assert str(config.vault) == "/var/lib/vault"
-    for made in (config, sealed):
+    for made in every:
         assert KeyLockConfig(**made.model_dump()) == made  # as an audit reads it of a capture
         assert KeyLockConfig.from_mapping(made.model_dump(mode="json")) == made
     assert KeyLockConfig.from_mapping({"lock": "paper", "layers": "all"}).layers == "all"
@@ -313,7 +316,8 @@ def test_what_is_of_one_lock_is_refused_under_the_other_with_both_their_names(
             f"keylock.{field}: {shown!r} is of lock: {of}, and lock is {under}; leave it out, or "
             f"set lock: {of}"
         )
-    KeyLockConfig.from_mapping({"lock": of, field: value})
+    beside = {"colluders": 1} if field == "noise" else {}
+    KeyLockConfig.from_mapping({"lock": of, field: value, **beside})
 
 
 def test_what_is_of_some_locks_is_known_as_such():

@@ -13,6 +13,7 @@ import click
 
 from ..errors import AttackError
 from ..evaluation.audit import Crew, Subject, audit
+from ..evaluation.audit.average import in_average
 from ..inversion import Attack
 from ..plugins import manager, metrics
 from .attacking import differs
@@ -20,6 +21,9 @@ from .request import Request
 from .subjects import captured, probes
 
 __all__ = ["run_audit"]
+
+PROBED = 3
+"""Silos whose updates are in an average where there is no job."""
 
 
 def run_audit(
@@ -32,9 +36,11 @@ def run_audit(
     made = captured if request.capture is not None else probes
     material = made(request)
     every = material.subjects
-    loss = (every if isinstance(every, Subject) else every[0]).loss
-    if loss.assumed:
-        click.echo(f"fedml-keylock: --loss: {loss.name} is assumed", err=True)
+    first = every if isinstance(every, Subject) else every[0]
+    if first.loss.assumed:
+        click.echo(f"fedml-keylock: --loss: {first.loss.name} is assumed", err=True)
+    # updates of a model alone were made as in a round of so many silos
+    averages = in_average(first, silos=PROBED if request.capture is None else None)
     report = audit(
         material.subjects,
         attacks,
@@ -48,6 +54,7 @@ def run_audit(
             "model": request.builder,
             **material.facts,
             "attacks": {name: differs(name, request) for name in attacks},
+            **averages,
             "versions": {p: version(p) for p in ("fedml-keylock", "torch")},
         },
         on_error=_tell,
@@ -57,7 +64,8 @@ def run_audit(
     report.save(request.output, images=not request.no_images)
     manager().hook.after_report(report=report.to_dict(), folder=str(request.output))
     page = request.output / "report.html"
-    for text in (report.table(), "", report.verdict(), "", f"report: {page}"):
+    told = [f"{title}: {said}" for title, said in averages.items()]
+    for text in (report.table(), *told, "", report.verdict(), "", f"report: {page}"):
         click.echo(text)
     return page
 

@@ -18,7 +18,14 @@ from ..host.job_configuration import check_switches, read_yaml
 from ..locks.vault.file import Stored
 from ..locks.vault.silo import silo_path, silos_in
 
-__all__ = ["build_model", "check_owner", "keylock_settings", "lock_settings", "read_silo"]
+__all__ = [
+    "build_model",
+    "check_owner",
+    "keylock_settings",
+    "lock_settings",
+    "read_job",
+    "read_silo",
+]
 
 
 def lock_settings(
@@ -52,8 +59,14 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
         {}
 
     """
-    if config is None:
-        return {}
+    return {} if config is None else read_job(config)[1]
+
+
+def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
+    """The fields of a job's YAML as FedML has them, and its `keylock` section.
+
+    A ConfigError as of `keylock_settings`.
+    """
     read = read_yaml(config)
     # as FedML reads it: the sections are only for the eye
     fields: dict[str, Any] = {}
@@ -71,7 +84,7 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     settings = fields.get("keylock") or {}
     if not isinstance(settings, Mapping):
         raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
-    return settings
+    return SimpleNamespace(**fields), settings
 
 
 def build_model(spec: str) -> nn.Module:

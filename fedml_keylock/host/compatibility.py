@@ -199,6 +199,11 @@ def check_sealing(args: Arguments) -> None:
         remedy = "save FedML's own model, which is in the open"
         unwritten = dict.fromkeys(("save_model", "checkpoint"), remedy)
         unwritten["keep_history"] = "leave it out: no message is kept"
+    elif (settings.get("noise") or {}).get("canaries"):
+        raise ConfigError(
+            "keylock.noise.canaries: silos of a simulation over MPI do not get the last average, "
+            "which tells of them; use backend: sp, or training_type: cross_silo"
+        )
     for name, remedy in unwritten.items():
         if settings.get(name):
             raise ConfigError(

@@ -63,7 +63,9 @@ class OneProcess(SiloSession):
         if self.defense is not None:
             others = range(1, int(self.args.client_num_per_round))
             pairs = {other: os.urandom(32) for other in others}  # as silo 0 of them would have them
-            self.defense.share(JobSecrets(os.urandom(32), 0, pairs))
+            known = (dataset[4] or {}).items()
+            samples = {silo: float(n) for silo, n in known if isinstance(n, (int, float))}
+            self.defense.share(JobSecrets(os.urandom(32), 0, pairs, samples))
         self._shared = True
 
     def add_up(
@@ -100,10 +102,21 @@ class OneProcess(SiloSession):
             check_state(state, self._agreed(), who="the server's model", averaged=True)
             if not self.seals:  # payloads are sealed and opened where they are averaged
                 state = self._open(state)
+            elif self.defense.adds_noise:
+                state = self._of_round(state)
         self.observer.received = state
         trainer.set_model_params(state)
 
-    def exchange(self, trainer: Any, data: Any, run: Callable[[], Any], *, samples: int) -> Any:
+    def _of_round(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the round's first silo was given, from which each one's difference is clipped.
+
+        FedML gives the first round's others what the silo before them has trained.
+        """
+        first = self._trained % int(self.args.client_num_per_round) == 0
+        before = self.observer.received
+        return state if first or before is None else before
+
+    def exchange(self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int) -> Any:
         """Train one silo for one round; give what it would send.
 
         Raises:
@@ -154,6 +167,7 @@ class OneProcess(SiloSession):
     def end(self, state: Mapping[str, Tensor]) -> None:
         """Called when the job is over, with the final model: attack what was captured."""
         self.observer.received = state
+        self._report_canaries(0)
         self.observer.finish()
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import HostError
 
-__all__ = ["Function", "Patches", "Seam", "around"]
+__all__ = ["Function", "Patches", "Seam", "around", "replaced"]
 
 Function = Callable[..., Any]
 """A function of the host's, or what stands in its place."""
@@ -34,6 +35,28 @@ def around(body: Function) -> Callable[[Function], Function]:
         return replacement
 
     return wrap
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Have an object hold another value for some time.
+
+    Example:
+        >>> class Host:
+        ...     data = 1
+        >>> with replaced(host := Host(), "data", 2):
+        ...     host.data
+        2
+        >>> host.data
+        1
+
+    """
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 @dataclass(frozen=True)

@@ -222,10 +222,11 @@ class SelfAudit:
             return None
         return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
 
-    def _spent(self, turn: SiloRound) -> dict[str, str]:
-        """What the report says of noise: what the silo had spent when it was audited."""
+    def _facts(self, turn: SiloRound) -> dict[str, Any]:
+        """What a report says of the audit, and of what the silo's noise has been spent by then."""
         loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
-        return {} if loss is None else {"noise": str(loss)}
+        noise = {} if loss is None else {"noise": str(loss)}
+        return {"side": "silo", "probe": self.settings.probe, **noise}
 
     def _folder(self, turn: SiloRound) -> Path:
         return self.settings.output / f"silo-{turn.silo}" / f"round-{turn.round:05d}"
@@ -243,7 +244,7 @@ class SelfAudit:
                 raise UpdateRefused(f"{turn.who}: it cannot be audited: {reason}") from None
             logging.warning("%s: its update cannot be audited: %s", turn.who, reason)
             failed = {self.name: reason}
-            facts = {"side": "silo", "probe": self.settings.probe, "not run": failed}
+            facts = self._facts(turn) | {"not run": failed}
             none = LeakageReport({}, [], torch.zeros(0, 1, 1, 1), [], facts)
             try:
                 none.save(self._folder(turn), images=False)
@@ -291,7 +292,7 @@ class SelfAudit:
                 self.attacker.attacks,
                 self.settings.knowledge,
                 output=Path(work),
-                job={"side": "silo", "probe": self.settings.probe} | self._spent(turn),
+                job=self._facts(turn),
             )
             report.save(self._folder(turn), images=False)
         rows = [

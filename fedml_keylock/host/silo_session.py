@@ -136,13 +136,13 @@ class SiloSession(Session):
             )
         return number
 
-    def train(self, trainer: Any, data: Any, run: Callable[[], Any]) -> Any:
+    def train(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> Any:
         """Run a silo's local training, watched by the defense and the observer.
 
         Args:
             trainer: FedML's.
-            data: that it trains on.
-            run: trains; gives a state, or a state and a number of samples.
+            data: the silo's.
+            run: trains on data; gives a state, or a state and a number of samples.
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
@@ -153,7 +153,10 @@ class SiloSession(Session):
         turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")
         self.observer.round_begins(turn, self.model, data)
-        result = run() if self.defense is None else self._train_locked(trainer, run)
+        if self.defense is None:
+            result = run(data)
+        else:
+            result, data = self._train_locked(trainer, data, run)
         state = result[0] if isinstance(result, tuple) else result
         if self.defense and self.observer.audits_update and isinstance(state, Mapping):
             sealed = self._seal(state, float(result[1]) if isinstance(result, tuple) else 1.0)
@@ -187,6 +190,14 @@ class SiloSession(Session):
         if loss is not None:
             logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
             turn.tell_score("epsilon", loss.epsilon)
+
+    def _report_canaries(self, silo: int) -> None:
+        """Report, after the last round, what canaries tell of epsilon."""
+        found = None if self.defense is None else self.defense.privacy_estimate()
+        if found is not None:
+            logging.info("silo %d: canaries: %s", silo, found)
+            turn = SiloRound(silo, self.last_round, self.who, self.tell)
+            turn.tell_score("epsilon_of_canaries", found.epsilon)
 
     def tests_now(self) -> bool:
         """Whether a silo that was just given a model tests it: when FedML's server does."""
@@ -231,6 +242,7 @@ class SiloSession(Session):
         self.given = self._trained
         if self._is_over():
             self.defense.finish(self._trained, silo=self.silo or 0)
+            self._report_canaries(self.silo or 0)
 
     def dismiss(self) -> None:
         """Called when the server tells this silo that the job is over.
@@ -296,22 +308,24 @@ class SiloSession(Session):
         except (UpdateRefused, VaultError) as error:
             raise self._located(error) from None
 
-    def _train_locked(self, trainer: Any, run: Callable[[], Any]) -> Any:
+    def _train_locked(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """What training gives, and the data that it was on."""
         assert self.model is not None
         assert self.defense is not None
         if self.defense.wraps_model:
             check_trainer(trainer, self.model, who=self.who)
         try:
             self.defense.begin_round(self.model, round_index=self.round)
+            given = self.defense.batches(data, silo=self.silo or 0)
             with quietly(self._logs_training):
-                result = run()
+                result = run(given)
             trained = self.defense.end_round(self.model, round_index=self.round)
         except VaultError as error:
             raise self._located(error) from None
         if trained is False:
             sent = result[0] if isinstance(result, tuple) else result
             check_untrained(sent, self.model.state_dict(), who=self.who)
-        return result
+        return result, given
 
     @property
     def _tells_accuracy(self) -> bool:

@@ -71,6 +71,10 @@ class Lock(ModelLock, Defense):
             raise LockError(str(checked))
         return checked
 
+    def noised_numbers(self, model: nn.Module) -> int:
+        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        return 0
+
     def describe(self, model: nn.Module) -> Agreement:
         """Every public name, the locked layers, and the settings that must be everyone's."""
         planned = self.plan(model)

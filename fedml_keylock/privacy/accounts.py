@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UpdateRefused
 from ..types import PrivacyLoss, Schedule
 from .accountant import epsilon_of, spending_of
-from .budget import Budget
+from .budget import Budget, check_examples, ratio_in_words
 from .ledger import Ledger, Page
 from .noise_config import NoiseConfig
 
@@ -113,8 +113,7 @@ class Accounts:
         """
         if self.noise.unit == "silo":
             return 1.0
-        if self.budget is not None:
-            self.budget.check_examples(samples)
+        check_examples(self.noise, samples)
         return samples
 
     def _check(self, page: Page) -> None:
@@ -127,20 +126,3 @@ class Accounts:
 
     def _ledger(self, silo: int) -> Ledger:
         return Ledger(self.folder, silo, self.noise.unit)
-
-
-def ratio_in_words(ratio: float) -> str:
-    """What noise over signal says.
-
-    Example:
-        >>> ratio_in_words(0.25)
-        'noise over signal: 0.25, the noise in an average over a clipped update'
-
-    """
-    said = f"noise over signal: {ratio:.3g}, the noise in an average over a clipped update"
-    if ratio <= 1:
-        return said
-    return (
-        f"{said}: a round of this learns next to nothing; take more silos, fewer numbers (freeze "
-        "layers, or LoRA), or unit: example"
-    )

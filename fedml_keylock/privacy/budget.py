@@ -11,10 +11,11 @@ from functools import cached_property
 from ..errors import ConfigError
 from ..types import Schedule
 from .accountant import Spending, epsilon_of, multiplier_for, rounds_within, spending_of
+from .adaptive import QuantileClip
 from .ledger import Page
 from .noise_config import NoiseConfig
 
-__all__ = ["Budget"]
+__all__ = ["Budget", "check_examples", "ratio_in_words"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Budget:
         Raises:
             ConfigError: no noise is left without that of colluding silos, delta is as large as one
                 silo's share of all, stop_at is below what one round costs, no noise costs the
-                wanted epsilon, or dp-accounting is not installed.
+                wanted epsilon, votes on the clip leave nothing for updates, or dp-accounting is not
+                installed.
 
         """
         made, counted = cls(noise, colluders, schedule, noise.multiplier or 0.0), max(1, colluders)
@@ -62,10 +64,11 @@ class Budget:
             _check_delta(noise.delta, schedule.silos, "silos")
         if noise.epsilon is not None:
             one = spending_of(noise, 1.0)
-            count = max(1, _most(schedule.rounds)) * one.count
+            count = made.most_planned * one.count
             found = multiplier_for(noise.epsilon, noise.delta, rate=one.rate, count=count)
             made = replace(made, multiplier=found)
         made.costs(1)  # also where nothing is solved, the job is not to find out later
+        made.on_updates  # noqa: B018  # likewise
         if schedule.rounds and not made.rounds:
             raise ConfigError(
                 f"keylock.noise.stop_at: one round costs epsilon {made.costs(1):.3g}, and "
@@ -77,6 +80,13 @@ class Budget:
     def one(self) -> Spending:
         """What it costs to take part in one round."""
         return spending_of(self.noise, self.multiplier)
+
+    @property
+    def on_updates(self) -> float:
+        """Of the updates alone: a little more than z, where votes on the clip are noised, too."""
+        if self.noise.adaptive is None:
+            return self.multiplier
+        return QuantileClip.of(self.noise.adaptive, self.multiplier, self.each).multiplier
 
     def costs(self, rounds: int) -> float:
         """Epsilon of so many participations."""
@@ -100,7 +110,17 @@ class Budget:
     @property
     def most(self) -> int:
         """In how many of them the silo takes part that does so most often."""
-        return _most(self.schedule.rounds[: self.rounds])
+        return max(self.taken.values(), default=0)
+
+    @property
+    def taken(self) -> Counter[int]:
+        """By silo, in how many of them it takes part."""
+        return _taken(self.schedule.rounds[: self.rounds])
+
+    @property
+    def most_planned(self) -> int:
+        """As `most`, of all rounds that are planned."""
+        return max(_taken(self.schedule.rounds).values(), default=1)
 
     @property
     def each(self) -> int:
@@ -126,7 +146,8 @@ class Budget:
     @property
     def summary(self) -> str:
         """What the noise is worth, in one line."""
-        noise, sum_of = self.noise, f"the sum of {self.each} silos"
+        noise = self.noise
+        sum_of = f"the sum of {self.each} silos without that of {self.each - self.honest}"
         if noise.steps > 1:
             sum_of = "each silo's sum of clipped gradients"
         rounds = f"{self.rounds} round{'s' * (self.rounds != 1)}"
@@ -163,7 +184,7 @@ class Budget:
 
         """
         each = self.each
-        return math.sqrt(numbers) * self.multiplier * math.sqrt(each / self.honest) / each
+        return math.sqrt(numbers) * self.on_updates * math.sqrt(each / self.honest) / each
 
     def check_left(self, page: Page, silo: int, done: int) -> None:
         """Check, before a silo trains, that what it has spent leaves the rest of this job.
@@ -189,20 +210,38 @@ class Budget:
                 f"its vault says; of {left} more {fit} fit: lower comm_round, or raise stop_at"
             )
 
-    def check_examples(self, number: float) -> None:
-        """Check, in a silo, that delta is less than one of its examples' share.
 
-        Raises:
-            ConfigError: it is not.
+def check_examples(noise: NoiseConfig, number: float) -> None:
+    """Check, in a silo, that delta is less than one of its examples' share.
 
-        """
-        if self.noise.unit == "example":
-            _check_delta(self.noise.delta, number, "examples")
+    Raises:
+        ConfigError: it is not.
+
+    """
+    if noise.unit == "example":
+        _check_delta(noise.delta, number, "examples")
 
 
-def _most(rounds: Iterable[Iterable[int]]) -> int:
-    """In how many of these rounds the silo takes part that does so most often."""
-    return max(Counter(silo for silos in rounds for silo in silos).values(), default=0)
+def ratio_in_words(ratio: float) -> str:
+    """What noise over signal says.
+
+    Example:
+        >>> ratio_in_words(0.25)
+        'noise over signal: 0.25, the noise in an average over a clipped update'
+
+    """
+    said = f"noise over signal: {ratio:.3g}, the noise in an average over a clipped update"
+    if ratio <= 1:
+        return said
+    return (
+        f"{said}: a round is more noise than update; more silos, fewer numbers (freeze layers, or "
+        "LoRA) or unit: example make it less"
+    )
+
+
+def _taken(rounds: Iterable[Iterable[int]]) -> Counter[int]:
+    """By silo, in how many of these rounds it takes part."""
+    return Counter(silo for silos in rounds for silo in silos)
 
 
 def _check_delta(delta: float, number: float, what: str) -> None:

@@ -39,6 +39,8 @@ class CanaryEstimate:
         delta: as asked.
         separation: the difference of the two means over the standard deviation of both.
         count: of canaries.
+        bound: the accountant's epsilon of a unit that takes part as canaries do; None where it was
+            not asked for.
 
     """
 
@@ -48,12 +50,14 @@ class CanaryEstimate:
     delta: float
     separation: float
     count: int
+    bound: float | None = None
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"epsilon about {self.epsilon:.3g} ({self.low:.3g} to {self.high:.3g}) at delta "
-            f"{self.delta:g}, an estimate and no bound"
+            f"{self.delta:g}, an estimate by {self.count} canaries and no bound"
         )
+        return said if self.bound is None else f"{said}; the accountant's bound is {self.bound:.3g}"
 
 
 def directions(seed: bytes, count: int, size: int, *, first: int = 0) -> Iterator[Vector]:
@@ -94,6 +98,7 @@ class Canaries:
         count: of canaries, and of held-out directions.
         size: entries of a sum.
         seed: of both.
+        rate: of each canary to be in a sum; which are is drawn for each sum.
 
     Example:
         >>> canaries = Canaries(100, 20_000, b"seed")
@@ -108,16 +113,18 @@ class Canaries:
     count: int
     size: int
     seed: bytes = field(default_factory=lambda: os.urandom(32), repr=False)
+    rate: float = 1.0
     _added: Vector | None = field(default=None, repr=False)
     _seen: Vector | float = field(default=0.0, repr=False)
     _final: Vector | float = field(default=0.0, repr=False)
 
     def added(self, clip: float) -> Vector:
         """The sum of the canaries, each of length clip: what a round gets beside its units."""
-        if self._added is None:
+        if self._added is None or self.rate < 1:
             self._added = np.zeros(self.size)
-            for one in self._directions(0):
-                self._added += one
+            drawn = np.random.default_rng().random(self.count) < self.rate
+            for number in np.flatnonzero(drawn):
+                self._added += next(directions(self.seed, 1, self.size, first=int(number)))
         return clip * self._added
 
     def see(self, total: Vector, clip: float) -> None:

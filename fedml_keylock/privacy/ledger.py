@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from ..disk import claim, make_folder, open_private, release, write_private
 from ..errors import ConfigError, VaultError
 from .accountant import Spending
 
-__all__ = ["Ledger", "Page"]
+__all__ = ["Ledger", "Page", "ledgers_in"]
 
 WHAT = "ledger"
 SCHEMA = "fedml-keylock privacy 1"
@@ -126,6 +127,20 @@ class Ledger:
             if held:
                 release(lock)
         return page
+
+
+def ledgers_in(folder: Path, unit: str) -> list[Ledger]:
+    """The ledgers of a vault's folder, by silo; none where there is no folder.
+
+    Example:
+        >>> ledgers_in(Path("nowhere"), "silo")
+        []
+
+    """
+    found = (
+        re.fullmatch(r"silo-(\d+)\.privacy\.json", path.name) for path in folder.glob("silo-*")
+    )
+    return [Ledger(folder, silo, unit) for silo in sorted(int(each[1]) for each in found if each)]
 
 
 def _parsed(content: bytes, path: Path, silo: int) -> tuple[Page, str]:

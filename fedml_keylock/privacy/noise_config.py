@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from ..errors import ConfigError
-from ..settings import Count, Natural, Positive, Settings, Share
+from ..settings import Count, Natural, Positive, Settings
 
 __all__ = ["AdaptiveClip", "NoiseConfig"]
 
@@ -64,9 +64,9 @@ class NoiseConfig(Settings):
     statistics, is clipped to. None: buffers stay at home, each silo has its own."""
     adaptive: AdaptiveClip | None = None
     """Of unit: silo: let the clip follow the updates' norms, from `clip` on."""
-    rate: Annotated[Share, Field(gt=0)] | None = None
+    rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Of unit: example: the share of a silo's examples that is in a batch; each is drawn by itself,
-    in secret (Poisson sampling)."""
+    in secret (Poisson sampling). 1: all of them."""
     steps: Count = 1
     """Of unit: example: gradient steps a round. With one, silos share the noise; with more each
     silo adds all of it at every step."""
@@ -96,5 +96,12 @@ class NoiseConfig(Settings):
             raise ConfigError(
                 "keylock.noise.rate: needed with unit: example: the share of a silo's examples "
                 "that is in a batch, such as 0.01"
+            )
+        if self.canaries == 1 or (self.canaries and self.steps > 1):
+            raise ConfigError(
+                "keylock.noise.canaries: with steps above 1 there are no sums that tell of them; "
+                "leave it out"
+                if self.steps > 1
+                else "keylock.noise.canaries: one tells nothing; take some hundreds"
             )
         return self

@@ -41,7 +41,7 @@ def exchange(job, change):
     session.enter(1)
     optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)
 
-    def run():
+    def run(_):
         loss = trainer.model(torch.rand(4, 1, 8, 8)).square().sum()
         loss.backward()
         optimizer.step()

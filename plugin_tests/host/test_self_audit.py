@@ -20,6 +20,10 @@ from fedml_keylock.evaluation.section import InversionSettings
 from fedml_keylock.host.self_audit import SelfAudit
 from fedml_keylock.host.server_attacker import Attacker
 from fedml_keylock.host.silo_round import SiloRound
+from fedml_keylock.locks import KeyLockConfig, make_lock
+from fedml_keylock.privacy.accountant import Spending
+from fedml_keylock.privacy.ledger import Ledger
+from fedml_keylock.types import Schedule
 
 DATA = [(torch.rand(2, 1, 12, 12), torch.tensor([0, 1]))]
 
@@ -33,7 +37,7 @@ def net():
 SEARCH = {"inverting_gradients": {"steps": 3, "restarts": 1, "learning_rate": 0.1}}
 
 
-def audited(folder, *, rounds=(0,), data=DATA, trainer=None, model=net, **settings):
+def audited(folder, *, rounds=(0,), data=DATA, trainer=None, model=net, defense=None, **settings):
     """A silo's first round, attacked by a search of three steps."""
     settings = {"images": 1, "attacks": SEARCH} | settings
     section = InversionSettings(side="silo", rounds=rounds, output=folder, **settings)
@@ -42,7 +46,7 @@ def audited(folder, *, rounds=(0,), data=DATA, trainer=None, model=net, **settin
     attacker.see_data(data)
     args = SimpleNamespace(comm_round=3, learning_rate=0.1, epochs=1, batch_size=2)
     told = []
-    audit = SelfAudit(attacker, args, model(), None)
+    audit = SelfAudit(attacker, args, model(), defense)
     audit.round_begins(SiloRound(1, 0, "silo 1", told.append), model(), data)
     return told
 
@@ -67,6 +71,22 @@ def test_scores_are_told(tmp_path):
     (told,) = audited(tmp_path)
     assert set(told) == {"keylock/silo_1/ssim_aligned", "round"}
     assert (tmp_path / "silo-1" / "round-00000" / "report.html").exists()
+
+
+@pytest.mark.parametrize("data", [DATA, [(torch.rand(2, 3), torch.tensor([0, 1]))]])
+def test_a_report_says_what_noise_has_cost(data, tmp_path):
+    """Also of an audit that cannot be run, as of what are no pictures."""
+    noise = {"clip": 1.0, "multiplier": 2.0, "delta": 1e-5}
+    lock = make_lock(KeyLockConfig(colluders=0, noise=noise, vault=tmp_path / "vault"))
+    lock.schedule(Schedule(2, ((0, 1),)))
+    Ledger(tmp_path / "vault", 1, "silo").add(Spending(2.0))
+    audited(tmp_path, defense=lock, data=data)
+    folder = tmp_path / "silo-1" / "round-00000"
+    report = json.loads((folder / "report.json").read_text())
+    assert bool(report["leakage"]) is (data is DATA)
+    said = "epsilon 2.17 at delta 1e-05 (unit: silo) after 1 round"
+    assert report["job"]["noise"] == said
+    assert said in (folder / "report.html").read_text()
 
 
 def test_a_round_that_is_not_asked_for_is_not_audited(tmp_path):

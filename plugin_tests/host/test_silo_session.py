@@ -51,7 +51,7 @@ def train(session, model, optimizer, silo, index):
     session.enter(silo)
     start = private_state_dict(model)
 
-    def run():
+    def run(_):
         for _ in range(2):
             optimizer.zero_grad()
             nn.functional.cross_entropy(
@@ -102,7 +102,7 @@ def test_a_rank_does_not_train_with_the_last_silos_lock(serving):
     session, model, optimizer = serving
     train(session, model, optimizer, 1, 0)
     with pytest.raises(ConfigError, match="before it had a silo's lock"):
-        session.train(SimpleNamespace(model=model), None, lambda: None)
+        session.train(SimpleNamespace(model=model), None, lambda _: None)
 
 
 def test_no_silo_is_entered_after_the_last_round(serving, tmp_path):
@@ -380,21 +380,21 @@ def test_what_was_trained_in_a_copy_is_not_sent(own, monkeypatch):
     state = model.state_dict()
     zeros = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     for same in (state, (state, 5), zeros):
-        assert session.train(trainer, None, lambda same=same: same) is same
+        assert session.train(trainer, None, lambda _, same=same: same) is same
     moved = {**state, "4.bias": state["4.bias"] + 1}
     said = r"^silo 1 \(rank 2\), round 0: .* not trained in the locked model, .*\(4\.bias differs\)"
     for copied in (moved, (moved, 5)):
         with pytest.raises(UpdateRefused, match=said):
-            session.train(trainer, None, lambda copied=copied: copied)
+            session.train(trainer, None, lambda _, copied=copied: copied)
 
 
 def test_a_trainer_of_another_model_does_not_train(own):
     session, model = own
-    session.train(SimpleNamespace(model=nn.Sequential(model)), None, lambda: None)  # in a wrapper
-    session.train(SimpleNamespace(net=made()), None, lambda: None)  # or by another name
+    session.train(SimpleNamespace(model=nn.Sequential(model)), None, lambda _: None)  # in a wrapper
+    session.train(SimpleNamespace(net=made()), None, lambda _: None)  # or by another name
     ran = []
     with pytest.raises(LockError, match=r"^silo 1 .*trainer's model is not the one that was lock"):
-        session.train(SimpleNamespace(model=made()), None, lambda: ran.append(1))
+        session.train(SimpleNamespace(model=made()), None, lambda _: ran.append(1))
     assert not ran
 
 

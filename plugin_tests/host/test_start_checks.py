@@ -82,7 +82,7 @@ def test_a_vault_that_cannot_be_written_ends_the_round_with_the_silo_s_name(sess
 
     monkeypatch.setattr(session.defense, "begin_round", lost)
     with pytest.raises(VaultError, match=r"^silo 1 \(rank 2\), round 0: the disk is full$"):
-        session.train(SimpleNamespace(model=model), None, lambda: None)
+        session.train(SimpleNamespace(model=model), None, lambda _: None)
 
 
 def test_an_array_for_a_mark_is_refused(session):

@@ -66,6 +66,7 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
         settings: Mapping[str, Any] | None,
         where: str = "fedml_config.yaml",
         *,
+        ranks: int = 3,
         env: Mapping[str, str] | None = None,
         **changes: Any,
     ) -> Job:
@@ -74,7 +75,10 @@ def run_script(tmp_path_factory: pytest.TempPathFactory) -> RunJob:
             shutil.copy(path, folder)
         (folder / where).parent.mkdir(exist_ok=True)
         (folder / where).write_text(yaml.safe_dump(config(settings, **changes)))
-        return run_line(command(3, [script, "--cf", where]), folder, case=case, env=env)
+        line = command(ranks, [script, "--cf", where])
+        if ranks == 1:  # in one process, without MPI
+            line = line[line.index(sys.executable) :]
+        return run_line(line, folder, ranks=ranks, case=case, env=env)
 
     return run
 

@@ -4,6 +4,7 @@ import pytest
 
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.privacy.accountant import Spending, epsilon_of
+from fedml_keylock.privacy.accounts import Accounts
 from fedml_keylock.privacy.budget import Budget
 from fedml_keylock.privacy.ledger import Page
 from fedml_keylock.privacy.noise_config import NoiseConfig
@@ -51,6 +52,7 @@ def test_training_ends_before_a_silo_passes_its_budget():
         ({"delta": 0.1}, "keylock.noise.delta: 0.1 is not allowed with 10 silos"),
         ({"delta": 0.25}, "keylock.noise.delta: 0.25 is not allowed with 10 silos"),
         ({"stop_at": 0.5}, "keylock.noise.stop_at: one round costs epsilon 2.17"),
+        ({"adaptive": {"deviation": 1.0}}, "keylock.noise.adaptive.deviation: 1 leaves nothing"),
     ],
 )
 def test_a_job_whose_noise_hides_nothing_is_refused(fields, said):
@@ -60,13 +62,14 @@ def test_a_job_whose_noise_hides_nothing_is_refused(fields, said):
     assert "\n" not in str(caught.value)
 
 
-def test_delta_is_held_to_a_silos_own_examples():
-    noise = {"unit": "example", "rate": 0.1}
-    found = budget(delta=0.01, silos=200, **noise)  # of silos nothing is claimed
-    found.check_examples(99)
-    with pytest.raises(ConfigError, match="0.01 is not allowed with this silo's examples"):
-        found.check_examples(100)
-    budget().check_examples(1e9)
+def test_delta_is_held_to_a_silos_own_examples(tmp_path):
+    unit = {"unit": "example", "rate": 0.1}
+    noise = budget(delta=0.01, silos=200, **unit).noise  # of silos nothing is claimed
+    accounts = Accounts(noise, 0, tmp_path)
+    assert accounts.weigh(99) == 99
+    with pytest.raises(ConfigError, match=r"0\.01 is not allowed with this silo's examples"):
+        accounts.weigh(100)
+    assert Accounts(budget().noise, 0, tmp_path).weigh(1e9) == 1
 
 
 def test_what_a_vault_has_spent_leaves_fewer_rounds():
@@ -87,6 +90,11 @@ def test_what_a_vault_has_spent_leaves_fewer_rounds():
 def test_noise_over_signal_of_lenet_with_thirty_silos(colluders, ratio):
     found = budget(silos=30, colluders=colluders, multiplier=2.6)
     assert found.noise_over_signal(13_426) == pytest.approx(ratio, abs=0.01)
+
+
+def test_a_clip_that_follows_leaves_updates_a_little_more_noise():
+    found = [budget(**more).noise_over_signal(100) for more in ({}, {"adaptive": {}})]
+    assert found[1] == pytest.approx(found[0] / (1 - 1 / 4**2) ** 0.5)
 
 
 def test_noise_over_signal_is_measured():

@@ -70,6 +70,17 @@ def test_a_round_with_less_noise_counts_for_more_to_who_sees_all():
     assert final.high < every.low
 
 
+def test_canaries_that_are_in_some_sums_only_tell_less():
+    canaries = Canaries(COUNT, SIZE, b"a seed of the tests", rate=0.25)
+    generator, rounds = np.random.default_rng(1), 36
+    for _ in range(rounds):
+        canaries.see(canaries.added(1.0) + generator.normal(0, 1.0, SIZE), 1.0)
+    assert not np.array_equal(canaries.added(1.0), canaries.added(1.0))
+    found = canaries.estimate(DELTA)
+    # a quarter of what all rounds would give, 6; which rounds is a noise of its own
+    assert found.separation == pytest.approx(1.5, abs=0.6)
+
+
 def test_directions_are_unit_vectors_apart_and_come_again():
     first = np.stack([*directions(b"seed", 20, 1000)])
     again = np.stack([*directions(b"seed", 20, 1000)])
@@ -96,4 +107,4 @@ def test_one_canary_is_too_few():
 
 
 def test_it_says_that_it_is_no_bound():
-    assert "an estimate and no bound" in str(seen(1.0).estimate(DELTA))
+    assert "an estimate by 200 canaries and no bound" in str(seen(1.0).estimate(DELTA))

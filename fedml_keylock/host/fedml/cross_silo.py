@@ -10,7 +10,7 @@ import fedml
 
 from ...errors import ConfigError, HostError
 from ..message_type import check_type
-from ..patching import Function, Seam, around
+from ..patching import Function, Seam, around, replaced
 from ..silo_session import SiloSession
 from .communicator import gated, guarded
 from .current_job import begin, current, entry_names, final, keep_errors, model_types
@@ -116,7 +116,12 @@ def _train(original: Function, self: FedMLTrainer, round_idx: Any = None) -> Any
     if not isinstance(session, SiloSession):
         return original(self, round_idx)
     self.args.round_idx = round_idx
-    return session.train(self.trainer, self.train_local, lambda: original(self, round_idx))
+
+    def run(data: Any) -> Any:
+        with replaced(self, "train_local", data):
+            return original(self, round_idx)
+
+    return session.train(self.trainer, self.train_local, run)
 
 
 @around

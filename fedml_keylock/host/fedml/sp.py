@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..one_process import OneProcess
-from ..patching import Function, Seam, around
+from ..patching import Function, Seam, around, replaced
 from .current_job import begin
 
 if TYPE_CHECKING:
@@ -38,10 +38,15 @@ def _train(original: Function, self: Client, w_global: Any) -> Any:
     return session.exchange(
         self.model_trainer,
         self.local_training_data,
-        # FedML loads the model once more: as the lock now gives it
-        lambda: original(self, self.model_trainer.get_model_params()),
+        lambda data: _train_on(original, self, data),
         samples=self.get_sample_number(),
     )
+
+
+def _train_on(original: Function, self: Client, data: Any) -> Any:
+    # FedML loads the model once more: as the lock now gives it
+    with replaced(self, "local_training_data", data):
+        return original(self, self.model_trainer.get_model_params())
 
 
 @around

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import ConfigError, UpdateRefused
 from ...privacy.adaptive import QuantileClip
 from ...privacy.noise_config import NoiseConfig
+from ...types import ClientUpdate
 from .noise import ClippedUpdate, Release, RoundNoise
 from .sealing import Opened
 
@@ -32,6 +34,9 @@ class JobNoise:
         update: what was sealed last, before noise.
 
     """
+
+    weighs: ClassVar[bool] = False
+    """Whether silos weigh by their numbers of examples."""
 
     config: NoiseConfig
     colluders: int
@@ -75,9 +80,10 @@ class JobNoise:
         clips = {"update": self.clip}
         if self.config.buffer_clip is not None:
             clips["buffer"] = self.config.buffer_clip
-        if (adaptive := self._adaptive) is None:
-            return RoundNoise(self.multiplier, self.silos, honest, clips)
-        return RoundNoise(adaptive.multiplier, self.silos, honest, clips, adaptive.votes)
+        multiplier, votes = self.multiplier, 0.0
+        if (adaptive := self._adaptive) is not None:
+            multiplier, votes = adaptive.multiplier, adaptive.votes
+        return RoundNoise(multiplier, self.silos, honest, clips, votes, self.config.canaries)
 
     @property
     def _adaptive(self) -> QuantileClip | None:
@@ -104,23 +110,55 @@ class JobNoise:
                 found[name] = "update"
         return found
 
-    def release(self, payload: Mapping[str, Tensor]) -> Callable[[Mapping[str, Tensor]], Release]:
-        """What is sent of a payload, from the base that it is a difference from."""
+    def begin(self, model: nn.Module) -> None:
+        """Called before a silo trains a round; of this unit it trains as it likes."""
+
+    def batches(self, data: Any, told: Callable[[float], Sequence[float]]) -> Any:
+        """What the silo trains on in a round: its data."""
+        return data
+
+    def end(self) -> None:
+        """Called when a silo has trained a round."""
+
+    def outgoing(
+        self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], samples: float
+    ) -> Mapping[str, Tensor]:
+        """The payload of which something is released or sealed; of this unit all of it."""
+        return payload
+
+    def release(
+        self, payload: Mapping[str, Tensor]
+    ) -> Callable[[Mapping[str, Tensor]], Release] | None:
+        """What is sent of a payload, from the base that it is a difference from.
+
+        None where it is sealed as it is, because noise is in it already.
+        """
         noise, parts = self.of_round, self.parts(payload)
         if "update" not in parts.values():
             raise UpdateRefused("nothing of what it would send trains, and noise hides nothing")
 
         def of(base: Mapping[str, Tensor]) -> Release:
-            for name in payload.keys() - parts.keys() - self._buffers:
-                if not torch.equal(payload[name].cpu(), base[name].cpu()):
-                    raise UpdateRefused(
-                        f"{name} has changed, and is no floating-point parameter that trains: "
-                        "under keylock.noise nothing else is sent"
-                    )
+            self._check_rest(payload, base, parts)
             self.update = ClippedUpdate(noise, base, payload, parts)
             return self.update
 
         return of
+
+    def _check_rest(
+        self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, str]
+    ) -> None:
+        """Check that nothing has changed that is not sent and does not stay at home."""
+        for name in payload.keys() - parts.keys() - self._buffers:
+            if not torch.equal(payload[name].cpu(), base[name].cpu()):
+                raise UpdateRefused(
+                    f"{name} has changed, and is no floating-point parameter that trains: "
+                    "under keylock.noise nothing else is sent"
+                )
+
+    def audited(self, update: ClientUpdate) -> Release:
+        """What is sent of an update that an audit has made."""
+        payload = {**update.before, **update.after}
+        return ClippedUpdate(self.of_round, update.before, payload, self.parts(payload))
 
     @property
     def done(self) -> str:

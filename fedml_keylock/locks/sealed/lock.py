@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from ...disk import make_folder
 from ...errors import ConfigError, HostError, LockError, UpdateRefused
 from ...privacy.accounts import Accounts
+from ...privacy.canaries import CanaryEstimate
 from ...tensors import copy_of, deep_copy, with_versions
 from ...types import JobSecrets, PrivacyLoss, Schedule, Surrogate
 from ..config import KeyLockConfig
@@ -19,8 +21,10 @@ from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
+from .canary_release import CanaryWatch
 from .entries import entries_of
 from .first_model import FirstModel
+from .job_examples import JobExamples
 from .job_noise import JobNoise
 from .model_files import (
     CHECKPOINT,
@@ -59,12 +63,13 @@ class SealedLock(WireLock):
         self._rounds: Rounds | None = None
         self._first = FirstModel(config.first_model)
         noise = config.noise
-        self._noise = None if noise is None else JobNoise(noise, config.colluders or 0)
-        if noise is not None and noise.unit != "silo":
-            raise ConfigError("keylock.noise.unit: example is not built yet")
-        self._accounts = (
-            None if noise is None else Accounts(noise, config.colluders or 0, config.vault)
-        )
+        self._noise: JobNoise | None = None
+        self._accounts: Accounts | None = None
+        if noise is not None:
+            kind = JobNoise if noise.unit == "silo" else JobExamples
+            self._noise = kind(noise, config.colluders or 0)
+            self._accounts = Accounts(noise, config.colluders or 0, config.vault)
+        self._canaries = CanaryWatch(noise) if noise is not None and noise.canaries else None
         self._silo = 0
 
     @property
@@ -180,6 +185,11 @@ class SealedLock(WireLock):
         return True
 
     @property
+    def adds_noise(self) -> bool:
+        """Under `noise:`."""
+        return self._noise is not None
+
+    @property
     def tells_samples(self) -> bool:
         """Whether the server is told how many samples each silo has."""
         return self.config.tell_samples
@@ -210,6 +220,12 @@ class SealedLock(WireLock):
         """What a silo has spent so far, with earlier jobs of its vault."""
         return self._accounts.loss(silo) if self._accounts else None
 
+    def privacy_estimate(self) -> CanaryEstimate | None:
+        """What canaries tell of epsilon, in the silo that adds them."""
+        if self._canaries is None or self.multiplier is None:
+            return None
+        return self._canaries.estimate(self.multiplier)
+
     def share(self, secrets: JobSecrets) -> None:
         """Take what the silos have agreed on.
 
@@ -234,7 +250,7 @@ class SealedLock(WireLock):
         return self.info(model)
 
     def noised_numbers(self, model: nn.Module) -> int:
-        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        """What of the model trains."""
         if self._noise is None:
             return 0
         state = state_tensors(model)
@@ -267,6 +283,21 @@ class SealedLock(WireLock):
             return "no private state to keep"
         return f"opens checkpoints by {self._claim(silo).path}"
 
+    def begin_round(self, model: nn.Module, *, round_index: int) -> None:
+        """Nothing, but under noise of single examples."""
+        if self._noise is not None:
+            self._noise.begin(model)
+
+    def batches(self, data: Any, *, silo: int) -> Any:
+        """The silo's data; under noise of single examples secret batches of it."""
+        return data if self._noise is None else self._noise.batches(data, self._begun().told)
+
+    def end_round(self, model: nn.Module, *, round_index: int) -> bool:
+        """Nothing, but under noise of single examples."""
+        if self._noise is not None:
+            self._noise.end()
+        return True
+
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
@@ -274,8 +305,13 @@ class SealedLock(WireLock):
         rounds, release = self._begun(), None
         if self._noise is not None:
             self._noise.look(model)
-            self._noise.keep(payload)
+            if not self._in_turn:  # else what it would be put back for is another silo's
+                self._noise.keep(payload)
+            payload = self._noise.outgoing(payload, rounds.base, samples)
             release = self._noise.release(payload)
+            # one rank of the job adds them, whichever silo it serves in the round
+            if release is not None and self._canaries is not None and not rounds.secrets.silo:
+                release = self._canaries.over(release, self._noise, payload)
         if self._accounts is not None:
             self._accounts.spend(self._silo)
         message, counts = rounds.seal(payload, samples=samples, release=release)
@@ -320,6 +356,8 @@ class SealedLock(WireLock):
                 "to the range of a round",
                 silo=self._silo,
             )
+        if self._canaries is not None:
+            self._canaries.see(opened.state, rounds.record)
         state = opened.state if self._noise is None else self._noise.opened(opened)
         return with_versions(state, model.state_dict())
 
@@ -343,7 +381,8 @@ class SealedLock(WireLock):
         """One round of all silos in one process, with secrets of its own."""
         if self._accounts is not None:
             self._accounts.spend_entered()
-        return rehearse(base, updates, self.config.colluders, self.config.scale, self._noise)
+        config = self.config
+        return rehearse(base, updates, config.colluders, config.scale, self._noise, self._canaries)
 
     def enter_server(self) -> None:
         """On the server: check that a checkpoint can be written.

@@ -88,6 +88,7 @@ class RoundNoise:
         clips: by the part of what is sent, ``update`` or ``buffer``, the norm it is clipped to.
         votes: the deviation of the noise on the sum of votes, 1 or -1 for an update within its clip
             or beyond; 0 where nobody votes.
+        canaries: random directions of the clip's length that one silo adds.
 
     """
 
@@ -96,6 +97,7 @@ class RoundNoise:
     honest: int
     clips: Mapping[str, float]
     votes: float = 0.0
+    canaries: int = 0
 
     def grid(self, part: str, most: float = 1.0) -> Grid:
         """The grid of a part.
@@ -107,7 +109,8 @@ class RoundNoise:
         """
         clip = self.clips[part]
         own = self.multiplier * clip / math.sqrt(self.honest)
-        return Grid.of(own, self.silos, most * clip)
+        # no entry of the canaries' sum is larger, unless there are next to no entries
+        return Grid.of(own, self.silos, (most + math.sqrt(self.canaries)) * clip)
 
     @property
     def vote_grid(self) -> Grid:
@@ -147,6 +150,10 @@ class Release(ABC):
     @abstractmethod
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
         """A tensor's words, some at a time: of a size for which the grid has room."""
+
+    def sent(self, entry: Entry, words: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Words of a tensor with noise on them, in their order, as they leave the silo."""
+        return words
 
     @abstractmethod
     def vote(self) -> tuple[int, Grid] | None:

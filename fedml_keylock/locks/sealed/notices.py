@@ -25,7 +25,8 @@ class Notice:
     Attributes:
         round: index of the round.
         chain: 32 bytes, of all that it has received so far.
-        schema: 32 bytes, of the names, shapes and types that it is about to send.
+        schema: 32 bytes, of the names, shapes and types that it is about to send, and of what silos
+            must have in common under noise.
         samples: its weight in the average.
 
     """
@@ -57,6 +58,7 @@ def compare(
     secrets: JobSecrets,
     *,
     label: str = "notice",
+    sending: str = "sends other names, shapes or types",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> list[float]:
     """Tell every other silo where this one stands, and check that all stand there.
@@ -68,6 +70,7 @@ def compare(
         secrets: what the silos have agreed on. Where nothing reaches them past the server, silos
             that differ have other keys, and no average of theirs opens.
         label: of the keys: under one, in one round, there is one notice each way.
+        sending: what a silo does whose schema is another one.
         meanwhile: what this silo does while the notices of others are on their way.
 
     Returns:
@@ -107,7 +110,7 @@ def compare(
         for what, same in {
             "is in another round": notice.round == own.round,
             "has received another model": notice.chain == own.chain,
-            "sends other names, shapes or types": notice.schema == own.schema,
+            sending: notice.schema == own.schema,
         }.items():
             if not same:
                 raise UpdateRefused(f"silo {silo} {what} than silo {secrets.silo}; nothing is sent")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...errors import UpdateRefused
 from ...tensors import with_versions
 from ...types import JobSecrets
+from .canary_release import CanaryWatch
 from .job_noise import JobNoise
 from .rounds import Rounds
 from .sealing import Opened, add_up
@@ -24,6 +25,7 @@ def rehearse(
     colluders: int | None,
     scale: float | None,
     noise: JobNoise | None = None,
+    canaries: CanaryWatch | None = None,
 ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
     """The messages of a round whose silos have agreed on secrets of its own, and the average.
 
@@ -33,12 +35,14 @@ def rehearse(
         colluders: as declared.
         scale: the largest number of tensors that no silo has received.
         noise: of the job, if there is any.
+        canaries: of the job, which the first silo adds.
 
     """
     count = len(updates)
     pairs = {(i, j): os.urandom(32) for j in range(count) for i in range(j)}
     group = os.urandom(32)
-    samples = {i: 1.0 if noise else number for i, (number, _) in enumerate(updates)}
+    weighs = noise is None or noise.weighs
+    samples = {i: number if weighs else 1.0 for i, (number, _) in enumerate(updates)}
     silos = []
     for own in range(count):
         mine = {i: pairs[min(i, own), max(i, own)] for i in range(count) if i != own}
@@ -46,16 +50,19 @@ def rehearse(
         silos[own].begin(base)
     if noise is not None:
         noise.silos = count
-    messages = [
-        silo.seal(
-            payload,
-            samples=number if noise is None else 1.0,
-            release=None if noise is None else noise.release(payload),
-        )[0]
-        for silo, (number, payload) in zip(silos, updates, strict=True)
-    ]
+    messages = []
+    for own, (number, payload) in enumerate(updates):
+        release = None
+        if noise is not None:
+            payload = noise.outgoing(payload, base, number)
+            release = noise.release(payload)
+            if release is not None and canaries is not None and own == 0:
+                release = canaries.over(release, noise, payload)
+        messages.append(silos[own].seal(payload, samples=samples[own], release=release)[0])
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
+    if canaries is not None:
+        canaries.see(opened.state, silos[0].record)
     if noise is not None:
         noise.follow(opened)
     if opened.counts.clipped:

@@ -88,6 +88,22 @@ class Rounds(Private):
         """Whether the first model has come."""
         return bool(self._chain)
 
+    def told(self, samples: float) -> list[float]:
+        """Tell the other silos, before a round is trained, how many samples this one has.
+
+        Returns:
+            The samples of all silos, and in a job that simulates them of all that there are.
+
+        Raises:
+            UpdateRefused: naming the silo that stands elsewhere.
+
+        """
+        if not self.begun:  # one process, which receives nothing
+            return [samples, *self.secrets.samples.values()]
+        own = Notice(self.round, self._chain, schema_of(self.base), samples)
+        self._numbers = compare(own, self.secrets, label="examples")
+        return self._numbers
+
     def seal(
         self,
         payload: Mapping[str, Tensor],
@@ -119,7 +135,11 @@ class Rounds(Private):
         base = self._base_of(payload, sized=release is None)
         released = None if release is None else release(base)
         self._used = True  # whatever happens from here on, no second notice and no second message
-        own = Notice(self.round, self._chain, schema_of(base), samples)
+        schema, sending = schema_of(base), "sends other names, shapes or types"
+        if released is not None:
+            schema = hashlib.sha256(schema + json.dumps([*released.public]).encode()).digest()
+            sending += ", or has another clip or learning rate,"
+        own = Notice(self.round, self._chain, schema, samples)
         sizes = self._grown(base)
 
         def made(numbers: Sequence[float]) -> tuple[Encoding, RoundKeys, Message]:
@@ -139,7 +159,8 @@ class Rounds(Private):
             if self._numbers:
                 early.append(made(self._numbers))
 
-        before, self._numbers = self._numbers, compare(own, self.secrets, meanwhile=meanwhile)
+        before = self._numbers
+        self._numbers = compare(own, self.secrets, sending=sending, meanwhile=meanwhile)
         same = early and before == self._numbers
         encoding, keys, message = early[0] if same else made(self._numbers)
         self.record = Record.of(encoding, keys, self.round, own=self.keep_own, came=self._came)

@@ -63,7 +63,7 @@ class SealTransform:
             encoding = Encoding.of(update.before, shares)
         else:
             self.noise.silos = self.silos
-            release = self.noise.release(payload)(update.before)
+            release = self.noise.audited(update)
             encoding = release.encoding(update.before, shares)
         message, _ = seal(encoding, payload, keys, release)
         private = Record.of(encoding, keys, 0, own=True).tensors

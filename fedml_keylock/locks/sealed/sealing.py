@@ -109,7 +109,9 @@ def seal(
             pieces = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
         elif entry.name in release.grids:
             grid = release.grids[entry.name]
-            pieces = (noise.over(words, grid) for words in release.words(entry))
+            pieces = (
+                release.sent(entry, noise.over(words, grid)) for words in release.words(entry)
+            )
         else:  # as it came
             came = encoding.base[entry.name]
             pieces = encoding.encode(entry, step, came, keys.place, counts)
@@ -120,9 +122,8 @@ def seal(
         sealed[entry.name] = wire
     most = (2**31 - 1) // keys.participants
     counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
-    if release is not None:  # what is counted of one silo's numbers would tell of them
+    if release is not None:  # nothing was counted: that would tell of one silo's numbers
         release.check()
-        counters[:] = 0
         if (vote := release.vote()) is not None:
             counters[:1] = noise.over(np.array(vote[:1], dtype=np.int32), vote[1])
     tag.update(counters)

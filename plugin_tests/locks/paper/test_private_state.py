@@ -320,7 +320,7 @@ def test_no_private_number_is_in_a_log(tmp_path, caplog, capfd):
     session = SiloSession(args, "keylock", defense, Observer(args))
     model = made()
     session.adopt(model)
-    session.train(SimpleNamespace(model=model), None, lambda: train(model))
+    session.train(SimpleNamespace(model=model), None, lambda _: train(model))
     assert "locked 0" in caplog.text
     captured = capfd.readouterr()
     for text in (caplog.text, captured.out, captured.err):

@@ -1,0 +1,184 @@
+"""`fedml-keylock privacy`: what a job's noise is worth, before it runs."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .options import FILE
+
+if TYPE_CHECKING:
+    from ..locks import KeyLockConfig
+    from ..privacy.budget import Budget
+    from ..types import Schedule
+
+__all__ = ["privacy"]
+
+MOST_NAMED = 8
+"""Silos of one kind that a line names."""
+
+
+@click.command()
+@click.argument("job", type=FILE)
+@click.option("--epsilon", type=float, help="Say which multiplier this would need.")
+@click.option("--rounds", type=click.IntRange(min=1), help="In place of comm_round.")
+@click.option(
+    "--silos", type=click.IntRange(min=1), help="As if so many silos took part in every round."
+)
+@click.option(
+    "--model",
+    "builder",
+    metavar="MODULE:CALLABLE",
+    help="Makes the job's model, as for check; for noise over signal.",
+)
+def privacy(
+    job: Path, epsilon: float | None, rounds: int | None, silos: int | None, builder: str | None
+) -> None:
+    """Say what the noise of a job's YAML is worth, before it runs.
+
+    \b
+    epsilon             of all rounds at the YAML's delta, for each silo by the
+                        rounds that FedML chooses it for; the smaller, the less
+                        the averages tell of whether a silo (or an example) took
+                        part. 1 is strong, 8 is what deep learning often has,
+                        and far above it little is claimed.
+    multiplier          the noise in the sum over keylock.noise.clip: what
+                        --epsilon 4, or epsilon: 4 in the YAML, solves for.
+    stop_at             how many rounds fit into that budget.
+    spent               what the vault's ledgers say of earlier jobs.
+    noise over signal   how long the noise in an average is over a clipped
+                        update, all silos' pointing the same way. Above 1 a
+                        round is more noise than update.
+
+    \b
+    fedml-keylock privacy fedml_config.yaml --model main:Net
+    fedml-keylock privacy fedml_config.yaml --epsilon 4 --silos 1000
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
+    from ..errors import ConfigError
+    from ..privacy.accountant import multiplier_for
+    from ..privacy.budget import Budget
+    from .job import read_job
+
+    if epsilon is not None and not 0 < epsilon < math.inf:
+        raise ConfigError(f"--epsilon: {epsilon:g} is not allowed: use a number above 0")
+    args, section = read_job(job)
+    config = _noised(section, job)
+    assert config.noise is not None
+    noise = config.noise
+    schedule = _schedule(args, job, rounds=rounds, silos=silos)
+    budget = Budget.of(noise, config.colluders or 0, schedule)
+    numbers = _numbers(config, builder)
+    click.echo(
+        f"{schedule.silos} silos, {budget.each} of them in each of {len(schedule.rounds)} rounds, "
+        f"of which {max(1, config.colluders or 0)} may collude"
+    )
+    click.echo(budget.summary)
+    _tell_silos(budget)
+    if noise.stop_at is not None:
+        click.echo(f"stop_at {noise.stop_at:g}: {budget.rounds} of {len(schedule.rounds)} rounds")
+    _tell_ratio(budget, numbers)
+    if epsilon is not None:
+        one, count = budget.one, budget.most_planned
+        found = multiplier_for(epsilon, noise.delta, rate=one.rate, count=count * one.count)
+        said = f"epsilon {epsilon:g} in all {len(schedule.rounds)} rounds needs multiplier "
+        other = replace(budget, multiplier=found).ratio(numbers) if numbers else None
+        ratio = "" if other is None else f"; noise over signal {other:.3g}"
+        click.echo(f"{said}{found:.4g}{ratio}")
+    _tell_spent(config.vault, budget)
+
+
+def _noised(section: Any, job: Path) -> KeyLockConfig:
+    from ..errors import ConfigError
+    from ..locks import KeyLockConfig
+
+    config = KeyLockConfig.from_mapping(section)
+    if config.noise is None:
+        raise ConfigError(
+            f"{job}: it has no keylock.noise: what averages tell is not bounded; add, for example, "
+            "noise: {clip: 1.0, epsilon: 8, delta: 1e-5} and colluders: 1"
+        )
+    return config
+
+
+def _schedule(args: Any, job: Path, *, rounds: int | None, silos: int | None) -> Schedule:
+    from ..errors import ConfigError
+    from ..host.job_configuration import schedule_of
+
+    if rounds is not None:
+        args.comm_round = rounds
+    if silos is not None:
+        args.client_num_in_total = args.client_num_per_round = silos
+    try:
+        found = schedule_of(args)
+    except AttributeError as error:
+        raise ConfigError(f"{job}: {error.name}: needed") from None
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{job}: client_num_in_total, client_num_per_round and comm_round must be whole "
+            "numbers, and the first no smaller than the second"
+        ) from None
+    if not found.rounds:
+        raise ConfigError(f"{job}: comm_round: it trains no round")
+    return found
+
+
+def _numbers(config: KeyLockConfig, builder: str | None) -> int:
+    """Over how many numbers the noise goes; 0 where no model is named."""
+    from ..locks.model import make_lock
+    from .job import build_model
+
+    if builder is None:
+        return 0
+    model, lock = build_model(builder), make_lock(config)
+    lock.plan(model)
+    return lock.noised_numbers(model)
+
+
+def _tell_silos(budget: Budget) -> None:
+    """Each silo's participations, where they differ."""
+    groups = defaultdict[int, list[int]](list)
+    for silo in range(budget.schedule.silos):
+        groups[budget.taken.get(silo, 0)].append(silo)
+    if len(groups) == 1:
+        return
+    for rounds, silos in sorted(groups.items(), reverse=True):
+        named = ", ".join(map(str, silos[:MOST_NAMED]))
+        more = f" and {len(silos) - MOST_NAMED} more" if len(silos) > MOST_NAMED else ""
+        click.echo(f"  in {rounds} of them, epsilon {budget.costs(rounds):.3g}: silo {named}{more}")
+
+
+def _tell_ratio(budget: Budget, numbers: int) -> None:
+    from ..privacy.budget import ratio_in_words
+
+    if budget.noise.unit != "silo":
+        click.echo("noise over signal: with unit: example it takes the number of all examples")
+    elif not numbers:
+        click.echo("noise over signal: it takes the number of parameters: name --model")
+    else:
+        ratio = budget.noise_over_signal(numbers)
+        click.echo(f"{ratio_in_words(ratio)} ({numbers:,} numbers)")
+
+
+def _tell_spent(vault: Path, budget: Budget) -> None:
+    from ..privacy.accountant import epsilon_of
+    from ..privacy.ledger import ledgers_in
+
+    noise, before = budget.noise, ledgers_in(vault, budget.noise.unit)
+    if not before:
+        click.echo(f"spent: nothing, by the vault {vault}")
+    for ledger in before:
+        page = ledger.read()
+        spent = epsilon_of(page.spent, noise.delta)
+        more = replace(budget.one, count=budget.taken.get(ledger.silo, 0) * budget.one.count)
+        after = epsilon_of([*page.spent, more], noise.delta)
+        over = noise.stop_at is not None and after > noise.stop_at
+        click.echo(
+            f"spent: silo {ledger.silo}: epsilon {spent:.3g} in {page.rounds} rounds of earlier "
+            f"jobs, {after:.3g} with this one"
+            + (f": above stop_at {noise.stop_at:g}, the job will not begin" if over else "")
+        )

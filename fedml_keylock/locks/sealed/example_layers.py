@@ -1,0 +1,150 @@
+"""Which layers and losses give gradients of single examples, and what opacus leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+
+from ...errors import ConfigError, LockError
+
+__all__ = ["WHO", "OneByOne", "check_layers", "clean", "inputs_forgotten", "training"]
+
+WHO = "keylock.noise: unit: example"
+_OF_A_BATCH = ("activations", "max_batch_len")
+_LEFT = (*_OF_A_BATCH, "ft_compute_sample_grad", "autograd_grad_sample_hooks")
+"""What opacus leaves at layers: the last inputs of its silo among them."""
+_LEFT_AT_PARAMETERS = ("grad_sample", "_current_grad_sample", "_forward_counter")
+
+
+def check_layers(model: nn.Module) -> None:
+    """Check that gradients of single examples can be had of a model.
+
+    Raises:
+        ConfigError: opacus is missing, or a layer of the model's is one that it cannot do.
+
+    """
+    for name, module in model.named_modules():
+        for problem in _problems(module):
+            raise ConfigError(
+                f"{WHO}: layer {name or 'model'} ({type(module).__name__}): {problem}"
+            )
+    if not dict(training(model)):
+        raise ConfigError(f"{WHO}: {type(model).__name__} has no parameter that trains")
+
+
+def _problems(module: nn.Module) -> Iterator[str]:
+    """What opacus says against a layer, and what it puts in its place."""
+    validators = _opacus().validators.ModuleValidator
+    trains = any(p.requires_grad for p in module.parameters(recurse=False))
+    known = next((kind for kind in type(module).__mro__ if kind in validators.VALIDATORS), None)
+    # of frozen ones it depends on whether they are in training when they are called: see OneByOne
+    mixes = isinstance(module, _BatchNorm) and not any(True for _ in module.parameters())
+    if known and (trains or mixes):
+        for error in validators.VALIDATORS[known](module):
+            said = str(error).partition(". ")[0]
+            other = validators.FIXERS.get(known)
+            instead = f"; use {type(other(module)).__name__} instead" if other else ""
+            yield f"{said}{instead}, as opacus.validators.ModuleValidator.fix(model) does"
+    elif trains and any(True for _ in module.buffers()):
+        yield "it has buffers, which opacus does not allow beside parameters that train"
+    elif trains and any(name in _LEFT and hasattr(module, name) for name in _LEFT):
+        yield f"opacus has attributes of its own named {', '.join(_LEFT)}: name them otherwise"
+
+
+class OneByOne(TorchFunctionMode):
+    """Refuses what makes an example's gradient depend on the others of its batch.
+
+    Of all that may, it knows batch norms, and losses whose mean is over classes' weights or over
+    the examples that are not ignored.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        _types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Look at a call, and make it.
+
+        Raises:
+            LockError: it is one of these.
+
+        """
+        named = kwargs or {}
+        if func in (F.cross_entropy, F.nll_loss, F.batch_norm):
+            given = signature(func).bind(*args, **named)
+            given.apply_defaults()
+            if problem := _of_many(func, given.arguments):
+                raise LockError(f"{WHO}: {problem}")
+        return func(*args, **named)
+
+
+def _of_many(func: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """What of a call makes one example's result depend on others'; nothing if nothing does."""
+    if func is F.batch_norm:
+        mixes = given["training"]
+        return "batch_norm depends on all of a batch; use GroupNorm instead" if mixes else ""
+    if given["reduction"] != "mean":
+        return ""
+    name, other = func.__name__, 'take the mean of reduction="none" instead'
+    if given["weight"] is not None:
+        return f"the mean of {name} with weights of classes is over a batch's weights; {other}"
+    target, ignored = given["target"], given["ignore_index"]
+    if not target.is_floating_point() and bool((target == ignored).any()):
+        return f"the mean of {name} is over the targets of a batch that are not {ignored}; {other}"
+    return ""
+
+
+def _opacus() -> Any:
+    try:
+        import opacus
+        import opacus.validators
+    except ImportError:
+        raise ConfigError(f"{WHO} needs opacus: pip install 'fedml-keylock[noise]'") from None
+    return opacus
+
+
+def training(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """A model's parameters that train, by name.
+
+    Example:
+        >>> [name for name, _ in training(nn.Linear(1, 1))]
+        ['weight', 'bias']
+
+    """
+    # under all of its names, as all of them are sent
+    named = model.named_parameters(remove_duplicate=False)
+    return ((name, parameter) for name, parameter in named if parameter.requires_grad)
+
+
+def inputs_forgotten(model: nn.Module) -> None:
+    """Drop the inputs of layers that opacus holds."""
+    for module in model.modules():
+        for name in _OF_A_BATCH:
+            vars(module).pop(name, None)
+
+
+def clean(model: nn.Module, before: Mapping[nn.Module, set[str]]) -> None:
+    """Take away what opacus has left at a model.
+
+    Args:
+        model: without its hooks.
+        before: of each layer, the names of its attributes before.
+
+    """
+    for module in model.modules():
+        had = before.get(module, set())
+        for name in {*_LEFT, "_is_full_backward_hook"} - had:
+            vars(module).pop(name, None)
+        if not module._backward_hooks and "_is_full_backward_hook" in vars(module):
+            module._is_full_backward_hook = None
+    for parameter in model.parameters():
+        for name in _LEFT_AT_PARAMETERS:
+            vars(parameter).pop(name, None)

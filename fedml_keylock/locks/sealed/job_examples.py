@@ -1,0 +1,248 @@
+"""A job's noise under `unit: example`: secret batches, clipped gradients, and what is sealed."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ...errors import LockError
+from ...types import ClientUpdate
+from .encoding import CHUNK
+from .entries import Entry
+from .example_layers import WHO, check_layers
+from .examples import ExampleGradients
+from .gaussian import DiscreteGaussian
+from .job_noise import JobNoise
+from .keystream import Keystream
+from .noise import ClippedUpdate, Grid, Release, RoundNoise
+from .poisson import Examples, drawn
+from .shares import Shares
+
+__all__ = ["ExampleSums", "JobExamples", "largest"]
+
+
+def largest(rate: float, examples: float) -> int:
+    """More examples than a batch has: a sum of them is clamped beyond.
+
+    Args:
+        rate: of each example to be in a batch.
+        examples: of the silo that has most.
+
+    Example:
+        >>> largest(0.01, 20_000)
+        552
+
+    """
+    mean = rate * examples
+    return math.ceil(2 * mean + 10 * math.sqrt(mean) + 10)
+
+
+@dataclass
+class ExampleSums(Release):
+    """The sums of one step's clipped gradients, in steps of the grid: a `Release`.
+
+    Attributes:
+        sums: name to int64 tensor.
+        grid: of all of them.
+        most: what they are clamped to, in steps.
+        rate: of each example to be in the batch.
+        learning_rate: of the step.
+        settings: further numbers that all silos must have in common.
+
+    """
+
+    sums: Mapping[str, Tensor] = field(repr=False)
+    grid: Grid
+    most: int
+    rate: float
+    learning_rate: float
+    settings: Sequence[float]
+
+    def __post_init__(self) -> None:
+        self.grids = dict.fromkeys(self.sums, self.grid)
+
+    @property
+    def public(self) -> Sequence[float]:
+        """Settings, and the learning rate."""
+        return [*self.settings, self.rate, self.learning_rate]
+
+    def scale(self, shares: Shares) -> float:
+        """A step against the mean over a batch of as many examples as is to be expected."""
+        return -self.learning_rate / (self.rate * shares.total)
+
+    def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
+        """The sums, clamped."""
+        flat = self.sums[entry.name].reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            part = flat[start : start + CHUNK].clamp(-self.most, self.most)
+            yield part.to(torch.int32).numpy()
+
+    def vote(self) -> None:
+        """None is sent."""
+
+    def check(self) -> None:
+        """Nothing: each example's gradient was checked before it was added."""
+
+
+@dataclass
+class JobExamples(JobNoise):
+    """What a silo knows of its job's noise under `unit: example`.
+
+    With one step a round the sum of its clipped gradients is sealed, with this silo's share of the
+    noise. With more the silo adds all of the noise at each step, and seals what it trained.
+    """
+
+    weighs: ClassVar[bool] = True
+
+    _model: nn.Module | None = field(default=None, repr=False)
+    _gradients: ExampleGradients | None = field(default=None, repr=False)
+    _trained: deque[tuple[ExampleGradients, ExampleSums | None, int]] = field(
+        default_factory=deque, repr=False
+    )
+    _examples: int = 0
+    _sums: tuple[Grid, int] | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether this silo adds all of the noise itself, at each of several steps."""
+        return self.config.steps > 1
+
+    def look(self, model: nn.Module) -> None:
+        """See what the model is, and that gradients of single examples can be had of it."""
+        super().look(model)
+        check_layers(model)
+
+    def begin(self, model: nn.Module) -> None:
+        """Take the model that is about to train."""
+        self._detach()
+        self._model = model
+
+    def batches(self, data: Any, told: Callable[[float], Sequence[float]]) -> list[Any]:
+        """Draw a round's batches of the silo's data, and watch the model train on them.
+
+        Args:
+            data: the silo's.
+            told: tells the other silos how many examples there are, and gives all silos' numbers.
+
+        Raises:
+            ConfigError: no batches can be drawn of the data, or opacus cannot do the model.
+
+        """
+        assert self._model is not None
+        assert self.config.rate is not None
+        examples, rate = Examples.of(data), self.config.rate
+        self._examples = len(examples)
+        noise = self.of_round
+        if self.alone:
+            grid = Grid.of(noise.multiplier * self.clip, 1, self.clip)
+            self._sums = None
+        else:
+            most = largest(rate, max(told(float(len(examples)))))
+            grid = noise.grid("update", most)
+            self._sums = grid, int(math.ldexp(most * self.clip, -grid.exponent))
+        chosen = [drawn(len(examples), rate) for _ in range(self.config.steps)]
+        self._gradients = ExampleGradients(
+            self._model,
+            clip=self.clip,
+            exponent=grid.exponent,
+            expected=rate * len(examples),
+            counts=[*map(len, chosen)],
+            draw=_noise(grid) if self.alone else None,
+        )
+        given = examples.batches(chosen)
+        self._gradients.attach()
+        return given
+
+    def end(self) -> None:
+        """After the training: take the hooks off, and keep what is to be sealed."""
+        gradients, sums = self._gradients, None
+        assert gradients is not None
+        self._detach()
+        gradients.check()
+        if self._sums is not None:
+            grid, most = self._sums
+            settings = [self.of_round.multiplier, self.clip]
+            rate = self.config.rate or 0.0
+            sums = ExampleSums(gradients.sums, grid, most, rate, gradients.learning_rate, settings)
+        self._trained.append((gradients, sums, self._examples))
+
+    def outgoing(
+        self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], samples: float
+    ) -> Mapping[str, Tensor]:
+        """A payload whose buffers stay at home.
+
+        Raises:
+            LockError: the silo weighs otherwise than by its examples, or what trained is not what
+                the steps have left.
+
+        """
+        if not self._trained:
+            raise LockError(f"{WHO}: there is no round's training to send")
+        gradients, _, examples = self._trained[0]
+        if samples != examples:
+            raise LockError(
+                f"{WHO}: the silo's data has {examples} examples and FedML is told of {samples:g}: "
+                "dataset[4] must have the number of its data"
+            )
+        gradients.check_sent(payload)
+        came = {name: base[name] for name in payload if name in self._buffers and name in base}
+        return {**payload, **came}
+
+    def release(
+        self, payload: Mapping[str, Tensor]
+    ) -> Callable[[Mapping[str, Tensor]], Release] | None:
+        """What is sent of a payload, from the base that it is a difference from."""
+        gradients, sums, _ = self._trained.popleft()
+        parts = self.parts(payload)
+
+        def of(base: Mapping[str, Tensor]) -> Release:
+            assert sums is not None
+            gradients.check_step(base, payload)
+            self._check_rest(payload, base, parts)
+            return replace(sums, sums={name: sums.sums[name] for name in parts})
+
+        return None if sums is None else of
+
+    def audited(self, update: ClientUpdate) -> Release:
+        """What is sent of one step on some pictures: their mean, as if a batch had no others.
+
+        Of one picture it is what a silo sends of it. Of several the mean is clipped, which leaves
+        it at least as long as the mean of clipped ones.
+        """
+        clip, count = update.learning_rate * self.clip, max(1.0, update.samples)
+        every = self.of_round
+        noise = RoundNoise(
+            every.multiplier / count,
+            every.silos,
+            1 if self.alone else every.honest,
+            {"update": clip},
+        )
+        payload = {**update.before, **update.after}
+        return ClippedUpdate(noise, update.before, payload, self.parts(payload))
+
+    @property
+    def done(self) -> str:
+        """What was done to what was sealed last, for the silo's own log."""
+        mean = (self.config.rate or 0.0) * self._examples
+        steps = self.config.steps
+        return f"{steps} step{'s' * (steps != 1)} by batches of about {mean:.3g} examples"
+
+    def _detach(self) -> None:
+        if self._gradients is not None:
+            self._gradients.detach()
+            self._gradients = None
+
+
+def _noise(grid: Grid) -> Callable[[int], NDArray[np.int32]]:
+    """Draws noise from the system's entropy."""
+    gaussian, stream = DiscreteGaussian(grid.deviation), Keystream(os.urandom(32))
+    return lambda count: gaussian.draw(count, stream)

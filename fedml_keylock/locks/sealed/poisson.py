@@ -1,0 +1,140 @@
+"""Secret Poisson batches of a silo's data: each example is in a batch, or not, by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+)
+
+from ...errors import ConfigError
+
+__all__ = ["Examples", "drawn"]
+
+_KINDS = "a DataLoader over a dataset with indices, or FedML's list of batches (x, y) of tensors"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A silo's data, example by example.
+
+    Attributes:
+        dataset: with indices.
+        indices: of the silo's examples in it, each once.
+        collate: makes a batch of examples; None for torch's own.
+        workers: processes that load them.
+
+    """
+
+    dataset: Dataset[Any]
+    indices: Sequence[int]
+    collate: Callable[[list[Any]], Any] | None = None
+    workers: int = 0
+
+    @classmethod
+    def of(cls, data: Any) -> Examples:
+        """What is in a silo's data.
+
+        Raises:
+            ConfigError: its examples cannot be told one from another.
+
+        Example:
+            >>> import torch
+            >>> len(Examples.of([(torch.rand(4, 2), torch.arange(4))] * 3))
+            12
+
+        """
+        if isinstance(data, DataLoader):
+            return cls(data.dataset, _indices(data), data.collate_fn, data.num_workers)
+        if not isinstance(data, (list, tuple)) or not data or not all(map(_is_batch, data)):
+            raise _not_drawn(f"the silo's data is {_kind(data)}")
+        whole: ConcatDataset[Any] = ConcatDataset([TensorDataset(*batch) for batch in data])
+        return cls(whole, range(len(whole)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, chosen: Sequence[Sequence[int]]) -> list[Any]:
+        """Batches of chosen examples, by their places among the silo's.
+
+        Where none was chosen it is a batch of the first example, which is not to count.
+        """
+        places = [[self.indices[place] for place in batch or (0,)] for batch in chosen]
+        return [
+            *DataLoader(
+                self.dataset,
+                batch_sampler=places,
+                collate_fn=self.collate,
+                num_workers=self.workers,
+            )
+        ]
+
+
+def drawn(count: int, rate: float) -> list[int]:
+    """Which of so many examples are in a batch: each by itself, by the system's entropy.
+
+    Args:
+        count: how many there are.
+        rate: the probability of each, to 2^-64 and never above.
+
+    Example:
+        >>> drawn(3, 1.0), drawn(3, 1e-20)
+        ([0, 1, 2], [])
+
+    """
+    if rate >= 1:
+        return [*range(count)]
+    words = np.frombuffer(os.urandom(8 * count), dtype="<u8")
+    chosen: list[int] = np.flatnonzero(words < np.uint64(int(rate * 2.0**64))).tolist()
+    return chosen
+
+
+def _indices(loader: DataLoader[Any]) -> Sequence[int]:
+    """Of a loader's examples in its dataset, in any order."""
+    sampler = loader.sampler
+    if isinstance(loader.dataset, IterableDataset):
+        raise _not_drawn(f"the silo's {type(loader.dataset).__name__} has no indices")
+    if type(loader.batch_sampler) is not BatchSampler:
+        raise _not_drawn(f"the silo's loader has batches by {_kind(loader.batch_sampler)}")
+    if isinstance(sampler, SubsetRandomSampler):
+        return sorted({*map(int, sampler.indices)})
+    size = len(loader.dataset)  # type: ignore[arg-type]  # a sampler has asked for it
+    whole = isinstance(sampler, RandomSampler) and (sampler.replacement, len(sampler)) == (0, size)
+    if not whole and not isinstance(sampler, SequentialSampler):
+        raise _not_drawn(f"the silo's loader samples by {_kind(sampler)}")
+    return range(size)
+
+
+def _is_batch(batch: Any) -> bool:
+    """Whether it is one of tensors with an example a row."""
+    if not isinstance(batch, (list, tuple)) or not batch:
+        return False
+    if not all(isinstance(part, Tensor) and part.dim() for part in batch):
+        return False
+    return len({len(part) for part in batch}) == 1
+
+
+def _kind(data: Any) -> str:
+    if isinstance(data, (list, tuple)) and data:
+        return f"a {type(data).__name__} of {type(data[0]).__name__}"
+    return f"a {type(data).__name__}"
+
+
+def _not_drawn(what: str) -> ConfigError:
+    return ConfigError(
+        f"keylock.noise: unit: example draws batches itself, and {what}: give the silo {_KINDS}"
+    )

@@ -1,0 +1,34 @@
+"""A real job with canaries: one line at its end, in one silo, beside the accountant's bound."""
+
+import math
+import re
+
+import pytest
+from test_matrix import ONE_PROCESS, ended
+
+from fedml_keylock.privacy.canaries import epsilon_of_gaussians
+
+ROUNDS, Z = 3, 1.5
+NOISE = {"clip": 1.0, "multiplier": Z, "delta": 1e-5, "canaries": 300}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["cross-silo", "one process"])
+def test_a_job_tells_what_canaries_say_of_its_noise(kind, run_job):
+    settings = {"colluders": 1, "noise": NOISE}
+    beside = {"ranks": 4}
+    if kind == "one process":
+        beside = ONE_PROCESS | {"ranks": 1, "client_num_per_round": 3}
+    job = ended(run_job(settings=settings, comm_round=ROUNDS, **beside))
+    (line,) = {x for x in job.output.splitlines() if "canaries: epsilon about" in x}
+    number = r"([\d.e+-]+)"
+    found = re.search(
+        rf"silo 0: canaries: epsilon about {number} \({number} to {number}\) .* bound is {number}",
+        line,
+    )
+    epsilon, low, high, bound = map(float, found.groups())
+    # of so small a model the canaries hide one another a little, which this is without
+    exact = epsilon_of_gaussians(math.sqrt(ROUNDS) / Z, 1e-5)
+    assert 0 < low < epsilon < high
+    assert low < exact < bound
+    assert high > exact / 2
