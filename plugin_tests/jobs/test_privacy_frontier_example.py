@@ -15,6 +15,9 @@ from click.testing import CliRunner
 from torch.nn.utils import parameters_to_vector
 
 from fedml_keylock.builtin import keylock
+from fedml_keylock.locks.sealed.examples import ExampleGradients
+from fedml_keylock.locks.sealed.job_examples import largest
+from fedml_keylock.locks.sealed.noise import Noise, RoundNoise
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "privacy_frontier"
 OWN = ("sets", "by_example", "by_silo", "sums", "show", "run")
@@ -46,6 +49,39 @@ def state_of(net, vector):
     names, sizes = zip(*[(n, p.shape) for n, p in net.named_parameters()], strict=True)
     parts = vector.split([size.numel() for size in sizes])
     return {n: part.view(size) for n, part, size in zip(names, parts, sizes, strict=True)}
+
+
+def test_a_simulated_step_on_all_examples_is_that_of_silos_but_for_the_draw(example, pictures):
+    """Three silos' own hooks, grids and noise give the sum of the union's clipped gradients."""
+    silos, multiplier, way = 3, 0.8, example.by_example.Way(60, 1, rate=0.5, clip=1.2)
+    first = example.sets.first_model(0)
+    each = example.by_example.gradients_of(first)
+    vector = parameters_to_vector(first.parameters()).detach()
+    found = each(vector, pictures.images, pictures.labels)
+    assert float(found.norm(dim=1).max()) > way.clip  # or else nothing is clipped
+    plain = example.by_example.clipped_sum(found, way.clip)
+
+    honest = silos - example.sets.colluding(silos)
+    noise = RoundNoise(multiplier, silos, honest, {"update": way.clip})
+    grid = noise.grid("update", largest(1.0, 20))
+    step, summed, noised = 2.0**grid.exponent, 0.0, 0.0
+    for images, labels in zip(pictures.images.split(20), pictures.labels.split(20), strict=True):
+        net = example.sets.first_model(0)
+        settings = {"clip": way.clip, "exponent": grid.exponent}
+        one = ExampleGradients(net, **settings, expected=20.0, counts=[20])
+        one.attach()
+        optimizer = torch.optim.SGD(net.parameters(), way.rate)
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.step()
+        one.detach()
+        words = torch.cat([one.sums[name].flatten() for name, _ in net.named_parameters()])
+        summed = summed + words * step
+        sent = Noise().over(words.to(torch.int32).numpy(), grid)
+        noised = noised + torch.from_numpy(sent) * step
+
+    assert float((summed - plain).abs().max()) < 60 * step + 1e-4  # what is truncated, and rounding
+    deviation = multiplier * way.clip * example.sets.widened(silos)
+    assert float((noised - summed).std()) == pytest.approx(deviation, rel=0.03)
 
 
 def test_a_simulated_round_of_silos_is_the_sealed_one_but_for_the_draw(example):
