@@ -219,8 +219,8 @@ def page(found: Found, less: Mapping[float, float]) -> str:
         f"*No noise, no clipping* is what does best of as many examples: {PLAIN.steps} steps of "
         f"{PLAIN.batch} at {PLAIN.rate:g}. 30 silos of which 10 collude are not measured again, as "
         f"their sum has the very noise of 3 of which 1 does. *Canaries*: {CANARIES} more examples "
-        "with random gradients, and the epsilon that they show: an estimate (arXiv 2302.03098), "
-        "and no bound.",
+        "with random gradients, and the epsilon that they show to who has all sums and knows no "
+        "silo's noise: an estimate (arXiv 2302.03098), and no bound.",
         "",
         *by_example(results),
         "## `unit: silo`",
@@ -230,9 +230,9 @@ def page(found: Found, less: Mapping[float, float]) -> str:
         "layer alone, on what Fashion-MNIST has taught the layers below. *low rank*: of that layer "
         f"a change of rank {RANK}, whose other factor stays as it is. A silo trains on at most "
         f"{MOST} of its images in a round. *Noise over clip*: the length of the noise in the "
-        "average, in clips, as on paper; *over signal*: in lengths of the average of clipped "
-        f"updates, measured over all rounds. The clip is {KINDS['full'].clip:g}, and {LONGER} with "
-        f"{MANY:,} silos. FedML's `ldp` and `cdp` are its own classes, at the same accounted "
+        "average, in clips, which `fedml-keylock privacy` tells before a job; *over signal*: in "
+        f"lengths of the average of clipped updates, measured over all rounds. The clip is "
+        f"{KINDS['full'].clip:g}, and {LONGER} with {MANY:,} silos. FedML's `ldp` and `cdp` are its own classes, at the same accounted "
         "epsilon. `ldp` clips nothing: here updates are clipped before it, and each silo adds all "
         "of the noise. `cdp` clips weights, not updates, and trusts the server. Both draw from a "
         "generator that FedML seeds alike on every rank; here it is taken to be independent.",
@@ -257,10 +257,11 @@ def page(found: Found, less: Mapping[float, float]) -> str:
 def draw(found: Found, less: Mapping[float, float], path: Path) -> Path:
     """Accuracy against epsilon of both sets, accuracy against silos, leakage against epsilon."""
     results = Results(found)
-    figure, axes = plt.subplots(1, 3, figsize=(16, 4.8))
-    _accuracy(axes[0], results)
-    _silos(axes[1], results)
-    _leakage(axes[2], results, less)
+    figure, axes = plt.subplots(2, 2, figsize=(13, 10))
+    _accuracy(axes[0][0], results)
+    _silos(axes[0][1], results)
+    _leakage(axes[1][0], results, less)
+    _canaries(axes[1][1], results)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -286,11 +287,31 @@ def _accuracy(axis: plt.Axes, results: Results) -> None:
         if plain := results.mean(example(data, 3, "None")):
             axis.axhline(100 * plain, color="grey", linestyle=style, label=f"{data}, no noise")
     axis.set_xscale("log", base=2)
+    axis.set_xticks([2, 4, 8], ["2", "4", "8"])
     axis.set_xlabel(f"epsilon at delta {DELTA:g}")
     axis.set_ylabel("accuracy, %")
     axis.set_title("unit: example")
     if axis.lines:
         axis.legend(fontsize=8)
+
+
+def _canaries(axis: plt.Axes, results: Results) -> None:
+    for place, (data, silos) in enumerate(product(DATA, (3, 10))):
+        known = [
+            (float(epsilon), value)
+            for epsilon in EPSILONS[2:]
+            if (value := results.mean(example(data, silos, epsilon), "canary")) is not None
+        ]
+        if known:
+            x, y = zip(*sorted(known), strict=True)
+            axis.plot(
+                x, y, marker="os"[place % 2], color=f"C{place}", label=f"{data}, {silos} silos"
+            )
+    axis.plot([1, 8], [1, 8], color="grey", linestyle="--", label="the bound")
+    axis.set_xlabel(f"epsilon that is accounted for, at delta {DELTA:g}")
+    axis.set_ylabel("epsilon that canaries show")
+    axis.set_title("unit: example, an estimate and the bound")
+    axis.legend(fontsize=8)
 
 
 def _silos(axis: plt.Axes, results: Results) -> None:
