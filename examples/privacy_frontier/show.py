@@ -231,11 +231,12 @@ def page(found: Found, less: Mapping[float, float]) -> str:
         f"a change of rank {RANK}, whose other factor stays as it is. A silo trains on at most "
         f"{MOST} of its images in a round. *Noise over clip*: the length of the noise in the "
         "average, in clips, which `fedml-keylock privacy` tells before a job; *over signal*: in "
-        f"lengths of the average of clipped updates, measured over all rounds. The clip is "
-        f"{KINDS['full'].clip:g}, and {LONGER} with {MANY:,} silos. FedML's `ldp` and `cdp` are its own classes, at the same accounted "
-        "epsilon. `ldp` clips nothing: here updates are clipped before it, and each silo adds all "
-        "of the noise. `cdp` clips weights, not updates, and trusts the server. Both draw from a "
-        "generator that FedML seeds alike on every rank; here it is taken to be independent.",
+        "lengths of the average of clipped updates, measured over all rounds. The clip is "
+        f"{KINDS['full'].clip:g}, and {LONGER} with {MANY:,} silos. FedML's `ldp` and `cdp` are "
+        "its own classes, at the same accounted epsilon. `ldp` clips nothing: here updates are "
+        "clipped before it, and each silo adds all of the noise. `cdp` clips weights, not updates, "
+        "and trusts the server. Both draw from a generator that FedML seeds alike on every rank; "
+        "here it is taken to be independent.",
         "",
         *by_silo(results),
         "## What is seen of other silos' sum",
