@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -84,6 +85,8 @@ def privacy(
     noise = config.noise
     schedule = _schedule(args, job, rounds=rounds, silos=silos)
     budget = Budget.of(noise, config.colluders or 0, schedule)
+    if examples:
+        budget.check_examples(examples / schedule.silos)
     numbers = _numbers(config, builder)
     click.echo(
         f"{schedule.silos} silos, {budget.each} of them in each of {len(schedule.rounds)} rounds, "
@@ -101,7 +104,8 @@ def privacy(
         other = replace(budget, multiplier=found).ratio(numbers) if numbers else None
         ratio = "" if other is None else f"; noise over signal {other:.3g}"
         click.echo(f"{said}{found:.4g}{ratio}")
-    _tell_spent(config.vault, budget)
+    if _tell_spent(config.vault, budget):
+        sys.exit(1)
 
 
 def _noised(section: Any, job: Path) -> KeyLockConfig:
@@ -180,11 +184,13 @@ def _tell_ratio(budget: Budget, numbers: int, examples: int) -> None:
         click.echo(f"{ratio_in_words(ratio, unit)} ({numbers:,} numbers)")
 
 
-def _tell_spent(vault: Path, budget: Budget) -> None:
+def _tell_spent(vault: Path, budget: Budget) -> bool:
+    """What is spent already; whether that leaves too little for the job."""
     from ..privacy.accountant import epsilon_of
     from ..privacy.ledger import ledgers_in
 
     noise, before = budget.noise, ledgers_in(vault, budget.noise.unit)
+    too_much = False
     if not before:
         click.echo(f"spent: nothing, by the vault {vault}")
     for ledger in before:
@@ -193,8 +199,10 @@ def _tell_spent(vault: Path, budget: Budget) -> None:
         more = replace(budget.one, count=budget.taken.get(ledger.silo, 0) * budget.one.count)
         after = epsilon_of([*page.spent, more], noise.delta)
         over = noise.stop_at is not None and after > noise.stop_at
+        too_much |= over
         click.echo(
             f"spent: silo {ledger.silo}: epsilon {spent:.3g} in {page.rounds} rounds of earlier "
             f"jobs, {after:.3g} with this one"
             + (f": above stop_at {noise.stop_at:g}, the job will not begin" if over else "")
         )
+    return too_much
