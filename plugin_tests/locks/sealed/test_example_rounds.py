@@ -178,7 +178,7 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
     with pytest.raises(LockError, match="is not what plain SGD makes of it in a step"):
         silos[0].seal(silos[0].train(weight_decay=0.01))
     own = silos[1].train()
-    with pytest.raises(LockError, match="has more or fewer examples than FedML is told of: dataset"):
+    with pytest.raises(LockError, match="more or fewer examples than FedML is told of: dataset"):
         silos[1].seal(own, samples=24)
     with pytest.raises(LockError, match=r"0\.bias has changed otherwise than by an optimizer's"):
         silos[1].seal({**own, "0.bias": own["0.bias"] + 1e-3})
