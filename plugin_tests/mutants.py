@@ -2116,7 +2116,7 @@ TABLE = {
         ("noise: too little of it", "        if steps < LEAST:\n", "        if False:\n"),
         (
             "noise: silos under other clips are added up",
-            "return [self.noise.multiplier, self.noise.votes, *(clips",
+            "return [every.multiplier, every.honest, every.votes, *(clips",
             "return [*(0.0 for _ in clips)] or [*(clips",
         ),
         (
@@ -2152,7 +2152,7 @@ TABLE = {
         ),
         (
             "noise: what does not train may move",
-            "            if not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
+            "            if name not in base or not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
             "            if False:\n",
         ),
         (
