@@ -74,7 +74,7 @@ def privacy(
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     from ..errors import ConfigError
     from ..privacy.accountant import multiplier_for
-    from ..privacy.budget import Budget
+    from ..privacy.budget import Budget, check_examples
     from .job import read_job
 
     if epsilon is not None and not 0 < epsilon < math.inf:
@@ -86,7 +86,7 @@ def privacy(
     schedule = _schedule(args, job, rounds=rounds, silos=silos)
     budget = Budget.of(noise, config.colluders or 0, schedule)
     if examples:
-        budget.check_examples(examples / schedule.silos)
+        check_examples(noise, examples / schedule.silos)
     numbers = _numbers(config, builder)
     click.echo(
         f"{schedule.silos} silos, {budget.each} of them in each of {len(schedule.rounds)} rounds, "
