@@ -2152,8 +2152,8 @@ TABLE = {
         ),
         (
             "noise: what does not train may move",
-            "            if name not in base or not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
-            "            if False:\n",
+            "if name not in base or not torch.equal(payload[name].cpu(), base[name].cpu()):\n",
+            "if False:\n",
         ),
         (
             "noise: the clip does not follow",
