@@ -2018,6 +2018,13 @@ TABLE = {
             "        if False:\n",
         ),
     ],
+    ("host/observer", "host/test_noise_sessions.py -k score_must"): [
+        (
+            "noise: a score may end a job",
+            "if settings.abort_above and defense is not None and defense.adds_noise:",
+            "if False:",
+        ),
+    ],
     ("host/one_process", "host/test_noise_sessions.py -k simulation_counts"): [
         (
             "simulation: colluders leave nobody",

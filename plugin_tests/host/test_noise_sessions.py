@@ -114,6 +114,20 @@ def test_a_job_whose_noise_hides_nothing_does_not_begin(colluders, noise, said, 
         federation(tmp_path, colluders, **noise)
 
 
+def test_a_score_must_not_end_a_job_under_noise(tmp_path):
+    audit = {"side": "silo", "abort_above": {"ssim_aligned": 0.5}}
+    fields = {"enable_attack": True, "attack_type": "gradient_inversion"}
+    made = arguments(
+        keylock={"colluders": 0, "noise": NOISE, "vault": str(tmp_path)},
+        gradient_inversion=audit,
+        **fields,
+    )
+    with pytest.raises(ConfigError, match=r"gradient_inversion\.abort_above: beside noise"):
+        session_of(made)
+    made.keylock = {"vault": str(tmp_path)}
+    assert session_of(made).observer.attacks_itself
+
+
 def test_every_rank_solves_for_the_same_multiplier(tmp_path):
     job = federation(tmp_path, multiplier=None, epsilon=4.0)
     found = {session.defense.multiplier for session in (job.server, *job.silos)}
