@@ -30,6 +30,7 @@ from .presets import (
     tableak,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
+from .text.dager import DagerAttack
 from .tokens import TokenRecovery, embedding_tokens
 from .unknowns.generator import GeneratorWeights, Latent
 from .unknowns.pixels import Parametrisation, Pixels
@@ -43,6 +44,7 @@ __all__ = [
     "Attack",
     "Clip",
     "ConvDecoder",
+    "DagerAttack",
     "DecoderFactory",
     "GeneratorWeights",
     "GradientInversion",
