@@ -13,6 +13,6 @@ if __name__ == "__main__":
     args = fedml.init(check_env=False)
     device = fedml.device.get_device(args)
     dataset = load_data(args)
-    model = model_of(args.base)
+    model = model_of(args.adapters)
     trainer, aggregator = TextTrainer(model, args), TextAggregator(model, args)
     fedml.FedMLRunner(args, device, dataset, model, trainer, aggregator).run()

@@ -29,21 +29,21 @@ ROUND = 1
 """In the first round the gradient of LoRA's first matrix is zero."""
 
 
-def run(folder: Path, base: str, sealed: bool) -> dict:
+def run(folder: Path, adapters: int, sealed: bool) -> SimpleNamespace:
     """The job in a folder of its own; its settings."""
     settings = yaml.safe_load((HERE / "fedml_config.yaml").read_text())
-    settings["model_args"]["base"] = base
+    settings["model_args"]["adapters"] = adapters
+    settings["train_args"]["learning_rate"] = 1.0 if adapters else 0.1
     settings["defense_args"]["enable_defense"] = sealed
     folder.mkdir(parents=True)
     (folder / "fedml_config.yaml").write_text(yaml.safe_dump(settings))
     line = command(3, [str(HERE / "main.py"), "--cf", "fedml_config.yaml"])
-    env = environment(3) | {"OMP_NUM_THREADS": "1"}
     with (folder / "log").open("w") as log:
-        subprocess.run(line, cwd=folder, stdout=log, stderr=log, env=env, check=True)  # noqa: S603
-    return settings
+        subprocess.run(line, cwd=folder, stdout=log, stderr=log, env=environment(3), check=True)  # noqa: S603
+    return SimpleNamespace(**{k: v for part in settings.values() for k, v in part.items()})
 
 
-def found(folder: Path, model: nn.Module, settings: dict) -> list[Tensor]:
+def found(folder: Path, model: nn.Module, batch: int) -> list[Tensor]:
     """What DAGER reads of a silo's update, as somebody without a key has it."""
     (update, *_) = Capture.open(folder / "leakage" / "capture").each(ROUND)
     surrogate = keylock({}).surrogate(model)
@@ -51,7 +51,7 @@ def found(folder: Path, model: nn.Module, settings: dict) -> list[Tensor]:
         "oblivious",
         input_shape=(LENGTH,),
         classes=WORDS,
-        batch=settings["train_args"]["batch_size"],
+        batch=batch,
     )
     try:
         made = DagerAttack().reconstruct([surrogate.read(update)], model, knowledge=known)
@@ -81,27 +81,24 @@ if __name__ == "__main__":
     parser.add_argument("--output", type=Path, default=Path("text_lora"))
     output = parser.parse_args().output.resolve()
     corpus, rows = Corpus(), []
-    for kind in ("full", "lora"):
-        base = (
-            "" if kind == "full" else str(output / "full-sealed" / "final" / "silo-0.safetensors")
-        )
+    for kind, adapters in (("full", 0), ("LoRA", 48)):
         for sealed in (False, True):
-            name = f"{kind}-{'sealed' if sealed else 'undefended'}"
+            name = f"{kind}, {'sealed' if sealed else 'undefended'}"
             print(f"{name}: the job runs", flush=True)
-            settings = run(output / name, base, sealed)
-            args = SimpleNamespace(**{k: v for s in settings.values() for k, v in s.items()})
-            tests, loaders = load_data(args)[3], load_data(args)[5]
+            folder = output / name.replace(", ", "-").lower()
+            args = run(folder, adapters, sealed)
+            _, _, _, tests, _, loaders, _, _ = load_data(args)
             truth = [corpus.read(text) for text in loaders[0].of_round(ROUND)]
-            model = model_of(base)
-            texts = [corpus.read(text) for text in found(output / name, model, settings)]
+            model = model_of(adapters)
+            texts = [corpus.read(text) for text in found(folder, model, args.batch_size)]
             for text in texts[:2]:
                 print(f"  read: {text}")
             right = ""
-            if sealed:
-                final = load_file(output / name / "final" / "silo-0.safetensors")
+            if sealed:  # each silo has written the last model; what follows makes it the user's
                 before = tested(model, tests, "cpu")
+                final = load_file(folder / "final" / "silo-0.safetensors")
                 model.load_state_dict(final, strict=False)
-                model.save_pretrained(output / name / "export")
+                model.save_pretrained(folder / "export")
                 after = tested(model, tests, "cpu")
                 losses = [made["test_loss"] / made["test_total"] for made in (before, after)]
                 right = f"{losses[0]:.2f} to {losses[1]:.2f}"

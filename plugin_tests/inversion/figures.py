@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import click
 import conftest
+import text_figures
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -117,3 +118,5 @@ if __name__ == "__main__":
     )
     for name, where, attack, model, images, knowledge in rows():
         click.echo(f"| {name} | {where} | {score(attack, model, images, knowledge)} |")
+    for line in text_figures.lines():
+        click.echo(line)

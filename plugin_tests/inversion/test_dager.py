@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from text_nets import VOCABULARY, bert, gpt2, llama, text_update, texts_of
+from text_nets import VOCABULARY, adapted, bert, gpt2, llama, text_update, texts_of
 
 from fedml_keylock.errors import AttackError
 from fedml_keylock.inversion import DagerAttack, Knowledge, LocalTraining
 from fedml_keylock.types import ClientUpdate
 
-pytest.importorskip("transformers")
+pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(8,), classes=VOCABULARY)
 
@@ -67,17 +67,6 @@ def test_an_encoder_s_texts_are_found(batch):
     assert rows(found.texts[0]) == rows(texts)
 
 
-def adapted(model, texts, rank, steps):
-    """A model with adapters, and the update of its step after so many others."""
-    peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True)
-    model = peft.get_peft_model(model, settings)
-    for _ in range(steps):
-        after = text_update(model, input_ids=texts, labels=texts).after
-        model.load_state_dict(after, strict=False)
-    return model, text_update(model, input_ids=texts, labels=texts)
-
-
 def test_adapters_show_texts_but_for_their_last_token():
     texts = texts_of(2, 6)
     model, update = adapted(gpt2(), texts, rank=16, steps=1)
@@ -116,6 +105,13 @@ def test_what_is_no_gradient_is_no_result():
     generator = torch.Generator().manual_seed(0)
     words = {n: torch.randn(t.shape, generator=generator) for n, t in update.after.items()}
     assert "no gradient of it; no result" in refused(ClientUpdate(update.before, words, 1.0), model)
+
+
+def test_dropout_is_no_result():
+    model, texts = gpt2(embd_pdrop=0.1), texts_of(2, 8)
+    said = refused(text_update(model, input_ids=texts, labels=texts), model, 2)
+    assert "no token is in its span" in said
+    assert "dropout" in said
 
 
 def test_other_refusals_say_what_it_is():

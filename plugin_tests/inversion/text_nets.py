@@ -68,3 +68,20 @@ def text_update(model: nn.Module, rate: float = 1.0, **inputs: Tensor) -> Client
     before = {n: p.detach().clone() for n, p in parameters.items()}
     after = {n: before[n] - rate * g for n, g in zip(parameters, gradients, strict=True)}
     return ClientUpdate(before, after, rate)
+
+
+def adapted(
+    model: nn.Module, texts: Tensor, rank: int, steps: int
+) -> tuple[nn.Module, ClientUpdate]:
+    """A GPT-2 with adapters (LoRA), and the update of its step after so many others.
+
+    At a small rate the weights' precision rounds the first matrix's gradient away.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=rank, target_modules=["c_attn"], fan_in_fan_out=True)
+    model = get_peft_model(model, settings)
+    for _ in range(steps):
+        after = text_update(model, 10.0, input_ids=texts, labels=texts).after
+        model.load_state_dict(after, strict=False)
+    return model, text_update(model, 10.0, input_ids=texts, labels=texts)

@@ -97,20 +97,19 @@ def by_descent(
     if not all(map(len, choices)):
         return []
     for length in range(len(choices), 0, -1):
-        starts = [
-            choice[torch.randint(len(choice), (restarts * len(choices[0]),), generator=generator)]
-            for choice in choices[:length]
-        ]
-        starts[0] = choices[0].repeat(restarts)
-        texts = torch.stack(starts, 1)
-        texts = _descended(texts, choices[:length], distances)
-        right = distances(texts).amax(1) <= tolerance
-        for text in torch.unique(texts[right], dim=0):
-            if not any(len(t) > length and torch.equal(t[:length], text) for t in found):
-                found.append(text)
-        if len(found) >= count:
-            break
-    return found[:count]
+        for _ in range(restarts):
+            starts = [
+                choice[torch.randint(len(choice), choices[0].shape, generator=generator)]
+                for choice in choices[1:length]
+            ]
+            texts = torch.stack([choices[0], *starts], 1)
+            texts = _descended(texts, choices[:length], distances)
+            for text in texts[distances(texts).amax(1) <= tolerance]:
+                if not any(torch.equal(other[:length], text) for other in found):
+                    found.append(text)
+            if len(found) >= count:
+                return found[:count]
+    return found
 
 
 def _descended(texts: Tensor, choices: list[Tensor], distances: Distances) -> Tensor:

@@ -167,7 +167,10 @@ class DagerAttack:
                 restarts=self.restarts,
                 generator=generator or torch.Generator().manual_seed(0),
             )
-        cost = max((float(distances(text[None]).max()) for text in texts), default=float("inf"))
+        # rounding may leave more than there were
+        costs = sorted((float(distances(text[None]).max()), at) for at, text in enumerate(texts))
+        texts = [texts[at] for _, at in costs[: knowledge.batch]]
+        cost = max((cost for cost, _ in costs[: knowledge.batch]), default=float("inf"))
         head = _output_layer(model, length) if causal else None
         if head in gradients and texts:
             texts = with_last_tokens(model, head, texts, gradients)

@@ -55,12 +55,12 @@ def with_last_tokens(
     unknown = [torch.cat([text, text.new_tensor([-1])]) for text in texts]
     count = sum(map(len, texts))
     rest = gradients[name] - gradient_of(unknown, [name])[0]
-    likely = []
-    for text in texts:
-        logits, seen = _last(model, head, text)
-        # of the last place: (what it said - the token) times what it is made of
-        said = rest @ seen * count / seen.square().sum() - logits.softmax(0)
-        likely.append((-said).topk(min(_TRIED, len(said))).indices)
+    last = [_last(model, head, text) for text in texts]
+    logits, seen = (torch.stack([each[part] for each in last]) for part in (0, 1))
+    # of each last place: (what it said - the token) times what it is made of
+    said = torch.linalg.lstsq(seen.T.double(), count * rest.T.double(), driver="gelsd").solution
+    scores = logits.softmax(1) - said
+    likely = list(scores.topk(min(_TRIED, scores.shape[1])).indices)
     chosen = [torch.cat([t, options[:1]]) for t, options in zip(texts, likely, strict=True)]
     names = [n for n in gradients if n in parameters]
     size = torch.stack([gradients[n].norm() for n in names]).norm()
