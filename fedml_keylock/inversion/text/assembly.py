@@ -12,7 +12,7 @@ from ...errors import AttackError
 __all__ = ["Distances", "by_descent", "by_prefix"]
 
 Distances = Callable[[Tensor], Tensor]
-"""How far what each token ``(n, length)`` becomes is from the second layer's span: the same."""
+"""How far what tokens ``(n, length)`` become is from the second layer's span."""
 
 
 def by_prefix(
@@ -25,7 +25,7 @@ def by_prefix(
 
     Args:
         options: ``(vocabulary, length)``, whether a place may have a token.
-        distances: of prefixes; the last one counts.
+        distances: of the last token of each prefix, ``(n,)``.
         tolerance: the distance up to which a prefix is kept.
         most: how many prefixes may be kept at once.
 
@@ -51,7 +51,7 @@ def by_prefix(
         )
         kept = torch.zeros(len(tried), dtype=torch.bool)
         if len(tried):
-            kept = distances(tried)[:, -1] <= tolerance
+            kept = distances(tried) <= tolerance
         goes_on = kept.view(len(prefixes), -1).any(1)
         texts += list(prefixes[~goes_on])
         prefixes = tried[kept]
@@ -80,7 +80,7 @@ def by_descent(
 
     Args:
         options: ``(vocabulary, length)``, whether a place may have a token.
-        distances: of whole texts.
+        distances: of each token of whole texts, ``(n, length)``.
         tolerance: the distance up to which a text's tokens are taken for true.
         count: texts that are looked for.
         restarts: searches for each length, from the longest, and each first token.

@@ -22,6 +22,9 @@ from .span import Span
 
 __all__ = ["DagerAttack"]
 
+_TOKENS = 1024
+"""How many of the vocabulary are tried at once."""
+
 
 @checked
 class DagerAttack:
@@ -82,16 +85,16 @@ class DagerAttack:
         vocabulary as ``classes``, the number of texts as ``batch``, and level ``oblivious``. What a
         model does not train must have its true value in ``model``.
 
-        The cost is the greatest distance of a found text's tokens from the second layer's span;
-        infinite where no text was found. Whatever is found was there. Two texts that are the same
-        are found once, and one that another begins with is not found; adapters alone do not show a
-        causal model's last tokens.
+        The cost is the greatest distance of a found text's tokens from the second layer's span: of
+        a true one, about the gradient's rounding. Two texts that are the same are found once, and
+        one that another begins with is not found, so that there may be fewer than the batch has;
+        adapters alone do not show a causal model's last tokens.
 
         Raises:
             AttackError: the level or what the silo did is not of that kind, the model has no two
                 self-attention layers that are known, or they are frozen or have no gradient; the
                 batch has as many tokens as the layers are wide, or more than an adapter's rank; or
-                the search is infeasible. Then there is no result.
+                the search is infeasible, or finds nothing. Then there is no result.
 
         """
         # it asks for name, needs and uses alone, and this result has no images
@@ -146,16 +149,20 @@ class DagerAttack:
         first, second = attention_layers(model, tokens[:1])[:2]
         causal = _is_causal(second, tokens)
         span, behind = (layer.span(gradients, causal=causal) for layer in (first, second))
-        places = span.distance(first.inputs(tokens))
+        some = torch.split(tokens, _TOKENS)
+        places = torch.cat([span.distance(first.inputs(part)) for part in some])
         options = places <= span.tolerance(self.tolerance)
         _check_options(options, span, behind)
 
         def distances(tried: Tensor) -> Tensor:
             return behind.distance(second.inputs(tried))
 
+        def of_last(tried: Tensor) -> Tensor:
+            return behind.distance(second.inputs(tried)[:, -1])
+
         within = behind.tolerance(self.tolerance)
         if causal:
-            texts = by_prefix(options, distances, tolerance=within, most=self.most)
+            texts = by_prefix(options, of_last, tolerance=within, most=self.most)
             if torch.allclose(places, places[:, :1], rtol=0, atol=1e-6):  # of any place alike
                 texts = _without_repeats(texts)
         else:
@@ -170,9 +177,11 @@ class DagerAttack:
         # rounding may leave more than there were
         costs = sorted((float(distances(text[None]).max()), at) for at, text in enumerate(texts))
         texts = [texts[at] for _, at in costs[: knowledge.batch]]
-        cost = max((cost for cost, _ in costs[: knowledge.batch]), default=float("inf"))
+        if not texts:
+            raise AttackError("no text of the tokens that are there was found: no result")
+        cost = costs[len(texts) - 1][0]
         head = _output_layer(model, length) if causal else None
-        if head in gradients and texts:
+        if head in gradients:
             texts = with_last_tokens(model, head, texts, gradients)
         return texts, cost
 
