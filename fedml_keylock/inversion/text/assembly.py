@@ -74,8 +74,9 @@ def by_descent(
 ) -> list[Tensor]:
     """The texts of an encoder, by search: each token depends on all others of its text.
 
-    From random tokens among each place's options, one place after the other takes the option with
-    which the whole text is nearest to the span, until none changes. A text counts if all of it is
+    From each option of one place and random ones of the others, one of these after the other takes
+    the option with which the whole text is nearest to the span, until none changes. A text counts
+    if all of it is
     within the tolerance, so that what is found is right; not all need be found.
 
     Args:
@@ -83,7 +84,7 @@ def by_descent(
         distances: of each token of whole texts, ``(n, length)``.
         tolerance: the distance up to which a text's tokens are taken for true.
         count: texts that are looked for.
-        restarts: searches for each length, from the longest, and each first token.
+        restarts: searches for each length, from the longest; the first from the first place.
         generator: of the starts.
 
     Returns:
@@ -97,13 +98,13 @@ def by_descent(
     if not all(map(len, choices)):
         return []
     for length in range(len(choices), 0, -1):
-        for _ in range(restarts):
+        for anchor in (restart % length for restart in range(restarts)):
             starts = [
-                choice[torch.randint(len(choice), choices[0].shape, generator=generator)]
-                for choice in choices[1:length]
+                choice[torch.randint(len(choice), choices[anchor].shape, generator=generator)]
+                for choice in choices[:length]
             ]
-            texts = torch.stack([choices[0], *starts], 1)
-            texts = _descended(texts, choices[:length], distances)
+            starts[anchor] = choices[anchor]
+            texts = _descended(torch.stack(starts, 1), anchor, choices[:length], distances)
             for text in texts[distances(texts).amax(1) <= tolerance]:
                 if not any(torch.equal(other[:length], text) for other in found):
                     found.append(text)
@@ -112,14 +113,14 @@ def by_descent(
     return found
 
 
-def _descended(texts: Tensor, choices: list[Tensor], distances: Distances) -> Tensor:
-    """Texts ``(n, length)`` after the descent; the first token stays."""
+def _descended(texts: Tensor, anchor: int, choices: list[Tensor], distances: Distances) -> Tensor:
+    """Texts ``(n, length)`` after the descent; the anchor's tokens stay."""
     length = texts.shape[1]
     for _ in range(2 * length):
         before = texts.clone()
-        for place in range(1, length):
+        for place in range(length):
             options = choices[place]
-            if len(options) < 2:
+            if place == anchor or len(options) < 2:
                 continue
             tried = texts.repeat_interleave(len(options), 0)
             tried[:, place] = options.repeat(len(texts))
