@@ -63,13 +63,12 @@ def found(folder: Path, model: nn.Module, batch: int) -> list[Tensor]:
 
 def score(texts: list[str], truth: list[str]) -> str:
     """ROUGE of each true text with the nearest that was found."""
+    if not texts:
+        return "no result"
     means = []
     for key in ("rouge1", "rouge2"):
         best = [
-            max(
-                (float(rouge_score(t, true, rouge_keys=key)[f"{key}_fmeasure"]) for t in texts),
-                default=0.0,
-            )
+            max(float(rouge_score(text, true, rouge_keys=key)[f"{key}_fmeasure"]) for text in texts)
             for true in truth
         ]
         means.append(f"{sum(best) / len(best):.3f}")
