@@ -188,7 +188,7 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
     with pytest.raises(LockError, match="is not what plain SGD makes of it in a step"):
         silos[0].seal(silos[0].train(weight_decay=0.01))
     own = silos[1].train()
-    with pytest.raises(LockError, match="25 examples and FedML is told of 24: dataset"):
+    with pytest.raises(LockError, match="data has more or fewer examples than FedML is told of"):
         silos[1].seal(own, samples=24)
     with pytest.raises(LockError, match=r"0\.bias has changed otherwise than by an optimizer's"):
         silos[1].seal({**own, "0.bias": own["0.bias"] + 1e-3})
@@ -209,6 +209,31 @@ def test_an_audit_has_of_one_example_what_is_sent_of_it(job, steps):
     claimed = LR * 0.8 * CLIP / (math.sqrt(2) if steps == 1 else 1)
     assert (opened - clipped).std() == pytest.approx(claimed, rel=0.06)
     assert (opened - clipped).mean().abs() < 5 * claimed / math.sqrt(4300)
+
+
+def frozen(silo, payload):
+    payload["2.bias"] += 1
+
+
+def thawed(silo, payload):
+    silo.model[2].bias.requires_grad_(True)
+    payload["2.bias"] += 1
+
+
+def added(silo, payload):
+    silo.lock._rounds.scale = 1.0
+    payload["labels"] = torch.ones(3)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("change", [frozen, thawed, added])
+def test_what_no_noise_covers_is_not_sent(change, steps, job):
+    silo = job(multiplier=1.0, steps=steps)[0]
+    silo.model[2].bias.requires_grad_(False)
+    payload = silo.train()
+    change(silo, payload)
+    with pytest.raises(UpdateRefused, match="has changed, and is no floating-point parameter that"):
+        silo.seal(payload)
 
 
 def test_all_silos_have_one_grid_and_sums_beyond_it_are_clamped(job):

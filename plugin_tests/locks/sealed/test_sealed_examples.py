@@ -261,6 +261,13 @@ def moved(model):
         model.bias.data += 1
 
 
+def hidden(model):
+    other = nn.Linear(1, 1)
+    other(torch.ones(1, 1)).mean().backward()
+    moved(model)
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+
+
 def penalty(model, images, labels):
     return loss_of(model, images, labels) + 0.01 * model.weight.square().sum()
 
@@ -278,6 +285,18 @@ def ignoring(model, images, labels):
     return nn.functional.nll_loss(model(images).log_softmax(1), labels)
 
 
+def summed(model, images, labels):
+    return nn.CrossEntropyLoss(reduction="sum")(model(images), labels)
+
+
+def summed_terms(model, images, labels):
+    return nn.functional.mse_loss(model(images)[:, 0], labels.float(), reduction="none").sum()
+
+
+def summed_squares(model, images, labels):
+    return nn.MSELoss(reduction="sum")(model(images)[:, 0], labels.float())
+
+
 def normed(model, images, labels):
     return loss_of(
         lambda x: nn.functional.batch_norm(model(x), None, None, training=True), images, labels
@@ -289,13 +308,17 @@ def normed(model, images, labels):
     [
         ({"loss": weighted}, "mean of cross_entropy with weights of classes .* take the mean of"),
         ({"loss": ignoring}, "mean of nll_loss is over the targets .* not -100; take the mean of"),
+        ({"loss": summed}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_terms}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_squares}, "the loss of a batch is a sum, .*; take the mean"),
         ({"loss": normed}, "batch_norm depends on all of a batch; use GroupNorm"),
         ({"counts": [6]}, "a step beyond the 1 of a round .* set epochs: 1"),
         ({"counts": [6] * 3}, "of 3 batches the trainer took a step by 2"),
         ({"change": scaled}, "weight is not the mean of the examples': the loss has other terms"),
         ({"loss": penalty}, "weight is not the mean of the examples': the loss has other terms"),
-        ({"loss": twice}, "weight is not that of the 6 examples"),
+        ({"loss": twice}, "weight is not that of the examples that"),
         ({"change": moved}, "bias has changed otherwise than by an optimizer's step"),
+        ({"change": hidden}, "bias has changed otherwise than by an optimizer's step"),
         ({"make": lambda p: torch.optim.SGD([next(p)])}, "bias has a gradient and is not in the o"),
     ],
 )
@@ -305,6 +328,38 @@ def test_a_trainer_that_would_tell_more_is_refused_in_one_line(settings, words):
         trained(model, [data_of(6, model)] * 2, **settings)
     assert "\n" not in str(caught.value)
     assert shape_of(model)[1] == [{}, {}]
+
+
+class Inner(torch.optim.SGD):
+    """Its step is that of the optimizer under it."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Inner])
+def test_gradients_that_a_step_asks_for_are_not_followed(kind):
+    torch.optim.SGD([torch.zeros(1)])  # now steps of this class are watched, too
+    model, images, labels = net_of("linear"), *data_of(6, net_of("linear"))
+    gradients = ExampleGradients(
+        model, clip=CLIP, exponent=EXPONENT, expected=10.0, counts=[6] * 2, draw=np.zeros
+    )
+    optimizer = kind(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss_of(model, images, labels).backward()
+
+    gradients.attach()
+    try:
+        closure()
+        optimizer.step()
+        assert gradients.taken == 1
+        optimizer.zero_grad()
+        with pytest.raises(LockError, match="asked for gradients within its step, as of a closure"):
+            optimizer.step(closure)
+    finally:
+        gradients.detach()
 
 
 @pytest.mark.parametrize(
@@ -340,6 +395,8 @@ def test_layers_that_opacus_cannot_do_are_named_with_what_to_use():
         assert "\n" not in str(caught.value)
     frozen = nn.BatchNorm1d(3).requires_grad_(False)
     check_layers(nn.Sequential(nn.Linear(3, 3), frozen))  # if it is in eval when it is called
+    with pytest.raises(ConfigError, match="weight is complex, which opacus cannot do"):
+        check_layers(nn.Linear(1, 1, dtype=torch.complex64))
     with pytest.raises(ConfigError, match="Linear has no parameter that trains"):
         check_layers(nn.Linear(1, 1).requires_grad_(False))
 
@@ -393,6 +450,22 @@ def test_batches_are_of_the_silos_own_examples():
         assert none[1].tolist() == wanted[:1]
     own = DataLoader(whole, 5, collate_fn=lambda rows: len(rows))
     assert Examples.of(own).batches([[1, 2, 3]]) == [3]
+
+
+def test_batches_that_are_padded_to_their_longest_are_refused():
+    texts = [torch.ones(length) for length in (3, 5, 4)]
+    for length in (None, 8):
+
+        def collate(rows, length=length):
+            longest = length or max(map(len, rows))
+            return {"x": torch.stack([nn.functional.pad(r, (0, longest - len(r))) for r in rows])}
+
+        examples = Examples.of(DataLoader(texts, 2, collate_fn=collate))
+        if length:
+            assert examples.batches([[0, 1]])[0]["x"].shape == (2, 8)
+            continue
+        with pytest.raises(ConfigError, match="depend on others of its batch: pad all examples to"):
+            examples.batches([[2], [0, 1]])
 
 
 class Stream(IterableDataset):
