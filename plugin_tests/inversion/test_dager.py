@@ -1,6 +1,7 @@
 """Texts that a transformer's gradient gives away, and what of it the attack cannot read."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from fedml_keylock.errors import AttackError
 from fedml_keylock.inversion import DagerAttack, Knowledge, LocalTraining
 from fedml_keylock.types import ClientUpdate
 
-pytest.importorskip("peft")
-pytestmark = pytest.mark.usefixtures("one_thread")
+# not importorskip: its import takes seconds, and every worker of the suite collects this
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed"),
+]
 KNOWN = Knowledge("oblivious", input_shape=(8,), classes=VOCABULARY)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,6 @@ from fedml_keylock.errors import AttackError
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import DagerAttack, Knowledge
 
-pytest.importorskip("peft")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "text_lora"
 FILES = [EXAMPLE / f"{name}.py" for name in ("main", "data", "model", "trainer")]
 BATCH, ROUND, RANK = 4, 1, 48
@@ -31,7 +31,10 @@ ASKED = {
     "attack_type": "gradient_inversion",
     "gradient_inversion": {"rounds": [ROUND], "when": "never", "loss": "CrossEntropyLoss"},
 }
-pytestmark = pytest.mark.long
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed"),
+]
 
 
 @pytest.fixture(scope="module")
