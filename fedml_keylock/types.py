@@ -92,12 +92,16 @@ class TokenReconstruction:
             A set: neither order, nor how often, nor which text of a batch.
         attack: name of the attack.
         knowledge: level of knowledge that it had.
+        texts: of an attack that finds them, the texts of each update, their tokens in order.
+        cost: ``(u,)`` of the same: how badly the texts explain the update; None of a set.
 
     """
 
     tokens: tuple[Tensor, ...] = field(repr=False)
     attack: str
     knowledge: str
+    texts: tuple[tuple[Tensor, ...], ...] = field(default=(), repr=False)
+    cost: Tensor | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

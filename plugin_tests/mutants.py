@@ -35,6 +35,36 @@ class Mutant(NamedTuple):
 
 
 TABLE = {
+    ("inversion/text/dager", "inversion/test_dager.py"): [
+        ("dager: a span of everything is searched", "if one.rank >= width - 1:", "if False:"),
+        (
+            "dager: a layer that lacks tokens is believed",
+            "if behind.rank < span.rank:",
+            "if False:",
+        ),
+        (
+            "dager: repeats of a first token pass for texts",
+            "texts = _without_repeats(texts)",
+            "pass",
+        ),
+    ],
+    ("inversion/text/assembly", "inversion/test_dager.py"): [
+        ("dager: a search without an end goes on", "if len(prefixes) > most:", "if False:"),
+    ],
+    ("inversion/text/attention", "inversion/test_dager.py"): [
+        (
+            "dager: the first step of adapters is not told",
+            'if any(".lora_A." in name for name in names):',
+            "if False:",
+        ),
+    ],
+    ("inversion/text/span", "inversion/test_dager.py"): [
+        (
+            "dager: a rank is made of noise",
+            "if not len(falls) or falls.max() < _GAP:",
+            "if not len(falls):",
+        ),
+    ],
     ("commands/deploy", "test_cli_weights.py -k refused_in_one_line"): [
         ("weights: a pickle is run", "weights_only=True)\n", "weights_only=False)\n"),
     ],

@@ -35,6 +35,7 @@ from .presets import (
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
 from .spear import SpearAttack
+from .text.dager import DagerAttack
 from .tokens import TokenRecovery, embedding_tokens
 from .unknowns.generator import GeneratorWeights, Latent
 from .unknowns.pixels import Parametrisation, Pixels
@@ -49,6 +50,7 @@ __all__ = [
     "Clip",
     "CocktailPartyAttack",
     "ConvDecoder",
+    "DagerAttack",
     "DecoderFactory",
     "GeneratorWeights",
     "GradientInversion",

