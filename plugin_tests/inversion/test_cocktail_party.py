@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-import conftest
 import pytest
 import torch
+from leaves import dead_leaves
 from torch import nn
 from torch.nn.functional import normalize
 
@@ -27,7 +27,7 @@ def mlp(activation=nn.ReLU, *, bias=True, width=128):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return conftest.dead_leaves(8, 32)
+    return dead_leaves(8, 32)
 
 
 def reconstruct(updates, model, knowledge=KNOWN, **fields):
