@@ -66,6 +66,11 @@ def test_it_tells_epsilon_and_noise_over_signal_before_a_job_runs(folder):
     assert lines[3] == "spent: nothing, by the vault keylock_vault"
     few = said(job(silos=4), "--model", "thirteen:net")
     assert "a round is more noise than update; more silos, fewer numbers" in few
+    examples = job({"unit": "example", "rate": 0.1})
+    assert "name --model and --examples" in said(examples, "--model", "thirteen:net")
+    ratio = (90 * 30 / 29) ** 0.5 * 2.6 / (0.1 * 600)
+    text = said(examples, "--model", "thirteen:net", "--examples", 600)
+    assert f"noise over signal: {ratio:.3g}, the noise in a step over a clipped gradient" in text
 
 
 def test_it_solves_for_an_epsilon():
@@ -80,7 +85,9 @@ def test_it_solves_for_an_epsilon():
 def test_it_tells_how_many_rounds_a_budget_allows_and_what_is_spent(folder):
     for _ in range(12):
         Ledger(folder / "v", 3, "silo").add(Spending(2.6))
-    text = said(job({"stop_at": cost(16) + 1e-6}, vault="v"))
+    result = invoke(job({"stop_at": cost(16) + 1e-6}, vault="v"))
+    text = result.output
+    assert result.exit_code == 1  # as a job's would be
     assert f"stop_at {cost(16):g}: 16 of 20 rounds" in text
     assert text.splitlines()[-1] == (
         f"spent: silo 3: epsilon {cost(12):.3g} in 12 rounds of earlier jobs, {cost(28):.3g} with "
@@ -109,6 +116,11 @@ def test_each_silos_own_rounds_count_where_fedml_chooses():
         ({"silos": 3, "each": 4}, (), "job.yaml: client_num_in_total, "),
         ({"silos": "none"}, (), "job.yaml: client_num_in_total: needed"),
         ({}, ("--silos", 1), "keylock.noise: of 1 silos in a round 1 know their own noise"),
+        (
+            {"noise": {"unit": "example", "rate": 0.1, "delta": 0.01}},
+            ("--examples", 3000),
+            "keylock.noise.delta: 0.01 is not allowed with this silo's examples",
+        ),
         ({}, ("--epsilon", "nan"), "--epsilon: nan is not allowed"),
         ({}, ("--model", "x"), "--model x: must be MODULE:CALLABLE"),
     ],

@@ -76,5 +76,7 @@ def load_data(args):
         for silo, part in enumerate(train.chunk(args.client_num_in_total))
     }
     sizes = {silo: len(loader.data) for silo, loader in silos.items()}
+    if not getattr(args, "single_digit_rounds", 0):
+        silos = {silo: loader.full for silo, loader in silos.items()}
     tests = dict.fromkeys(silos, test_loader)
     return len(train), len(test), None, test_loader, sizes, silos, tests, 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,18 @@ MOST_NAMED = 8
     metavar="MODULE:CALLABLE",
     help="Makes the job's model, as for check; for noise over signal.",
 )
+@click.option(
+    "--examples",
+    type=click.IntRange(min=1),
+    help="Of all silos together; for noise over signal with unit: example.",
+)
 def privacy(
-    job: Path, epsilon: float | None, rounds: int | None, silos: int | None, builder: str | None
+    job: Path,
+    epsilon: float | None,
+    rounds: int | None,
+    silos: int | None,
+    builder: str | None,
+    examples: int | None,
 ) -> None:
     """Say what the noise of a job's YAML is worth, before it runs.
 
@@ -53,7 +64,9 @@ def privacy(
     spent               what the vault's ledgers say of earlier jobs.
     noise over signal   how long the noise in an average is over a clipped
                         update, all silos' pointing the same way. Above 1 a
-                        round is more noise than update.
+                        round is more noise than update. With unit: example
+                        of one step, over a clipped gradient; it adds up to
+                        sqrt(T) times as much in T steps, gradients to T.
 
     \b
     fedml-keylock privacy fedml_config.yaml --model main:Net
@@ -61,7 +74,7 @@ def privacy(
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     from ..errors import ConfigError
     from ..privacy.accountant import multiplier_for
-    from ..privacy.budget import Budget
+    from ..privacy.budget import Budget, check_examples
     from .job import read_job
 
     if epsilon is not None and not 0 < epsilon < math.inf:
@@ -72,6 +85,8 @@ def privacy(
     noise = config.noise
     schedule = _schedule(args, job, rounds=rounds, silos=silos)
     budget = Budget.of(noise, config.colluders or 0, schedule)
+    if examples:
+        check_examples(noise, examples / schedule.silos)
     numbers = _numbers(config, builder)
     click.echo(
         f"{schedule.silos} silos, {budget.each} of them in each of {len(schedule.rounds)} rounds, "
@@ -81,7 +96,7 @@ def privacy(
     _tell_silos(budget)
     if noise.stop_at is not None:
         click.echo(f"stop_at {noise.stop_at:g}: {budget.rounds} of {len(schedule.rounds)} rounds")
-    _tell_ratio(budget, numbers)
+    _tell_ratio(budget, numbers, examples or 0)
     if epsilon is not None:
         one, count = budget.one, budget.most_planned
         found = multiplier_for(epsilon, noise.delta, rate=one.rate, count=count * one.count)
@@ -89,7 +104,8 @@ def privacy(
         other = replace(budget, multiplier=found).ratio(numbers) if numbers else None
         ratio = "" if other is None else f"; noise over signal {other:.3g}"
         click.echo(f"{said}{found:.4g}{ratio}")
-    _tell_spent(config.vault, budget)
+    if _tell_spent(config.vault, budget):
+        sys.exit(1)
 
 
 def _noised(section: Any, job: Path) -> KeyLockConfig:
@@ -152,23 +168,29 @@ def _tell_silos(budget: Budget) -> None:
         click.echo(f"  in {rounds} of them, epsilon {budget.costs(rounds):.3g}: silo {named}{more}")
 
 
-def _tell_ratio(budget: Budget, numbers: int) -> None:
+def _tell_ratio(budget: Budget, numbers: int, examples: int) -> None:
     from ..privacy.budget import ratio_in_words
 
-    if budget.noise.unit != "silo":
-        click.echo("noise over signal: with unit: example it takes the number of all examples")
+    unit = budget.noise.unit
+    if unit == "example" and not (numbers and examples):
+        click.echo(
+            "noise over signal: with unit: example it takes the numbers of parameters and of all "
+            "silos' examples: name --model and --examples"
+        )
     elif not numbers:
         click.echo("noise over signal: it takes the number of parameters: name --model")
     else:
-        ratio = budget.noise_over_signal(numbers)
-        click.echo(f"{ratio_in_words(ratio)} ({numbers:,} numbers)")
+        ratio = budget.noise_over_signal(numbers, examples)
+        click.echo(f"{ratio_in_words(ratio, unit)} ({numbers:,} numbers)")
 
 
-def _tell_spent(vault: Path, budget: Budget) -> None:
+def _tell_spent(vault: Path, budget: Budget) -> bool:
+    """What is spent already; whether that leaves too little for the job."""
     from ..privacy.accountant import epsilon_of
     from ..privacy.ledger import ledgers_in
 
     noise, before = budget.noise, ledgers_in(vault, budget.noise.unit)
+    too_much = False
     if not before:
         click.echo(f"spent: nothing, by the vault {vault}")
     for ledger in before:
@@ -177,8 +199,10 @@ def _tell_spent(vault: Path, budget: Budget) -> None:
         more = replace(budget.one, count=budget.taken.get(ledger.silo, 0) * budget.one.count)
         after = epsilon_of([*page.spent, more], noise.delta)
         over = noise.stop_at is not None and after > noise.stop_at
+        too_much |= over
         click.echo(
             f"spent: silo {ledger.silo}: epsilon {spent:.3g} in {page.rounds} rounds of earlier "
             f"jobs, {after:.3g} with this one"
             + (f": above stop_at {noise.stop_at:g}, the job will not begin" if over else "")
         )
+    return too_much

@@ -11,7 +11,7 @@ import click
 from torch import Tensor, nn
 
 from ..defense import Defense
-from ..errors import AttackError, reason_of
+from ..errors import AttackError, ConfigError, reason_of
 from ..evaluation.section import InversionSettings
 from ..plugins import manager
 from ..tensors import copied, copy_of
@@ -46,11 +46,11 @@ class Observer:
     received: Mapping[str, Tensor] | None = None
 
     @classmethod
-    def begin(cls, args: Arguments, *, defended: bool) -> Observer:
+    def begin(cls, args: Arguments, defense: Defense | None) -> Observer:
         """What the job's flags ask for.
 
         Raises:
-            ConfigError: a field is wrong.
+            ConfigError: a field is wrong, or would end a job by what noise is to hide.
             AttackError: an attack can run at none of the levels.
 
         """
@@ -60,7 +60,12 @@ class Observer:
         from .server_attacker import Attacker
 
         settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
-        rounds = int(args.comm_round)
+        if settings.abort_above and defense is not None and defense.adds_noise:
+            raise ConfigError(
+                f"{settings.section}.abort_above: beside noise it would tell by the end of the job "
+                "what noise hides; leave it out: scores are in the silo's own log"
+            )
+        rounds, defended = int(args.comm_round), defense is not None
         return cls(args, Attacker.begin(settings, rounds=rounds, defended=defended))
 
     @property

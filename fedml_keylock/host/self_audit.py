@@ -268,8 +268,12 @@ class SelfAudit:
             if best.knowledge != "none":
                 by = f"the {best.knowledge} attacker with {by}"
             by = f"of picture {worst['picture']}, by {by}"
-            logging.info("%s: %s at most %.2f, %s; see %s", who, metric, value, by, folder)
-            turn.tell_score(metric, value)
+            if self.defense is not None and self.defense.adds_noise:  # it covers no score
+                line = f"round {turn.round}: {metric} at most {value:.2f}, {by}; see {folder}"
+                self.defense.note(line, silo=turn.silo)
+            else:
+                logging.info("%s: %s at most %.2f, %s; see %s", who, metric, value, by, folder)
+                turn.tell_score(metric, value)
             if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
                     f"{who}: its update gives away too much: {metric} {value:.2f} {by}, and "

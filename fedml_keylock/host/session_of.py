@@ -41,7 +41,7 @@ def session_of(args: Arguments) -> Session | None:
         rounds = defense.schedule(planned)
         if rounds < len(planned.rounds):  # a job may not say how many there are at all
             args.comm_round = rounds
-    observer = Observer.begin(args, defended=defense is not None)
+    observer = Observer.begin(args, defense)
     if (args.training_type, args.backend) == ("simulation", "sp"):
         return OneProcess(args, name, defense, observer)
     kind = ServerSession if args.role == "server" else SiloSession

@@ -146,9 +146,15 @@ class SiloSession(Session):
 
         Raises:
             LockError: the model that trains is not the protected one, or the lock did not train.
-            UpdateRefused: what was trained is another model, or gives away too much.
+            UpdateRefused: what was trained is another model, or gives away too much; or the job's
+                rounds are over.
 
         """
+        if self.defense is not None and self._is_over():  # FedML counts anew if it is told to
+            raise UpdateRefused(
+                f"{self.who}: the server asks for a round beyond the {self.args.comm_round} of the "
+                "job; nothing is trained"
+            )
         # the silo and the round may be others afterwards, where one process serves many
         turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")

@@ -210,7 +210,7 @@ class KeyLockConfig(Settings):
                 "keylock.colluders: needed beside noise: how many silos may collude with the "
                 "server, who know their own noise and take it off; 0 for none"
             )
-        for name in ("tell_samples", "tell_accuracy"):
+        for name in ("tell_samples", "tell_accuracy", "log_training"):
             if getattr(self, name):
                 raise ConfigError(
                     f"keylock.{name}: the server would be told what noise does not cover; leave "

@@ -163,7 +163,7 @@ class Budget:
         """`noise_over_signal` under `unit: silo`; otherwise nobody knows before all examples."""
         return self.noise_over_signal(numbers) if self.noise.unit == "silo" else None
 
-    def noise_over_signal(self, numbers: int) -> float:
+    def noise_over_signal(self, numbers: int, examples: int = 0) -> float:
         """How long the noise in the average is, over the clip.
 
         The sum has deviation z clip in each number without the noise of the others, and
@@ -172,8 +172,12 @@ class Budget:
         that all point the same way, the best case, which is as long as the clip: m updates that
         have nothing in common average to ``clip / sqrt(m)`` only.
 
+        Under `unit: example` it is that of one step, and the ``rate n`` examples of a batch stand
+        for the m silos. With several steps a round each silo adds all of the noise to its own sum.
+
         Args:
             numbers: d, how many are noised.
+            examples: n, of all silos together, under `unit: example`.
 
         Example:
             >>> from .noise_config import NoiseConfig
@@ -183,8 +187,11 @@ class Budget:
             10.2
 
         """
-        each = self.each
-        return math.sqrt(numbers) * self.on_updates * math.sqrt(each / self.honest) / each
+        units, silos = float(self.each), self.each / self.honest
+        if self.noise.unit == "example":
+            units = (self.noise.rate or 1.0) * examples
+            silos = silos if self.noise.steps == 1 else self.each
+        return math.sqrt(numbers * silos) * self.on_updates / units
 
     def check_left(self, page: Page, silo: int, done: int) -> None:
         """Check, before a silo trains, that what it has spent leaves the rest of this job.
@@ -222,7 +229,7 @@ def check_examples(noise: NoiseConfig, number: float) -> None:
         _check_delta(noise.delta, number, "examples")
 
 
-def ratio_in_words(ratio: float) -> str:
+def ratio_in_words(ratio: float, unit: str = "silo") -> str:
     """What noise over signal says.
 
     Example:
@@ -230,9 +237,12 @@ def ratio_in_words(ratio: float) -> str:
         'noise over signal: 0.25, the noise in an average over a clipped update'
 
     """
-    said = f"noise over signal: {ratio:.3g}, the noise in an average over a clipped update"
+    of, clipped = ("an average", "update") if unit == "silo" else ("a step", "gradient")
+    said = f"noise over signal: {ratio:.3g}, the noise in {of} over a clipped {clipped}"
     if ratio <= 1:
         return said
+    if unit == "example":
+        return f"{said}: a larger rate, more examples or fewer numbers make it less"
     return (
         f"{said}: a round is more noise than update; more silos, fewer numbers (freeze layers, or "
         "LoRA) or unit: example make it less"

@@ -91,8 +91,8 @@ class Canaries:
     for its projections once. With noise of deviation s_t in each direction and a canary of length
     a_t in round t, the best test of Gaussians weighs a round by a_t / s_t^2; s_t^2 is taken to be
     the sum's own mean square, which is nearly all noise. Of who sees only the final model, all
-    rounds weigh the same. Canaries are noise to one another, too: without any other noise the
-    separation is about sqrt(size / count).
+    rounds weigh the same. Canaries are noise to one another, too, the same in all rounds:
+    in R rounds of multiplier z the separation is sqrt(R) / sqrt(z^2 + R count / size).
 
     Attributes:
         count: of canaries, and of held-out directions.

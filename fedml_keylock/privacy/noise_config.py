@@ -64,7 +64,7 @@ class NoiseConfig(Settings):
     statistics, is clipped to. None: buffers stay at home, each silo has its own."""
     adaptive: AdaptiveClip | None = None
     """Of unit: silo: let the clip follow the updates' norms, from `clip` on."""
-    rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    rate: Annotated[Positive, Field(le=1)] | None = None
     """Of unit: example: the share of a silo's examples that is in a batch; each is drawn by itself,
     in secret (Poisson sampling). 1: all of them."""
     steps: Count = 1

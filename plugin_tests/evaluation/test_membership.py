@@ -14,8 +14,15 @@ from wire_subjects import subject_of
 
 from fedml_keylock.errors import AttackError
 from fedml_keylock.evaluation.audit.average import in_average
-from fedml_keylock.evaluation.membership import gradient_scores, likelihood_scores, membership
-from fedml_keylock.inversion import LocalTraining, PublicData
+from fedml_keylock.evaluation.membership import (
+    cosines,
+    gradient_scores,
+    gradients_of,
+    likelihood_scores,
+    likelihoods,
+    membership,
+)
+from fedml_keylock.inversion import CROSS_ENTROPY, LocalTraining, PublicData
 
 FEW = 6
 """Pictures of a sum."""
@@ -24,44 +31,62 @@ FEW = 6
 @pytest.fixture(scope="module")
 def digits():
     images, labels = mnist_data()
-    order = np.random.default_rng(0).permutation(len(images))[:400]
+    order = np.random.default_rng(0).permutation(len(images))[:154]
     shown = torch.from_numpy(images[order]).float().reshape(-1, 1, 28, 28) / 255
     return shown, torch.from_numpy(labels[order])
 
 
 @pytest.fixture(scope="module")
-def found(digits):
-    """By what is done to sums of few pictures, and by attack: membership."""
-    images, labels = digits
+def gradients(digits):
+    """The model, and the clipped gradients of its digits."""
     torch.manual_seed(0)
-    model, generator = lenet(1, 28), torch.Generator().manual_seed(0)
-    public, others = PublicData(images[:80], labels[:80]), torch.arange(80, 130)
-    result = {}
+    model = lenet(1, 28)
+    names = {name for name, _ in model.named_parameters()}
+    return model, gradients_of(model, names, *digits, CROSS_ENTROPY, 1.0)
+
+
+@pytest.fixture(scope="module")
+def found(gradients):
+    """By what is added to sums of few pictures, and by attack: membership."""
+    _, own = gradients
+    public, others, members = own[:80], own[80:130], own[130 : 130 + 4 * FEW]
+    generator, result = torch.Generator().manual_seed(0), {}
     for noise in (0.0, 1.0, 8.0):
-        scores = {"cosine": ([], []), "likelihood": ([], [])}
-        for members in torch.arange(130, 130 + 4 * FEW).split(FEW):
-            total = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
-            for image, label in zip(images[members], labels[members], strict=True):
-                one = nn.functional.cross_entropy(model(image[None]), label[None])
-                parts = torch.autograd.grad(one, [*model.parameters()])
-                norm = math.sqrt(sum(float(part.square().sum()) for part in parts))
-                for value, part in zip(total.values(), parts, strict=True):
-                    value += part / max(norm, 1.0)
-            for value in total.values():
-                value += noise * torch.randn(value.shape, generator=generator)
-            both = torch.cat([members, others])
-            shown = (model, total, images[both], labels[both])
-            told = {"count": FEW, "clip": 1.0, "noise": noise}
-            made = {
-                "cosine": gradient_scores(*shown),
-                "likelihood": likelihood_scores(*shown, public, **told),
-            }
-            for name, values in made.items():
-                scores[name][0].append(values[:FEW])
-                scores[name][1].append(values[FEW:])
-        for name, (inside, outside) in scores.items():
-            result[noise, name] = membership(torch.cat(inside), torch.cat(outside))
+        scores = {"cosine": [], "likelihood": []}
+        for some in members.split(FEW):
+            total = some.sum(0) + noise * torch.randn(len(some[0]), generator=generator)
+            both = torch.cat([some, others])
+            scores["cosine"].append(cosines(total, both))
+            told = likelihoods(total, both, public, count=FEW, noise=noise)
+            scores["likelihood"].append(told)
+        for name, made in scores.items():
+            inside, outside = torch.stack(made).tensor_split([FEW], 1)
+            result[noise, name] = membership(inside.flatten(), outside.flatten())
     return result
+
+
+def test_gradients_are_autograds_clipped(digits, gradients):
+    model, own = gradients
+    images, labels = digits
+    for row in (0, 7):
+        one = nn.functional.cross_entropy(model(images[row][None]), labels[row][None])
+        parts = torch.autograd.grad(one, [*model.parameters()])
+        flat = torch.cat([part.flatten() for part in parts])
+        torch.testing.assert_close(own[row], flat * min(1.0, float(1 / flat.norm())))
+
+
+def test_scores_of_named_tensors_are_those_of_vectors(digits, gradients):
+    model, own = gradients
+    images, labels = digits
+    parts = own[:FEW].sum(0).split([p.numel() for p in model.parameters()])
+    named = zip(model.named_parameters(), parts, strict=True)
+    total = {name: part.reshape(p.shape) for (name, p), part in named}
+    shown = (model, total, images[:9], labels[:9])
+    assert torch.allclose(gradient_scores(*shown), cosines(own[:FEW].sum(0), own[:9]), atol=1e-5)
+    public = PublicData(images[40:60], labels[40:60])
+    told = likelihood_scores(*shown, public, count=FEW, clip=1.0, noise=2.0)
+    expected = likelihoods(own[:FEW].sum(0), own[:9], own[40:60], count=FEW, noise=2.0)
+    assert torch.allclose(told, expected, atol=1e-4)
 
 
 def test_who_is_in_a_sum_of_few_pictures_is_plain_to_see(found):

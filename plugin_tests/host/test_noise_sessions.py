@@ -92,6 +92,7 @@ def test_notices_tell_none_either(job):
         ({"noise": NOISE}, "keylock.colluders: needed beside noise"),
         ({"noise": NOISE, "colluders": 1, "tell_samples": True}, "keylock.tell_samples: "),
         ({"noise": NOISE, "colluders": 1, "tell_accuracy": True}, "keylock.tell_accuracy: "),
+        ({"noise": NOISE, "colluders": 1, "log_training": True}, "keylock.log_training: "),
     ],
 )
 def test_what_noise_does_not_cover_is_not_told(settings, said):
@@ -111,6 +112,20 @@ def test_what_noise_does_not_cover_is_not_told(settings, said):
 def test_a_job_whose_noise_hides_nothing_does_not_begin(colluders, noise, said, tmp_path):
     with pytest.raises(ConfigError, match=said):
         federation(tmp_path, colluders, **noise)
+
+
+def test_a_score_must_not_end_a_job_under_noise(tmp_path):
+    audit = {"side": "silo", "abort_above": {"ssim_aligned": 0.5}}
+    fields = {"enable_attack": True, "attack_type": "gradient_inversion"}
+    made = arguments(
+        keylock={"colluders": 0, "noise": NOISE, "vault": str(tmp_path)},
+        gradient_inversion=audit,
+        **fields,
+    )
+    with pytest.raises(ConfigError, match=r"gradient_inversion\.abort_above: beside noise"):
+        session_of(made)
+    made.keylock = {"vault": str(tmp_path)}
+    assert session_of(made).observer.attacks_itself
 
 
 def test_every_rank_solves_for_the_same_multiplier(tmp_path):

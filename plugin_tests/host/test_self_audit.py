@@ -80,7 +80,9 @@ def test_a_report_says_what_noise_has_cost(data, tmp_path):
     lock = make_lock(KeyLockConfig(colluders=0, noise=noise, vault=tmp_path / "vault"))
     lock.schedule(Schedule(2, ((0, 1),)))
     Ledger(tmp_path / "vault", 1, "silo").add(Spending(2.0))
-    audited(tmp_path, defense=lock, data=data)
+    assert audited(tmp_path, defense=lock, data=data) == []  # no score leaves the silo
+    if data is DATA:
+        assert "round 0: ssim_aligned at most" in (tmp_path / "vault" / "silo-1.log").read_text()
     folder = tmp_path / "silo-1" / "round-00000"
     report = json.loads((folder / "report.json").read_text())
     assert bool(report["leakage"]) is (data is DATA)

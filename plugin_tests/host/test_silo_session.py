@@ -113,6 +113,16 @@ def test_no_silo_is_entered_after_the_last_round(serving, tmp_path):
     assert not (tmp_path / "silo-3.safetensors").exists()
 
 
+def test_no_round_is_trained_after_the_last(own):
+    session, model = own
+    session.args.comm_round = 1
+    session.train(SimpleNamespace(model=model), None, lambda _: model.state_dict())
+    ran = []
+    with pytest.raises(UpdateRefused, match="asks for a round beyond the 1 of the job; nothing"):
+        session.train(SimpleNamespace(model=model), None, lambda _: ran.append(1))
+    assert not ran
+
+
 def test_messages_name_the_silo_and_not_the_rank(serving):
     session, model, optimizer = serving
     assert session.who == "rank 2, round 0"
@@ -375,6 +385,7 @@ def test_a_silo_without_a_defense_sends_and_takes_what_it_is_given():
 def test_what_was_trained_in_a_copy_is_not_sent(own, monkeypatch):
     """As the defense tells it: no gradient reached the locked model."""
     session, model = own
+    session.args.comm_round = 9
     monkeypatch.setattr(session.defense, "end_round", lambda *_, round_index: False)
     trainer = SimpleNamespace(model=model)
     state = model.state_dict()

@@ -29,6 +29,7 @@ class Server:
         self.uploads = {}
         self.first = None
         self.sums = []
+        self.greeted = set()
 
     def model(self, message, dest):
         """The model that goes to a rank in a message of this type."""
@@ -74,6 +75,12 @@ class Lying:
             now = message.get_type() == AVERAGE and len(self.server.sums) - 1 == ROUND
             if CASE == "seat" and now and dest == VICTIM:  # the silo of rank 1 again
                 message.msg_params[MyMessage.MSG_ARG_KEY_CLIENT_INDEX] = self.server.seat
+            if CASE == "anew" and (message.get_type() == FIRST or now):
+                # FedML counts its rounds anew from a first model's message, of which it takes one
+                if not now and dest in self.server.greeted:
+                    return
+                self.server.greeted.add(dest)
+                message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST if now else AVERAGE
             self.server.seat = said[MyMessage.MSG_ARG_KEY_CLIENT_INDEX]
             if CASE == "unread" and now:  # FedML loads the model of such a message once
                 message.msg_params[MyMessage.MSG_ARG_KEY_TYPE] = FIRST

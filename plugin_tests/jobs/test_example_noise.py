@@ -70,7 +70,7 @@ def simulated():
 
 
 ONE = SIMULATED | {"backend": "sp", "worker_num": 1, "ranks": 1, "save_model": None}
-JOBS = {"loaders": {}, "lists": {}, "one": ONE}
+JOBS = {"loaders": {}, "lists": {}, "own": {}, "one": ONE}
 
 
 @pytest.mark.parametrize("case", JOBS)

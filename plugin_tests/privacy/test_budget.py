@@ -104,3 +104,10 @@ def test_noise_over_signal_is_measured():
     found, draw = budget(silos=6, colluders=2, multiplier=1.3), np.random.default_rng(0)
     parts = draw.normal(0, 1.3 / np.sqrt(found.honest), (6, 50_000))
     assert np.linalg.norm(parts.mean(0)) == pytest.approx(found.noise_over_signal(50_000), rel=0.02)
+
+
+@pytest.mark.parametrize(("steps", "silos"), [(1, 3 / 2), (4, 3)])
+def test_of_examples_it_is_that_of_a_step_over_a_clipped_gradient(steps, silos):
+    found = budget(silos=3, multiplier=1.5, unit="example", rate=0.2, steps=steps)
+    expected = (100 * silos) ** 0.5 * 1.5 / 800
+    assert found.noise_over_signal(100, examples=4_000) == pytest.approx(expected)

@@ -90,6 +90,8 @@ class CanaryRelease(Release):
             encoding: of the round.
 
         """
+        if not encoding.scale:  # a learning rate of 0: the average says nothing
+            return
         parts = []
         for name in self._names:
             moved = real(state[name]).cpu().double() - real(encoding.base[name]).cpu().double()

@@ -7,7 +7,7 @@ from inspect import signature
 from typing import Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -36,6 +36,9 @@ def check_layers(model: nn.Module) -> None:
             )
     if not dict(training(model)):
         raise ConfigError(f"{WHO}: {type(model).__name__} has no parameter that trains")
+    for name, parameter in training(model):
+        if parameter.is_complex():
+            raise ConfigError(f"{WHO}: {name} is complex, which opacus cannot do; use real numbers")
 
 
 def _problems(module: nn.Module) -> Iterator[str]:
@@ -60,8 +63,9 @@ def _problems(module: nn.Module) -> Iterator[str]:
 class OneByOne(TorchFunctionMode):
     """Refuses what makes an example's gradient depend on the others of its batch.
 
-    Of all that may, it knows batch norms, and losses whose mean is over classes' weights or over
-    the examples that are not ignored.
+    Of all that may, it knows batch norms, losses whose mean is over classes' weights or over the
+    examples that are not ignored, and losses that are sums: of a sum each example's gradient is
+    taken to be as often longer as there are examples in the batch.
     """
 
     def __torch_function__(
@@ -78,11 +82,16 @@ class OneByOne(TorchFunctionMode):
 
         """
         named = kwargs or {}
+        problem = ""
         if func in (F.cross_entropy, F.nll_loss, F.batch_norm):
             given = signature(func).bind(*args, **named)
             given.apply_defaults()
-            if problem := _of_many(func, given.arguments):
-                raise LockError(f"{WHO}: {problem}")
+            problem = _of_many(func, given.arguments)
+        summed = func is Tensor.backward and type(args[0].grad_fn).__name__ == "SumBackward0"
+        if summed or named.get("reduction") == "sum":
+            problem = "the loss of a batch is a sum, longer with each example; take the mean"
+        if problem:
+            raise LockError(f"{WHO}: {problem}")
         return func(*args, **named)
 
 

@@ -18,19 +18,12 @@ from torch.optim.optimizer import (
 )
 
 from ...errors import LockError
-from .example_layers import (
-    WHO,
-    OneByOne,
-    check_layers,
-    clean,
-    inputs_forgotten,
-    training,
-)
+from .example_layers import WHO, OneByOne, check_layers, clean, inputs_forgotten, training
 from .noise import MARGIN
 
 __all__ = ["ExampleGradients", "clipped_sums"]
 
-CHUNK = 1 << 22
+CHUNK = 1 << 19
 """Numbers of examples' gradients that are clipped at once, in float64."""
 Draw = Callable[[int], NDArray[Any]]
 
@@ -43,10 +36,9 @@ class ExampleGradients:
     all parameters that train, is clipped and truncated toward zero to a grid: so the integer sums
     of two data sets that differ in one example differ by a norm of at most clip / 2^exponent. That
     stands on an example's gradient being its own: opacus finds it in the loss of a batch, which
-    must be a mean of terms of one example each. Of a sum of such terms each counts as often as
-    there are examples in the batch, before it is clipped. What mixes the examples of a batch (see
-    `OneByOne`, which knows the usual ways; mixup and contrastive losses it does not) has no place
-    in it.
+    must be a mean of terms of one example each: of a sum, an example more would make all others'
+    gradients longer. What mixes the examples of a batch (see `OneByOne`, which knows the usual
+    ways; mixup and contrastive losses it does not) has no place in it.
 
     opacus keeps the gradient of each example of a batch: so much memory as the batch has examples
     times the parameters'.
@@ -81,6 +73,7 @@ class ExampleGradients:
         self._scale, self._counts, self._draw = math.ldexp(1 / expected, exponent), counts, draw
         self._parameters = dict(training(model))
         self._last: dict[str, Tensor] = {}
+        self._stepping: Optimizer | None = None
         self._attached = ExitStack()
         self.sums: dict[str, Tensor] = {}
         self.learning_rate = math.nan
@@ -162,8 +155,8 @@ class ExampleGradients:
 
     def _before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if held.isdisjoint(map(id, self._parameters.values())):
-            return
+        if self._stepping or held.isdisjoint(map(id, self._parameters.values())):
+            return  # of an optimizer that has another one the step is one
         with torch.no_grad():
             if self.taken == len(self._counts):
                 raise LockError(
@@ -187,9 +180,17 @@ class ExampleGradients:
                 parameter.grad = (total * self._scale).to(parameter)
             self.taken += 1
             self._forget()
+            self._stepping = optimizer
 
     def _after(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        self._last = self._values()
+        if optimizer is not self._stepping:
+            return
+        if any(p.grad_sample is not None for p in self._parameters.values()):  # type: ignore[attr-defined]
+            raise LockError(
+                f"{WHO}: the optimizer has asked for gradients within its step, as of a closure, "
+                "and followed them as they are: call backward() first, and step() without one"
+            )
+        self._last, self._stepping = self._values(), None
 
     def _gathered(self, held: set[int]) -> dict[str, Tensor]:
         """Of each parameter that trains, the gradients of the batch's examples, ``(b, *shape)``."""
@@ -206,7 +207,7 @@ class ExampleGradients:
                 )
             elif not isinstance(sample, Tensor) or len(sample) != size:
                 raise LockError(
-                    f"{WHO}: the gradient of {name} is not that of the {size} examples that the "
+                    f"{WHO}: the gradient of {name} is not that of the examples that the "
                     "trainer was given, one by one and once: it must train on the batches as they "
                     "come, with a step after each, and a layer's input must have an example a row"
                 )
@@ -267,13 +268,19 @@ def clipped_sums(samples: Mapping[str, Tensor], clip: float, exponent: int) -> d
     count = len(next(iter(samples.values())))
     each = max(1, CHUNK // max(1, size))
     for start in range(0, count, each):
-        part = {n: s[start : start + each].flatten(1).double() for n, s in samples.items()}
-        norm = sum(s.square().sum(1) for s in part.values()).sqrt()  # type: ignore[union-attr]
+        part = {
+            name: sample[start : start + each].flatten(1).to(torch.float64, copy=True)
+            for name, sample in samples.items()
+        }
+        norms = torch.stack([torch.linalg.vector_norm(own, dim=1) for own in part.values()])
+        norm = torch.linalg.vector_norm(norms, dim=0)
         factor = (clip * MARGIN / norm).clamp(max=1.0).mul(2.0**-exponent)[:, None]
-        sent = torch.zeros_like(norm)
+        none, sent = ~torch.isfinite(norm), torch.zeros_like(norm)
         for name, own in part.items():
-            steps = torch.where(torch.isfinite(norm)[:, None], own * factor, 0.0).trunc_()
-            sent += steps.square().sum(1)
+            steps = own.mul_(factor).trunc_()
+            if none.any():
+                steps[none] = 0.0
+            sent += torch.linalg.vector_norm(steps, dim=1) ** 2
             sums[name] += steps.sum(0).long().reshape(sums[name].shape).cpu()
         if (sent > limit**2).any():
             raise LockError(f"{WHO}: an example's clipped gradient is longer than its clip")

@@ -15,7 +15,7 @@ from .keystream import Keystream
 __all__ = ["MOST", "REACH", "DiscreteGaussian"]
 
 REACH = 13
-"""Deviations that a table goes to each side: less than 2^-126 lies beyond."""
+"""Deviations that a table goes to each side: less than 2^-125 lies beyond."""
 MOST = 2.0**16
 """The largest deviation: its draws are below 2^20."""
 _ALONE = 64.0

@@ -170,7 +170,8 @@ class JobExamples(JobNoise):
         gradients.check()
         if self._sums is not None:
             grid, most = self._sums
-            settings = [self.of_round.multiplier, self.clip]
+            every = self.of_round
+            settings = [every.multiplier, every.honest, self.clip]
             rate = self.config.rate or 0.0
             sums = ExampleSums(gradients.sums, grid, most, rate, gradients.learning_rate, settings)
         self._trained.append((gradients, sums, self._examples))
@@ -190,10 +191,11 @@ class JobExamples(JobNoise):
         gradients, _, examples = self._trained[0]
         if samples != examples:
             raise LockError(
-                f"{WHO}: the silo's data has {examples} examples and FedML is told of {samples:g}: "
+                f"{WHO}: the silo's data has more or fewer examples than FedML is told of: "
                 "dataset[4] must have the number of its data"
             )
         gradients.check_sent(payload)
+        self._check_rest(payload, base, gradients.sums)
         came = {name: base[name] for name in payload if name in self._buffers and name in base}
         return {**payload, **came}
 
@@ -202,13 +204,11 @@ class JobExamples(JobNoise):
     ) -> Callable[[Mapping[str, Tensor]], Release] | None:
         """What is sent of a payload, from the base that it is a difference from."""
         gradients, sums, _ = self._trained.popleft()
-        parts = self.parts(payload)
 
         def of(base: Mapping[str, Tensor]) -> Release:
             assert sums is not None
             gradients.check_step(base, payload)
-            self._check_rest(payload, base, parts)
-            return replace(sums, sums={name: sums.sums[name] for name in parts})
+            return replace(sums, sums={n: own for n, own in sums.sums.items() if n in payload})
 
         return None if sums is None else of
 

@@ -145,11 +145,11 @@ class JobNoise:
         return of
 
     def _check_rest(
-        self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, str]
+        self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, Any]
     ) -> None:
-        """Check that nothing has changed that is not sent and does not stay at home."""
+        """Check that nothing has changed that is not noised and does not stay at home."""
         for name in payload.keys() - parts.keys() - self._buffers:
-            if not torch.equal(payload[name].cpu(), base[name].cpu()):
+            if name not in base or not torch.equal(payload[name].cpu(), base[name].cpu()):
                 raise UpdateRefused(
                     f"{name} has changed, and is no floating-point parameter that trains: "
                     "under keylock.noise nothing else is sent"

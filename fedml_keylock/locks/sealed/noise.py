@@ -223,8 +223,8 @@ class ClippedUpdate(Release):
     @property
     def public(self) -> Sequence[float]:
         """Clips and deviations."""
-        clips = self.noise.clips
-        return [self.noise.multiplier, self.noise.votes, *(clips[part] for part in sorted(clips))]
+        every, clips = self.noise, self.noise.clips
+        return [every.multiplier, every.honest, every.votes, *(clips[p] for p in sorted(clips))]
 
     @property
     def infinite(self) -> bool:

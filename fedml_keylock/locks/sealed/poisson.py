@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -19,6 +20,7 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     TensorDataset,
+    default_collate,
 )
 
 from ...errors import ConfigError
@@ -72,16 +74,31 @@ class Examples:
         """Batches of chosen examples, by their places among the silo's.
 
         Where none was chosen it is a batch of the first example, which is not to count.
+
+        Raises:
+            ConfigError: an example has another shape in a batch than alone: padded to the longest
+                of a batch, it would have another gradient for each that is in it.
+
         """
         places = [[self.indices[place] for place in batch or (0,)] for batch in chosen]
-        return [
-            *DataLoader(
-                self.dataset,
-                batch_sampler=places,
-                collate_fn=self.collate,
-                num_workers=self.workers,
-            )
-        ]
+        made = self._collated(places)
+        if self.collate not in (None, default_collate):
+            alone = self._collated([batch[:1] for batch in places])
+            if [*map(_shapes, made)] != [*map(_shapes, alone)]:
+                raise ConfigError(
+                    "keylock.noise: unit: example: the loader's collate_fn makes the shape of an "
+                    "example depend on others of its batch: pad all examples to one length"
+                )
+        return made
+
+    def _collated(self, places: list[list[int]]) -> list[Any]:
+        loader: DataLoader[Any] = DataLoader(
+            self.dataset,
+            batch_sampler=places,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+        )
+        return [*loader]
 
 
 def drawn(count: int, rate: float) -> list[int]:
@@ -117,6 +134,11 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
     if not whole and not isinstance(sampler, SequentialSampler):
         raise _not_drawn(f"the silo's loader samples by {_kind(sampler)}")
     return range(size)
+
+
+def _shapes(batch: Any) -> list[tuple[int, ...]]:
+    """Of one example in each tensor of a batch."""
+    return [tuple(t.shape[1:]) for t in tree_leaves(batch) if isinstance(t, Tensor)]
 
 
 def _is_batch(batch: Any) -> bool:

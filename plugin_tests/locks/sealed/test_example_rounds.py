@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from fedml_keylock.errors import LockError, UpdateRefused
 from fedml_keylock.locks.config import KeyLockConfig
 from fedml_keylock.locks.sealed.entries import entries_of
-from fedml_keylock.locks.sealed.job_examples import ExampleSums, largest
+from fedml_keylock.locks.sealed.job_examples import ExampleSums, _noise, largest
 from fedml_keylock.locks.sealed.lock import SealedLock
 from fedml_keylock.locks.sealed.noise import Grid
 from fedml_keylock.locks.sealed.sealing import add_up
+from fedml_keylock.types import ClientUpdate
 
 SAMPLES, RATE, LR, CLIP = (40, 25, 60), 0.3, 0.2, 0.7
 
@@ -92,7 +93,7 @@ def mean_of(payloads):
 
 
 def parameters_of(state):
-    return torch.cat([t.double().reshape(-1) for n, t in state.items() if n != "calls"])
+    return torch.cat([t.double().reshape(-1) for n, t in sorted(state.items()) if n != "calls"])
 
 
 @pytest.mark.parametrize("multiplier", [1e-4, 2.0])
@@ -135,6 +136,15 @@ def test_several_steps_are_noised_in_the_silo_and_sealed_as_they_are(job):
         opened = parameters_of(silo.model.state_dict())
         torch.testing.assert_close(opened, parameters_of(mean_of(payloads)), rtol=0.0, atol=1e-6)
         assert silo.model.calls.tolist() == [3.0, 3.0]
+        assert silo.lock._rounds.base["calls"].tolist() == [0.0, 0.0]  # it was not sent
+
+
+def test_noise_is_from_the_systems_entropy():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        found.append(_noise(Grid.of(1.0, 1, 1.0))(50))
+    assert (found[0] != found[1]).any()
 
 
 def test_a_round_in_which_nobody_was_drawn_moves_nothing_but_for_noise(job):
@@ -178,12 +188,52 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
     with pytest.raises(LockError, match="is not what plain SGD makes of it in a step"):
         silos[0].seal(silos[0].train(weight_decay=0.01))
     own = silos[1].train()
-    with pytest.raises(LockError, match="25 examples and FedML is told of 24: dataset"):
+    with pytest.raises(LockError, match="data has more or fewer examples than FedML is told of"):
         silos[1].seal(own, samples=24)
     with pytest.raises(LockError, match=r"0\.bias has changed otherwise than by an optimizer's"):
         silos[1].seal({**own, "0.bias": own["0.bias"] + 1e-3})
     # what a failed round has left of hooks is taken off
     assert not silos[0].model[0]._backward_hooks
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_audit_has_of_one_example_what_is_sent_of_it(job, steps):
+    silo = job(multiplier=0.8, steps=steps)[0]
+    transform = silo.lock.surrogate(silo.model).update_transform
+    after = {n: t - 0.01 * (n != "calls") for n, t in silo.first.items()}
+    update = ClientUpdate(silo.first, after, LR)
+    sealed, private = transform.protect(update, torch.Generator().manual_seed(0))
+    opened = parameters_of(transform.recover(sealed, private).after)
+    # a gradient of equal numbers, of the clip's length, under the noise of one silo
+    clipped = parameters_of(silo.first) - LR * CLIP / math.sqrt(4300)
+    claimed = LR * 0.8 * CLIP / (math.sqrt(2) if steps == 1 else 1)
+    assert (opened - clipped).std() == pytest.approx(claimed, rel=0.06)
+    assert (opened - clipped).mean().abs() < 5 * claimed / math.sqrt(4300)
+
+
+def frozen(silo, payload):
+    payload["2.bias"] += 1
+
+
+def thawed(silo, payload):
+    silo.model[2].bias.requires_grad_(True)
+    payload["2.bias"] += 1
+
+
+def added(silo, payload):
+    silo.lock._rounds.scale = 1.0
+    payload["labels"] = torch.ones(3)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("change", [frozen, thawed, added])
+def test_what_no_noise_covers_is_not_sent(change, steps, job):
+    silo = job(multiplier=1.0, steps=steps)[0]
+    silo.model[2].bias.requires_grad_(False)
+    payload = silo.train()
+    change(silo, payload)
+    with pytest.raises(UpdateRefused, match="has changed, and is no floating-point parameter that"):
+        silo.seal(payload)
 
 
 def test_all_silos_have_one_grid_and_sums_beyond_it_are_clamped(job):
@@ -200,3 +250,18 @@ def test_all_silos_have_one_grid_and_sums_beyond_it_are_clamped(job):
     sums = ExampleSums({"w": flat}, grid, 1000, RATE, LR, [])
     (words,) = sums.words(entries_of({"w": torch.zeros(5)})[0])
     assert words.tolist() == [-1000, -7, 0, 7, 1000]
+
+
+def test_canaries_are_further_examples_of_sums(job):
+    """Guards `CanaryRelease`: the first silo's canaries, of an example's length, are in sums."""
+    silos = job(multiplier=1.0, canaries=200, rate=0.5)
+    for index in range(4):
+        payloads = [silo.train(index=index) for silo in silos]
+        total = add_up([silo.seal(own) for silo, own in zip(silos, payloads, strict=True)])
+        for silo in silos:
+            silo.load(total, index)
+    found, *others = [silo.lock.privacy_estimate() for silo in silos]
+    assert others == [None, None]
+    # each canary is in two of four sums, whose noise is twice one's; the rest is the canaries' own
+    assert found.separation == pytest.approx(2 / math.sqrt(4.7), abs=0.5)
+    assert found.bound > found.low

@@ -18,6 +18,7 @@ from torch.utils.data import (
 )
 
 from fedml_keylock.errors import ConfigError, LockError
+from fedml_keylock.locks.sealed import examples
 from fedml_keylock.locks.sealed.example_layers import check_layers
 from fedml_keylock.locks.sealed.examples import ExampleGradients, clipped_sums
 from fedml_keylock.locks.sealed.poisson import Examples, drawn
@@ -93,7 +94,7 @@ def loss_of(model, images, labels, weights=None):
     return (each if weights is None else each * weights).mean()
 
 
-def trained(model, batches, *, change=None, make=None, loss=loss_of, **more):
+def trained(model, batches, *, change=None, make=None, loss=loss_of, after=None, **more):
     """What was watched while a trainer trained."""
     counts = more.pop("counts", [len(batch[0]) for batch in batches])
     settings = {"clip": CLIP, "exponent": EXPONENT, "expected": 10.0, "counts": counts, **more}
@@ -109,6 +110,8 @@ def trained(model, batches, *, change=None, make=None, loss=loss_of, **more):
             if change is not None:
                 change(model)
             optimizer.step()
+        if after is not None:
+            after(model)
     finally:
         gradients.detach()
     gradients.check()
@@ -160,6 +163,12 @@ def test_examples_within_the_clip_add_up_to_their_gradient_and_numbers_that_are_
     assert clipped_sums({"w": rows}, 10.0, -2)["w"].tolist() == [3, -3]
 
 
+def test_the_integers_of_each_example_are_checked(monkeypatch):
+    monkeypatch.setattr(examples, "MARGIN", 1.01)
+    with pytest.raises(LockError, match="an example's clipped gradient is longer than its clip"):
+        clipped_sums({"w": torch.ones(3, 50)}, 1.0, -20)
+
+
 def test_a_batch_of_none_adds_nothing_and_steps_follow_the_decoded_mean():
     model = net_of("convolutions")
     images, labels = data_of(5, model)
@@ -208,7 +217,9 @@ def test_the_model_is_as_before_a_round(kind):
     model.train()
     images, labels = data_of(4, model)
     start = copy.deepcopy(model.state_dict())
-    trained(model, [(images, labels)], make=lambda p: torch.optim.SGD(p, lr=0.0))
+    # also of a loss that is only looked at nothing stays, such as what the layers were given
+    more = {"make": lambda p: torch.optim.SGD(p, lr=0.0), "after": lambda m: m(images)}
+    trained(model, [(images, labels)], **more)
     model.zero_grad()
     fresh = net_of(kind)
     assert shape_of(model) == shape_of(fresh.train())
@@ -250,6 +261,13 @@ def moved(model):
         model.bias.data += 1
 
 
+def hidden(model):
+    other = nn.Linear(1, 1)
+    other(torch.ones(1, 1)).mean().backward()
+    moved(model)
+    torch.optim.SGD(other.parameters(), lr=0.1).step()
+
+
 def penalty(model, images, labels):
     return loss_of(model, images, labels) + 0.01 * model.weight.square().sum()
 
@@ -267,6 +285,18 @@ def ignoring(model, images, labels):
     return nn.functional.nll_loss(model(images).log_softmax(1), labels)
 
 
+def summed(model, images, labels):
+    return nn.CrossEntropyLoss(reduction="sum")(model(images), labels)
+
+
+def summed_terms(model, images, labels):
+    return nn.functional.mse_loss(model(images)[:, 0], labels.float(), reduction="none").sum()
+
+
+def summed_squares(model, images, labels):
+    return nn.MSELoss(reduction="sum")(model(images)[:, 0], labels.float())
+
+
 def normed(model, images, labels):
     return loss_of(
         lambda x: nn.functional.batch_norm(model(x), None, None, training=True), images, labels
@@ -278,13 +308,17 @@ def normed(model, images, labels):
     [
         ({"loss": weighted}, "mean of cross_entropy with weights of classes .* take the mean of"),
         ({"loss": ignoring}, "mean of nll_loss is over the targets .* not -100; take the mean of"),
+        ({"loss": summed}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_terms}, "the loss of a batch is a sum, .*; take the mean"),
+        ({"loss": summed_squares}, "the loss of a batch is a sum, .*; take the mean"),
         ({"loss": normed}, "batch_norm depends on all of a batch; use GroupNorm"),
         ({"counts": [6]}, "a step beyond the 1 of a round .* set epochs: 1"),
         ({"counts": [6] * 3}, "of 3 batches the trainer took a step by 2"),
         ({"change": scaled}, "weight is not the mean of the examples': the loss has other terms"),
         ({"loss": penalty}, "weight is not the mean of the examples': the loss has other terms"),
-        ({"loss": twice}, "weight is not that of the 6 examples"),
+        ({"loss": twice}, "weight is not that of the examples that"),
         ({"change": moved}, "bias has changed otherwise than by an optimizer's step"),
+        ({"change": hidden}, "bias has changed otherwise than by an optimizer's step"),
         ({"make": lambda p: torch.optim.SGD([next(p)])}, "bias has a gradient and is not in the o"),
     ],
 )
@@ -294,6 +328,38 @@ def test_a_trainer_that_would_tell_more_is_refused_in_one_line(settings, words):
         trained(model, [data_of(6, model)] * 2, **settings)
     assert "\n" not in str(caught.value)
     assert shape_of(model)[1] == [{}, {}]
+
+
+class Inner(torch.optim.SGD):
+    """Its step is that of the optimizer under it."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, Inner])
+def test_gradients_that_a_step_asks_for_are_not_followed(kind):
+    torch.optim.SGD([torch.zeros(1)])  # now steps of this class are watched, too
+    model, images, labels = net_of("linear"), *data_of(6, net_of("linear"))
+    gradients = ExampleGradients(
+        model, clip=CLIP, exponent=EXPONENT, expected=10.0, counts=[6] * 2, draw=np.zeros
+    )
+    optimizer = kind(model.parameters(), lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss_of(model, images, labels).backward()
+
+    gradients.attach()
+    try:
+        closure()
+        optimizer.step()
+        assert gradients.taken == 1
+        optimizer.zero_grad()
+        with pytest.raises(LockError, match="asked for gradients within its step, as of a closure"):
+            optimizer.step(closure)
+    finally:
+        gradients.detach()
 
 
 @pytest.mark.parametrize(
@@ -329,6 +395,8 @@ def test_layers_that_opacus_cannot_do_are_named_with_what_to_use():
         assert "\n" not in str(caught.value)
     frozen = nn.BatchNorm1d(3).requires_grad_(False)
     check_layers(nn.Sequential(nn.Linear(3, 3), frozen))  # if it is in eval when it is called
+    with pytest.raises(ConfigError, match="weight is complex, which opacus cannot do"):
+        check_layers(nn.Linear(1, 1, dtype=torch.complex64))
     with pytest.raises(ConfigError, match="Linear has no parameter that trains"):
         check_layers(nn.Linear(1, 1).requires_grad_(False))
 
@@ -373,15 +441,31 @@ def test_batches_are_of_the_silos_own_examples():
         (DataLoader(whole, 5, sampler=part), 2),
         ([(images[:5], labels[:5]), [images[5:], labels[5:]]], 12),
     ):
-        examples = Examples.of(data)
-        assert len(examples) == count
-        first, none = examples.batches([range(count), []])
+        own = Examples.of(data)
+        assert len(own) == count
+        first, none = own.batches([range(count), []])
         wanted = [3, 7] if count == 2 else [*range(12)]
         assert first[1].tolist() == wanted
         assert torch.equal(first[0], images[wanted])
         assert none[1].tolist() == wanted[:1]
     own = DataLoader(whole, 5, collate_fn=lambda rows: len(rows))
     assert Examples.of(own).batches([[1, 2, 3]]) == [3]
+
+
+def test_batches_that_are_padded_to_their_longest_are_refused():
+    texts = [torch.ones(length) for length in (3, 5, 4)]
+    for length in (None, 8):
+
+        def collate(rows, length=length):
+            longest = length or max(map(len, rows))
+            return {"x": torch.stack([nn.functional.pad(r, (0, longest - len(r))) for r in rows])}
+
+        examples = Examples.of(DataLoader(texts, 2, collate_fn=collate))
+        if length:
+            assert examples.batches([[0, 1]])[0]["x"].shape == (2, 8)
+            continue
+        with pytest.raises(ConfigError, match="depend on others of its batch: pad all examples to"):
+            examples.batches([[2], [0, 1]])
 
 
 class Stream(IterableDataset):
