@@ -156,8 +156,11 @@ class Sealed:
     deviation: float
 
     def sent(self, updates: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """What some silos' updates add to the sum: without noise, and with their own."""
-        total = clipped_sum(updates, self.clip)
+        """What some silos' updates add to the sum: without noise, and with their own.
+
+        An update that is not finite is sent as none, as silos send it.
+        """
+        total = clipped_sum(updates[updates.isfinite().all(1)], self.clip)
         return total, total
 
     def opened(self, average: Tensor, weights: Tensor, silos: int, draw: Any) -> Tensor:
@@ -217,7 +220,7 @@ def measured(
 
     Returns:
         The accuracy after the last round and after each; the length of the noise in an average over
-        that of the average without it, over all rounds.
+        that of the average without it, over all rounds, None where training has diverged.
 
     """
     task, how = Task(root, work, kind, seed), KINDS[kind]
@@ -248,5 +251,5 @@ def measured(
         "dimension": len(weights),
         "clip": how.clip,
         "multiplier": multiplier,
-        "noise_over_signal": (noise / signal) ** 0.5,
+        "noise_over_signal": (noise / signal) ** 0.5 if math.isfinite(noise / signal) else None,
     }

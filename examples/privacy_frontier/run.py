@@ -78,10 +78,12 @@ class Numbers:
 
 def of_examples(root: Path, seeds: int) -> Iterator[Point]:
     """unit: example; the same mechanism in 3 silos and in 30, as the share that colludes is."""
-    grid = [("mnist", 3, (NONE, CLIPPED, 8, 4, 2)), ("mnist", 10, (8, 2))]
-    grid += [("fashion_mnist", 3, (NONE, CLIPPED, 8, 2)), ("fashion_mnist", 10, (8,))]
-    for seed in range(seeds):
-        for data, silos, epsilons in grid:
+    grids = {
+        "mnist": ((3, (NONE, CLIPPED, 8, 4, 2)), (10, (8, 2))),
+        "fashion_mnist": ((3, (NONE, CLIPPED, 8, 2)), (10, (8,))),
+    }
+    for data, seed in product(grids, range(seeds)):
+        for silos, epsilons in grids[data]:
             for epsilon in epsilons:
                 name = f"example {data} {silos} silos epsilon {epsilon} seed {seed}"
                 yield Point(name, partial(_example, root, data, silos, epsilon, seed))

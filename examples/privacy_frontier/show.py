@@ -1,5 +1,6 @@
 """All results as one page of tables and one figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,6 +19,7 @@ import matplotlib.pyplot as plt
 Found = Mapping[str, Mapping[str, Any]]
 DATA = ("mnist", "fashion_mnist")
 EPSILONS = ("None", "inf", "8", "4", "2", "1")
+SILOS = (3, 10, 30, 100, 1000, MANY)
 TARGET = 3.0
 CLASS_MEAN = "mean image of the class"
 COMMAND = "python examples/privacy_frontier/run.py --data ROOT --output privacy-frontier"
@@ -34,7 +36,7 @@ class Results:
         return [
             result[key]
             for title, result in self.found.items()
-            if title.rpartition(" seed ")[0] == name and key in result
+            if title.rpartition(" seed ")[0] == name and result.get(key) is not None
         ]
 
     def mean(self, name: str, key: str = "accuracy") -> float | None:
@@ -104,19 +106,18 @@ def by_example(results: Results) -> list[str]:
 def by_silo(results: Results) -> list[str]:
     """unit: silo, and FedML's own."""
     rows = []
-    for kind, silos in product(KINDS, (3, 10, 30, 100, 1000, MANY)):
+    for kind, silos in product(KINDS, SILOS):
         name = f"silo {kind} {silos} silos "
         dimension = results.mean(name + "sealed", "dimension")
         if dimension is None:
             continue
-        z = results.mean(name + "sealed", "multiplier")
         rows.append(
             [
                 kind,
                 f"{dimension:.0f}",
                 f"{silos:,}",
-                number(z * widened(silos) * dimension**0.5 / silos),
-                number(results.mean(name + "sealed", "noise_over_signal")),
+                number(_over_clip(results, kind, silos)),
+                number(results.mean(name + "sealed", "noise_over_signal"), 2),
                 *(results.percent(name + how) for how in ("none", "sealed", "ldp", "cdp")),
                 str(len(results.each(name + "sealed"))),
             ]
@@ -163,6 +164,19 @@ def by_less(results: Results, less: Mapping[float, float]) -> list[str]:
     return table(("z", "epsilon", "search", "decoder"), rows)
 
 
+def _lost(results: Results, kind: str, silos: int) -> float:
+    """Points that noise costs; NaN, which is no more and no less, where it was not measured."""
+    pair = [results.mean(f"silo {kind} {silos} silos {how}") for how in ("none", "sealed")]
+    return math.nan if None in pair else 100 * (pair[0] - pair[1])
+
+
+def _over_clip(results: Results, kind: str, silos: int) -> float:
+    """How long the noise in an average is, in clips."""
+    name = f"silo {kind} {silos} silos sealed"
+    z, dimension = results.mean(name, "multiplier"), results.mean(name, "dimension")
+    return z * widened(silos) * dimension**0.5 / silos
+
+
 def verdicts(results: Results) -> list[str]:
     """The targets, each reached or not."""
     lines = []
@@ -177,6 +191,19 @@ def verdicts(results: Results) -> list[str]:
             f"- MNIST, {silos} silos, `unit: example`, epsilon 8: {lost:.1f} points below no "
             f"noise, {TARGET:.0f} allowed: {said}."
         )
+    for kind in KINDS:
+        few = [silos for silos in SILOS if _lost(results, kind, silos) > TARGET]
+        many = [silos for silos in SILOS if _lost(results, kind, silos) <= TARGET]
+        if few and many:
+            lines.append(
+                f"- `unit: silo`, epsilon {EPSILON:g}, {kind}: "
+                + ", ".join(
+                    f"with {silos:,} silos {max(0.0, _lost(results, kind, silos)):.1f} points lost "
+                    f"(noise of {_over_clip(results, kind, silos):.2f} clips)"
+                    for silos in (max(few), min(many))
+                )
+                + f": within {TARGET:.0f} from {min(many):,} on."
+            )
     every = [
         (score[0], found["floors"][CLASS_MEAN], stage, others, noise)
         for stage, others, noise in product(
@@ -190,7 +217,7 @@ def verdicts(results: Results) -> list[str]:
         said = "reached" if score <= floor else "**not reached**"
         lines.append(
             f"- No attacker above the class mean at epsilon 8: the nearest has {score:.2f} where "
-            f"the class mean has {floor:.2f} ({stage} weights, {others} others, `unit: {noise}`): "
+            f"the class mean has {floor:.2f} ({stage}, a sum of {others}, `unit: {noise}`): "
             f"{said}."
         )
     return [*lines, ""]
@@ -280,7 +307,7 @@ def _accuracy(axis: plt.Axes, results: Results) -> None:
         if not known:
             continue
         x, made = zip(*sorted(known, key=lambda one: one[0]), strict=True)
-        half = [0 if one["low"] is None else one["mean"] - one["low"] for one in made]
+        half = [0 if one["n"] < 3 else one["mean"] - one["low"] for one in made]
         label = f"{data}, {silos} silos"
         where = [one["mean"] for one in made]
         axis.errorbar(x, where, yerr=half, marker="os"[place % 2], color=f"C{place}", label=label)
@@ -320,7 +347,7 @@ def _silos(axis: plt.Axes, results: Results) -> None:
         for how, style in (("none", ":"), ("sealed", "-"), ("cdp", "--"), ("ldp", "-.")):
             known = [
                 (silos, 100 * value)
-                for silos in (3, 10, 30, 100, 1000, MANY)
+                for silos in SILOS
                 if (value := results.mean(f"silo {kind} {silos} silos {how}")) is not None
             ]
             if known:
