@@ -190,7 +190,7 @@ def counted() -> Iterator[str]:
 def steps_of_a_round() -> Iterator[str]:
     """An update of 100 local steps: by a surrogate state, simulated, and as one gradient."""
     images = interpolate(conftest.photos.__wrapped__()[:4], size=(16, 16), mode="area")
-    labels, rate = torch.arange(4), 0.02
+    labels, rate = torch.arange(4), 0.004
     training = LocalTraining(batch_size=2, epochs=50)
     net = conftest.LeNet(size=16, activation=nn.GELU)
     before = {name: value.clone() for name, value in net.state_dict().items()}
