@@ -21,6 +21,7 @@ EVERYONES = {
     "chained": (PAPER, {"chained": True}),
     "share_norm_statistics": (PAPER, {"share_norm_statistics": True}),
     "robust_aggregation": (PAPER, {"robust_aggregation": "krum"}),
+    "noise": ({"colluders": 1}, {"noise": {"clip": 1.0, "multiplier": 1.0, "delta": 1e-5}}),
 }
 A_SILO_S_OWN = {
     "link_key": ({}, {"link_key": "a"}),

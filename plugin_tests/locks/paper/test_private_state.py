@@ -316,7 +316,7 @@ def test_no_private_number_is_in_an_error(silo, tmp_path):
 def test_no_private_number_is_in_a_log(tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     defense = keylock({"lock": "paper", "key_length": 64, "vault": str(tmp_path / "v")})
-    args = SimpleNamespace(role="client", rank=1, round_idx=0)
+    args = SimpleNamespace(role="client", rank=1, round_idx=0, comm_round=1)
     session = SiloSession(args, "keylock", defense, Observer(args))
     model = made()
     session.adopt(model)

@@ -471,7 +471,7 @@ def test_what_was_read_is_not_in_its_repr(written, model, tmp_path):
 def session(tmp_path, model, **more):
     lock = {"lock": "paper", "key_length": 16}
     fields = {**lock, "vault": str(tmp_path / "v"), "encrypt_vault": True, **more}
-    args = SimpleNamespace(role="client", rank=1, round_idx=0)
+    args = SimpleNamespace(role="client", rank=1, round_idx=0, comm_round=1)
     made = SiloSession(args, "keylock", keylock(fields), Observer(args))
     made.adopt(model)
     return made
@@ -517,7 +517,7 @@ def test_a_job_saves_and_goes_on_under_the_passphrase(tmp_path, monkeypatch, cap
     monkeypatch.setenv(PASSPHRASE, WORDS.decode())
     model = plain_model()
     first = session(tmp_path, model, keep_history=True)
-    first.train(SimpleNamespace(model=model), None, lambda: train(model))
+    first.train(SimpleNamespace(model=model), None, lambda _: train(model))
     files = sorted((tmp_path / "v").rglob("*.safetensors"))
     assert [path.name for path in files] == ["round-00000.safetensors", "silo-0.safetensors"]
     assert all(Stored.read(path).sealed for path in files)
