@@ -281,7 +281,7 @@ def trained(silos):
     return first, payloads, samples
 
 
-@pytest.mark.parametrize("silos", [3, 100])
+@pytest.mark.parametrize("silos", [3, pytest.param(100, marks=pytest.mark.long)])
 def test_the_error_is_at_most_three_times_that_of_fedmls_own_float32(silos):
     """Guards the headrooms, the rounding and the float64 of decoding: by rms, tensor by tensor."""
     first, payloads, samples = trained(silos)
@@ -298,7 +298,7 @@ def test_the_error_is_at_most_three_times_that_of_fedmls_own_float32(silos):
         assert rms(made[name]) <= 3 * rms(fedml), name
 
 
-@pytest.mark.parametrize("silos", [3, 100])
+@pytest.mark.parametrize("silos", [3, pytest.param(100, marks=pytest.mark.long)])
 def test_every_entry_is_right_to_the_steps_that_silos_round_by(silos):
     """Guards `_rounded`: to nearest, by this silo's share. Tensors of zeros are on a grid for 1."""
     first, payloads, samples = trained(silos)
