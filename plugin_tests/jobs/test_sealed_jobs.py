@@ -233,7 +233,12 @@ def test_silos_in_turn_learn_what_they_learn_without_a_lock(run_job):
     plain = ended(run_job(settings=None, ranks=4, **turns))
     job = ended(run_job(settings=SAVED, ranks=4, **turns))
     # without the plugin FedML takes silo 0 for none, and trains another one in its turn
-    assert_near(saved(job), models(plain, 0)[-1], 5e-2)
+    found, wanted = saved(job), models(plain, 0)[-1]
+    whole = {name for name, tensor in found.items() if not tensor.is_floating_point()}
+    # the average of integers is rounded, where FedML leaves a fraction
+    assert all(abs(float(found[name]) - float(wanted[name])) <= 0.5 for name in whole)
+    parts = found.keys() - whole
+    assert_near({n: found[n] for n in parts}, {n: wanted[n] for n in parts}, 5e-2)
 
 
 @pytest.mark.long
