@@ -1924,7 +1924,7 @@ TABLE = {
             '        _check_delta(noise.delta, number, "examples")\n',
             "        pass\n",
         ),
-        ("budget: no noise is left", "        if made.honest < 1:\n", "        if False:\n"),
+        ("budget: no noise is left", "    if left < 1:\n", "    if False:\n"),
         ("budget: a round too many", "default=0) > allowed:", "default=0) > allowed + 1:"),
         ("budget: other silos' rounds are a silo's", "taken.update(silos)", "taken.update([0])"),
         (
@@ -2178,10 +2178,9 @@ TABLE = {
     ("locks/sealed/job_noise", "locks/sealed/test_noise.py"): [
         (
             "noise: the observer's own noise is counted",
-            "honest = self.silos - max(1, self.colluders)",
+            "honest = honest_silos(self.silos, self.colluders)",
             "honest = self.silos - self.colluders",
         ),
-        ("noise: none is left", "        if honest < 1:\n", "        if honest < 0:\n"),
         (
             "noise: buffers are sent as updates",
             "            if name in self._buffers:\n",
@@ -2201,8 +2200,8 @@ TABLE = {
     ("locks/sealed/rehearsal", "locks/sealed/test_noise.py"): [
         (
             "noise: none in a simulation",
-            "            release = noise.release(payload)\n",
-            "            noise.release(payload)\n",
+            "            release = released(noise, payload, canaries, own)\n",
+            "            released(noise, payload, canaries, own)\n",
         ),
     ],
     ("locks/sealed/seal_transform", "host/test_self_audit.py -k what_noise"): [

@@ -12,11 +12,11 @@ from ..errors import AttackError
 from ..settings import checked
 from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
-from .base import check_level
+from .base import SEARCH, check_level, check_one_step
 from .engine.layer_inputs import first_linear
 from .engine.observe import observe
 from .knowledge import Knowledge
-from .labels import find_labels, not_recovered
+from .labels import labels_if_any
 
 __all__ = ["AnalyticAttack", "linear_input"]
 
@@ -114,17 +114,11 @@ class AnalyticAttack:
                 f"{self.name} needs a batch of 1, not {knowledge.batch}: of more inputs the ratio "
                 "of the gradients is a mixture; use an attack that searches"
             )
-        if knowledge.training is not None:
-            raise AttackError(
-                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
-                "Knowledge.training; use an attack that searches"
-            )
+        check_one_step(self.name, knowledge, instead=SEARCH)
         observation = observe(updates, model, knowledge)
         name = first_linear(observation.model, knowledge)
         weight, bias = (observation.targets[under(name, part)] for part in ("weight", "bias"))
-        labels = torch.full((len(weight), 1), -1)  # where the loss hides them, and not the input
-        if knowledge.labels is not None or not_recovered(knowledge) is None:
-            labels = find_labels(observation.model, observation.targets, knowledge)
+        labels = labels_if_any(observation.model, observation.targets, knowledge)
         found = linear_input(weight, bias)
         rest = weight - bias[..., None] * found[:, None]
         cost = rest.square().sum((1, 2)) / weight.square().sum((1, 2)).clamp(

@@ -13,7 +13,10 @@ from ..types import ClientUpdate, Reconstruction
 from .knowledge import Knowledge
 from .levels import GRANTS
 
-__all__ = ["Attack", "check_level"]
+__all__ = ["SEARCH", "Attack", "check_level", "check_one_step"]
+
+SEARCH = "; use an attack that searches"
+"""What takes local training of several steps."""
 
 
 @runtime_checkable
@@ -83,4 +86,20 @@ def check_level(attack: Attack, level: str) -> None:
     if idle:
         raise AttackError(
             f"{attack.name} has no use for the {' and '.join(idle)} of level {level!r}; {runs}"
+        )
+
+
+def check_one_step(name: str, knowledge: Knowledge, *, instead: str = "") -> None:
+    """Refuse local training of more than one plain SGD step.
+
+    Args:
+        name: of the attack.
+        knowledge: the attacker's.
+        instead: what else to use.
+
+    """
+    if knowledge.training is not None:
+        raise AttackError(
+            f"{name} is for the gradient of one plain SGD step: it does not replay "
+            f"Knowledge.training{instead}"
         )

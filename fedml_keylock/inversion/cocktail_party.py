@@ -9,17 +9,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import AttackError
 from ..settings import Count, NotNegative, Positive, checked
 from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
-from .base import check_level
-from .disaggregate import low_rank
+from .base import SEARCH, check_level, check_one_step
+from .disaggregate import check_batch, low_rank
 from .engine.layer_inputs import first_linear
 from .engine.observe import Observation, observe
 from .engine.search import points
 from .knowledge import Knowledge
-from .labels import find_labels, not_recovered
+from .labels import labels_if_any
 from .prior import total_variation
 
 __all__ = ["CocktailPartyAttack"]
@@ -86,23 +85,12 @@ class CocktailPartyAttack:
         AttackError.
         """
         check_level(self, knowledge.level)
-        if knowledge.training is not None:
-            raise AttackError(
-                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
-                "Knowledge.training; use an attack that searches"
-            )
+        check_one_step(self.name, knowledge, instead=SEARCH)
         observation = observe(updates, model, knowledge)
         name = first_linear(observation.model, knowledge, bias=False)
         weight = observation.targets[under(name, "weight")]
-        if knowledge.batch >= min(weight.shape[1:]):
-            width, inputs = weight.shape[1:]
-            raise AttackError(
-                f"{self.name} needs a batch below both dimensions of the first layer, {width} and "
-                f"{inputs}: {knowledge.batch} inputs leave no rank to see"
-            )
-        labels = torch.full((len(updates), knowledge.batch), -1)
-        if knowledge.labels is not None or not_recovered(knowledge) is None:
-            labels = find_labels(observation.model, observation.targets, knowledge)
+        check_batch(self.name, knowledge.batch, weight)
+        labels = labels_if_any(observation.model, observation.targets, knowledge)
         images = weight.new_full(
             (len(updates), knowledge.batch, *knowledge.input_shape), sum(knowledge.bounds) / 2
         )

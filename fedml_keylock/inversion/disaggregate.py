@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["disaggregate", "low_rank"]
+from ..errors import AttackError
+
+__all__ = ["check_batch", "disaggregate", "low_rank"]
 
 _ROUNDING = 1e-11
 """Of the greatest entry: what is as good as 0 in double precision."""
@@ -17,6 +19,21 @@ _GAP = 10.0
 """How many times greater the last singular value of a batch is than the first of rounding."""
 _SAME = 1e-4
 """By how much the cosine of two directions may miss 1 before they are two."""
+
+
+def check_batch(name: str, batch: int, gradients: Tensor) -> None:
+    """Refuse a batch that leaves a linear layer's gradients ``(u, out, in)`` no rank to see.
+
+    Raises:
+        AttackError: naming the attack.
+
+    """
+    width, inputs = gradients.shape[1:]
+    if batch >= min(width, inputs):
+        raise AttackError(
+            f"{name} needs a batch below both dimensions of the first layer, {width} and "
+            f"{inputs}: {batch} inputs leave no rank to see"
+        )
 
 
 def low_rank(gradient: Tensor) -> tuple[int, Tensor, Tensor]:

@@ -13,12 +13,12 @@ from ..errors import AttackError
 from ..settings import Count, checked
 from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
-from .base import check_level
-from .disaggregate import disaggregate
+from .base import SEARCH, check_level, check_one_step
+from .disaggregate import check_batch, disaggregate
 from .engine.layer_inputs import first_linear
 from .engine.observe import observe
 from .knowledge import Knowledge
-from .labels import find_labels, not_recovered
+from .labels import labels_if_any
 from .outputs import logits_of
 
 __all__ = ["SpearAttack"]
@@ -80,26 +80,15 @@ class SpearAttack:
         AttackError.
         """
         check_level(self, knowledge.level)
-        if knowledge.training is not None:
-            raise AttackError(
-                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
-                "Knowledge.training; use an attack that searches"
-            )
+        check_one_step(self.name, knowledge, instead=SEARCH)
         observation = observe(updates, model, knowledge)
         name = first_linear(observation.model, knowledge)
         _check_relu(self.name, observation.model, name, knowledge)
         weight, bias = under(name, "weight"), under(name, "bias")
-        width, inputs = observation.targets[weight].shape[1:]
-        if knowledge.batch >= min(width, inputs):
-            raise AttackError(
-                f"{self.name} needs a batch below both dimensions of the first layer, {width} and "
-                f"{inputs}: {knowledge.batch} inputs leave no rank to see"
-            )
         count, like = len(updates), observation.targets[weight]
-        labels = torch.full((count, knowledge.batch), -1)
-        if knowledge.labels is not None or not_recovered(knowledge) is None:
-            labels = find_labels(observation.model, observation.targets, knowledge)
-        images = like.new_full((count, knowledge.batch, inputs), sum(knowledge.bounds) / 2)
+        check_batch(self.name, knowledge.batch, like)
+        labels = labels_if_any(observation.model, observation.targets, knowledge)
+        images = like.new_full((count, knowledge.batch, like.shape[2]), sum(knowledge.bounds) / 2)
         cost = torch.full((count,), float("inf"))
         for index in range(count):
             state = observation.state[index]

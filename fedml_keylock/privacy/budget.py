@@ -15,7 +15,7 @@ from .adaptive import QuantileClip
 from .ledger import Page
 from .noise_config import NoiseConfig
 
-__all__ = ["Budget", "check_examples", "ratio_in_words"]
+__all__ = ["Budget", "check_examples", "honest_silos", "ratio_in_words"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,8 @@ class Budget:
                 installed.
 
         """
-        made, counted = cls(noise, colluders, schedule, noise.multiplier or 0.0), max(1, colluders)
-        if made.honest < 1:
-            raise ConfigError(
-                f"keylock.noise: of {made.each} silos in a round {counted} know their own "
-                "noise, and none is left against them: declare fewer colluders, or take more silos"
-            )
+        made = cls(noise, colluders, schedule, noise.multiplier or 0.0)
+        made.honest  # noqa: B018  # there may be none
         if noise.unit == "silo":
             _check_delta(noise.delta, schedule.silos, "silos")
         if noise.epsilon is not None:
@@ -130,7 +126,7 @@ class Budget:
     @property
     def honest(self) -> int:
         """H: how many silos of a round add noise that an observer does not know."""
-        return self.each - max(1, self.colluders)
+        return honest_silos(self.each, self.colluders)
 
     @property
     def stops(self) -> str:
@@ -216,6 +212,28 @@ class Budget:
                 f"{epsilon_of(page.spent, delta):.3g} of {stop_at:g} in {page.rounds} rounds, as "
                 f"its vault says; of {left} more {fit} fit: lower comm_round, or raise stop_at"
             )
+
+
+def honest_silos(silos: int, colluders: int) -> int:
+    """How many silos of a round add noise that an observer does not know.
+
+    Colluding silos know their own, and so does a silo that looks by itself.
+
+    Raises:
+        ConfigError: there are none.
+
+    Example:
+        >>> honest_silos(10, 3), honest_silos(3, 0)
+        (7, 2)
+
+    """
+    left = silos - max(1, colluders)
+    if left < 1:
+        raise ConfigError(
+            f"keylock.noise: of {silos} silos in a round {max(1, colluders)} know their own "
+            "noise, and none is left against them: declare fewer colluders, or take more silos"
+        )
+    return left
 
 
 def check_examples(noise: NoiseConfig, number: float) -> None:

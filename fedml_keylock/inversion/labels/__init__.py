@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import AttackError
@@ -28,6 +29,7 @@ __all__ = [
     "labels_by_magnitude",
     "labels_by_restoration",
     "labels_by_sign",
+    "labels_if_any",
     "labels_of_counts",
     "not_recovered",
 ]
@@ -110,6 +112,18 @@ def find_labels(
         )
     head = (started(names[0]), started(names[1]))
     return labels_by_restoration(weight, bias, knowledge.batch, head=head)
+
+
+def labels_if_any(
+    model: nn.Module, gradients: Mapping[str, Tensor], knowledge: Knowledge
+) -> Tensor:
+    """`find_labels`, ``(u, n)``, or -1 for each where the loss hides them.
+
+    For attacks whose inputs do not depend on labels.
+    """
+    if knowledge.labels is None and not_recovered(knowledge) is not None:
+        return torch.full((len(next(iter(gradients.values()))), knowledge.batch), -1)
+    return find_labels(model, gradients, knowledge)
 
 
 _SOFTMAX = 1e-2

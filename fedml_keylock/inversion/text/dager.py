@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import AttackError
 from ...settings import Count, Share, checked
 from ...types import ClientUpdate, TokenReconstruction
-from ..base import check_level
+from ..base import check_level, check_one_step
 from ..engine.observe import Observation, observe
 from ..knowledge import Knowledge
 from ..outputs import logits_of
@@ -104,11 +104,7 @@ class DagerAttack:
                 f"{self.name} reads texts: input_shape is the (length,) of the longest, not "
                 f"{knowledge.input_shape}"
             )
-        if knowledge.training is not None:
-            raise AttackError(
-                f"{self.name} is for the gradient of one plain SGD step: it does not replay "
-                "Knowledge.training"
-            )
+        check_one_step(self.name, knowledge)
         observation = observe(updates, model, knowledge)
         found, costs = [], []
         for index, update in enumerate(updates):

@@ -22,7 +22,7 @@ from .noise import Grid, Release
 from .record import Record
 from .shares import Shares
 
-__all__ = ["CanaryRelease", "CanaryWatch"]
+__all__ = ["CanaryRelease", "CanaryWatch", "released"]
 
 
 class CanaryRelease(Release):
@@ -177,3 +177,21 @@ class CanaryWatch:
         one, delta = spending_of(self.config, multiplier), self.config.delta
         bound = epsilon_of([replace(one, count=one.count * self._rounds)], delta)
         return replace(self._canaries.estimate(delta), bound=bound)
+
+
+def released(
+    noise: JobNoise, payload: Mapping[str, Tensor], canaries: CanaryWatch | None, silo: int
+) -> Callable[[Mapping[str, Tensor]], Release] | None:
+    """What a silo releases of a payload; the first silo of a round adds the canaries, if any.
+
+    Args:
+        noise: of the job.
+        payload: name to tensor.
+        canaries: of the job.
+        silo: by its place among those that have agreed, from 0.
+
+    """
+    release = noise.release(payload)
+    if release is None or canaries is None or silo:
+        return release
+    return canaries.over(release, noise, payload)

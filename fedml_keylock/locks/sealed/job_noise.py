@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, UpdateRefused
 from ...privacy.adaptive import QuantileClip
+from ...privacy.budget import honest_silos
 from ...privacy.noise_config import NoiseConfig
 from ...types import ClientUpdate
 from .noise import ClippedUpdate, Release, RoundNoise
@@ -66,12 +67,7 @@ class JobNoise:
             ConfigError: that is not known yet, or too many silos may collude.
 
         """
-        honest = self.silos - max(1, self.colluders)
-        if honest < 1:
-            raise ConfigError(
-                f"keylock.noise: of {self.silos} silos {self.colluders} may collude with the "
-                "server, and whoever looks subtracts his own noise: none is left"
-            )
+        honest = honest_silos(self.silos, self.colluders)
         if self.multiplier is None:
             raise ConfigError(
                 "keylock.noise.epsilon: how many rounds it is for is known in a job only; give "

@@ -21,7 +21,7 @@ from ..description import LockInfo
 from ..entropy import Uniform
 from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
-from .canary_release import CanaryWatch
+from .canary_release import CanaryWatch, released
 from .entries import entries_of
 from .first_model import FirstModel
 from .job_examples import JobExamples
@@ -308,10 +308,8 @@ class SealedLock(WireLock):
             if not self._in_turn:  # else what it would be put back for is another silo's
                 self._noise.keep(payload)
             payload = self._noise.outgoing(payload, rounds.base, samples)
-            release = self._noise.release(payload)
-            # one rank of the job adds them, whichever silo it serves in the round
-            if release is not None and self._canaries is not None and not rounds.secrets.silo:
-                release = self._canaries.over(release, self._noise, payload)
+            # one rank of the job adds canaries, whichever silo it serves in the round
+            release = released(self._noise, payload, self._canaries, rounds.secrets.silo)
         if self._accounts is not None:
             self._accounts.spend(self._silo)
         message, counts = rounds.seal(payload, samples=samples, release=release)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import UpdateRefused
 from ...tensors import with_versions
 from ...types import JobSecrets
-from .canary_release import CanaryWatch
+from .canary_release import CanaryWatch, released
 from .job_noise import JobNoise
 from .rounds import Rounds
 from .sealing import Opened, add_up
@@ -55,9 +55,7 @@ def rehearse(
         release = None
         if noise is not None:
             payload = noise.outgoing(payload, base, number)
-            release = noise.release(payload)
-            if release is not None and canaries is not None and own == 0:
-                release = canaries.over(release, noise, payload)
+            release = released(noise, payload, canaries, own)
         messages.append(silos[own].seal(payload, samples=samples[own], release=release)[0])
     opened = silos[0].open(add_up(messages))
     check_counts(opened, 0)
