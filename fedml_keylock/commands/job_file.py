@@ -152,7 +152,7 @@ def lock_settings(
     named = {"lock": lock_kind, "layers": layers}
     chosen: dict[str, Any] = {name: value for name, value in named.items() if value}
     if config is not None and chosen:
-        raise click.UsageError("--config has lock and layers: give it, or these")
+        raise click.UsageError("a job's YAML has lock and layers: give it, or these")
     if layers and layers not in ("first", "all"):
         chosen["layers"] = layers.split(",")
     return {**keylock_settings(config), **chosen}
@@ -185,8 +185,7 @@ def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
     named = getattr(args, "defense_type", None)
     if named != KeyLockConfig.section:
         raise ConfigError(
-            f"{config}: its defense_type is {named!r}, not keylock; set it under defense_args, or "
-            "leave --config out"
+            f"{config}: its defense_type is {named!r}, not keylock; set it under defense_args"
         )
     settings = getattr(args, KeyLockConfig.section, None) or {}
     if not isinstance(settings, Mapping):
