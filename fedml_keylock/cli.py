@@ -14,6 +14,7 @@ from .commands.check import check
 from .commands.enable import disable, enable
 from .commands.enrol import roster
 from .commands.export import export
+from .commands.fields import fields
 from .commands.options import FOLDER
 from .commands.privacy import privacy
 from .commands.report import report
@@ -123,6 +124,7 @@ main.add_command(check)
 main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
+main.add_command(fields)
 main.add_command(privacy)
 main.add_command(report)
 main.add_command(roster)

@@ -16,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError
 
-__all__ = ["Count", "Natural", "NotNegative", "Positive", "Settings", "Share", "checked", "whole_number"]
+__all__ = [
+    "Count",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "Settings",
+    "Share",
+    "checked",
+    "whole_number",
+]
 
 Class = TypeVar("Class", bound=type[Any])
 
@@ -48,9 +57,9 @@ def whole_number(name: str, value: Any, *, least: int = 0) -> int:
         ConfigError: it is no whole number, or a smaller one.
 
     Example:
-        >>> whole_number("comm_round", "20", least=1)
+        >>> whole_number("epochs", "20", least=1)
         Traceback (most recent call last):
-        fedml_keylock.errors.ConfigError: comm_round: '20' is not allowed: use a whole number from 1 on
+        fedml_keylock.errors.ConfigError: epochs: '20' is not allowed: use a whole number from 1 on
 
     """
     if isinstance(value, int) and not isinstance(value, bool) and value >= least:

@@ -22,7 +22,7 @@ __all__ = ["check"]
 )
 @lock_options
 def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
-    """Find what is wrong with a job's YAML, or with a model under a lock, before anything runs.
+    """Find what is wrong with a job's YAML, or with its model.
 
     \b
     A job's YAML, within a second:
@@ -41,25 +41,27 @@ def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
     from ..errors import ConfigError, LockError
     from .job_file import check_job_file, lock_settings
 
-    settings = lock_settings(job, **lock)
+    settings, said = lock_settings(job, **lock), []
     if job is not None:
         found = check_job_file(job)
         if found.keylock is None:
             raise ConfigError(f"{job}: enable_defense is off: this job is not defended")
         rounds = getattr(found.args, "comm_round", "?")
-        click.echo(
+        said.append(
             f"{job}: lock: {found.keylock.kind}, {found.args.client_num_per_round} silos a round, "
             f"{rounds} rounds; start it with: fedml-keylock run -n {found.ranks} SCRIPT --cf {job}"
         )
-    if builder is None:
-        return
-    from ..builtin import keylock
-    from .job import build_model
+    weaknesses: list[str] = []
+    if builder is not None:
+        from ..builtin import keylock
+        from .job import build_model
 
-    chosen = keylock(settings)
-    checked = chosen.check(build_model(builder))
-    if checked.issues:
-        raise LockError(str(checked))
-    click.echo(str(checked))
-    for weakness in filter(None, (chosen.weakness, checked.weakness)):
+        chosen = keylock(settings)
+        checked = chosen.check(build_model(builder))
+        if checked.issues:
+            raise LockError(str(checked))
+        said.append(str(checked))
+        weaknesses = [chosen.weakness, checked.weakness]
+    click.echo("\n".join(said))
+    for weakness in filter(None, weaknesses):
         click.echo(weakness, err=True)

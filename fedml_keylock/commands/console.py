@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -45,7 +43,8 @@ class Console:
         self.accuracy: tuple[int, float] | None = None
         self._accuracies: dict[int, tuple[int, float]] = {}
         self._began = time.monotonic()
-        self._first: float | None = None
+        self._first: tuple[float, int] | None = None
+        self._ends: float | None = None
         self._shown: set[str] = set()
         self._more = 0
         self._drawn, self._milestone = "", 0
@@ -85,9 +84,8 @@ class Console:
         parts = [f"round {min(done + 1, rounds)} of {rounds}"]
         if self.accuracy is not None:
             parts.append(f"accuracy {self.accuracy[1]:.4f} after round {self.accuracy[0] + 1}")
-        if done and self._first is not None and done < rounds:
-            spent = time.monotonic() - self._first
-            parts.append(f"about {duration(spent / done * (rounds - done))} left")
+        if self._ends is not None and done < rounds:
+            parts.append(f"about {duration(max(0.0, self._ends - time.monotonic()))} left")
         return ", ".join(parts)
 
     def clear(self) -> None:
@@ -109,7 +107,7 @@ class Console:
             if (done := fedml_round(line)) is not None:
                 self._take({"round": done, "rounds": self.facts.get("rounds", done)})
         if line.startswith("fedml-keylock: "):
-            self.failed = True
+            self.failed |= "rank" in line  # as whoever ends a job says which one
             where = error_in([*self._last])
             self._say(line if where is None else f"{line}\n  {where}", line)
         elif (found := warning_in(line)) is not None:
@@ -122,17 +120,21 @@ class Console:
 
     def _take(self, told: dict[str, Any]) -> None:
         """Take in what a rank tells; what is not as ranks tell it is anybody's print."""
-        kinds = {"round": int, "rounds": int, "sender": int, "bytes": int, "accuracy": float}
-        if any(not isinstance(told[name], kind) for name, kind in kinds.items() if name in told):
+        whole = ("round", "rounds", "sender", "bytes", "silo", "tested")
+        kinds: dict[str, type] = {**dict.fromkeys(whole, int), "accuracy": float}
+        if not all(isinstance(value, kinds.get(name, str)) for name, value in told.items()):
             return
         if "sender" in told:
             self.sent[told["sender"]] = told.get("bytes", 0)
         elif "accuracy" in told:
             self._accuracies[told.get("silo", 0)] = told.get("tested", 0), told["accuracy"]
         else:
-            self.facts |= told
-        if "round" in told and self._first is None:
-            self._first = time.monotonic()
+            self.facts |= {n: _plain(v) if isinstance(v, str) else v for n, v in told.items()}
+        if "round" in told:
+            now, done = time.monotonic(), told["round"]
+            self._first = began, at = self._first or (now, done)
+            if done > at:
+                self._ends = now + (now - began) / (done - at) * (self.facts["rounds"] - done)
 
     def _say(self, text: str, known: str) -> None:
         if known in self._shown:

@@ -60,7 +60,7 @@ def warning_in(line: str) -> str | None:
     """
     if (warned := _WARNED.match(line)) is not None:
         rank, path, number, kind, text = warned.groups()
-        if f"/{'fedml'}/" in path or any(known in text for known in _NOT_OURS):
+        if "/fedml/" in path or any(known in text for known in _NOT_OURS):
             return None
         return f"rank {rank}: {kind}: {text} ({Path(path).name}, line {number})"
     if (logged := _LOGGED.search(line)) is not None:
@@ -76,7 +76,7 @@ def error_in(lines: Sequence[str]) -> str | None:
 
     Example:
         >>> error_in(['  File "/job/main.py", line 7, in load', "    open(path)",
-        ...           "OSError: no disk", "fedml-keylock: rank 1 failed; the job ends on every rank"])
+        ...           "OSError: no disk", "fedml-keylock: rank 1 failed; the job ends"])
         'OSError: no disk (/job/main.py, line 7, in load)'
 
     """

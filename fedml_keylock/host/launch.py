@@ -105,7 +105,9 @@ def run(ranks: int, script: Sequence[str]) -> int:
     return subprocess.run(command(ranks, script), env=environment(ranks), check=False).returncode  # noqa: S603  # the user's own command
 
 
-def run_logged(ranks: int, script: Sequence[str], log: Path, see: Callable[[list[str]], Any]) -> int:
+def run_logged(
+    ranks: int, script: Sequence[str], log: Path, see: Callable[[list[str]], Any]
+) -> int:
     """Run a job whose output goes to a file, and wait for it.
 
     The file is the job's own: it is whole even if this process is killed.

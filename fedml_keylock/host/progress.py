@@ -1,9 +1,9 @@
 """What a rank tells those who wait for it: a parent of its own, and `fedml-keylock run`.
 
-The parent says what happened to a rank that was killed. A killed process says nothing, and an MPI runtime kills the other ranks within milliseconds; MPICH's
+A killed process says nothing, and an MPI runtime kills the other ranks within milliseconds; MPICH's
 then names a signal and a process id. So what mpiexec starts forks before it has done anything: the
-child is the rank, and the parent waits as a shell script around it would. What the rank is doing
-stands in memory that both see, so that nothing is written to any disk.
+child is the rank, and the parent waits as a shell script around it would, and says how it ended.
+What the rank is doing stands in memory that both see, so that nothing is written to any disk.
 
 `fedml-keylock run` reads what ranks print, on whatever host they are. What they tell it are lines
 of JSON among the others; ranks that something else has started print none.
