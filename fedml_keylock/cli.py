@@ -50,10 +50,12 @@ def main() -> None:
 
     \b
     See it work:           fedml-keylock demo
+    Is my YAML right:      fedml-keylock check fedml_config.yaml
     Run your own job:      fedml-keylock run -n 4 main.py --cf fedml_config.yaml
     Jobs launched for you: fedml-keylock enable
     Audit what leaks:      fedml-keylock audit --model main:Net --data FOLDER_OF_IMAGES
     What noise is worth:   fedml-keylock privacy fedml_config.yaml --model main:Net
+    Every setting:         fedml-keylock fields
     Check the environment: fedml-keylock doctor
 
     The job's YAML decides whether anything is defended:
@@ -79,11 +81,17 @@ def main() -> None:
 def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     """Train LeNet on MNIST over MPI three times, and attack each job.
 
+    \b
+    Example: fedml-keylock demo --quick
+
     On real digits: plain FedAvg, the published lock (lock: paper), and the default one (lock:
     sealed). What the server got of each is attacked with DLG and inverting gradients by an
     attacker who ignores the lock, one who knows its kind, and one who has the silo's private state.
     Takes up to 5 minutes on two cores.
-    """
+
+    It prints a line for each step, then the verdict and where the report is, a page of pictures and
+    numbers.
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
     from .demo import run_demo
 
     run_demo(output, quick=quick, seed=seed, attack=not train_only, say=click.echo)
@@ -91,7 +99,13 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
 
 @main.command()
 def plugins() -> None:
-    """List every defense, attack and metric, and its plugin."""
+    """List every defense, attack and metric, and its plugin.
+
+    One line each: what it is, the name that a YAML or --attacks has for it, the plugin, and what it
+    does.
+
+    Example: fedml-keylock plugins | grep attack
+    """
     from .plugins import registered
 
     for one in registered():
@@ -103,7 +117,10 @@ def plugins() -> None:
 def doctor() -> None:
     """Check this environment, and say what to do where it does not fit.
 
-    Python, packages, the start-up file, the MPI runtime, every seam and every plugin.
+    Python, packages, the start-up file, the MPI runtime, every seam and every plugin: one line each
+    with ok or FAIL, and below a FAIL what to do. Exit status 1 if there is one.
+
+    Example: fedml-keylock doctor
     """
     from .doctor import examine
 

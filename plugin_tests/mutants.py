@@ -2547,7 +2547,8 @@ TABLE = {
         (
             "run: a silo's accuracy leaves it",
             "        if self._tells_accuracy:\n            logging.info(line)\n",
-            "        tell(silo=turn.silo, tested=turn.round, accuracy=share)\n        if self._tells_accuracy:\n            logging.info(line)\n",
+            "        tell(silo=turn.silo, tested=turn.round, accuracy=share)\n"
+            "        if self._tells_accuracy:\n            logging.info(line)\n",
         ),
     ],
 }
