@@ -263,7 +263,7 @@ def test_only_what_silos_have_written_since_counts(tmp_path):
     ("settings", "words"),
     [
         ({}, "written nowhere; with keylock.save_model: FOLDER each silo writes it"),
-        ({"save_model": "models"}, "models/silo-N.safetensors (1 files)"),
+        ({"save_model": "models"}, "models/silo-N.safetensors (1 file)"),
         ({"checkpoint": "c.safetensors"}, "c.safetensors, sealed: fedml-keylock export opens it"),
         ({"lock": "paper"}, "where the job's own code saves it; what is the silos' own is in keyl"),
     ],

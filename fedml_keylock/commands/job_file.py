@@ -108,8 +108,8 @@ def _check_counts(args: Arguments, ranks: int | None) -> None:
     for name in ("client_num_in_total", "client_num_per_round", "comm_round", "worker_num"):
         if hasattr(args, name):
             whole_number(name, getattr(args, name), least=1)
-    if hasattr(args, "data_silo_config"):  # then FedML counts its files
-        args.worker_num = len(args.data_silo_config)
+    if isinstance(silos := getattr(args, "data_silo_config", None), list):
+        args.worker_num = len(silos)  # as FedML counts
     workers = getattr(args, "worker_num", None)
     if getattr(args, "training_type", None) == "simulation":
         args.worker_num = ranks if ranks is not None else workers  # which FedML sets so

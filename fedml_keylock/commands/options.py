@@ -32,7 +32,7 @@ _lock = click.option(
     "--lock",
     "lock_kind",
     type=click.Choice(["sealed", "rotated", "paper"]),
-    help="Without --config: sealed, the default; rotated, for robust_aggregation; or paper, the "
+    help="Without a job's YAML: sealed, the default; rotated, for robust_aggregation; or paper, the "
     "published lock.",
 )
 _layers = click.option(

@@ -40,8 +40,8 @@ def run(ranks: int, verbose: bool, script: tuple[str, ...]) -> NoReturn:
 
     It checks the YAML first. Then it shows one line of progress (round, accuracy where silos show
     it, time left), each warning and error once, and in the end a summary: what was sent, what the
-    server could read of it, and where the final model is. All that the ranks print goes to
-    logs/run-DATE-*.log, for you only. The exit status is the job's.
+    server could read of it, and where the final model is. All that the ranks print goes to a
+    file under logs/, for you only. The exit status is the job's.
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     from .job_file import check_job_file
 

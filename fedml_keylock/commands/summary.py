@@ -22,7 +22,8 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     rounds = facts.get("rounds")
     ran = f"{console.ranks} ranks" + (f", {rounds} rounds" if rounds else "")
     lines = [("done", f"{ran}, in {duration(console.seconds)}")]
-    lines.append(("lock", facts.get("defense", "none: this job was not defended")))
+    lock = facts.get("defense", "none: this job was not defended")
+    lines.append(("lock", str(lock).removeprefix("keylock:")))
     if console.accuracy is not None:
         index, share = console.accuracy
         read = keylock is not None and not keylock.tell_accuracy
@@ -52,7 +53,8 @@ def _model(job: JobFile | None) -> str:
     if keylock.save_model is not None:
         files = sorted(Path(keylock.save_model).glob("silo-*.safetensors"))
         named = f"{keylock.save_model}/silo-N.safetensors"
-        found.append(f"{named} ({len(files)} files)" if files else f"{named}, where the silos are")
+        count = f"{len(files)} file{'s' * (len(files) != 1)}"
+        found.append(f"{named} ({count})" if files else f"{named}, where the silos are")
     if keylock.checkpoint is not None:
         found.append(f"{keylock.checkpoint}, sealed: fedml-keylock export opens it")
     if found:

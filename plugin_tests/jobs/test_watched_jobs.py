@@ -46,7 +46,7 @@ def test_the_summary_is_of_the_job(told, tmp_path):
     assert len(job.output.splitlines()) <= 25
     assert re.search(r"^round [12] of 2", job.output, re.MULTILINE)
     assert fact(job, "done").startswith("3 ranks, 2 rounds, in ")
-    assert fact(job, "lock") == "keylock:sealed"
+    assert fact(job, "lock") == "sealed"
     reads = fact(job, "the server could read")
     assert reads.startswith("no update and no average; ")
     assert reads.endswith("; silos' accuracies") == told
