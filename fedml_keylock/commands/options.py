@@ -32,8 +32,8 @@ _lock = click.option(
     "--lock",
     "lock_kind",
     type=click.Choice(["sealed", "rotated", "paper"]),
-    help="Without a job's YAML: sealed, the default; rotated, for robust_aggregation; or paper, the "
-    "published lock.",
+    help="Without a job's YAML: sealed, the default; rotated, for robust_aggregation; or paper, "
+    "the published lock.",
 )
 _layers = click.option(
     "--layers", help="Of lock: paper: first, all, or globs with commas between them."
