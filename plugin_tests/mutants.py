@@ -2479,7 +2479,11 @@ TABLE = {
         ),
     ],
     ("commands/run", "test_run.py -k wrong_yaml"): [
-        ("run: a YAML is not checked", "None if named is None else check_job_file(", "None and ("),
+        (
+            "run: a YAML is not checked",
+            "None if named is None else check_job_file(named, ranks=ranks)",
+            "None",
+        ),
     ],
     ("commands/run", "jobs/test_watched_jobs.py -k False"): [
         (
