@@ -17,7 +17,7 @@ from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, wording
 from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow
 from fedml_keylock.evaluation.report import Gallery, LeakageReport, page
-from fedml_keylock.evaluation.report.vocabulary import KNOWLEDGE
+from fedml_keylock.evaluation.vocabulary import KNOWLEDGE
 from fedml_keylock.evaluation.verdict import Light, judge
 from fedml_keylock.inversion.levels import GRANTS
 

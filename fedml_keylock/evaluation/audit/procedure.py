@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...errors import AttackError
 from ...inversion import Attack, PublicData
-from ..leakage import PUBLIC_NORM, CostCurve, LeakageRow
+from ..leakage import NOT_SCORED, PUBLIC_NORM, CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
 from .crew import Alone, Crew, Job
 from .plan import Task, Trial, tasks_of
@@ -23,7 +23,6 @@ from .work import Result, Store
 
 __all__ = ["NOT_SCORED", "audit"]
 
-NOT_SCORED = "not scored: diverged in every restart, or nothing was changed"
 MOST_SHOWN = 8
 """How many images a gallery shows."""
 
@@ -195,7 +194,11 @@ def _galleries(
     chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
     originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
     galleries = [
-        Gallery(trial.title, matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN])
+        Gallery(
+            trial.title,
+            matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN],
+            subject.stages[0],
+        )
         for trial, runs in results.items()
     ]
     return originals, galleries
