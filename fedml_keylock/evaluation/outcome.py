@@ -9,7 +9,7 @@ from ..inversion.levels import LEVELS
 from .evidence import WORKS, Evidence, best_of, count_text, score_of
 from .leakage import BASELINE, ORACLE, PUBLIC_NORM, SUM, UNDEFENDED, LeakageRow
 from .verdict import RECOGNISABLE, SELF_TEST, doubt
-from .vocabulary import attack_name, attacker, defense_name
+from .vocabulary import attack_name, attacker, claim_of, defense_name
 from .wording import interval_text, mean_of
 
 __all__ = ["Outcome", "Outcomes", "outcomes"]
@@ -42,12 +42,14 @@ class Outcomes:
     Attributes:
         defense: its title, "keylock:sealed"; "no gradient" for what public data alone gives.
         name: in words.
+        claim: whom the defense is to hold off, and what that rests on; empty where it says nothing.
         lines: one an attacker.
 
     """
 
     defense: str
     name: str
+    claim: str
     lines: tuple[Outcome, ...]
 
 
@@ -71,12 +73,12 @@ def outcomes(rows: Sequence[LeakageRow]) -> list[Outcomes]:
         own = [row for row in attacked if row.defense == title]
         levels = sorted(dict.fromkeys(row.knowledge for row in own), key=_place)
         lines = [_line(seen, [r for r in own if r.knowledge == level], own) for level in levels]
-        found.append(Outcomes(title, defense_name(title), tuple(lines)))
+        found.append(Outcomes(title, defense_name(title), claim_of(title), tuple(lines)))
     if seen.floor is not None:
         score = _score(seen.floor)
         got = f"SSIM {score} by the {seen.floor.attack}"
         line = Outcome("anybody", got, score, "the floor: only scores above it count", "control")
-        found.append(Outcomes(BASELINE, "public data alone, no gradient", (line,)))
+        found.append(Outcomes(BASELINE, "public data alone, no gradient", "", (line,)))
     return found
 
 

@@ -184,7 +184,7 @@ def claim_of(title: str) -> str:
 
     Example:
         >>> claim_of("keylock:paper:all")
-        'To hold off defense-unaware attackers only, and nobody who knows the lock.'
+        'Claim: it holds off defense-unaware attackers only, and nobody who knows the lock.'
 
     """
     section, lock, _, sealed = _parts(title)
@@ -194,18 +194,18 @@ def claim_of(title: str) -> str:
         return ""
     if lock == "sealed" or sealed:
         return (
-            "A server alone, honest-but-curious or malicious, gets words that are uniformly random "
-            "to it. That rests on X25519 key agreement between silos and on the keystream of "
-            "AES-256. Colluding silos get the sum of the others' updates."
+            "Claim: a server alone, honest-but-curious or malicious, gets words that are uniformly "
+            "random to it. That rests on X25519 key agreement between silos and on AES-256 "
+            "keystreams. Colluding silos get the sum of the others' updates."
         )
     if lock == "rotated":
         return (
-            "To hold off an honest-but-curious server without the key. That rests on the secret "
-            "rotation alone; lengths and distances of updates stay readable. Colluding silos have "
-            "the key."
+            "Claim: it holds off an honest-but-curious server and others without the key. That "
+            "rests on the secret rotation alone; lengths and distances of updates stay readable. "
+            "Colluding silos have the key."
         )
     if lock == "paper":
-        return "To hold off defense-unaware attackers only, and nobody who knows the lock."
+        return "Claim: it holds off defense-unaware attackers only, and nobody who knows the lock."
     return ""
 
 

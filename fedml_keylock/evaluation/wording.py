@@ -88,8 +88,8 @@ def interval_text(
         return text
     if percent:
         return f"{text} [{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"
-    places = 1 if decibels else 2
-    return f"{text} [{low:.{places}f}, {min(high, most):.{places}f}]"
+    ends = [f"{end:.1f}" if decibels else digits(end) for end in (low, min(high, most))]
+    return f"{text} [{', '.join(ends)}]"
 
 
 def joined(words: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from ...inversion.levels import LEVELS
 from ..evidence import count_text
 from ..leakage import BASELINE, NOT_SCORED, ORACLE, SUM, UNDEFENDED, LeakageRow
-from ..vocabulary import GOAL, STAGE, attack_name, attacker, title_words
+from ..vocabulary import GOAL, STAGE, attack_name, attacker, colludes, title_words
 from ..wording import digits, joined
 from .contents import Contents, plain_values
 
@@ -100,9 +100,12 @@ def untested(leakage: Sequence[LeakageRow], job: Mapping[str, Any]) -> list[str]
         listed = joined(attack_name(str(name)) for name in names)
         said.append(f"Attacks that are installed and were not run: {listed}.")
     tried = {row.knowledge for row in leakage if row.defense != UNDEFENDED}
-    if missing := [attacker(one).name for one in LEVELS if one not in tried]:
-        said.append(f"Attackers of the defense that were not tried: {joined(missing)}.")
-    if not any(row.knowledge.startswith(SUM) for row in leakage):
+    sums = any(row.knowledge.startswith(SUM) for row in leakage)
+    missing = [one for one in LEVELS if one not in tried and not (sums and colludes(one))]
+    if missing:
+        listed = joined(attacker(one).name for one in missing)
+        said.append(f"Attackers of the defense that were not tried: {listed}.")
+    if not sums:
         said.append("Colluding silos that have the sum of several others' updates.")
     for title, reason in _mapping(job.get("not run")).items():
         said.append(f"Refused: {title_words(title)}: {reason}")

@@ -18,7 +18,6 @@ from ..vocabulary import (
     STAGE,
     attack_name,
     attacker,
-    claim_of,
     defense_name,
     roles_of,
     title_words,
@@ -55,7 +54,6 @@ def render(template: str, **content: Any) -> str:
         defense=defense_name,
         attacker=attacker,
         attack=attack_name,
-        claim=claim_of,
     )
     return environment.get_template(template).render(**content)
 
