@@ -16,6 +16,7 @@ from matplotlib.image import imread
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, wording
 from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow, sum_label
+from fedml_keylock.evaluation.outcome import outcomes
 from fedml_keylock.evaluation.report import Gallery, LeakageReport, page
 from fedml_keylock.evaluation.verdict import Light, judge
 from fedml_keylock.evaluation.vocabulary import KNOWLEDGE, defense_name
@@ -124,8 +125,8 @@ BRANCHES = {
         Light.WITHSTOOD,
         "Attackers tried: defense-unaware attacker and adaptive attacker. The best, an adaptive "
         "attacker, reaches an aligned SSIM of 0.20 [0.15, 0.25] with DLG (round 0, trained "
-        "weights, 20 images), short of the 0.30 from which a lock is said to leak. The key-knowing upper "
-        "bound reaches 0.80",
+        "weights, 20 images), short of the 0.30 from which a lock is said to leak. The key-knowing "
+        "upper bound reaches 0.80",
         "say nothing",
     ),
     "withstood the only attacker tried": (
@@ -262,6 +263,19 @@ def test_the_light_and_the_reason_of_a_lock(branch):
     assert finding.light is light
     assert says in finding.text
     assert says_not not in finding.text
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_opening_table_says_what_the_light_says(branch):
+    rows, light, *_ = BRANCHES[branch]
+    (group,) = [one for one in outcomes(rows) if one.defense == LOCK]
+    kinds = {line.kind for line in group.lines if "sum of" not in line.attacker}
+    assert ("leaks" in kinds) == (light in (Light.LEAKS, Light.SILOS_ONLY)) or (
+        light is Light.OBLIVIOUS_ONLY  # by its success, or because nobody else was tried
+    )
+    if light is Light.WITHSTOOD:
+        assert "withstood" in kinds
+        assert "leaks" not in kinds
 
 
 @pytest.mark.parametrize(

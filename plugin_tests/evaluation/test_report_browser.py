@@ -118,8 +118,9 @@ def test_the_pictures_are_there_and_named(browser, pages):
     assert all(width == 16 and alt and shown > 40 for width, alt, shown in found)
     # the columns at the top are as high and as wide as each other, row by row
     fronts = browser.run(
-        "[...document.querySelectorAll('.front tbody tr')].map((tr) => [...new Set([...tr.querySelectorAll("
-        "'img')].map((i) => [i.getBoundingClientRect().top, i.clientWidth].join(' ')))].length)"
+        "[...document.querySelectorAll('.front tbody tr')].map((tr) => [...new Set([..."
+        "tr.querySelectorAll('img')].map((i) => [i.getBoundingClientRect().top, "
+        "i.clientWidth].join(' ')))].length)"
     )
     assert fronts == [1] * 4
     # each original right above its reconstruction
@@ -267,6 +268,30 @@ def test_no_page_scrolls_sideways(browser, pages, name, width):
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run("document.body.getBoundingClientRect().width") <= width
     assert browser.run("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+
+
+def test_on_a_phone_long_tables_scroll_inside_themselves(browser, pages):
+    browser.show(width=390)
+    browser.open(pages["report"])
+    wide = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth)"
+    assert browser.run(f"{wide}.some((e) => e.querySelector('.sortable'))")
+    assert browser.run(f"{wide}.every((e) => getComputedStyle(e).overflowX == 'auto')")
+    # who got what is read without scrolling
+    outcomes = "document.querySelector('.outcomes')"
+    assert browser.run(f"{outcomes}.closest('.scroll')") is None
+    assert browser.run(f"{outcomes}.getBoundingClientRect().right") <= 390
+
+
+def test_the_page_for_the_file_is_printed_on_sheets_of_its_own(browser, pages):
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        browser.open(pages["report"])
+        begins = "[...document.querySelectorAll('section')].filter((s) => getComputedStyle(s)"
+        found = browser.run(f"{begins}.breakBefore == 'page').map((s) => s.innerText.slice(0, 12))")
+        assert found == ["For the file"]
+        assert browser.run("document.querySelector('.file').offsetHeight") > 300
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
 
 
 @EVERY

@@ -105,8 +105,12 @@ def test_a_line_promises_no_more_than_its_controls_allow(rows, who, verdict, kin
 
 
 def pictures(rows):
-    made = [Gallery(title_of(r.defense, r.attack, r.knowledge), torch.rand(5, 1, 12, 12), "untrained")
-            for r in rows if r.knowledge != "no gradient"]  # fmt: skip
+    titles = [
+        title_of(one.defense, one.attack, one.knowledge)
+        for one in rows
+        if one.knowledge != "no gradient"
+    ]
+    made = [Gallery(title, torch.rand(5, 1, 12, 12), "untrained") for title in titles]
     return torch.rand(5, 1, 12, 12), made
 
 
