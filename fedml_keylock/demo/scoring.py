@@ -28,6 +28,7 @@ from ..evaluation.interval import mean_interval
 from ..evaluation.leakage import SUM, Interval, LeakageRow, sum_label
 from ..evaluation.provenance import data_hash, file_hash
 from ..evaluation.report import Gallery
+from ..evaluation.vocabulary import defense_name
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics
 from ..silos import fresh_lock_accuracy, own_locks, silo_secrets
@@ -79,8 +80,10 @@ def input_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
     public, _ = example_data(folders["none"])
     found = {"test digits, with labels": data_hash(public.images, public.labels)}
     for name, folder in folders.items():
-        found[f"{name}, fedml_config.yaml"] = file_hash(folder / "fedml_config.yaml")
-        found[f"{name}, capture's index"] = file_hash(folder / "leakage" / "capture" / INDEX)
+        found[f"{defense_name(name)}, settings"] = file_hash(folder / "fedml_config.yaml")
+        found[f"{defense_name(name)}, capture's index"] = file_hash(
+            folder / "leakage" / "capture" / INDEX
+        )
     return found
 
 

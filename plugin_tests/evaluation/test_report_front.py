@@ -192,7 +192,8 @@ def test_the_file_says_what_was_tested_and_what_was_not():
         "<dt>seed</dt><dd>7</dd>",
         "<dt>version of torch</dt><dd>2.6</dd>",
         f'<dt>weights, SHA-256</dt><dd class="hash">{"ab" * 32}</dd>',
-        "SSIM 0.80 (picture 3, colluding silo, sum of 2 others, DLG)",
+        "<td>SSIM 0.12 (picture 3, adaptive attacker, DLG)</td>"
+        "<td>SSIM 0.80 (picture 3, colluding silo, sum of 2 others, DLG)</td>",
         "Attacks that are installed and were not run: GRNN and GGL.",
         "Attackers of the defense that were not tried: adaptive attacker with shared statistics, "
         "multi-round adaptive attacker and learned adaptive attacker.",

@@ -12,7 +12,7 @@ from ..leakage import BASELINE, NOT_SCORED, LeakageRow
 from ..outcome import outcomes
 from ..picture import overview_png
 from ..verdict import judge
-from ..vocabulary import METRICS, ROLES, roles_of
+from ..vocabulary import METRICS, ROLES, roles_of, title_words
 from ..wording import columns, interval_text, mean_of, number
 from .contents import Contents, plain_values
 from .dossier import lost_text
@@ -116,7 +116,7 @@ class LeakageReport(Contents):
         }
         picture = folder / "leakage.png"
         if images:
-            rows = [(gallery.title, gallery.images) for gallery in self.galleries]
+            rows = [(title_words(one.title), one.images) for one in self.galleries]
             contents[picture] = overview_png(self.originals, rows)
         names = [*METRICS, *self.more_metrics]
         contents[folder / "leakage.csv"] = leakage_csv(self.leakage, names).encode()

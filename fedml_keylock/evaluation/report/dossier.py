@@ -48,6 +48,7 @@ class Dossier:
 
     Attributes:
         worst: of each defense the picture that gives most away, in words.
+        worst_to_silos: the same by what silos that collude have.
         means: the attackers who were tried.
         settings: what ran, in plain values.
         versions: package to version.
@@ -57,6 +58,7 @@ class Dossier:
     """
 
     worst: Mapping[str, str]
+    worst_to_silos: Mapping[str, str]
     means: Sequence[Means]
     settings: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -78,7 +80,8 @@ def dossier(report: Contents) -> Dossier:
     job = plain_values(report.job, "job")
     tried = [row for row in report.leakage if row.knowledge != BASELINE]
     return Dossier(
-        worst=_worst(tried),
+        worst=_worst([row for row in tried if not colludes(row.knowledge)]),
+        worst_to_silos=_worst([row for row in tried if colludes(row.knowledge)]),
         means=[_means(level, tried) for level in dict.fromkeys(row.knowledge for row in tried)],
         settings={key: value for key, value in job.items() if key not in _APART},
         versions=_mapping(job.get("versions")),
