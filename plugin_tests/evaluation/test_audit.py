@@ -763,7 +763,7 @@ def stored_secrets_are_right(job):
 def test_without_a_vault_there_is_no_verdict_on_the_lock(job):
     result = invoke(*of_job(job), output=job / "out")
     assert result.exit_code == 0, result.output
-    assert "keylock:paper:all: no verdict" in result.output
+    assert "published lock, on all layers: no verdict" in result.output
     assert "no oracle" in json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
 
 
@@ -967,4 +967,4 @@ def test_torchvisions_resnet18_by_its_short_name(tmp_path):
         "--lock", "paper", "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "keylock:paper:first: no verdict" in result.output
+    assert "published lock, on the first layer: no verdict" in result.output
