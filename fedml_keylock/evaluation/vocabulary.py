@@ -60,7 +60,8 @@ class Attacker:
     def who(self) -> str:
         """The name with its article, to begin or to stand in a sentence."""
         article = "an" if self.name[0] in "aeiou" or self.name.startswith("honest") else "a"
-        return f"{article} {self.name.replace(', sum of', ' with the sum of')}"
+        said = self.name.replace(", sum of", " with the sum of")
+        return f"{article} {said.replace(', on', ' on')}"
 
 
 _MODEL = "gray-box: the model and its weights"
@@ -90,7 +91,7 @@ KNOWLEDGE = {
         f"{_MODEL}, the defense, several rounds, no key",
     ),
     "insider": Attacker(
-        "colluding silo",
+        "colluding silo, on a single update",
         "adaptive, and has the private state of another silo that colludes",
         f"{_MODEL}, the defense, a colluding silo's key",
     ),

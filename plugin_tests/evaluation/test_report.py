@@ -225,19 +225,19 @@ BRANCHES = {
     "an insider": (
         [plain(), row(0.1, "oblivious"), row(0.6, "insider")],
         Light.SILOS_ONLY,
-        "A colluding silo recovers the images",
+        "A colluding silo on a single update recovers the images",
         "An adaptive",
     ),
     "an insider, where an adaptive attacker failed": (
         [plain(), row(0.1, "oblivious"), row(0.2), row(0.6, "insider")],
         Light.SILOS_ONLY,
-        "A colluding silo recovers the images",
+        "A colluding silo on a single update recovers the images",
         "was tried",
     ),
     "an insider, and an adaptive attacker too": (
         [plain(), row(0.1, "oblivious"), row(0.5), row(0.6, "insider")],
         Light.OBLIVIOUS_ONLY,
-        "A colluding silo recovers the images",
+        "A colluding silo on a single update recovers the images",
         "was tried",
     ),
     "the sum of the others is no leak of a lock": (
