@@ -79,9 +79,10 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     """Train LeNet on MNIST over MPI three times, and attack each job.
 
     On real digits: plain FedAvg, the published lock (lock: paper), and the default one (lock:
-    sealed). What the server got of each is attacked with DLG and inverting gradients by an
-    attacker who ignores the lock, one who knows its kind, and one who has the silo's private state.
-    Takes up to 5 minutes on two cores.
+    sealed). DLG and inverting gradients attack what the server got of each: by a defense-unaware
+    attacker, an adaptive one, and with the silo's key, as an upper bound. A colluding silo attacks
+    the sum of the others. report.html opens with the pictures side by side. Takes up to 5 minutes
+    on two cores.
     """
     from .demo import run_demo
 

@@ -2,7 +2,7 @@
 
 The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. What is attacked is what
 the server captured; the truth and the silos' private state are read from the outside, afterwards,
-to score with and for the oracle.
+to score with, for the key-knowing upper bound, and for the sums that a colluding silo has.
 """
 
 from __future__ import annotations
