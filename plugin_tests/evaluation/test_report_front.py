@@ -174,6 +174,7 @@ JOB = {
     "seed": 7,
     "versions": {"torch": "2.6"},
     "inputs": {"weights": "ab" * 32},
+    "attacks": {"dlg": {}, "spear": {"steps": 3}},
     "attacks not run": ["grnn", "ggl"],
     "not run": {f"{SEALED}, spear, adaptive": "it needs a linear layer"},
     NOT_SCORED: {f"{SEALED}, dlg, oblivious": 2},
@@ -190,6 +191,7 @@ def test_the_file_says_what_was_tested_and_what_was_not():
     for words in (
         "fedml-keylock audit --seeds 2",
         "<dt>seed</dt><dd>7</dd>",
+        "<div>dlg: its own settings</div><div>spear: steps 3</div>",
         "<dt>version of torch</dt><dd>2.6</dd>",
         f'<dt>weights, SHA-256</dt><dd class="hash">{"ab" * 32}</dd>',
         "<td>SSIM 0.12 (picture 3, adaptive attacker, DLG)</td>"

@@ -216,14 +216,17 @@ def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
 
 def _controls(subject: Subject, trials: Sequence[Trial]) -> str:
     if subject.surrogate is None:
-        return "no gradient; nothing is defended"
-    norm = "public norm"
+        return "public data alone; nothing is defended"
+    norm = "public normalisation"
     if all(trial.variant != PUBLIC_NORM for trial in trials):
         norm += " left out: the lock brings no normalisation of its own"
-    oracle = "oracle (self-test)"
+    oracle = "key-knowing upper bound (self-test)"
     if subject.secrets is None:
-        oracle = "no oracle: the silos' private state was not given, so that failures prove nothing"
-    said = f"no gradient; undefended twin; {norm}; {oracle}"
+        oracle = (
+            "no key-knowing upper bound: the silos' private state was not given, so that failures "
+            "prove nothing"
+        )
+    said = f"public data alone; undefended baseline; {norm}; {oracle}"
     if subject.public is None:
         said += "; no public data were given: each image's others stand in for them"
     return said
