@@ -85,12 +85,12 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     Example: fedml-keylock demo --quick
 
     On real digits: plain FedAvg, the published lock (lock: paper), and the default one (lock:
-    sealed). What the server got of each is attacked with DLG and inverting gradients by an
-    attacker who ignores the lock, one who knows its kind, and one who has the silo's private state.
-    Takes up to 5 minutes on two cores.
+    sealed). DLG and inverting gradients attack what the server got of each: by a defense-unaware
+    attacker, an adaptive one, and with the silo's key, as an upper bound. A colluding silo attacks
+    the sum of the others. Takes up to 5 minutes on two cores.
 
-    It prints a line for each step, then the verdict and where the report is, a page of pictures and
-    numbers.
+    It prints a line for each step, then the verdict and where the report is. report.html opens with
+    the pictures side by side.
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     from .demo import run_demo
 

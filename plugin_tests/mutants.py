@@ -2297,6 +2297,79 @@ TABLE = {
             "            register_optimizer_step_pre_hook(self._before)\n",
         ),
     ],
+    ("evaluation/outcome", "evaluation/test_report_front.py"): [
+        (
+            "report: an attacker's failure needs no self-test",
+            "    if doubt(seen, best, best_of(tests)):\n",
+            "    if False:\n",
+        ),
+        (
+            "report: an attack that fails undefended is evidence",
+            "    if not seen.counts(best):\n",
+            "    if False:\n",
+        ),
+        (
+            "report: the self-test always passes",
+            "        if seen.counts(best) and seen.reaches(best, SELF_TEST):\n",
+            "        if True:\n",
+        ),
+    ],
+    ("evaluation/evidence", "evaluation/test_report.py -k light_and_the_reason"): [
+        (
+            "report: the sum that silos have is a leak of a lock",
+            "        single = [row for row in shown if not row.knowledge.startswith(SUM)]\n",
+            "        single = shown\n",
+        ),
+    ],
+    ("evaluation/report/front", "evaluation/test_report_front.py"): [
+        (
+            "report: who has the key passes for an attacker",
+            "            if row.knowledge in (ORACLE, BASELINE) or row.defense == PUBLIC_NORM:\n",
+            "            if False:\n",
+        ),
+        (
+            "report: pictures have another stage's score",
+            '        and gallery.stage in ("", row.stage)\n',
+            "",
+        ),
+    ],
+    ("evaluation/report/dossier", "evaluation/test_report_front.py -k file_says"): [
+        (
+            "report: what was refused is not in the file",
+            'in _mapping(job.get("not run")).items():',
+            "in ():",
+        ),
+        (
+            "report: what gave no picture is not in the file",
+            "in _mapping(job.get(NOT_SCORED)).items():",
+            "in ():",
+        ),
+        (
+            "report: attacks not run are not in the file",
+            "    if names := job.get(ATTACKS_NOT_RUN):\n",
+            "    if names := None:\n",
+        ),
+        (
+            "report: attackers not tried are not in the file",
+            "    if missing:\n",
+            "    if False:\n",
+        ),
+        (
+            "report: the picture that gave most away is not in the file",
+            "        if worst is None or row.knowledge == ORACLE:\n",
+            "        if True:\n",
+        ),
+    ],
+    ("evaluation/report/page", "evaluation/test_report_front.py -k page_opens"): [
+        (
+            "report: pictures at the top stay where none are wanted",
+            "        columns=_front(report) if images else [],\n",
+            "        columns=_front(report),\n",
+        ),
+    ],
+    ("commands/auditing", "test_cli_weights.py -k file_has"): [
+        ("audit: inputs are not hashed", '"inputs": _inputs(request, first),', '"inputs": {},'),
+    ],
     ("host/silo_session", "host/test_silo_session.py -k after_the_last"): [
         (
             "silo: it trains beyond the job's rounds",

@@ -1,5 +1,7 @@
 """Files of weights, as people keep them."""
 
+import hashlib
+import json
 import re
 
 import pytest
@@ -123,3 +125,23 @@ def test_more_classes_than_the_model_has_are_one_line(photos):
 def test_an_unreadable_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.pt: No such file"):
         read_checkpoint(tmp_path / "none.pt")
+
+
+def test_the_file_has_the_hashes_of_what_was_audited(photos):
+    save_file(net().state_dict(), photos / "net.safetensors")
+    result = audited("net.safetensors", "--output", "one")
+    assert result.exit_code == 0, result.output
+    job = json.loads((photos / "one" / "report.json").read_text())["job"]
+    own = hashlib.sha256((photos / "net.safetensors").read_bytes()).hexdigest()
+    assert job["inputs"]["weights"] == own
+    assert {"pictures attacked, with labels", "public pictures, with labels"} < set(job["inputs"])
+    assert {"Python", "torch", "fedml-keylock"} <= set(job["versions"])
+    assert "dlg" in job["attacks not run"]
+    assert "inverting_gradients" not in job["attacks not run"]
+    assert own in (photos / "one" / "report.html").read_text()
+    # other pictures, another hash
+    Image.effect_noise((28, 28), 60).save(photos / "photos" / "a" / "0.png")
+    audited("net.safetensors", "--output", "two")
+    other = json.loads((photos / "two" / "report.json").read_text())["job"]["inputs"]
+    differ = {name for name in other if other[name] != job["inputs"][name]}
+    assert differ == {"pictures attacked, with labels"}

@@ -6,7 +6,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -14,8 +13,11 @@ import click
 from ..errors import AttackError
 from ..evaluation.audit import Crew, Subject, audit
 from ..evaluation.audit.average import in_average
+from ..evaluation.capture import INDEX
+from ..evaluation.provenance import data_hash, file_hash, today, versions
+from ..evaluation.report.dossier import ATTACKS_NOT_RUN
 from ..inversion import Attack
-from ..plugins import manager, metrics
+from ..plugins import manager, metrics, registered
 from .attacking import differs
 from .request import Request
 from .subjects import captured, probes
@@ -55,7 +57,13 @@ def run_audit(
             **material.facts,
             "attacks": {name: differs(name, request) for name in attacks},
             **averages,
-            "versions": {p: version(p) for p in ("fedml-keylock", "torch")},
+            ATTACKS_NOT_RUN: [
+                n.name for n in registered(kinds=["attacks"]) if n.name not in attacks
+            ],
+            "knowledge": list(levels),
+            "date": today(),
+            "inputs": _inputs(request, first),
+            "versions": versions(),
         },
         on_error=_tell,
         progress=True,
@@ -68,6 +76,19 @@ def run_audit(
     for text in (report.table(), *told, "", report.verdict(), "", f"report: {page}"):
         click.echo(text)
     return page
+
+
+def _inputs(request: Request, subject: Subject) -> dict[str, str]:
+    """SHA-256 of what was attacked. A capture's index has those of all its files."""
+    index = request.capture / INDEX if request.capture is not None else None
+    files = {"weights": request.weights, "truth": request.truth, "capture's index": index}
+    files["config"] = request.config
+    found = {name: file_hash(path) for name, path in files.items() if path is not None}
+    found["pictures attacked, with labels"] = data_hash(subject.images, subject.labels)
+    if subject.public is not None:
+        public = data_hash(subject.public.images, subject.public.labels)
+        found["public pictures, with labels"] = public
+    return found
 
 
 def _tell(attack: str, error: AttackError) -> None:

@@ -18,6 +18,22 @@ def report() -> None:
     \b
     Two runs side by side:  fedml-keylock report compare keylock-demo other-demo
     What report.json holds: fedml-keylock report schema
+
+    How to read one row, on the page and on the terminal:
+
+    \b
+      sealed lock
+        adaptive attacker        0.01 [0.01, 0.02]  images not recovered
+        key-knowing upper bound  0.99 [0.98, 0.99]  self-test passed
+
+    The heading is the defense. The row's first words say who attacks it: a defense-unaware attacker
+    ignores the lock, an adaptive one knows its kind, a colluding silo has what a silo has. The
+    number is the mean aligned SSIM of his best attack, with its 95 % interval: 1 is the picture
+    itself, and only what is above "public data alone" counts. "images not recovered" stands only
+    where the upper bound, which is given the key, passed its self-test; else there is no verdict.
+
+    report.html ends with a page for the file, to print: what was tested, settings, versions, hashes
+    of inputs, and what was not tested.
     """  # noqa: D301  # click wants the character that the escape stands for
 
 

@@ -2,7 +2,7 @@
 
 The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. What is attacked is what
 the server captured; the truth and the silos' private state are read from the outside, afterwards,
-to score with and for the oracle.
+to score with, for the key-knowing upper bound, and for the sums that a colluding silo has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import HostError, MissingExtra
@@ -58,9 +57,12 @@ def run_demo(
     with ThreadPoolExecutor(len(folders)) as pool:
         running = start_jobs(pool, folders, scale, seed)
         # torch and the metrics take seconds to import, which the first job need not wait for
+        from ..evaluation.leakage import NOT_SCORED
+        from ..evaluation.provenance import today, versions
         from ..evaluation.report import LeakageReport
-        from ..plugins import manager
-        from .scoring import accuracy, attack_all, example_data
+        from ..evaluation.report.dossier import ATTACKS_NOT_RUN
+        from ..plugins import manager, registered
+        from .scoring import accuracy, attack_all, example_data, input_hashes
 
         for job in running:
             job.trained.wait()
@@ -85,9 +87,18 @@ def run_demo(
             "rounds": scale.rounds,
             "attacked": f"updates of one SGD step on one digit: the first and last {scale.single} "
             "rounds of each silo",
+            "attacks": dict(scale.attacks) if attack else {},
+            ATTACKS_NOT_RUN: [
+                one.name
+                for one in registered(kinds=["attacks"])
+                if not attack or one.name not in scale.attacks
+            ],
+            NOT_SCORED: leakage.lost if leakage else {},
             "seed": seed,
+            "date": today(),
+            "inputs": input_hashes(folders),
             "seconds": round(time.monotonic() - began),
-            "versions": {p: version(p) for p in ("fedml-keylock", "fedml", "torch", "mpi4py")},
+            "versions": versions(["mpi4py", "cryptography"]),
         },
     )
     report.save(output)

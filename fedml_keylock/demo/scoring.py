@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,35 +20,42 @@ from ..errors import AttackError
 from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task, Trial
-from ..evaluation.audit.score import baselines, row_of, score
+from ..evaluation.audit.score import Scored, baselines, matched, row_of, score
 from ..evaluation.audit.twins import recover
 from ..evaluation.audit.work import Result
-from ..evaluation.capture import Capture
+from ..evaluation.capture import INDEX, Capture
 from ..evaluation.interval import mean_interval
-from ..evaluation.leakage import Interval, LeakageRow
+from ..evaluation.leakage import SUM, Interval, LeakageRow, sum_label
+from ..evaluation.provenance import data_hash, file_hash
 from ..evaluation.report import Gallery
+from ..evaluation.vocabulary import defense_name
 from ..inversion import PublicData
 from ..plugins import attack_of, metrics
 from ..silos import fresh_lock_accuracy, own_locks, silo_secrets
 from ..types import ClientUpdate
 from .jobs import VARIANTS, Scale, example
 
-__all__ = ["Leakage", "accuracy", "attack_all", "example_data"]
+__all__ = ["Leakage", "accuracy", "attack_all", "example_data", "input_hashes"]
 
 UNTRAINED_ONLY = ("dlg",)
 """Attacks that are run on the first rounds only: at trained weights DLG fails without any defense
 (measured, aligned SSIM .04), so that its failure there would say nothing of one."""
 
+SILOS = 3
 BASELINES = ("mean image", "mean image of the class")
 
 
 @dataclass(frozen=True)
 class Leakage:
-    """Every attack's scores, and the pictures of one stage: originals and reconstructions."""
+    """Every attack's scores, and the pictures of one stage: originals and reconstructions.
+
+    Beside them, by title, how many updates gave no picture.
+    """
 
     rows: list[LeakageRow]
     galleries: list[Gallery]
     originals: Tensor
+    lost: dict[str, int]
 
 
 def _load(name: str) -> ModuleType:
@@ -66,6 +73,18 @@ def example_data(folder: Path) -> tuple[PublicData, dict[int, Any]]:
     args = SimpleNamespace(**{key: value for section in sections for key, value in section.items()})
     dataset = _load("data").load_data(args)
     return PublicData(*dataset[3].dataset.tensors), dataset[5]
+
+
+def input_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of the test digits, and of each job's settings and of its capture's index."""
+    public, _ = example_data(folders["none"])
+    found = {"test digits, with labels": data_hash(public.images, public.labels)}
+    for name, folder in folders.items():
+        found[f"{defense_name(name)}, settings"] = file_hash(folder / "fedml_config.yaml")
+        found[f"{defense_name(name)}, capture's index"] = file_hash(
+            folder / "leakage" / "capture" / INDEX
+        )
+    return found
 
 
 def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval], Rounds]:
@@ -89,8 +108,9 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
     return result, rounds
 
 
-def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Task]:
-    """Every attack on every job at every level. None of them holds the truth."""
+def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[tuple[Trial, Task]]:
+    """Every attack on every job at every level, as it is shown. No task holds the truth."""
+    samples = [u.samples for u in Capture.open(folders["none"] / "leakage" / "capture").each(0)]
     for name, settings in scale.attacks.items():
         for variant, folder in folders.items():
             model = _load("model").LeNet()
@@ -108,8 +128,9 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                     given = silo_secrets(model, own_locks(model, defense, vaults), updates)
                 if known is not None and known.update_transform is not None and given is not None:
                     seen = recover(updates, known.update_transform, given)
-                yield Task(
-                    trial=Trial(variant, name, level),
+                trial = Trial(variant, name, level)
+                task = Task(
+                    trial=trial,
                     seed=0,
                     rows=tuple(range(len(updates))),
                     attack=attack_of(name, {**settings, **more}),
@@ -121,6 +142,34 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[Tas
                     surrogate=known,
                     start=seed,
                 )
+                yield trial, task
+                if defense is not None and defense.seals and level == "oracle":
+                    shown = replace(trial, level=sum_label(SILOS - 1))
+                    early = [update for update in seen if update.round < scale.single]
+                    yield shown, _of_sums(task, early, samples)
+
+
+def _of_sums(task: Task, opened: Sequence[ClientUpdate], samples: Sequence[float]) -> Task:
+    """What a colluding silo has: opened updates, each in an average with the next silo's.
+
+    The third silo colludes, and has taken its own update off the round's average.
+    """
+    updates = {(update.round, update.silo): update for update in opened}
+    made = []
+    for (index, silo), one in updates.items():
+        other = updates[index, (silo + 1) % SILOS]
+        share = samples[other.silo] / (samples[silo] + samples[other.silo])
+        after = {name: value.lerp(other.after[name], share) for name, value in one.after.items()}
+        made.append(replace(one, after=after))
+    return replace(
+        task,
+        trial=replace(task.trial, level="oblivious"),
+        rows=tuple(range(len(made))),
+        updates=tuple(made),
+        given=None,
+        known={**task.known, "batch": SILOS - 1},
+        surrogate=None,
+    )
 
 
 def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
@@ -140,24 +189,36 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     )
     rows = [row for row in floor if row.attack in BASELINES]
     shown = "untrained"  # the weights at which every attack is run
-    galleries = []
+    galleries, lost = [], {}
+    places = [row + (1 if u.silo + 1 < SILOS else 1 - SILOS) for row, u in enumerate(updates)]
+    turned = torch.tensor(places)
     for trial, result in _results(list(_tasks(folders, scale, seed))):
-        count = len(result.images)
-        scored = score(result, truth[:count], labels[:count], metrics())
+        count, own, marks = len(result.images), truth, labels
+        if trial.level.startswith(SUM):  # beside each picture the next silo's, in one sum
+            own, marks = (torch.cat([part, part[turned]], 1) for part in (truth, labels))
+        scored = _first(score(result, own[:count], marks[:count], metrics()))
+        if missing := int(scored.cost.isnan().sum()):
+            lost[trial.title] = missing
         for stage, wanted in stages.items():
             attacked = wanted[:count]
             if not attacked.any():
                 continue
             if stage == shown:
-                galleries.append(Gallery(trial.title, result.images[attacked, 0]))
+                images = matched(result, own[:count])[attacked, 0]
+                galleries.append(Gallery(trial.title, images, stage))
             place = 0 if stage == "untrained" else last
             row = row_of(trial, [scored], attacked, stage=stage, round_index=place)
             if row is not None:
                 rows.append(row)
-    return Leakage(rows, galleries, truth[stages[shown], 0])
+    return Leakage(rows, galleries, truth[stages[shown], 0], lost)
 
 
-def _results(tasks: list[Task]) -> Iterator[tuple[Trial, Result]]:
+def _first(scored: Scored) -> Scored:
+    """The scores of each update's first picture: in a sum the second is another row's first."""
+    return replace(scored, metrics={name: one[:, :1] for name, one in scored.metrics.items()})
+
+
+def _results(tasks: list[tuple[Trial, Task]]) -> Iterator[tuple[Trial, Result]]:
     """What each task makes, in their order."""
     made: dict[int, bytes] = {}
     with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
@@ -168,6 +229,6 @@ def _results(tasks: list[Task]) -> Iterator[tuple[Trial, Result]]:
             made[index] = result
             bar.update()
 
-        Pool(os.cpu_count() or 1).run([(task, None) for task in tasks], done)
-    for index, task in enumerate(tasks):
-        yield task.trial, Result.of(made[index])
+        Pool(os.cpu_count() or 1).run([(task, None) for _, task in tasks], done)
+    for index, (trial, _) in enumerate(tasks):
+        yield trial, Result.of(made[index])

@@ -26,7 +26,7 @@ from ..files import replacing
 from ..tensors import tensors_of
 from ..types import ClientUpdate
 
-__all__ = ["Capture"]
+__all__ = ["INDEX", "Capture"]
 
 SCHEMA = "fedml-keylock/capture/2"
 INDEX, META, FINAL = "index.jsonl", "capture.json", "final.safetensors"

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .leakage import BASELINE, NEAREST, PUBLIC_NORM, UNDEFENDED, LeakageRow
+from .leakage import BASELINE, NEAREST, PUBLIC_NORM, SUM, UNDEFENDED, LeakageRow
+from .vocabulary import attack_name
 from .wording import digits, interval_text, mean_of
 
 __all__ = ["WORKS", "Evidence", "best_of", "count_text", "measured", "names_of", "score_of"]
@@ -29,6 +30,7 @@ class Evidence:
 
     Attributes:
         attacked: the rows of attacks, those without a defense among them.
+        sums: the rows of attacks on the sum of several silos, which no lock is to hide from silos.
         control: the rows of the control, which is no defense that anybody asked about.
         floor: the best row of public data alone; None where that was not run.
         undefended: each attack's best row without a defense.
@@ -37,8 +39,10 @@ class Evidence:
 
     def __init__(self, rows: Sequence[LeakageRow]) -> None:
         shown = [row for row in rows if row.knowledge != BASELINE]
-        self.attacked = [row for row in shown if row.defense != PUBLIC_NORM]
-        self.control = [row for row in shown if row.defense == PUBLIC_NORM]
+        self.sums = [row for row in shown if row.knowledge.startswith(SUM)]
+        single = [row for row in shown if not row.knowledge.startswith(SUM)]
+        self.attacked = [row for row in single if row.defense != PUBLIC_NORM]
+        self.control = [row for row in single if row.defense == PUBLIC_NORM]
         self.floor = best_of(r for r in rows if r.knowledge == BASELINE and r.attack != NEAREST)
         self.undefended: dict[str, LeakageRow] = {}
         for name in names_of(self.attacked):
@@ -66,7 +70,7 @@ class Evidence:
         """In words: why a row does not reach a threshold."""
         if score_of(row) < threshold or self.floor is None:
             return f"short of the {threshold:.2f} {meaning}"
-        return f"no more than the {digits(score_of(self.floor))} that public data alone gives"
+        return f"no more than the {digits(score_of(self.floor))} of public data alone"
 
 
 def score_of(row: LeakageRow) -> float:
@@ -90,7 +94,7 @@ def measured(row: LeakageRow, *, by: bool = True) -> str:
     """A row's score in words, with its attack or without."""
     score = interval_text(row.metrics.get("ssim_aligned"), most=1.0)
     if by:
-        score += f" with {row.attack}"
+        score += f" with {attack_name(row.attack)}"
     return f"{score} (round {row.round}, {row.stage} weights, {count_text(row.images)})"
 
 

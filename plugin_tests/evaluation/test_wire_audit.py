@@ -38,4 +38,4 @@ def test_an_audit_says_that_the_key_is_what_others_lack(digits, tmp_path, lock, 
     assert scores[f"keylock:{lock}", "oracle"] > 0.6
     for level in levels:
         assert scores[f"keylock:{lock}", level] < 0.15
-    assert f"keylock:{lock}: withstood the attacks tried" in str(report.verdict())
+    assert f"{lock} lock: withstood the attacks tried" in str(report.verdict())

@@ -5,8 +5,8 @@
     report.save(Path("audit"))
 
 Every audit runs what its figures need beside them: what public images give with no gradient, the
-undefended twin of the same updates, the lock's normalisation without its secrets, and, where the
-silos' private state is known, the oracle, which is the attack's self-test.
+undefended baseline, the lock's normalisation without its secrets, and, where the silos' private
+state is known, the key-knowing upper bound, which is the attack's self-test.
 
 Importing this package imports nothing of it: its names are loaded when first used.
 """

@@ -195,7 +195,7 @@ def _trials_of(
 ) -> list[Trial]:
     """Every attack on every variant, the controls first: they are what the rest is measured by.
 
-    The control with public norm is one only where it differs from the undefended twin.
+    The control with public norm is one only where it differs from the undefended baseline.
     """
     check_known_levels(levels)
     for level in ("oracle", "insider"):

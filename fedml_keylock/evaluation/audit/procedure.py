@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ...errors import AttackError
 from ...inversion import Attack, PublicData
-from ..leakage import PUBLIC_NORM, CostCurve, LeakageRow
+from ..leakage import NOT_SCORED, PUBLIC_NORM, CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
 from .crew import Alone, Crew, Job
 from .plan import Task, Trial, tasks_of
@@ -23,7 +23,6 @@ from .work import Result, Store
 
 __all__ = ["NOT_SCORED", "audit"]
 
-NOT_SCORED = "not scored: diverged in every restart, or nothing was changed"
 MOST_SHOWN = 8
 """How many images a gallery shows."""
 
@@ -195,7 +194,11 @@ def _galleries(
     chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
     originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
     galleries = [
-        Gallery(trial.title, matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN])
+        Gallery(
+            trial.title,
+            matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN],
+            subject.stages[0],
+        )
         for trial, runs in results.items()
     ]
     return originals, galleries
@@ -213,14 +216,17 @@ def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
 
 def _controls(subject: Subject, trials: Sequence[Trial]) -> str:
     if subject.surrogate is None:
-        return "no gradient; nothing is defended"
-    norm = "public norm"
+        return "public data alone; nothing is defended"
+    norm = "public normalisation"
     if all(trial.variant != PUBLIC_NORM for trial in trials):
         norm += " left out: the lock brings no normalisation of its own"
-    oracle = "oracle (self-test)"
+    oracle = "key-knowing upper bound (self-test)"
     if subject.secrets is None:
-        oracle = "no oracle: the silos' private state was not given, so that failures prove nothing"
-    said = f"no gradient; undefended twin; {norm}; {oracle}"
+        oracle = (
+            "no key-knowing upper bound: the silos' private state was not given, so that failures "
+            "prove nothing"
+        )
+    said = f"public data alone; undefended baseline; {norm}; {oracle}"
     if subject.public is None:
         said += "; no public data were given: each image's others stand in for them"
     return said

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..vocabulary import ROLES, roles_of
 from ..wording import columns, ends_of, interval_text, joined, mean_of
 from .page import render
-from .vocabulary import ROLES, roles_of
 from .writing import write_all
 
 __all__ = ["Comparison", "Pair", "compare"]

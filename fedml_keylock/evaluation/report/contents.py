@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import ConfigError
 from ..leakage import CostCurve, LeakageRow
 from ..picture import check_images
-from .vocabulary import METRICS
+from ..vocabulary import METRICS
 
 __all__ = ["Contents", "Gallery", "plain_values"]
 
@@ -25,6 +25,7 @@ class Gallery:
     Attributes:
         title: "keylock:paper:all, inverting_gradients, adaptive".
         images: ``(n, c, h, w)`` on [0, 1], in the order of the originals.
+        stage: of the weights that their rounds began with, as in the rows; empty if not said.
 
     Raises:
         ConfigError: they are not images, or a pixel is not finite.
@@ -33,6 +34,7 @@ class Gallery:
 
     title: str
     images: Tensor = field(repr=False)
+    stage: str = ""
 
     def __post_init__(self) -> None:
         check_images(f"gallery {self.title!r}", self.images)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from ..leakage import BASELINE, CostCurve, LeakageRow
+from ..vocabulary import attack_name, attacker, defense_name
 from ..wording import ends_of, mean_of
 from .charts import Chart, Series
 
@@ -25,7 +26,7 @@ def leakage_charts(rows: Sequence[LeakageRow]) -> list[Chart]:
         ...     metrics = {"ssim_aligned": {"mean": score, "low": None, "high": None, "n": 1}}
         ...     return LeakageRow("dlg", "none", "none", number, "trained", 1, metrics, {})
         >>> [chart.title for chart in leakage_charts([row(0, 0.9), row(3, 0.5)])]
-        ['dlg']
+        ['DLG']
         >>> leakage_charts([row(0, 0.9)])
         []
 
@@ -48,7 +49,7 @@ def leakage_charts(rows: Sequence[LeakageRow]) -> list[Chart]:
             groups.setdefault(key if twice < 2 else (*key, row.stage), []).append(row)
         series = [
             _scores(
-                ", ".join(part for part in dict.fromkeys(key)),
+                ", ".join([_short(key[0]), attacker(key[1]).name, *key[2:]]),
                 group,
                 hue=defenses.index(key[0]),
                 dash=levels.index(key[1]),
@@ -58,7 +59,7 @@ def leakage_charts(rows: Sequence[LeakageRow]) -> list[Chart]:
         if floors:
             at = ((0.0, max(floors)),)
             series.append(Series("public data alone, no gradient", at, everywhere=True))
-        charts.append(Chart(attack, "round", "aligned SSIM", tuple(series)))
+        charts.append(Chart(attack_name(attack), "round", "aligned SSIM", tuple(series)))
     return charts
 
 
@@ -83,7 +84,7 @@ def accuracy_charts(
     Example:
         >>> chart, = accuracy_charts({"none": {"server": [(0, 0.1), (9, 0.9)]}}, {})
         >>> chart.words()
-        'Accuracy by round. none, server: 10.0 % at round 0, 90.0 % at round 9.'
+        'Accuracy by round. no defense, server: 10.0 % at round 0, 90.0 % at round 9.'
 
     """
     names = list(dict.fromkeys(role for measured in rounds.values() for role in measured))
@@ -92,7 +93,7 @@ def accuracy_charts(
         for role, points in measured.items():
             known = sorted((float(x), float(y)) for x, y in points if math.isfinite(y))
             if known:
-                name = f"{defense}, {roles.get(role, role)}"
+                name = f"{_short(defense)}, {roles.get(role, role)}"
                 series.append(Series(name, tuple(known), (), hue, names.index(role)))
     return [Chart("Accuracy", "round", "Accuracy", tuple(series), percent=True)] if series else []
 
@@ -106,7 +107,7 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
     Example:
         >>> chart, = cost_charts([CostCurve("none, dlg", (0, 10), (1.0, 0.002))], ["dlg"])
         >>> chart.words()
-        'dlg: cost by step. none: 1.00 at step 0, 2.0e-03 at step 10.'
+        'DLG: cost by step. no defense: 1.00 at step 0, 2.0e-03 at step 10.'
 
     """
     groups: dict[str, list[Series]] = {}
@@ -121,7 +122,7 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
         found = zip(curve.steps, curve.cost, strict=True)
         points = tuple((float(x), float(y)) for x, y in found if math.isfinite(y))
         if points:
-            name = ", ".join([first, *rest])
+            name = ", ".join([_short(first), *([attacker(", ".join(rest)).name] if rest else [])])
             groups.setdefault(attack, []).append(Series(name, points, (), hue, dash))
     charts = []
     for attack, group in groups.items():
@@ -129,6 +130,11 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
             part = tuple(group[start : start + _MOST_IN_A_CHART])
             positive = all(y > 0 for one in part for _, y in one.points)
             which = f" ({start // _MOST_IN_A_CHART + 1})" if len(group) > len(part) else ""
-            title = (attack or "all attacks") + which
+            title = (attack_name(attack) or "all attacks") + which
             charts.append(Chart(title, "step", "cost", part, logarithmic=positive))
     return charts
+
+
+def _short(defense: str) -> str:
+    """A defense in words, for a legend."""
+    return defense_name(defense).split(" (")[0]

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..leakage import BASELINE, LeakageRow
+from ..leakage import BASELINE, NOT_SCORED, LeakageRow
+from ..outcome import outcomes
 from ..picture import overview_png
 from ..verdict import judge
+from ..vocabulary import METRICS, ROLES, roles_of, title_words
 from ..wording import columns, interval_text, mean_of, number
 from .contents import Contents, plain_values
+from .dossier import lost_text
 from .page import report_page
 from .reading import SCHEMA
 from .spreadsheet import leakage_csv
-from .vocabulary import METRICS, ROLES, roles_of
 from .writing import remove, write_all
 
 __all__ = ["LeakageReport"]
@@ -35,8 +37,8 @@ class LeakageReport(Contents):
         >>> picture = torch.rand(1, 1, 16, 16)
         >>> report = LeakageReport({"none": {"server": of(0.97)}}, [row], picture,
         ...     [Gallery("none, dlg", picture)], {"seed": 0})
-        >>> print(report.verdict().splitlines()[1][:31])
-        none: leaks. The images come ba
+        >>> print(report.verdict().splitlines()[1][:40])
+        no defense (undefended baseline): leaks.
         >>> [path.name for path in report.save(Path(tempfile.mkdtemp()))]
         ['report.json', 'report.html', 'leakage.png', 'leakage.csv']
         >>> [path.name for path in report.save(Path(tempfile.mkdtemp()), images=False)]
@@ -62,7 +64,7 @@ class LeakageReport(Contents):
         return dict(plain_values({"schema": SCHEMA, **content}, "report"))
 
     def table(self) -> str:
-        """Accuracy, then leakage, as plain text of at most 100 columns.
+        """Who got what, accuracy, then leakage, as plain text of at most 100 columns.
 
         Example:
             >>> import torch
@@ -72,17 +74,28 @@ class LeakageReport(Contents):
             none      97.0 % [96.0, 98.0]
 
         """
+        parts = []
+        if groups := outcomes(self.leakage):
+            lines = [["Attacker", "SSIM aligned", "verdict"]]
+            for group in groups:
+                lines.append([group.name])
+                lines += [[f"  {one.attacker}", one.score, one.verdict] for one in group.lines]
+            parts.append(columns(lines))
         roles = roles_of(self.accuracy)
         lines = [["Accuracy", *(ROLES.get(role, role) for role in roles)]]
         for defense, measured in self.accuracy.items():
             shares = [interval_text(measured.get(role), percent=True) for role in roles]
             lines.append([defense, *shares])
-        parts = [columns(lines)] if self.accuracy else []
+        parts += [columns(lines)] if self.accuracy else []
         head = ["Leakage", "knowledge", "round", "weights", "n", "SSIM aligned", "dB", "labels"]
         lines = [[*head, "cost"]]
         for defense, rows in self._groups().items():
             lines += [[defense], *map(_terminal, rows)]
         parts += [columns(lines)] if self.leakage else []
+        lost = dict(self.job.get(NOT_SCORED) or {})
+        if lost:
+            said = "; ".join(lost_text(title, count) for title, count in lost.items())
+            parts.append(f"Not scored, as no search gave a picture: {said}.")
         return "\n\n".join(parts)
 
     def save(self, folder: Path, images: bool = True) -> list[Path]:
@@ -103,7 +116,7 @@ class LeakageReport(Contents):
         }
         picture = folder / "leakage.png"
         if images:
-            rows = [(gallery.title, gallery.images) for gallery in self.galleries]
+            rows = [(title_words(one.title), one.images) for one in self.galleries]
             contents[picture] = overview_png(self.originals, rows)
         names = [*METRICS, *self.more_metrics]
         contents[folder / "leakage.csv"] = leakage_csv(self.leakage, names).encode()
@@ -132,7 +145,7 @@ def _terminal(row: LeakageRow) -> list[str]:
     decibels, labels = mean_of(get("psnr_aligned")), mean_of(get("label_accuracy"))
     return [
         f"  {row.attack}",
-        "" if row.knowledge == BASELINE else row.knowledge,
+        "" if row.knowledge == BASELINE else row.knowledge.replace("colluding silo, ", ""),
         str(row.round),
         row.stage,
         str(row.images),

@@ -6,14 +6,27 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..leakage import BASELINE
+from ..leakage import BASELINE, NOT_SCORED
 from ..lpips import lpips_hint
+from ..outcome import outcomes
 from ..picture import data_uris
 from ..verdict import judge
+from ..vocabulary import (
+    GOAL,
+    METRICS,
+    ROLES,
+    STAGE,
+    attack_name,
+    attacker,
+    defense_name,
+    roles_of,
+    title_words,
+)
 from ..wording import interval_text, mean_of, number
-from .contents import Contents, plain_values
+from .contents import Contents
 from .curves import accuracy_charts, cost_charts, leakage_charts
-from .vocabulary import KNOWLEDGE, METRICS, ROLES, meaning_of, roles_of
+from .dossier import dossier, lost_text
+from .front import columns_of
 
 __all__ = ["render", "report_page"]
 
@@ -35,7 +48,12 @@ def render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        interval=interval_text, mean=mean_of, number=number, meaning=meaning_of
+        interval=interval_text,
+        mean=mean_of,
+        number=number,
+        defense=defense_name,
+        attacker=attacker,
+        attack=attack_name,
     )
     return environment.get_template(template).render(**content)
 
@@ -67,15 +85,26 @@ def report_page(report: Contents, *, images: bool) -> str:
         seeds=any(row.seeds > 1 for row in leakage),
         lpips_hint=hint,
         baseline=BASELINE,
-        levels={n: said for n, said in KNOWLEDGE.items() if any(r.knowledge == n for r in leakage)},
+        outcomes=outcomes(leakage),
+        columns=_front(report) if images else [],
+        goal=GOAL,
+        learning_stage=STAGE,
+        lost=[lost_text(*one) for one in dict(report.job.get(NOT_SCORED) or {}).items()],
+        file=dossier(report),
         accuracy_charts=accuracy_charts(report.accuracy_rounds, ROLES),
         leakage_charts=leakage_charts(leakage),
         cost_charts=cost_charts(report.costs, list(dict.fromkeys(row.attack for row in leakage))),
         pairs=[
-            (gallery.title, list(zip(shown, data_uris(gallery.images), strict=True)))
+            (title_words(gallery.title), list(zip(shown, data_uris(gallery.images), strict=True)))
             for gallery in report.galleries
             if shown
         ],
         left_out=not images and bool(report.galleries),
-        job=plain_values(report.job, "job"),
+        command=report.job.get("command"),
     )
+
+
+def _front(report: Contents) -> list[tuple[str, str, list[str]]]:
+    """Heading, caption and pictures of each column that the page opens with."""
+    made = columns_of(report.originals, report.galleries, report.leakage)
+    return [(one.heading, one.caption, data_uris(one.images)) for one in made]
