@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .leakage import BASELINE, NEAREST, PUBLIC_NORM, UNDEFENDED, LeakageRow
+from .leakage import BASELINE, NEAREST, PUBLIC_NORM, SUM, UNDEFENDED, LeakageRow
 from .wording import digits, interval_text, mean_of
 
 __all__ = ["WORKS", "Evidence", "best_of", "count_text", "measured", "names_of", "score_of"]
@@ -30,6 +30,7 @@ class Evidence:
     Attributes:
         attacked: the rows of attacks, those without a defense among them.
         control: the rows of the control, which is no defense that anybody asked about.
+        sums: the rows of averages of several silos' updates, of which no light is made.
         floor: the best row of public data alone; None where that was not run.
         undefended: each attack's best row without a defense.
 
@@ -37,8 +38,10 @@ class Evidence:
 
     def __init__(self, rows: Sequence[LeakageRow]) -> None:
         shown = [row for row in rows if row.knowledge != BASELINE]
-        self.attacked = [row for row in shown if row.defense != PUBLIC_NORM]
-        self.control = [row for row in shown if row.defense == PUBLIC_NORM]
+        self.sums = [row for row in shown if row.knowledge.startswith(SUM)]
+        alone = [row for row in shown if not row.knowledge.startswith(SUM)]
+        self.attacked = [row for row in alone if row.defense != PUBLIC_NORM]
+        self.control = [row for row in alone if row.defense == PUBLIC_NORM]
         self.floor = best_of(r for r in rows if r.knowledge == BASELINE and r.attack != NEAREST)
         self.undefended: dict[str, LeakageRow] = {}
         for name in names_of(self.attacked):
@@ -61,6 +64,17 @@ class Evidence:
     def counts(self, row: LeakageRow) -> bool:
         """Whether the row says anything, as failure or as success."""
         return self.works(row.attack) or self.reaches(row, WORKS)
+
+    def of_sums(self, defense: str, threshold: float) -> str:
+        """In words: which of a defense's sums give images back; nothing where none was attacked."""
+        said = []
+        own = [row for row in self.sums if row.defense == defense]
+        for name in names_of(own, "knowledge"):
+            best = best_of(row for row in own if row.knowledge == name)
+            if best is not None:
+                back = "comes" if self.reaches(best, threshold) else "does not come"
+                said.append(f" A {name}: its content {back} back, at {measured(best)}.")
+        return "".join(said)
 
     def short_of(self, row: LeakageRow, threshold: float, meaning: str) -> str:
         """In words: why a row does not reach a threshold."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 
-__all__ = ["CostCurve", "Interval", "LeakageRow", "Worst"]
+__all__ = ["CostCurve", "Interval", "LeakageRow", "Worst", "sum_label"]
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
 """A row's defense where there is none, and its knowledge where it is no attacker's."""
@@ -15,6 +15,8 @@ NEAREST = "nearest public image"
 """A baseline that is chosen by the truth, so that it is shown and excuses nothing."""
 PUBLIC_NORM = "public norm"
 """The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
+SUM = "colluding silo, sum of "
+"""How the knowledge of a row begins that is of an average of several silos' updates."""
 WINDOW = 11
 """Side of SSIM's window at its sigma of 1.5, and of the smallest picture that has an SSIM."""
 
@@ -35,6 +37,7 @@ class LeakageRow:
         attack: its name, "dlg"; for a baseline what was shown instead, "mean image".
         knowledge: what the attacker knew: "oblivious", "adaptive", "oracle"; "none" without a
             defense, where there is nothing to know; "no gradient" for a baseline.
+            `sum_label` for an average of several silos' updates.
         defense: "none", or its name and settings, "keylock:paper:first".
         round: index of the round, from 0.
         stage: "untrained" or "trained": the weights that the round began with.
@@ -86,3 +89,14 @@ class CostCurve:
             raise ConfigError(
                 f"cost curve {self.title!r} has {len(self.steps)} steps and {len(self.cost)} costs"
             )
+
+
+def sum_label(silos: int) -> str:
+    """The knowledge of an attacker who has the sum of so many silos' updates, and no single one.
+
+    Example:
+        >>> sum_label(1), sum_label(4)
+        ('colluding silo, sum of 1 other', 'colluding silo, sum of 4 others')
+
+    """
+    return f"{SUM}{silos} other{'s' * (silos != 1)}"

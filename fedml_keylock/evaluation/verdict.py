@@ -108,6 +108,7 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
     for defense in dict.fromkeys([*accuracy, *(row.defense for row in seen.attacked)]):
         rows = [row for row in seen.attacked if row.defense == defense]
         light, reason = _plain(seen, rows) if defense == UNDEFENDED else _locked(seen, rows)
+        reason += seen.of_sums(defense, RECOGNISABLE)
         labels = labels_text(
             mean_of(row.metrics.get("label_accuracy")) for row in rows if row.knowledge != ORACLE
         )

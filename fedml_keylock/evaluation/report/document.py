@@ -132,7 +132,7 @@ def _terminal(row: LeakageRow) -> list[str]:
     decibels, labels = mean_of(get("psnr_aligned")), mean_of(get("label_accuracy"))
     return [
         f"  {row.attack}",
-        "" if row.knowledge == BASELINE else row.knowledge,
+        "" if row.knowledge == BASELINE else row.knowledge.removeprefix("colluding silo, "),
         str(row.round),
         row.stage,
         str(row.images),

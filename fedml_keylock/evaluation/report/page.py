@@ -13,7 +13,7 @@ from ..verdict import judge
 from ..wording import interval_text, mean_of, number
 from .contents import Contents, plain_values
 from .curves import accuracy_charts, cost_charts, leakage_charts
-from .vocabulary import KNOWLEDGE, METRICS, ROLES, meaning_of, roles_of
+from .vocabulary import KNOWLEDGE, METRICS, OF_SUMS, ROLES, meaning_of, roles_of
 
 __all__ = ["render", "report_page"]
 
@@ -67,7 +67,11 @@ def report_page(report: Contents, *, images: bool) -> str:
         seeds=any(row.seeds > 1 for row in leakage),
         lpips_hint=hint,
         baseline=BASELINE,
-        levels={n: said for n, said in KNOWLEDGE.items() if any(r.knowledge == n for r in leakage)},
+        levels={
+            name: said
+            for name, said in {**KNOWLEDGE, **OF_SUMS}.items()
+            if any(row.knowledge.startswith(name) for row in leakage)
+        },
         accuracy_charts=accuracy_charts(report.accuracy_rounds, ROLES),
         leakage_charts=leakage_charts(leakage),
         cost_charts=cost_charts(report.costs, list(dict.fromkeys(row.attack for row in leakage))),

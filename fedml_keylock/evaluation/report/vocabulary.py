@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..leakage import UNDEFENDED
+from ..leakage import SUM, UNDEFENDED
 
-__all__ = ["KNOWLEDGE", "METRICS", "ROLES", "meaning_of", "roles_of"]
+__all__ = ["KNOWLEDGE", "METRICS", "OF_SUMS", "ROLES", "meaning_of", "roles_of"]
 
 METRICS = {
     "ssim_aligned": "SSIM aligned",
@@ -35,6 +35,10 @@ KNOWLEDGE = {
     "oracle": "has the silo's private state: the attack's self-test, and no attacker",
 }
 """What an attacker of each level of knowledge does."""
+OF_SUMS = {
+    SUM.strip(): "takes its own update off the sum, and attacks that of the others as one batch"
+}
+"""What an attacker does who has a sum of several silos' updates."""
 
 
 def meaning_of(defense: str) -> str:
