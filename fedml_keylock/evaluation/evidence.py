@@ -67,14 +67,16 @@ class Evidence:
 
     def of_sums(self, defense: str, threshold: float) -> str:
         """In words: which of a defense's sums give images back; nothing where none was attacked."""
-        said = []
+        said = ""
         own = [row for row in self.sums if row.defense == defense]
         for name in names_of(own, "knowledge"):
             best = best_of(row for row in own if row.knowledge == name)
             if best is not None:
-                back = "comes" if self.reaches(best, threshold) else "does not come"
-                said.append(f" A {name}: its content {back} back, at {measured(best)}.")
-        return "".join(said)
+                back = "come back" if self.reaches(best, threshold) else "did not come back"
+                of = name.removeprefix(SUM)
+                said += f" From the sum of {of} to a colluding silo images {back}: "
+                said += f"{measured(best)}."
+        return said
 
     def short_of(self, row: LeakageRow, threshold: float, meaning: str) -> str:
         """In words: why a row does not reach a threshold."""

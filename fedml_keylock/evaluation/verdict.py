@@ -105,7 +105,7 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
     """
     seen = Evidence(leakage)
     findings = []
-    for defense in dict.fromkeys([*accuracy, *(row.defense for row in seen.attacked)]):
+    for defense in dict.fromkeys([*accuracy, *names_of(seen.attacked + seen.sums, "defense")]):
         rows = [row for row in seen.attacked if row.defense == defense]
         light, reason = _plain(seen, rows) if defense == UNDEFENDED else _locked(seen, rows)
         reason += seen.of_sums(defense, RECOGNISABLE)

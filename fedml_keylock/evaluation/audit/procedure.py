@@ -28,9 +28,9 @@ __all__ = ["NOT_SCORED", "audit"]
 
 NOT_SCORED = "not scored: diverged in every restart, or nothing was changed"
 _SUMS = (
-    "averages of the updates of one round's silos by the samples that they told; the attacker takes "
-    "every silo to weigh the same, and knows where one silo's pictures end and the next one's begin "
-    "only if silos trained several steps; undefended, they differ by the lock's rounding and noise"
+    "averages of updates of one round, by the samples that silos told, of which the attacker takes "
+    "each to weigh the same; without a defense it is the same sum, but for the lock's rounding and "
+    "noise"
 )
 MOST_SHOWN = 8
 """How many images a gallery shows."""
@@ -184,8 +184,8 @@ def _rows(
     scored: dict[Trial, list[Scored]] = {}
     for trial, runs in results.items():
         groups = _groups(subject, trial)
-        material = [_grouped(part, groups) for part in (subject.images, subject.labels)]
-        ones = [score(run, *material, metrics) for run in runs]
+        whole, marks = (_grouped(part, groups) for part in (subject.images, subject.labels))
+        ones = [score(run, whole, marks, metrics) for run in runs]
         count = sum(int(one.cost.isnan().sum()) for one in ones)
         if count:
             lost[trial.title] = count

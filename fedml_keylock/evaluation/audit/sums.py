@@ -111,13 +111,12 @@ def averaged(updates: Sequence[ClientUpdate]) -> ClientUpdate:
                 "model at one learning rate: the sum of their updates is no step of any model"
             )
     after = {
-        name: sum(update.after[name].double() * (update.samples / total) for update in updates).to(
-            value.dtype
-        )
+        name: torch.stack([u.after[name].double() * (u.samples / total) for u in updates]).sum(0)
         if value.is_floating_point()
         else value
         for name, value in first.after.items()
     }
+    after = {name: value.to(first.after[name].dtype) for name, value in after.items()}
     return replace(first, after=after, samples=total)
 
 

@@ -70,7 +70,8 @@ def draw_orders(
 ) -> Tensor | None:
     """``(updates * restarts, epochs, n)`` places of the images; None for a single step on all.
 
-    Of several silos each has its own places, one silo's behind another's. An AttackError refuses known orders of another shape, or with a place that is not there.
+    Of several silos each has its own places, one silo's behind another's. An AttackError refuses
+    known orders of another shape, or with a place that is not there.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(3,), classes=2, batch=3,
@@ -90,9 +91,9 @@ def draw_orders(
                 "is needed: (updates, epochs, images)"
             )
         places = torch.arange(knowledge.batch, device=training.order.device)
-        own = training.order.unflatten(-1, (silos, -1)).sort(-1).values.flatten(-2)
-        if not torch.equal(own, places.expand_as(training.order)):
-            raise AttackError("every epoch's order must name each image of a silo once")
+        own = training.order.view(updates, training.epochs, silos, -1).sort(-1).values
+        if not torch.equal(own.flatten(2), places.expand_as(training.order)):
+            raise AttackError("every epoch's order must name each image once")
         return training.order.repeat_interleave(restarts, 0)
     if training.order == "fixed":
         return torch.arange(knowledge.batch).expand(updates * restarts, *shape)
