@@ -35,7 +35,8 @@ def run_audit(
 ) -> Path:
     """Audit as the request says, write the report, and say what it says.
 
-    Attacks by name, levels of knowledge and sizes of sums are of that request. Gives the page's path.
+    Attacks by name, levels of knowledge and sizes of sums are of that request. Gives the path of
+    the page.
     """
     made = captured if request.capture is not None else probes
     material = made(request)
