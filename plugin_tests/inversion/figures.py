@@ -277,7 +277,7 @@ def of_sums() -> Iterator[str]:
         plain = {(r.attack, r.knowledge): r for r in report.leakage if r.defense == "none"}
         for row in report.leakage:
             if row.knowledge == BASELINE:
-                yield f"| {name} | {row.attack}, {BASELINE} | - | {row.images} | {scored(row)} | - | - |"
+                yield f"| {name} | {row.attack}, no gradient | - | {row.images} | {scored(row)} | | |"
             elif row.knowledge.startswith(SUM) and row.defense != "none":
                 yield (
                     f"| {name} | {row.attack} | {row.knowledge.removeprefix(SUM)} | {row.images} | "
