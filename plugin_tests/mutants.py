@@ -2527,6 +2527,16 @@ TABLE = {
     ],
     ("inversion/cocktail_party", "inversion/test_cocktail_party.py"): [
         (
+            "cocktail_party: mixtures are a result",
+            "if alike is not None and not alike >= SEPARATED:",
+            "if False:",
+        ),
+        (
+            "cocktail_party: a cost says nothing",
+            "if alike is None else 1 - alike",
+            "if True else 0.0",
+        ),
+        (
             "cocktail_party: noise is a result",
             "        if rank > knowledge.batch:\n",
             "        if False:\n",
