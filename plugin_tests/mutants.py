@@ -35,6 +35,74 @@ class Mutant(NamedTuple):
 
 
 TABLE = {
+    ("evaluation/audit/sums", "evaluation/test_sums.py"): [
+        ("sums: a round has as many silos as asked", "if count < silos:", "if False:"),
+        ("sums: of any rounds", "(subject.stages[row], update.round)", "(subject.stages[row], 0)"),
+        ("sums: silos weigh the same", "(u.samples / total)", "(1 / len(updates))"),
+        ("sums: of silos that began with other models", "if not same or", "if"),
+        (
+            "sums: of updates of other rates",
+            "if not same or other.learning_rate != first.learning_rate:",
+            "if not same:",
+        ),
+        ("sums: of models that are locked", "if transform is None:", "if False:"),
+        (
+            "sums: of updates that a peer opens",
+            "if all(torch.equal(own[name]",
+            "if not all(torch.equal(own[name]",
+        ),
+        ("sums: of updates that nobody opens", "if secrets is None:", "if False:"),
+        (
+            "sums: batch norm is one step too",
+            "if training is None and not _is_one_step(subject, plain, groups[0]):",
+            "if False:",
+        ),
+        (
+            "sums: what is sealed is the sum",
+            "subject.defense: recovered(subject)",
+            "subject.defense: subject.updates",
+        ),
+    ],
+    ("evaluation/audit/plan", "evaluation/test_sums.py"): [
+        ("sums: an attacker knows how many pictures", '"batch": silos * subject.batch, ', ""),
+    ],
+    ("evaluation/evidence", "evaluation/test_sums.py"): [
+        ("sums: a light is made of them", "if not row.knowledge.startswith(SUM)]", "]"),
+    ],
+    ("evaluation/audit/procedure", "evaluation/test_sums.py"): [
+        (
+            "sums: a cost counts for each silo",
+            "cost[[rows[0] for rows in groups]] = scored.cost",
+            "for rows, one in zip(groups, scored.cost): cost[rows] = one",
+        ),
+    ],
+    ("inversion/engine/objective", "evaluation/test_sums.py"): [
+        ("sums: one silo has all pictures", "order.chunk(self.knowledge.silos, 1)", "[order]"),
+    ],
+    ("inversion/engine/local_training", "evaluation/test_sums.py"): [
+        (
+            "sums: an order is over all silos' pictures",
+            "(noise + torch.arange(silos)",
+            "(noise + 0 * torch.arange(silos)",
+        ),
+    ],
+    ("inversion/knowledge", "evaluation/test_sums.py"): [
+        ("sums: pictures that no silo has", "if self.batch % self.silos:", "if False:"),
+    ],
+    ("commands/subjects", "evaluation/test_sums.py"): [
+        (
+            "sums: noise is of a job that is not there",
+            "if request.sums and defense is not None and defense.adds_noise:",
+            "if False:",
+        ),
+    ],
+    ("commands/attacking", "evaluation/test_sums.py"): [
+        (
+            "sums: of no silos",
+            "if not all(word.isdecimal() and int(word) for word in words):",
+            "if False:",
+        ),
+    ],
     ("inversion/text/dager", "inversion/test_dager.py"): [
         ("dager: a span of everything is searched", "if one.rank >= width - 1:", "if False:"),
         (
@@ -2531,6 +2599,16 @@ TABLE = {
         ),
     ],
     ("inversion/cocktail_party", "inversion/test_cocktail_party.py"): [
+        (
+            "cocktail_party: mixtures are a result",
+            "if alike is not None and not alike >= SEPARATED:",
+            "if False:",
+        ),
+        (
+            "cocktail_party: a cost says nothing",
+            "if alike is None else 1 - alike",
+            "if True else 0.0",
+        ),
         (
             "cocktail_party: noise is a result",
             "        if rank > knowledge.batch:\n",

@@ -12,7 +12,7 @@ from ..inversion import Attack, check_known_levels
 from ..plugins import attack_of
 from .request import Request
 
-__all__ = ["attacks_of", "differs", "levels_of"]
+__all__ = ["attacks_of", "differs", "levels_of", "sums_of"]
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "inverting_gradients": {"steps": 500, "learning_rate": 0.2, "secret_learning_rate": 0.02},
@@ -52,6 +52,14 @@ def levels_of(request: Request) -> list[str]:
     levels = _listed(request.knowledge)
     check_known_levels(levels)
     return levels
+
+
+def sums_of(request: Request) -> tuple[int, ...]:
+    """How many silos' updates are in the sums that are attacked too."""
+    words = [word.strip() for word in (request.sums or "").split(",") if word.strip()]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.UsageError(f"--sum {request.sums}: not numbers of silos such as 1,2,4,9")
+    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _listed(words: str) -> list[str]:

@@ -83,6 +83,13 @@ __all__ = ["audit"]
     "'CrossEntropyLoss(label_smoothing=0.1)', or MODULE:FUNCTION of outputs and targets. Left out: "
     "that of the captured job, or else cross entropy, which is then said.",
 )
+@click.option(
+    "--sum",
+    "sums",
+    metavar="K,K",
+    help="Also attack sums of so many silos' updates, such as 1,2,4,9: what a silo that colludes "
+    "with the server has of the others under lock: sealed, and any secure aggregation.",
+)
 @click.option("--images", type=click.IntRange(1), default=8, show_default=True, help="To attack.")
 @click.option("--batch", type=click.IntRange(1), help="Images of an update; 1 without it.")
 @click.option(
@@ -136,13 +143,13 @@ def audit(**options: Any) -> None:
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     request = Request(**options)
 
-    from .attacking import attacks_of, levels_of
+    from .attacking import attacks_of, levels_of, sums_of
 
-    attacks, levels = attacks_of(request), levels_of(request)
+    attacks, levels, sums = attacks_of(request), levels_of(request), sums_of(request)
 
     from ..evaluation.audit import muster
     from .auditing import run_audit
 
     with muster(request.workers) as crew:
         if crew is not None:  # else this rank has worked for the one that leads
-            run_audit(request, attacks, levels, crew)
+            run_audit(request, attacks, levels, sums, crew)

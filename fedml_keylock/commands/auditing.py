@@ -29,11 +29,16 @@ PROBED = 3
 
 
 def run_audit(
-    request: Request, attacks: Mapping[str, Attack], levels: Sequence[str], crew: Crew
+    request: Request,
+    attacks: Mapping[str, Attack],
+    levels: Sequence[str],
+    sums: Sequence[int],
+    crew: Crew,
 ) -> Path:
     """Audit as the request says, write the report, and say what it says.
 
-    Attacks by name and levels of knowledge are of that request. Gives the page's path.
+    Attacks by name, levels of knowledge and sizes of sums are of that request. Gives the path of
+    the page.
     """
     made = captured if request.capture is not None else probes
     material = made(request)
@@ -47,6 +52,7 @@ def run_audit(
         material.subjects,
         attacks,
         levels,
+        sums=sums,
         output=request.output,
         crew=crew,
         seeds=request.seeds,

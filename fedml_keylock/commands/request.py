@@ -32,6 +32,7 @@ class Request:
     fields: tuple[str, ...]
     knowledge: str
     loss: str | None
+    sums: str | None
     images: int
     batch: int | None
     epochs: int | None

@@ -179,11 +179,17 @@ def probes(request: Request) -> Material:
     subjects = []
     for seed in range(request.seeds):
         model = _model(request, seed)
+        known, defense = _protection(kind, settings, model) if kind else (None, None)
+        if request.sums and defense is not None and defense.adds_noise:
+            raise AttackError(
+                f"--sum: {defense.title} adds noise by how many silos a job has, which a model "
+                "alone does not tell; audit a job's CAPTURE"
+            )
         subject = probe(
             model,
             shown,
             labels[: request.images],
-            protection=_protection(kind, settings, model)[0] if kind else None,
+            protection=known,
             public=public,
             batch=batch,
             training=training,

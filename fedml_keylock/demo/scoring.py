@@ -19,8 +19,9 @@ from ..builtin import keylock
 from ..errors import AttackError
 from ..evaluation.audit import Rounds, accuracy_by_round
 from ..evaluation.audit.crew import Pool
-from ..evaluation.audit.plan import Task, Trial
+from ..evaluation.audit.plan import Task
 from ..evaluation.audit.score import Scored, baselines, matched, row_of, score
+from ..evaluation.audit.trial import Trial
 from ..evaluation.audit.twins import recover
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import INDEX, Capture

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..settings import Count, NotNegative, Positive, checked
-from ..tensors import under
+from ..tensors import copy_of, under
 from ..types import ClientUpdate, Reconstruction
 from .base import SEARCH, check_level, check_one_step
 from .disaggregate import check_batch, low_rank
-from .engine.layer_inputs import first_linear
+from .engine.evaluate import run
+from .engine.layer_inputs import first_linear, output_gradient
 from .engine.observe import Observation, observe
 from .engine.search import points
 from .knowledge import Knowledge
@@ -22,6 +23,13 @@ from .labels import labels_if_any
 from .prior import total_variation
 
 __all__ = ["CocktailPartyAttack"]
+
+SEPARATED = 0.5
+"""Median cosine from which a batch was separated; see ``reconstruct``.
+
+Measured on MLPs (PSNR aligned): dead leaves .95 to .98 at 25 to 31 dB, and .88 at 21 dB; 9 digits
+.55 at 18 dB, 32 digits .497 at 14 dB, where the mean image gives 12.
+"""
 
 
 @checked
@@ -75,10 +83,16 @@ class CocktailPartyAttack:
     ) -> Reconstruction:
         """Separate the inputs of the first layer, in any order.
 
-        The cost is the source's loss: the lower the less the inputs look like mixtures. It says
-        nothing of how near they are, since every mixture explains the gradient. An update counts as
-        diverged, with an infinite cost, where the gradient's rank is above the batch or the loss is
-        not finite. Inputs that are the same add up to one; each of the places that are left then
+        The history is of the source's loss: the lower the less the inputs look like mixtures. It
+        says nothing of how near they are, since every mixture explains the layer's gradient. The
+        cost does: one minus the median, over the inputs, of how alike (by cosine) what each adds to
+        the gradient is to what the model itself, run on it alone, gives for some class. Batch
+        normalisation is then by the running statistics, and this rougher. Where the loss has no
+        classes the cost is the history's last.
+
+        An update counts as diverged, with an infinite cost, where the gradient's rank is above the
+        batch, the loss is not finite or the median is below ``SEPARATED``: a failed separation, and
+        no defense. Inputs that are the same add up to one; each of the places that are left then
         has one of those that were found. The labels are sorted, and not matched to the images.
 
         It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
@@ -95,19 +109,24 @@ class CocktailPartyAttack:
             (len(updates), knowledge.batch, *knowledge.input_shape), sum(knowledge.bounds) / 2
         )
         history = weight.new_full((points(self.steps)[1], len(updates)), float("inf"))
+        cost = history[0].clone()
         for index in range(len(updates)):
             found = self._separate(observation, name, index, knowledge, generator)
             if found is not None:
                 places = torch.arange(knowledge.batch) % len(found[0])
                 images[index], history[:, index] = found[0][places].to(images), found[1].to(images)
+                alike = _explained(observation, name, index, found[0], knowledge)
+                cost[index] = history[-1, index] if alike is None else 1 - alike
+                if alike is not None and not alike >= SEPARATED:
+                    cost[index] = float("inf")
             if progress is not None:
                 progress(index + 1, len(updates))
         return Reconstruction(
             images=images.clamp(*knowledge.bounds),
             labels=labels.to(weight.device),
-            cost=history[-1],
+            cost=cost,
             history=history,
-            diverged=history[-1].isinf().long(),
+            diverged=cost.isinf().long(),
             attack=self.name,
             knowledge=knowledge.level,
         )
@@ -175,6 +194,32 @@ class CocktailPartyAttack:
             optimizer.step()
         history[-1] = loss.detach()
         return nn.functional.normalize(rows.detach(), dim=1).double(), torch.stack(history[:count])
+
+
+def _explained(
+    observation: Observation, name: str, index: int, inputs: Tensor, knowledge: Knowledge
+) -> float | None:
+    """The median cosine of what each input ``(r, *input_shape)`` adds with what the model gives.
+
+    None where the loss has no classes to try.
+    """
+    if knowledge.loss.targets != "classes" or len(knowledge.outputs) > 1:
+        return None
+    count, classes = len(inputs), knowledge.classes
+    gradient = observation.targets[under(name, "weight")][index]
+    parts = gradient.double() @ torch.linalg.pinv(inputs.flatten(1))
+    shown = inputs.clamp(*knowledge.bounds).to(gradient).repeat_interleave(classes, 0)
+    labels = torch.arange(classes, device=shown.device).repeat(count)
+    state = {
+        part: value[observation.state[index]]
+        for part, value in {**observation.public, **observation.fixed}.items()
+    }
+    model = copy_of(observation.model).eval()
+    made = output_gradient(model, name, lambda: knowledge.loss(run(model, state, shown), labels))[
+        1
+    ].double()
+    found = nn.functional.cosine_similarity(made.view(count, classes, -1), parts.T[:, None], dim=2)
+    return float(found.amax(1).median())
 
 
 def _fast_ica(white: Tensor, generator: torch.Generator) -> Tensor:

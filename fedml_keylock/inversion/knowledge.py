@@ -162,6 +162,8 @@ class Knowledge:
             an update: the running statistics, where they are public.
         public: for ``simulating``.
         training: how the silo trained; None for one plain SGD step on all n images.
+        silos: of how many silos an update is the average, each trained on as many of the images, in
+            their order. Without ``training`` it is one step on all of them, whoever has them.
         norms: the silo's normalisation layers were in ``train`` mode, by batch statistics, or in
             ``eval`` mode, by the running statistics that the server had sent.
         transforms: what the silo did to its gradient before it sent it, in this order.
@@ -187,6 +189,7 @@ class Knowledge:
     statistics: Mapping[str, tuple[Tensor, Tensor]] | None = field(default=None, repr=False)
     public: PublicData | None = field(default=None, repr=False)
     training: LocalTraining | None = None
+    silos: Count = 1
     norms: Literal["train", "eval"] = "train"
     transforms: tuple[Transform, ...] = ()
     update_transform: UpdateTransform | None = None
@@ -201,6 +204,8 @@ class Knowledge:
             raise ConfigError(
                 f"input_shape must be (c, h, w) or (features,), not {tuple(self.input_shape)}"
             )
+        if self.batch % self.silos:
+            raise ConfigError(f"{self.batch} images are not as many of each of {self.silos} silos")
         if not self.bounds[0] < self.bounds[1]:
             raise ConfigError(f"bounds must be (low, high) with low < high, not {self.bounds}")
         self._check_labels()

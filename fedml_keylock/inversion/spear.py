@@ -15,7 +15,7 @@ from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
 from .base import SEARCH, check_level, check_one_step
 from .disaggregate import check_batch, disaggregate
-from .engine.layer_inputs import first_linear
+from .engine.layer_inputs import first_linear, output_gradient
 from .engine.observe import observe
 from .knowledge import Knowledge
 from .labels import labels_if_any
@@ -123,20 +123,15 @@ def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) 
     like = next(model.parameters())
     low, high = knowledge.bounds
     pixels = torch.linspace(low, high, 16 * prod(knowledge.input_shape)).to(like)
-    outputs: list[Tensor] = []
 
-    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # whatever is behind may work in place
-
-    hook = model.get_submodule(name).register_forward_hook(keep)
-    try:
+    def loss() -> Tensor:
         scores = logits_of(model(pixels.view(16, *knowledge.input_shape)))
-        weights = torch.arange(1.0, scores.numel() + 1).sin().view_as(scores).to(scores)
-        (gradient,) = torch.autograd.grad((scores * weights).sum(), outputs)
-    finally:
-        hook.remove()
-    below = outputs[0] < 0
+        return (
+            scores * torch.arange(1.0, scores.numel() + 1).sin().view_as(scores).to(scores)
+        ).sum()
+
+    outputs, gradient = output_gradient(model, name, loss)
+    below = outputs < 0
     if bool(gradient[below].any()) or not bool(gradient[~below].any()):
         raise AttackError(
             f"{attack} needs a ReLU behind the model's first layer, {name or 'the model'} "

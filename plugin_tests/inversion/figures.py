@@ -10,6 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 import conftest
@@ -21,13 +24,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, one_hot
 from tqdm import tqdm
 
+from fedml_keylock.builtin import keylock
+from fedml_keylock.evaluation.audit import Protection, audit, probe
+from fedml_keylock.evaluation.audit.procedure import NOT_SCORED
+from fedml_keylock.evaluation.leakage import BASELINE, SUM, LeakageRow
 from fedml_keylock.evaluation.matching import match
 from fedml_keylock.evaluation.metrics import ssim
+from fedml_keylock.evaluation.wording import interval_text, number
 from fedml_keylock.inversion import (
     Attack,
     Knowledge,
     LocalTraining,
     Pixels,
+    PublicData,
     analytic,
     cocktail_party,
     dlg,
@@ -237,7 +246,66 @@ def alike() -> Iterator[str]:
         yield f"| {name} | {cosine.mean():.2f} | {cost:.1f} |"
 
 
+def of_sums(name: str) -> Iterator[str]:
+    """Sums of k silos with a picture each, as a colluding silo has them of the sealed lock."""
+    images, labels = mnist()
+    attacks = {
+        "inverting_gradients": inverting_gradients(
+            steps=400, learning_rate=0.2, total_variation=1e-2
+        )
+    }
+    net = conftest.LeNet(channels=1, size=28, activation=nn.GELU)
+    if name == "MLP":
+        net = mlp(200)
+        separation = cocktail_party(steps=700, learning_rate=1e-2)
+        attacks |= {"analytic": analytic(), "spear": spear(), "cocktail_party": separation}
+    defense = keylock({"lock": "sealed"})
+    subject = probe(
+        net,
+        images[:36],
+        labels[:36],
+        protection=Protection(defense.title, defense.surrogate(net)),
+        public=PublicData(images[36:1036], labels[36:1036]),
+        learning_rate=1.0,
+    )
+    with TemporaryDirectory() as folder:
+        report = audit(
+            subject,
+            attacks,
+            ["oblivious"],
+            sums=(1, 2, 4, 9),
+            output=Path(folder),
+            on_error=lambda attack, error: None,
+        )
+    plain = {(row.attack, row.knowledge): row for row in report.leakage if row.defense == "none"}
+    for row in report.leakage:
+        if row.knowledge == BASELINE:
+            yield f"| no gradient: {row.attack} | - | {row.images} | {scored(row)} | - | - |"
+        elif row.knowledge.startswith(SUM) and row.defense != "none":
+            same = plain.get((row.attack, row.knowledge))
+            yield (
+                f"| {row.attack} | {row.knowledge.removeprefix(SUM)} | {row.images} | "
+                f"{scored(row)} | {scored(same) if same else '-'} | {number(row.cost['mean'])} |"
+            )
+    for title, said in {**report.job.get("not run", {}), **report.job.get(NOT_SCORED, {})}.items():
+        yield f"no result: {title}: {said}"
+
+
+def scored(row: LeakageRow) -> str:
+    """SSIM and PSNR, both aligned."""
+    ssim_, psnr_ = (row.metrics[name] for name in ("ssim_aligned", "psnr_aligned"))
+    return f"{interval_text(ssim_, most=1.0)} / {psnr_['mean']:.1f}"
+
+
 TABLES = {
+    **{
+        f"sums, {net}": (
+            "| attack | sum of | pictures | sealed: SSIM / dB, aligned | undefended | cost |\n"
+            "|---|---|---|---|---|---|",
+            partial(of_sums, net),
+        )
+        for net in ("LeNet", "MLP")
+    },
     "cocktail_party's loss": (
         "| images | correlation of two | decorrelation at the truth |\n|---|---|---|",
         alike,
@@ -267,5 +335,6 @@ if __name__ == "__main__":
             click.echo(f"\n{head}")
             for line in lines():
                 click.echo(line)
-    for line in text_figures.lines():
-        click.echo(line)
+    if not words or "dager" in words:
+        for line in text_figures.lines():
+            click.echo(line)

@@ -52,7 +52,8 @@ def test_a_batch_of_pictures_that_are_independent_is_separated(pictures, make_up
     assert torch.equal(found.labels[0], LABELS)
     assert (found.diverged.tolist(), found.attack) == ([0], "cocktail_party")
     assert found.history.shape == (50, 1)
-    assert found.cost == found.history[-1]
+    assert found.cost < 0.05
+    assert found.history[-1].isfinite()
     assert plugins.one_of("attacks", "cocktail_party") is cocktail_party
 
 
@@ -69,7 +70,7 @@ def test_the_start_is_fast_ica_s_and_the_loss_falls_from_there(pictures, make_up
     update = make_update(model, pictures, LABELS)
     ica, own = (reconstruct([update], model, start=s) for s in ("fastica", "identity"))
     assert ica.history[0] < own.history[0]
-    assert ica.cost < ica.history[0]
+    assert ica.history[-1] < ica.history[0]
     with pytest.raises(ConfigError, match="start: 'pca'"):
         cocktail_party(start="pca")
 
@@ -85,6 +86,25 @@ def test_noise_is_no_result_and_the_same_picture_twice_is_one(pictures, make_upd
     assert (found.cost.isinf().tolist(), found.diverged.tolist()) == ([True, False], [1, 0])
     assert found.images.isfinite().all()
     assert torch.equal(found.images[1, 7], found.images[1, 0])
+
+
+def normed():
+    """Batch normalisation right behind the layer takes the bias's gradient, and with it scales."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 128), nn.BatchNorm1d(128), nn.ReLU(),
+                         nn.Linear(128, 10))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("net", "settings"), [(mlp, {"start": "identity", "steps": 1}), (normed, {})]
+)
+def test_a_bad_separation_is_no_result(pictures, make_update, net, settings):
+    """A start that is a mixture, and no steps: it explains the layer's gradient as well."""
+    model = net()
+    found = reconstruct([make_update(model, pictures, LABELS)], model, **settings)
+    assert correlations(found.images[0], pictures).median() < 0.95
+    assert (found.cost.isinf().tolist(), found.diverged.tolist()) == ([True], [1])
+    assert found.history.isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,46 +20,14 @@ from ..leakage import PUBLIC_NORM
 from ..trials import knowledge_of, trials
 from .shared_statistics import shared_statistics
 from .subject import Rebuild, Subject
+from .sums import sums_of
+from .trial import Trial
 from .twins import public_norm, recovered, undefended
 
-__all__ = ["Task", "Trial", "tasks_of"]
+__all__ = ["Task", "tasks_of"]
 
 _PRIVATE = {"private state", "peer"}  # what only the vaults tell
 _SMALL = 100_000  # parameters, up to which candidates run much faster side by side
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One attack on one variant at one level of knowledge: a row of the report for each stage.
-
-    Attributes:
-        variant: "none", "public norm", or the name of the defense.
-        attack: its name.
-        level: of knowledge, as the attack is given it.
-
-    """
-
-    variant: str
-    attack: str
-    level: str
-
-    @property
-    def shown(self) -> str:
-        """The level for a reader: without a secret there is nothing to know."""
-        plain = self.variant in ("none", PUBLIC_NORM)
-        return "none" if plain and self.level == "oblivious" else self.level
-
-    @property
-    def title(self) -> str:
-        """What its pictures and curves are headed.
-
-        Example:
-            >>> Trial("keylock", "dlg", "adaptive").title, Trial("none", "dlg", "oblivious").title
-            ('keylock, dlg, adaptive', 'none, dlg')
-
-        """
-        level = "" if self.shown == "none" else f", {self.shown}"
-        return f"{self.variant}, {self.attack}{level}"
 
 
 @dataclass(frozen=True)
@@ -151,6 +120,7 @@ def tasks_of(
     attacks: Mapping[str, Attack],
     levels: Sequence[str],
     *,
+    sums: Sequence[int] = (),
     seed: int = 0,
     chunk: int | None = None,
 ) -> list[Task]:
@@ -160,6 +130,7 @@ def tasks_of(
         subject: what is audited.
         attacks: by name.
         levels: of knowledge; the oracle is added wherever somebody has the private state.
+        sums: how many silos' updates are in the averages that are attacked too.
         seed: index of the run, and of the attackers' own generators.
         chunk: updates in a task; by the model's size without it.
 
@@ -187,7 +158,28 @@ def tasks_of(
             size = len(every) if whole else chunk or _chunk_of(subject.model)
             for rows in (every[at : at + size] for at in range(0, len(every), size)):
                 tasks.append(_task(subject, trial, attack, updates, rows, seed))
-    return tasks
+    return tasks + [
+        task for silos in sums for task in _on_sums(subject, attacks, plain, silos, seed, chunk)
+    ]
+
+
+def _on_sums(
+    subject: Subject,
+    attacks: Mapping[str, Attack],
+    plain: Sequence[ClientUpdate],
+    silos: int,
+    seed: int,
+    chunk: int | None,
+) -> Iterator[Task]:
+    """Every attack on the averages of so many silos: nobody needs a secret to read them."""
+    made = sums_of(subject, plain, silos)
+    size = max(1, (chunk or _chunk_of(subject.model)) // silos)
+    known = {"batch": silos * subject.batch, "training": made.training, "silos": silos}
+    for (variant, updates), (name, attack) in product(made.updates.items(), attacks.items()):
+        trial, rows = Trial(variant, name, "oblivious", silos), tuple(range(len(updates)))
+        for at in range(0, len(rows), size):
+            task = _task(subject, trial, attack, updates, rows[at : at + size], seed)
+            yield replace(task, known={**task.known, **known}, surrogate=None)
 
 
 def _trials_of(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import AttackError
@@ -16,13 +17,20 @@ from ...inversion import Attack, PublicData
 from ..leakage import NOT_SCORED, PUBLIC_NORM, CostCurve, LeakageRow
 from ..report import Gallery, LeakageReport
 from .crew import Alone, Crew, Job
-from .plan import Task, Trial, tasks_of
+from .plan import Task, tasks_of
 from .score import METRICS, Metric, Scored, baselines, joined, matched, row_of, score
 from .subject import Subject
+from .sums import groups_of, spread
+from .trial import Trial
 from .work import Result, Store
 
 __all__ = ["NOT_SCORED", "audit"]
 
+_SUMS = (
+    "averages of updates of one round, by the samples that silos told, of which the attacker takes "
+    "each to weigh the same; without a defense it is the same sum, but for the lock's rounding and "
+    "noise"
+)
 MOST_SHOWN = 8
 """How many images a gallery shows."""
 
@@ -33,6 +41,7 @@ def audit(
     levels: Sequence[str] = ("oblivious", "adaptive"),
     *,
     output: Path,
+    sums: Sequence[int] = (),
     crew: Crew | None = None,
     seeds: int = 1,
     chunk: int | None = None,
@@ -51,6 +60,7 @@ def audit(
         attacks: by name.
         levels: of knowledge; the oracle is added wherever somebody has the private state.
         output: folder for the tasks' results.
+        sums: how many silos' updates are in averages that are attacked beside single updates.
         crew: who does them, see `muster`; this process by itself without one.
         seeds: runs, where there is one subject.
         chunk: updates in a task; by the model's size without it. The same gives the same figures.
@@ -81,7 +91,7 @@ def audit(
     tasks = [
         task
         for seed, subject in enumerate(runs)
-        for task in tasks_of(subject, attacks, levels, seed=seed, chunk=chunk)
+        for task in tasks_of(subject, attacks, levels, sums=sums, seed=seed, chunk=chunk)
     ]
     names = [task.id for task in tasks]
     store = Store(output / "work")
@@ -111,6 +121,8 @@ def audit(
         "controls": _controls(runs[0], tuple(parts)),
         "seconds": round(time.monotonic() - began),
     }
+    if sums:
+        facts["sums"] = _SUMS
     if failures:
         facts["not run"] = {trial.title: reason for trial, reason in failures.items()}
     if lost:
@@ -170,10 +182,13 @@ def _rows(
     lost: dict[str, int] = {}
     scored: dict[Trial, list[Scored]] = {}
     for trial, runs in results.items():
-        scored[trial] = [score(run, subject.images, subject.labels, metrics) for run in runs]
-        count = sum(int(one.cost.isnan().sum()) for one in scored[trial])
+        groups = _groups(subject, trial)
+        whole, marks = (_grouped(part, groups) for part in (subject.images, subject.labels))
+        ones = [score(run, whole, marks, metrics) for run in runs]
+        count = sum(int(one.cost.isnan().sum()) for one in ones)
         if count:
             lost[trial.title] = count
+        scored[trial] = [_by_update(one, groups, len(subject.updates)) for one in ones]
     for stage in dict.fromkeys(subject.stages):
         chosen = torch.tensor([one == stage for one in subject.stages])
         places = [subject.updates[row].round for row in chosen.nonzero().flatten().tolist()]
@@ -189,19 +204,37 @@ def _rows(
 
 def _galleries(
     subject: Subject, results: Mapping[Trial, Sequence[Result]]
-) -> tuple[torch.Tensor, list[Gallery]]:
+) -> tuple[Tensor, list[Gallery]]:
     """The first run's pictures at the first stage."""
     chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
     originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
-    galleries = [
-        Gallery(
-            trial.title,
-            matched(runs[0], subject.images)[chosen].flatten(0, 1)[:MOST_SHOWN],
-            subject.stages[0],
-        )
-        for trial, runs in results.items()
-    ]
+    galleries = []
+    for trial, runs in results.items():
+        groups = _groups(subject, trial)
+        made = matched(runs[0], _grouped(subject.images, groups))
+        every = spread(made, groups, len(subject.updates)).nan_to_num(0.0)
+        shown = every[chosen].flatten(0, 1)[:MOST_SHOWN]
+        galleries.append(Gallery(trial.title, shown, subject.stages[0]))
     return originals, galleries
+
+
+def _groups(subject: Subject, trial: Trial) -> list[list[int]]:
+    """Rows of the updates that each reconstruction of a trial is of."""
+    if trial.silos:
+        return groups_of(subject, trial.silos)
+    return [[row] for row in range(len(subject.updates))]
+
+
+def _grouped(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Of updates ``(u, n, ...)`` those of each average, ``(g, k * n, ...)``."""
+    return values[torch.tensor(groups)].flatten(1, 2)
+
+
+def _by_update(scored: Scored, groups: Sequence[Sequence[int]], updates: int) -> Scored:
+    """The scores of averages by update; an average's cost stands once, at its first update."""
+    cost = scored.cost.new_full((updates,), torch.nan)
+    cost[[rows[0] for rows in groups]] = scored.cost
+    return Scored({n: spread(v, groups, updates) for n, v in scored.metrics.items()}, cost)
 
 
 def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:

@@ -13,7 +13,7 @@ from ..interval import mean_interval
 from ..leakage import BASELINE, NEAREST, LeakageRow, Worst
 from ..matching import match
 from ..metrics import psnr, psnr_aligned, ssim, ssim_aligned
-from .plan import Trial
+from .trial import Trial
 from .work import Result
 
 __all__ = ["METRICS", "Metric", "Scored", "baselines", "joined", "matched", "row_of", "score"]

@@ -47,8 +47,9 @@ def _floats(attack: SearchSettings, objective: Objective, activations: int) -> i
     training, batch = objective.knowledge.training, objective.knowledge.batch
     if attack.surrogate:
         training = None  # one gradient of all of them
-    steps = 1 if training is None else training.steps(batch)
-    images = batch if training is None else min(batch, training.batch_size)
+    silos = objective.knowledge.silos
+    steps = 1 if training is None else silos * training.steps(batch // silos)
+    images = batch if training is None else min(batch // silos, training.batch_size)
     # a gradient, its cost and their graph, and what the model's layers hold, forth and back twice:
     # measured on LeNet and ResNet-20, a little less than this
     gradient = sum(target[0].numel() for target in objective.targets.values())

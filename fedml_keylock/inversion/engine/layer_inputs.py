@@ -12,7 +12,7 @@ from ...errors import AttackError
 from ..knowledge import Knowledge
 from .exact import differentiable
 
-__all__ = ["Call", "first_linear", "watch"]
+__all__ = ["Call", "first_linear", "output_gradient", "watch"]
 
 Call = tuple[str, nn.Module, Tensor | None]
 """A layer's name, the layer, and a copy of its first argument: None if that is no tensor."""
@@ -59,6 +59,32 @@ def watch(
         for hook in hooks:
             hook.remove()
     return calls, None
+
+
+def output_gradient(
+    model: nn.Module, name: str, loss: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What a layer of a model gives while a loss is computed, and the loss's gradient by that.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> made, slope = output_gradient(model, "0", lambda: model(torch.ones(1, 2)).sum())
+        >>> torch.equal(slope, (made > 0).float())
+        True
+
+    """
+    outputs: list[Tensor] = []
+
+    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1] * 1  # whatever is behind may work in place
+
+    hook = model.get_submodule(name).register_forward_hook(keep)
+    try:
+        (gradient,) = torch.autograd.grad(loss(), outputs)
+    finally:
+        hook.remove()
+    return outputs[0].detach(), gradient
 
 
 def first_linear(model: nn.Module, knowledge: Knowledge, *, bias: bool = True) -> str:

@@ -70,7 +70,8 @@ def draw_orders(
 ) -> Tensor | None:
     """``(updates * restarts, epochs, n)`` places of the images; None for a single step on all.
 
-    An AttackError refuses known orders of another shape, or with a place that is not there.
+    Of several silos each has its own places, one silo's behind another's. An AttackError refuses
+    known orders of another shape, or with a place that is not there.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(3,), classes=2, batch=3,
@@ -82,7 +83,7 @@ def draw_orders(
     training = knowledge.training
     if training is None:
         return None
-    shape = (training.epochs, knowledge.batch)
+    shape, silos = (training.epochs, knowledge.batch), knowledge.silos
     if isinstance(training.order, Tensor):
         if training.order.shape != (updates, *shape):
             raise AttackError(
@@ -90,10 +91,12 @@ def draw_orders(
                 "is needed: (updates, epochs, images)"
             )
         places = torch.arange(knowledge.batch, device=training.order.device)
-        if not torch.equal(training.order.sort(-1).values, places.expand_as(training.order)):
+        own = training.order.view(updates, training.epochs, silos, -1).sort(-1).values
+        if not torch.equal(own.flatten(2), places.expand_as(training.order)):
             raise AttackError("every epoch's order must name each image once")
         return training.order.repeat_interleave(restarts, 0)
     if training.order == "fixed":
         return torch.arange(knowledge.batch).expand(updates * restarts, *shape)
     noise = torch.rand(updates * restarts, *shape, generator=generator, device=generator.device)
-    return noise.argsort(-1)
+    # a whole number more for every silo keeps its images together
+    return (noise + torch.arange(silos).repeat_interleave(shape[1] // silos).to(noise)).argsort(-1)

@@ -242,13 +242,16 @@ class Objective:
         if order is None or self.knowledge.training is None:
             made, found = gradient(public, images, labels)
             return made, found
-        made = replay(
-            lambda weights, images, labels: gradient(weights, images, labels)[0],
-            public,
-            images,
-            labels,
-            training=self.knowledge.training,
-            order=order,
-            learning_rate=learning_rate,
-        )
-        return made, {}
+        trained = [
+            replay(
+                lambda weights, images, labels: gradient(weights, images, labels)[0],
+                public,
+                images,
+                labels,
+                training=self.knowledge.training,
+                order=own,
+                learning_rate=learning_rate,
+            )
+            for own in order.chunk(self.knowledge.silos, 1)
+        ]
+        return {name: torch.stack([one[name] for one in trained]).mean(0) for name in public}, {}
