@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..leakage import PUBLIC_NORM, sum_label
+from ..leakage import PUBLIC_NORM, sum_label, title_of
 
 __all__ = ["Trial"]
 
@@ -43,5 +43,4 @@ class Trial:
             ('keylock, dlg, adaptive', 'none, dlg')
 
         """
-        level = "" if self.shown == "none" else f", {self.shown}"
-        return f"{self.variant}, {self.attack}{level}"
+        return title_of(self.variant, self.attack, self.shown)
