@@ -2495,7 +2495,7 @@ TABLE = {
     ("host/armed_layers", "host/test_armed_layers.py"): [
         ("guard: imprints pass", "if int(alike.sum()) >= _ROWS and", "if False and"),
         ("guard: traps pass", "    if halves and", "    if False and"),
-        ("guard: dead layers pass", "    if not bool(sizes.any()):", "    if False:"),
+        ("guard: dead layers pass", "        if not bool(weight.any()):", "        if False:"),
         (
             "guard: a silo's own model is warned of",
             "self._known = armed_layers(own)",
@@ -2506,8 +2506,8 @@ TABLE = {
     ("host/silo_session", "host/test_armed_layers.py -k says_it_once"): [
         (
             "guard: nobody looks",
-            "        self._guard.look(opened, self.model.state_dict(), who=self.who)\n",
-            "",
+            "            self._guard.look(opened, self.model.state_dict(), who=self.who)\n",
+            "            pass\n",
         ),
     ],
     ("inversion/engine/relu_behind", "inversion/test_spear.py"): [

@@ -17,6 +17,8 @@ _ROWS = 16
 """Fewest rows of a layer that is looked at."""
 _WIDTH = 16
 """Fewest numbers of a row: of fewer, honest rows are alike by chance."""
+_LOOKED_AT = 128
+"""Most rows of a layer that are looked at, evenly spaced."""
 _PROBES = 8
 """How many rows are held against all others."""
 _PARALLEL = 0.999
@@ -45,7 +47,7 @@ def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
     Example:
         >>> row = torch.rand(64)
         >>> armed_layers({"fc.weight": row.repeat(20, 1), "fc.bias": torch.linspace(0, 1, 20)})
-        {'fc': '20 of 20 rows measure the same, under different biases (imprint)'}
+        {'fc': '100% of its rows measure the same, under different biases (imprint)'}
 
     """
     found = {}
@@ -53,10 +55,17 @@ def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
         layer, _, part = name.rpartition(".")
         if part != "weight" or weight.ndim < 2 or not weight.is_floating_point():
             continue
-        rows = weight.detach().flatten(1).float()
-        if len(rows) < _ROWS:
+        if len(weight) < _ROWS:
             continue
-        odd = _odd(rows, state.get(under(layer, "bias")))
+        if not bool(weight.any()):
+            found[layer] = "all weights are 0 (dead)"
+            continue
+        chosen = torch.linspace(0, len(weight) - 1, min(len(weight), _LOOKED_AT)).long()
+        bias = state.get(under(layer, "bias"))
+        odd = _odd(
+            weight.detach()[chosen].flatten(1).float(),
+            None if bias is None else bias.detach()[chosen].float(),
+        )
         if odd:
             found[layer] = odd
     return found
@@ -99,10 +108,8 @@ class ModelGuard:
 
 
 def _odd(rows: Tensor, bias: Tensor | None) -> str:
-    """What is odd about a layer's rows ``(r, n)`` and its biases; nothing is empty."""
+    """What is odd about a layer's rows ``(r, n)`` and their biases; nothing is empty."""
     sizes = rows.norm(dim=1)
-    if not bool(sizes.any()):
-        return "all weights are 0 (dead)"
     # what is 0 altogether says nothing of the others
     some = sizes > 0
     rows, sizes = rows[some], sizes[some]
@@ -114,12 +121,10 @@ def _odd(rows: Tensor, bias: Tensor | None) -> str:
         cosines = (rows @ rows[chosen].T) / sizes[:, None] / sizes[chosen]
         same = (cosines.abs() > _PARALLEL).sum(0)
         alike = cosines[:, same.argmax()].abs() > _PARALLEL
-        of_them = bias.detach().float()[some][alike] / sizes[alike]
+        of_them = bias[some][alike] / sizes[alike]
         if int(alike.sum()) >= _ROWS and float(of_them.std()) > 0:
-            return (
-                f"{int(alike.sum())} of {len(rows)} rows measure the same, under different biases "
-                "(imprint)"
-            )
+            share = float(alike.float().mean())
+            return f"{share:.0%} of its rows measure the same, under different biases (imprint)"
     # of n independent weights of a row the sum is as large as its length, more or less
     sums, negative = rows.sum(1) / sizes, (rows < 0).float().mean(1)
     halves = float((negative - 0.5).abs().max()) < _HALF

@@ -58,7 +58,7 @@ def armed(attack, model, public):
 
 
 ARMED = [
-    (imprint, "64 of 64 rows measure the same, under different biases"),
+    (imprint, "100% of its rows measure the same, under different biases"),
     (trap_weights, "the negative weights outweigh the others alike"),
     (inconsistent_models, "all weights are 0"),
 ]
@@ -95,7 +95,7 @@ def test_a_silo_says_it_once_before_it_trains(tmp_path, monkeypatch, caplog, pub
     job.deliver(job.silos[1], job.from_server(OrderedDict(own.state_dict())))
     (said,) = [line for line in caplog.messages if "MADE TO READ" in line]
     assert said.startswith("silo 0 (rank 1), round 0: ")
-    assert "1: 64 of 64 rows measure the same" in said
+    assert "1: 100% of its rows measure the same" in said
     assert "keylock.first_model" in said
 
 
