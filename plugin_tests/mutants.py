@@ -2460,8 +2460,8 @@ TABLE = {
         ),
         (
             "active: mixtures are pictures",
-            "    first = ~same",
-            "    inside |= True\n    first = ~same",
+            "    images, flat, labels = images[inside], flat[inside], labels[inside]\n",
+            "",
         ),
     ],
     ("inversion/active/path", "inversion/test_active.py"): [

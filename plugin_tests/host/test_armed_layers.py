@@ -73,6 +73,17 @@ def test_every_active_attack_is_seen(attack, what, net, public):
     assert armed_layers(model.state_dict()) == {}
 
 
+def test_a_server_that_knows_the_tests_is_not_seen(public):
+    """Rows as torch draws them, and biases that few pictures pass: arXiv 2406.18745.
+
+    What it reads is in plugin_tests/inversion/README.md: pin the first model.
+    """
+    model = mlp(width=1000)
+    rows = model[1].weight.detach()
+    model[1].bias.data = -(public.images.flatten(1) @ rows.T).quantile(0.99, dim=0)
+    assert armed_layers(model.state_dict()) == {}
+
+
 def test_what_a_silo_has_built_so_itself_is_its_own_affair(caplog):
     """A head that starts at zero, as a vision transformer's; and of others it is said once."""
     own = {"head.weight": torch.zeros(20, 64), "fc.weight": mlp()[1].weight.detach()}

@@ -22,7 +22,8 @@ from fedml_keylock.inversion import (
     loss_of,
     trap_weights,
 )
-from fedml_keylock.inversion.active.base import update_of_sum
+from fedml_keylock.inversion.active.arming import update_of_sum
+from fedml_keylock.inversion.active.single import different, of_one
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 KNOWN = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10)
@@ -179,6 +180,17 @@ def test_what_no_picture_is_alone_in_is_no_result(attack, spoiled, mnist, make_u
     found = read(attack, [update], model)
     assert set(found.labels.flatten().tolist()) == {-1}
     assert (found.cost.isinf().tolist(), found.diverged.tolist()) == ([True], [1])
+
+
+def test_a_row_is_read_where_it_is_certain_and_a_picture_where_it_is_one():
+    """Guards `of_one` and `different`: a rounded row, a mixture beyond the bounds, one twice."""
+    table, rows = torch.ones(1, 2), torch.ones(2, 3)
+    for rounded, count in ((0.0, 2), (0.005, 2), (0.02, 0)):
+        assert len(of_one(rows, torch.ones(2), table, torch.full((2,), rounded))[0]) == count
+    images = torch.tensor([[0.2, 0.4], [0.5, 0.5], [0.5, 0.5], [0.5, 1.2], [-0.1, 0.5]])
+    found, labels = different(images, torch.arange(5), (0.0, 1.0))
+    assert found.tolist() == [[0.5, 0.5], pytest.approx([0.2, 0.4])]
+    assert labels.tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(("attack", "model"), [(imprint, mlp), (trap_weights, mlp)])

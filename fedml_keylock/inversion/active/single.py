@@ -12,7 +12,7 @@ from ...types import ClientUpdate, Reconstruction
 from ..base import SEARCH, check_level, check_one_step
 from ..engine.observe import observe
 from ..knowledge import Knowledge
-from .base import ActiveAttack, not_armed
+from .arming import ActiveAttack, not_armed
 from .path import Path
 
 __all__ = ["different", "of_one", "read_rows"]
