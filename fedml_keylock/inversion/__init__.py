@@ -7,6 +7,10 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 not allowed is a ConfigError, which names it.
 """
 
+from .active.arming import ActiveAttack
+from .active.imprint import ImprintAttack
+from .active.inconsistent_models import InconsistentModelsAttack
+from .active.trap_weights import TrapWeightsAttack
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .base import Attack, check_level
@@ -27,11 +31,14 @@ from .presets import (
     gradinversion,
     grnn,
     idlg,
+    imprint,
+    inconsistent_models,
     inverting_gradients,
     learned,
     spear,
     surrogate,
     tableak,
+    trap_weights,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
 from .spear import SpearAttack
@@ -45,6 +52,7 @@ __all__ = [
     "CROSS_ENTROPY",
     "GRANTS",
     "LEVELS",
+    "ActiveAttack",
     "AnalyticAttack",
     "Attack",
     "Clip",
@@ -54,6 +62,8 @@ __all__ = [
     "DecoderFactory",
     "GeneratorWeights",
     "GradientInversion",
+    "ImprintAttack",
+    "InconsistentModelsAttack",
     "Knowledge",
     "Latent",
     "LearnedAttack",
@@ -70,6 +80,7 @@ __all__ = [
     "TableRows",
     "TokenRecovery",
     "Transform",
+    "TrapWeightsAttack",
     "analytic",
     "batch_norm_statistics",
     "check_known_levels",
@@ -82,6 +93,8 @@ __all__ = [
     "grnn",
     "group_consistency",
     "idlg",
+    "imprint",
+    "inconsistent_models",
     "inverting_gradients",
     "learned",
     "linear_input",
@@ -92,4 +105,5 @@ __all__ = [
     "surrogate",
     "tableak",
     "total_variation",
+    "trap_weights",
 ]

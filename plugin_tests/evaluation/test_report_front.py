@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedml_keylock.errors import ConfigError
-from fedml_keylock.evaluation.audit.plan import Trial
+from fedml_keylock.evaluation.audit.trial import Trial
 from fedml_keylock.evaluation.leakage import NOT_SCORED, LeakageRow, sum_label, title_of
 from fedml_keylock.evaluation.outcome import outcomes
 from fedml_keylock.evaluation.provenance import file_hash

@@ -7,6 +7,7 @@ exist, or a value that is not allowed, is a ConfigError.
 from .generators import ggl, grnn
 from .others import analytic, cocktail_party, learned, spear, tableak
 from .searches import dlg, gradinversion, idlg, inverting_gradients, surrogate
+from .servers import imprint, inconsistent_models, trap_weights
 
 __all__ = [
     "analytic",
@@ -16,9 +17,12 @@ __all__ = [
     "gradinversion",
     "grnn",
     "idlg",
+    "imprint",
+    "inconsistent_models",
     "inverting_gradients",
     "learned",
     "spear",
     "surrogate",
     "tableak",
+    "trap_weights",
 ]
