@@ -126,9 +126,10 @@ def truth_of(folder: Path, row: Row, behind: list[list[int]]) -> tuple[Tensor, T
 
 def scored(images: Tensor, truth: Tensor, lost: Tensor) -> dict[str, Any]:
     """How many of images ``(u, n, c, h, w)`` are recognised, and how well; lost ones are not."""
-    true, found = truth.flatten(0, 1), matched(
-        Result(images, lost, lost, lost[None]), truth
-    ).flatten(0, 1)
+    true, found = (
+        truth.flatten(0, 1),
+        matched(Result(images, lost, lost, lost[None]), truth).flatten(0, 1),
+    )
     lost = lost[:, None].expand(truth.shape[:2]).flatten()
     alike = ssim(found, true).masked_fill(lost, 0)
     return {
@@ -155,7 +156,9 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
     surrogate = defense.surrogate(model) if defense else None
     made = attack_of(row.preset, row.fields)
     # the strongest that needs no more than the job: who knows the lock, if the attack can use it
-    level = trials({row.attack: made}, ("adaptive", "oblivious"), defended=defense is not None)[0][1]
+    level = trials({row.attack: made}, ("adaptive", "oblivious"), defended=defense is not None)[0][
+        1
+    ]
     knowledge = knowledge_of(
         level,
         surrogate=surrogate,
@@ -174,9 +177,7 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
             started=observed.started,
         )
         return labels_scored(found, labels) | {"level": level}
-    result = attack_updates(
-        made, updates, model, knowledge=knowledge, surrogate=surrogate, seed=0
-    )
+    result = attack_updates(made, updates, model, knowledge=knowledge, surrogate=surrogate, seed=0)
     lost = ~result.cost.isfinite()
     if lost.all():
         return {"no result": "the search found nothing", "level": level}

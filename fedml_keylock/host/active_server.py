@@ -130,7 +130,7 @@ class ActiveServer:
             return
         # what the silos know by these names, and of their types
         self._armed = {
-            silo: OrderedDict((name, armed[name].to(own)) for name, own in state.items())
+            silo: OrderedDict((name, armed.get(name, own).to(own)) for name, own in state.items())
             for silo, armed in made.items()
         }
         after = (
