@@ -1,4 +1,4 @@
-"""What each silo trains on: one batch in the first round, one image in the second, one step each."""
+"""What each silo trains on: a batch in the first round, one image in the second, one step each."""
 
 from collections.abc import Iterator
 

@@ -9,7 +9,7 @@ not allowed is a ConfigError, which names it.
 
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
-from .base import ActiveAttack, Attack, check_level
+from .base import Attack, check_level
 from .cocktail_party import CocktailPartyAttack
 from .decoder.learned import LearnedAttack
 from .decoder.learning import DecoderFactory
@@ -46,7 +46,6 @@ __all__ = [
     "GRANTS",
     "LEVELS",
     "AnalyticAttack",
-    "ActiveAttack",
     "Attack",
     "Clip",
     "CocktailPartyAttack",

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import AttackError
 from ..types import ClientUpdate, Reconstruction
-from .knowledge import Knowledge, PublicData
+from .knowledge import Knowledge
 from .levels import GRANTS
 
-__all__ = ["SEARCH", "ActiveAttack", "Attack", "check_level", "check_one_step"]
+__all__ = ["SEARCH", "Attack", "check_level", "check_one_step"]
 
 SEARCH = "; use an attack that searches"
 """What takes local training of several steps."""
@@ -62,23 +62,6 @@ class Attack(Protocol):
                 before any work is done.
 
         """
-
-
-@runtime_checkable
-class ActiveAttack(Attack, Protocol):
-    """Stand-in."""
-
-    def arm(
-        self,
-        model: nn.Module,
-        *,
-        silos: int,
-        input_shape: tuple[int, ...],
-        bounds: tuple[float, float],
-        public: PublicData | None,
-        generator: torch.Generator,
-    ) -> dict[int | None, dict[str, Tensor]]:
-        """Arm."""
 
 
 def check_level(attack: Attack, level: str) -> None:
