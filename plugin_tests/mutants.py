@@ -2479,7 +2479,7 @@ TABLE = {
             "layer.certain(chosen)",
         ),
     ],
-    ("inversion/spear", "inversion/test_spear.py"): [
+    ("inversion/engine/relu_behind", "inversion/test_spear.py"): [
         (
             "spear: whatever is behind the layer",
             "    if bool(gradient[below].any()) or not bool(gradient[~below].any()):\n",

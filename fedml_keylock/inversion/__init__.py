@@ -7,6 +7,8 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 not allowed is a ConfigError, which names it.
 """
 
+from .active.base import ActiveAttack
+from .active.imprint import ImprintAttack
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .base import Attack, check_level
@@ -27,6 +29,7 @@ from .presets import (
     gradinversion,
     grnn,
     idlg,
+    imprint,
     inverting_gradients,
     learned,
     spear,
@@ -45,6 +48,7 @@ __all__ = [
     "CROSS_ENTROPY",
     "GRANTS",
     "LEVELS",
+    "ActiveAttack",
     "AnalyticAttack",
     "Attack",
     "Clip",
@@ -54,6 +58,7 @@ __all__ = [
     "DecoderFactory",
     "GeneratorWeights",
     "GradientInversion",
+    "ImprintAttack",
     "Knowledge",
     "Latent",
     "LearnedAttack",
@@ -82,6 +87,7 @@ __all__ = [
     "grnn",
     "group_consistency",
     "idlg",
+    "imprint",
     "inverting_gradients",
     "learned",
     "linear_input",

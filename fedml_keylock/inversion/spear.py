@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import AttackError
 from ..settings import Count, checked
 from ..tensors import under
 from ..types import ClientUpdate, Reconstruction
@@ -17,9 +15,9 @@ from .base import SEARCH, check_level, check_one_step
 from .disaggregate import check_batch, disaggregate
 from .engine.layer_inputs import first_linear
 from .engine.observe import observe
+from .engine.relu_behind import check_relu
 from .knowledge import Knowledge
 from .labels import labels_if_any
-from .outputs import logits_of
 
 __all__ = ["SpearAttack"]
 
@@ -83,7 +81,13 @@ class SpearAttack:
         check_one_step(self.name, knowledge, instead=SEARCH)
         observation = observe(updates, model, knowledge)
         name = first_linear(observation.model, knowledge)
-        _check_relu(self.name, observation.model, name, knowledge)
+        check_relu(
+            self.name,
+            observation.model,
+            name,
+            shape=knowledge.input_shape,
+            bounds=knowledge.bounds,
+        )
         weight, bias = under(name, "weight"), under(name, "bias")
         count, like = len(updates), observation.targets[weight]
         check_batch(self.name, knowledge.batch, like)
@@ -115,30 +119,4 @@ class SpearAttack:
             diverged=cost.isinf().long().to(like.device),
             attack=self.name,
             knowledge=knowledge.level,
-        )
-
-
-def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) -> None:
-    """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
-    like = next(model.parameters())
-    low, high = knowledge.bounds
-    pixels = torch.linspace(low, high, 16 * prod(knowledge.input_shape)).to(like)
-    outputs: list[Tensor] = []
-
-    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # whatever is behind may work in place
-
-    hook = model.get_submodule(name).register_forward_hook(keep)
-    try:
-        scores = logits_of(model(pixels.view(16, *knowledge.input_shape)))
-        weights = torch.arange(1.0, scores.numel() + 1).sin().view_as(scores).to(scores)
-        (gradient,) = torch.autograd.grad((scores * weights).sum(), outputs)
-    finally:
-        hook.remove()
-    below = outputs[0] < 0
-    if bool(gradient[below].any()) or not bool(gradient[~below].any()):
-        raise AttackError(
-            f"{attack} needs a ReLU behind the model's first layer, {name or 'the model'} "
-            "(Linear), whose gradient is not 0 where its output is below 0; use another attack"
         )

@@ -4,6 +4,7 @@ A preset takes any field of its attack's class in the place of a setting. A fiel
 exist, or a value that is not allowed, is a ConfigError.
 """
 
+from .active import imprint
 from .generators import ggl, grnn
 from .others import analytic, cocktail_party, learned, spear, tableak
 from .searches import dlg, gradinversion, idlg, inverting_gradients, surrogate
@@ -16,6 +17,7 @@ __all__ = [
     "gradinversion",
     "grnn",
     "idlg",
+    "imprint",
     "inverting_gradients",
     "learned",
     "spear",

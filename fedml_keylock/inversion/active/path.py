@@ -1,0 +1,253 @@
+"""The way of a picture to a model's first linear layer, opened for it, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ...errors import AttackError
+from ...tensors import copy_of, under
+from ..engine.layer_inputs import watch
+from ..loss import Loss
+from ..outputs import logits_of
+from .base import State, loaded
+
+__all__ = ["Path"]
+
+_LEVELS = 65
+"""How many pictures of one brightness say what becomes of it on the way."""
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where an attack measures pictures: a linear layer behind nothing or behind convolutions.
+
+    Attributes:
+        attack: whose, for messages.
+        shape: of one picture.
+        bounds: of its pixels.
+        convolutions: names of the layers that the picture goes through first.
+        linear: name of the layer that measures it.
+        behind: name of the linear layer that takes what the first one gives; None for another.
+        inside: shape of the picture as the layer gets it.
+        width: how many numbers the layer gets.
+
+    """
+
+    attack: str
+    shape: tuple[int, ...]
+    bounds: tuple[float, float]
+    convolutions: tuple[str, ...]
+    linear: str
+    behind: str | None
+    inside: tuple[int, ...]
+    width: int
+
+    @classmethod
+    def of(
+        cls, attack: str, model: nn.Module, shape: tuple[int, ...], bounds: tuple[float, float]
+    ) -> Path:
+        """The path through a model.
+
+        Raises:
+            AttackError: the model begins otherwise.
+
+        """
+        own = {n: m for n, m in model.named_modules() if [*m.parameters(recurse=False)]}
+        inputs = torch.full((1, *shape), sum(bounds) / 2).to(next(model.parameters()))
+        copied = copy_of(model).eval()
+        calls, error = watch(copied, {n: copied.get_submodule(n) for n in own}, inputs)
+        convolutions: list[str] = []
+        channels = shape[0]
+        for place, (name, layer, got) in enumerate(calls):
+            said = f"{attack} needs a model whose first linear layer a picture reaches"
+            if isinstance(layer, nn.Linear):
+                if got is None or got.ndim != 2 or layer.bias is None:
+                    raise AttackError(f"{said}, with a bias; {name} (Linear) is not such a one")
+                if sum(other is layer for _, other, _ in calls) > 1:
+                    raise AttackError(f"{said} once; {name} (Linear) runs more than once")
+                after = calls[place + 1 : place + 2]
+                takes = [n for n, m, _ in after if isinstance(m, nn.Linear)
+                         and m.in_features == layer.out_features]  # fmt: skip
+                inside = _inside(attack, layer.in_features, channels, shape)
+                return cls(
+                    attack, tuple(shape), bounds, tuple(convolutions), name,
+                    takes[0] if takes else None, inside, layer.in_features,
+                )  # fmt: skip
+            if not (
+                isinstance(layer, nn.Conv2d)
+                and layer.groups == 1
+                and min(layer.in_channels, layer.out_channels) >= shape[0]
+            ):
+                raise AttackError(
+                    f"{said} through convolutions alone; before it there is {name} "
+                    f"({type(layer).__name__})"
+                )
+            convolutions.append(name)
+            channels = layer.out_channels
+        raise AttackError(f"{attack} needs a model with a linear layer") from error
+
+    def open(self, model: nn.Module, state: State) -> None:
+        """Write kernels into a state that hand the picture on as it is, as far as strides allow."""
+        colours = self.shape[0]
+        for place, name in enumerate(self.convolutions):
+            layer = model.get_submodule(name)
+            assert isinstance(layer, nn.Conv2d)
+            weight = state[under(name, "weight")].zero_()
+            rows, columns = (
+                _block(size, step, pad)
+                for size, step, pad in zip(
+                    layer.kernel_size, layer.stride, _padding(layer), strict=True
+                )
+            )
+            for colour in range(colours):
+                taken = weight[colour, colour, rows, columns]
+                taken.fill_(1 / taken.numel())
+            if layer.bias is not None:
+                # what is below 0 does not pass a ReLU
+                lift = -min(self.bounds[0], 0.0) if place == 0 else 0.0
+                state[under(name, "bias")].fill_(lift)
+
+    def brightness(self, like: Tensor) -> Tensor:
+        """``(width,)``: the row that takes the mean of the picture, and nothing else."""
+        row = torch.zeros(self.width).to(like)
+        row[: prod(self.inside)] = 1 / prod(self.inside)
+        return row
+
+    def reached(self, model: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """What the layer gets of images ``(n, *shape)`` under a state: ``(n, width)``."""
+        copied = loaded(model, state)
+        layer = copied.get_submodule(self.linear)
+        images = images.to(next(copied.parameters()))
+        got = [
+            watch(copied, {self.linear: layer}, some)[0][0][2] for some in torch.split(images, 64)
+        ]
+        return torch.cat([some for some in got if some is not None])
+
+    def per_label(
+        self, model: nn.Module, state: Mapping[str, Tensor], loss: Loss, classes: int
+    ) -> Tensor:
+        """What a picture of each label adds to each row's bias: ``(classes, rows)``.
+
+        Of rows that are active by next to nothing, as armed ones are. A loss of one picture.
+
+        Raises:
+            AttackError: it depends on more than the label, or nothing comes back.
+
+        """
+        if loss.targets != "classes" or getattr(loss.function, "reduction", "mean") != "mean":
+            raise AttackError(
+                f"{self.attack} needs the mean of a loss of classes, which tells one picture of a "
+                f"row from two; the job's is {loss.name}"
+            )
+        copied = loaded(model, state)
+        kept: list[Tensor] = []
+
+        def active(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+            kept.append(torch.full_like(output, _NEXT_TO_NOTHING).requires_grad_())
+            return kept[-1] * 1
+
+        hook = copied.get_submodule(self.linear).register_forward_hook(active)
+        middle = torch.full((classes, *self.shape), sum(self.bounds) / 2)
+        try:
+            scores = logits_of(copied(middle.to(next(copied.parameters()))))
+            # a mean of so many
+            cost = classes * loss(scores, torch.arange(classes, device=scores.device))
+            (found,) = torch.autograd.grad(cost, kept)
+        finally:
+            hook.remove()
+        if not bool(found.isfinite().all()) or not bool(found.any()):
+            raise AttackError(f"{self.attack}: nothing comes back to {self.linear} from the loss")
+        return found.double()
+
+    def pictures(self, model: nn.Module, state: Mapping[str, Tensor], found: Tensor) -> Tensor:
+        """What the layer got, ``(n, width)``, as pictures ``(n, *shape)``.
+
+        Exact where the layer gets the picture itself. What was pooled, strided or cut off is not
+        there: such a picture is as coarse as it came, and enlarged to where it was.
+
+        Raises:
+            AttackError: what the layer gets does not grow with the picture's brightness.
+
+        """
+        low, high = self.bounds
+        values = torch.linspace(low, high, _LEVELS)
+        flat = values.view(-1, *[1] * len(self.shape)).expand(-1, *self.shape)
+        size = prod(self.inside)
+        table = self.reached(model, state, flat)[:, :size].double()
+        found = found[:, :size].double()
+        if not bool((table.diff(dim=0) > 0).all()):
+            raise AttackError(
+                f"{self.attack}: what reaches {self.linear} does not grow with the brightness"
+            )
+        place = (found[:, None] > table[:, :]).sum(1).clamp(1, _LEVELS - 1)
+        below, above = table.gather(0, place - 1), table.gather(0, place)
+        step = (high - low) / (_LEVELS - 1)
+        found = low + step * (place - 1 + (found - below) / (above - below))
+        images = found.view(-1, *self.inside).to(next(model.parameters()))
+        if self.inside == self.shape:
+            return images
+        return self._enlarged(model, state, images)
+
+    def _enlarged(self, model: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Pictures as the layer got them, where they were in the input; its rim is repeated."""
+        copied = loaded(model, state)
+        got: list[Tensor] = []
+        layer = copied.get_submodule(self.linear)
+        hook = layer.register_forward_pre_hook(lambda _layer, inputs: got.append(inputs[0]))
+        low, high = self.bounds
+        generator = torch.Generator().manual_seed(0)
+        noise = low + (high - low) * torch.rand(16, *self.shape, generator=generator)
+        noise = noise.to(images).requires_grad_()
+        try:
+            copied(noise)
+        finally:
+            hook.remove()
+        (seen,) = torch.autograd.grad(got[0][:, : prod(self.inside)].sum(), noise)
+        rows, columns = (seen.abs().sum(d).nonzero().flatten() for d in ((0, 1, 3), (0, 1, 2)))
+        top, bottom, left, right = (
+            int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1,
+        )  # fmt: skip
+        size = (bottom - top, right - left)
+        images = interpolate(images, size=size, mode="bilinear", align_corners=False)
+        rim = (left, self.shape[2] - right, top, self.shape[1] - bottom)
+        return nn.functional.pad(images, rim, mode="replicate")
+
+
+_NEXT_TO_NOTHING = 1e-20
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(layer.padding, str):
+        return tuple((size - 1) // 2 * (layer.padding == "same") for size in layer.kernel_size)
+    return layer.padding
+
+
+def _block(size: int, step: int, pad: int) -> slice:
+    """Where in a kernel of this size the pixels are that no other place of the output takes."""
+    taken = min(step, size)
+    start = min(max(pad, (size - taken) // 2), size - taken)
+    return slice(start, start + taken)
+
+
+def _inside(attack: str, width: int, channels: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the picture in a layer's input of so many channels, one behind the other."""
+    if len(shape) == 1 or width == prod(shape):
+        return tuple(shape)
+    pixels = width // channels
+    height = round((pixels * shape[1] / shape[2]) ** 0.5)
+    if width % channels or height < _SMALLEST or pixels % height:
+        raise AttackError(
+            f"{attack} needs a picture in front of the first linear layer, which gets {width} "
+            f"numbers of {channels} channels"
+        )
+    return shape[0], height, pixels // height
+
+
+_SMALLEST = 3
+"""Rows of a picture that is still one."""
