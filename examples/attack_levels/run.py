@@ -82,6 +82,7 @@ def run_job(folder: Path, sections: dict[str, Any]) -> str:
             try:
                 follow(ranks, script, folder, log, lambda: None)
             except HostError:
+                log.flush()
                 said = (folder / "job.log").read_text().splitlines()
                 ours = [line for line in said if line.startswith("fedml-keylock: ")]
                 refused = ours[-1].removeprefix("fedml-keylock: ") if ours else ""

@@ -87,6 +87,7 @@ ROWS = (
     Row("ilrg", labels=True),
     Row("ilrg", net="cnn", labels=True),
     Row("imprint", active=True),
+    Row("imprint", net="cnn", active=True),
     Row("trap_weights", active=True),
     Row("inconsistent_models", active=True),
 )

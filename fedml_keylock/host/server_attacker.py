@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import click
@@ -230,7 +231,9 @@ class ServerCapture:
                 manager().hook.on_attack_error(attack=name, error=refused)
                 continue
             path = save_reconstruction(output, made, updates)
-            costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
+            costs = ", ".join(
+                f"{cost:.3g}" if isfinite(cost) else "no result" for cost in made.cost.tolist()
+            )
             click.echo(
                 f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}",
                 err=True,

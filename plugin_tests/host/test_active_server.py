@@ -120,6 +120,7 @@ def test_the_attacked_round_is_the_only_one_with_another_model(tmp_path, capsys)
     assert armed[0] is armed[1]
     assert not same(armed[0], average)
     assert "this server ATTACKS the silos: in round 1" in capsys.readouterr().err
+    session.args.round_idx = 1
     for rank in (1, 2):
         answer(session, armed[0], rank)
     assert all(same(sent(session, own, rank), average) for rank in (1, 2))

@@ -62,6 +62,8 @@ def different(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> Fo
     flat = images.flatten(1)
     inside = ((flat >= low - slack) & (flat <= high + slack)).all(1)
     images, flat, labels = images[inside], flat[inside], labels[inside]
+    if not len(flat):
+        return images, labels
     same = torch.cdist(flat, flat, p=1) < _SAME * (high - low) * flat.shape[1]
     first = same.double().argmax(1) == torch.arange(len(flat), device=flat.device)
     order = same.sum(1)[first].argsort(descending=True, stable=True)
