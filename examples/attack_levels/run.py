@@ -197,9 +197,9 @@ def control(folder: Path, row: Row, column: Column) -> dict[str, Any]:
     return scored(means[labels], images, torch.zeros(len(images), dtype=torch.bool))
 
 
-def cells(output: Path, data: Path, dataset: str) -> Iterator[tuple[str, float]]:
+def cells(rows: list[Row], output: Path, data: Path, dataset: str) -> Iterator[tuple[str, int]]:
     """Make every cell that is not there; each one's name and seconds."""
-    for row in ROWS:
+    for row in rows:
         for column in COLUMNS:
             path = output / "cells" / f"{row.name}--{column.name}.json"
             if path.exists():
@@ -208,34 +208,34 @@ def cells(output: Path, data: Path, dataset: str) -> Iterator[tuple[str, float]]
             folder = output / "jobs" / f"{row.job}-{column.job}"
             refused = run_job(folder, settings_of(row, column, data, dataset))
             if refused:
-                cell: dict[str, Any] = {"refused": refused}
+                cell: dict[str, Any] = {"refused": refused, "by": "job"}
             else:
                 try:
                     cell = attack(folder, row, column)
                 except AttackError as error:
-                    cell = {"refused": str(error)}
+                    cell = {"refused": str(error), "by": "attack"}
             cell["control"] = control(folder, row, column)
+            cell["seconds"] = round(time.monotonic() - began)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(cell, indent=1))
-            yield f"{row.name}, {column.title}", time.monotonic() - began
+            yield f"{row.name}, {column.title}", cell["seconds"]
 
 
 @click.command(help=__doc__)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--dataset", type=click.Choice(["MNIST", "FashionMNIST"]), default="MNIST")
 @click.option("--output", type=click.Path(path_type=Path), default=Path("levels"))
-def main(data: Path, dataset: str, output: Path) -> None:
+@click.option("--attacks", default="", help="Names, with commas; all without it.")
+def main(data: Path, dataset: str, output: Path, attacks: str) -> None:
     torch.set_num_threads(1)
-    total, done = len(ROWS) * len(COLUMNS), 0
+    rows = [row for row in ROWS if not attacks or row.attack in attacks.split(",")]
     try:
-        for name, seconds in cells(output, data, dataset):
-            done = len([*(output / "cells").iterdir()])
-            click.echo(f"{done} of {total}: {name} ({seconds:.0f} s)", err=True)
+        for name, seconds in cells(rows, output, data, dataset):
+            click.echo(f"{name} ({seconds} s)", err=True)
     except KeyLockError as error:
         raise click.ClickException(str(error)) from None
-    made = {
-        path.stem: json.loads(path.read_text()) for path in sorted((output / "cells").iterdir())
-    }
+    paths = sorted((output / "cells").iterdir())
+    made = {path.stem: json.loads(path.read_text()) for path in paths}
     (output / "table.json").write_text(json.dumps({"dataset": dataset, "cells": made}, indent=1))
     (output / "table.md").write_text(table(made, dataset))
     click.echo(f"table: {output / 'table.md'}")

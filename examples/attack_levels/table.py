@@ -89,17 +89,21 @@ ROWS = (
     Row("imprint", active=True),
     Row("imprint", net="cnn", active=True),
     Row("trap_weights", active=True),
+    Row("trap_weights", net="cnn", active=True),
     Row("inconsistent_models", active=True),
 )
 NOTE = (
     "`python examples/attack_levels/run.py --data ROOT`. Each cell is of a real job over MPI, of {} "
-    "images, one SGD step of four images a silo in the attacked round (`analytic`: one). "
-    "*Recognised*: SSIM of .6 or more, after matching. Beside it the mean SSIM and PSNR; in "
-    "brackets the control, which sees no gradient: the mean public image of each true class, and "
-    "of labels as many public ones. Undefended, `paper`, `rotated` and `sealed`: a server that "
-    "attacks each of three silos' updates. Colluding: silo 0 takes its own update out of the "
-    "average, and attacks the sum of the k others. *No result*: the search found nothing, which is "
-    "no defense's merit."
+    "images, with one SGD step a round: on four images in each silo (`analytic`: on one). How many "
+    "images are recognised, at an SSIM of .6 or more after matching, of how many; their mean SSIM "
+    "and PSNR; in brackets the control, which sees no gradient: the mean public image of each true "
+    "class, and for labels as many public ones. Undefended, `paper`, `rotated` and `sealed`: a "
+    "server that attacks what three silos sent, and knows the lock where the attack can use that. "
+    "Colluding: silo 0 takes its own update out of the average that it is given, and attacks the "
+    "sum of the k others. *Nothing found*: the attack says itself that it found nothing. That alone "
+    "is no merit of a lock: see whether it finds something undefended. *Job refused*: a silo or the "
+    "lock ends the job before anything is sent. *Not for it*: the attack says that this is no case "
+    "of its own."
 )
 
 
@@ -110,19 +114,22 @@ def table(cells: dict[str, dict[str, Any]], dataset: str) -> str:
     lines.append("|---" * (1 + len(COLUMNS)) + "|")
     reasons: dict[str, int] = {}
     for row in ROWS:
+        if not all(f"{row.name}--{column.name}" in cells for column in COLUMNS):
+            continue
         said = [_said(cells[f"{row.name}--{column.name}"], reasons) for column in COLUMNS]
         lines.append(f"| `{row.attack}`, {row.net} | {' | '.join(said)} |")
-    lines += ["", "Refused, because:", ""]
+    lines += ["", "Reasons:", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
     return "\n".join(lines) + "\n"
 
 
 def _said(cell: dict[str, Any], reasons: dict[str, int]) -> str:
     if "refused" in cell:
-        return f"refused ({reasons.setdefault(cell['refused'], len(reasons) + 1)})"
+        number = reasons.setdefault(cell["refused"], len(reasons) + 1)
+        return f"{'job refused' if cell['by'] == 'job' else 'not for it'} ({number})"
     control = cell["control"]
     if "no result" in cell:
-        return f"no result of {control['images']}"
+        return f"nothing found, of {control['images']}"
     if "labels" in cell:
         return f"{cell['labels']} / {cell['images']} labels [{control['labels']}]"
     decibels = sum(cell["psnr"]) / len(cell["psnr"])
