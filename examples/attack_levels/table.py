@@ -93,17 +93,17 @@ ROWS = (
     Row("inconsistent_models", active=True),
 )
 NOTE = (
-    "`python examples/attack_levels/run.py --data ROOT`. Each cell is of a real job over MPI, of {} "
-    "images, with one SGD step a round: on four images in each silo (`analytic`: on one). How many "
-    "images are recognised, at an SSIM of .6 or more after matching, of how many; their mean SSIM "
-    "and PSNR; in brackets the control, which sees no gradient: the mean public image of each true "
-    "class, and for labels as many public ones. Undefended, `paper`, `rotated` and `sealed`: a "
-    "server that attacks what three silos sent, and knows the lock where the attack can use that. "
-    "Colluding: silo 0 takes its own update out of the average that it is given, and attacks the "
-    "sum of the k others. *Nothing found*: the attack says itself that it found nothing. That alone "
-    "is no merit of a lock: see whether it finds something undefended. *Job refused*: a silo or the "
-    "lock ends the job before anything is sent. *Not for it*: the attack says that this is no case "
-    "of its own."
+    "`python examples/attack_levels/run.py --data ROOT`. Each cell is of a real job over MPI, of "
+    "{} images, with one SGD step a round: on four images in each silo (`analytic`: on one). How "
+    "many images are recognised, at an SSIM of .6 or more after matching, of how many; their mean "
+    "SSIM and PSNR; in brackets the control, which sees no gradient: the mean public image of "
+    "each true class, and for labels as many public ones. Undefended, `paper`, `rotated` and "
+    "`sealed`: a server that attacks what three silos sent, and knows the lock where the attack "
+    "can use that. Colluding: silo 0 takes its own update out of the average that it is given, "
+    "and attacks the sum of the k others. *Nothing found*: the attack says itself that it found "
+    "nothing. That alone is no merit of a lock: see whether it finds something undefended. *Job "
+    "refused*: a silo or the lock ends the job before anything is sent. *Not for it*: the attack "
+    "says that this is no case of its own."
 )
 
 
