@@ -80,7 +80,7 @@ COLUMNS = (
 SEARCH = {"steps": 600, "restarts": 2, "total_variation": 1e-3}
 ROWS = (
     Row("analytic", round=1),
-    Row("spear"),
+    Row("spear", fields={"samples": 200_000}),
     Row("cocktail_party", fields={"steps": 2000}),
     Row("inverting_gradients", fields=SEARCH),
     Row("inverting_gradients", net="cnn", fields=SEARCH),
