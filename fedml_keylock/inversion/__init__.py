@@ -9,6 +9,8 @@ not allowed is a ConfigError, which names it.
 
 from .active.base import ActiveAttack
 from .active.imprint import ImprintAttack
+from .active.inconsistent_models import InconsistentModelsAttack
+from .active.trap_weights import TrapWeightsAttack
 from .analytic import AnalyticAttack, linear_input
 from .attack import GradientInversion
 from .base import Attack, check_level
@@ -30,11 +32,13 @@ from .presets import (
     grnn,
     idlg,
     imprint,
+    inconsistent_models,
     inverting_gradients,
     learned,
     spear,
     surrogate,
     tableak,
+    trap_weights,
 )
 from .prior import batch_norm_statistics, group_consistency, squared_norm, total_variation
 from .spear import SpearAttack
@@ -59,6 +63,7 @@ __all__ = [
     "GeneratorWeights",
     "GradientInversion",
     "ImprintAttack",
+    "InconsistentModelsAttack",
     "Knowledge",
     "Latent",
     "LearnedAttack",
@@ -75,6 +80,7 @@ __all__ = [
     "TableRows",
     "TokenRecovery",
     "Transform",
+    "TrapWeightsAttack",
     "analytic",
     "batch_norm_statistics",
     "check_known_levels",
@@ -88,6 +94,7 @@ __all__ = [
     "group_consistency",
     "idlg",
     "imprint",
+    "inconsistent_models",
     "inverting_gradients",
     "learned",
     "linear_input",
@@ -98,4 +105,5 @@ __all__ = [
     "surrogate",
     "tableak",
     "total_variation",
+    "trap_weights",
 ]

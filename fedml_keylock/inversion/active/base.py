@@ -25,7 +25,8 @@ class ActiveAttack(Attack, Protocol):
     """An attack that begins with what the server sends.
 
     `reconstruct` takes what came back: ``before`` is a state of `arm`, and ``after`` that of one
-    silo or the average of several. ``Knowledge.batch`` counts the images of all silos in it.
+    silo or the average of several, by `update_of_sum`. ``Knowledge.batch`` counts the images of all
+    silos in it that were sent the same state.
     """
 
     def arm(

@@ -8,17 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...errors import AttackError
 from ...settings import Positive, checked
 from ...tensors import under
 from ...types import ClientUpdate, Reconstruction
-from ..base import SEARCH, check_level, check_one_step
-from ..engine.observe import observe
 from ..engine.relu_behind import check_relu
 from ..knowledge import Knowledge, PublicData
-from .base import State, floats, loaded, not_armed
+from .base import State, floats, loaded
 from .path import Path
-from .single import Found, different, gathered, of_one, state_of
+from .single import read_rows
 
 __all__ = ["ImprintAttack"]
 
@@ -41,8 +38,9 @@ class ImprintAttack:
 
     Attributes:
         name: what a report calls it.
-        signal: how much the layer gives at most, over all rows: little, so that what is behind is
-            the same for all pictures, and what a picture adds depends on its label alone.
+        signal: how much all rows together move the numbers behind at most; see `Path.write`.
+        growth: how many times larger than the greatest weight a row's update may be, at a learning
+            rate of 1. `lock: sealed` clips it at 16.
 
     Example:
         >>> ImprintAttack().needs
@@ -51,7 +49,8 @@ class ImprintAttack:
     """
 
     name: str = "imprint"
-    signal: Positive = 1e-4
+    signal: Positive = 1e-5
+    growth: Positive = 100.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Nothing of a lock's; but a server that sends its own weights, which `arm` makes."""
@@ -70,28 +69,28 @@ class ImprintAttack:
     ) -> dict[int | None, State]:
         """One state for all silos; see `ActiveAttack.arm`."""
         path = Path.of(self.name, model, input_shape, bounds)
-        if path.behind is None:
-            raise AttackError(
-                f"{self.name} needs a second linear layer right behind {path.linear}, whose "
-                "columns it makes the same"
-            )
+        check_relu(self.name, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)
         state = floats(model)
         path.open(model, state)
-        weight, bias = (state[under(path.linear, part)] for part in ("weight", "bias"))
+        weight = state[under(path.linear, "weight")]
         row = path.brightness(weight)
         ends = torch.stack([torch.full(input_shape, end) for end in bounds])
         least, most = (path.reached(model, state, ends) @ row).tolist()
-        shares = (torch.arange(len(bias)) + 0.5) / len(bias)
+        shares = (torch.arange(len(weight)) + 0.5) / len(weight)
         seen = torch.tensor([least, most])  # anywhere between, if nothing is known
         if public is not None:
             seen = path.reached(model, state, public.images) @ row
         thresholds = seen.double().quantile(shares.to(seen).double())
-        small = self.signal / (len(bias) * (most - least))
-        weight.copy_((small * row).expand_as(weight))
-        bias.copy_(-small * thresholds)
         behind = state[under(path.behind, "weight")]
-        behind.copy_(behind[:, :1].expand_as(behind))
-        check_relu(self.name, loaded(model, state), path.linear, shape=input_shape, bounds=bounds)
+        behind.copy_(behind[:, :1].clone().expand_as(behind))
+        path.write(
+            state,
+            row.expand_as(weight),
+            -thresholds,
+            most=len(thresholds) * (most - least),
+            signal=self.signal,
+            growth=self.growth,
+        )
         return {None: state}
 
     def reconstruct(
@@ -114,29 +113,15 @@ class ImprintAttack:
         It takes updates of one plain SGD step of each silo, at level ``oblivious``, that began from
         the weights of `arm`, and refuses others by an AttackError.
         """
-        check_level(self, knowledge.level)
-        check_one_step(self.name, knowledge, instead=SEARCH)
-        observation = observe(updates, model, knowledge)
-        path = Path.of(self.name, observation.model, knowledge.input_shape, knowledge.bounds)
-        weight, bias = under(path.linear, "weight"), under(path.linear, "bias")
-        made: list[Found] = []
-        for index in range(len(updates)):
-            rows = observation.started(weight)[index]
-            thresholds = observation.started(bias)[index]
-            falling = bool((thresholds.diff() <= 0).all()) and thresholds[0] > thresholds[-1]
-            if not torch.equal(rows, rows[:1].expand_as(rows)) or not falling:
-                raise not_armed(self.name)
-            state = state_of(observation, index)
-            table = path.per_label(observation.model, state, knowledge.loss, knowledge.classes)
-            weights, biases = (
-                _between(observation.targets[n][index].double()) for n in (weight, bias)
-            )
-            inputs, labels = of_one(knowledge.batch * weights, knowledge.batch * biases, table)
-            images = path.pictures(observation.model, state, inputs)
-            made.append(different(images, labels, knowledge.bounds))
-            if progress is not None:
-                progress(index + 1, len(updates))
-        return gathered(self.name, made, knowledge)
+        return read_rows(
+            self, updates, model, knowledge, armed=_sorts, apart=_between, progress=progress
+        )
+
+
+def _sorts(rows: Tensor, biases: Tensor) -> bool:
+    """Whether all rows are the same one, under thresholds that rise."""
+    rising = bool((biases.diff() <= 0).all()) and bool(biases[0] > biases[-1])
+    return rising and torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _between(rows: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Path:
         bounds: of its pixels.
         convolutions: names of the layers that the picture goes through first.
         linear: name of the layer that measures it.
-        behind: name of the linear layer that takes what the first one gives; None for another.
+        behind: name of the linear layer that takes what the first one gives.
         inside: shape of the picture as the layer gets it.
         width: how many numbers the layer gets.
 
@@ -44,7 +44,7 @@ class Path:
     bounds: tuple[float, float]
     convolutions: tuple[str, ...]
     linear: str
-    behind: str | None
+    behind: str
     inside: tuple[int, ...]
     width: int
 
@@ -71,13 +71,16 @@ class Path:
                     raise AttackError(f"{said}, with a bias; {name} (Linear) is not such a one")
                 if sum(other is layer for _, other, _ in calls) > 1:
                     raise AttackError(f"{said} once; {name} (Linear) runs more than once")
-                after = calls[place + 1 : place + 2]
-                takes = [n for n, m, _ in after if isinstance(m, nn.Linear)
-                         and m.in_features == layer.out_features]  # fmt: skip
+                behind = calls[place + 1][:2] if place + 1 < len(calls) else ("", None)
+                if not isinstance(behind[1], nn.Linear):
+                    raise AttackError(
+                        f"{attack} needs a second linear layer right behind {name}, which says "
+                        "what comes back to each row"
+                    )
                 inside = _inside(attack, layer.in_features, channels, shape)
                 return cls(
                     attack, tuple(shape), bounds, tuple(convolutions), name,
-                    takes[0] if takes else None, inside, layer.in_features,
+                    behind[0], inside, layer.in_features,
                 )  # fmt: skip
             if not (
                 isinstance(layer, nn.Conv2d)
@@ -112,6 +115,39 @@ class Path:
                 # what is below 0 does not pass a ReLU
                 lift = -min(self.bounds[0], 0.0) if place == 0 else 0.0
                 state[under(name, "bias")].fill_(lift)
+
+    def write(
+        self,
+        state: State,
+        rows: Tensor,
+        biases: Tensor,
+        *,
+        most: float,
+        signal: float,
+        growth: float,
+    ) -> None:
+        """Write the layer's rows ``(r, width)`` and biases ``(r,)`` into a state, scaled down.
+
+        What is behind is then the same for all pictures, so that what a picture adds to a row
+        depends on its label alone; and no update is too large beside the weights.
+
+        Args:
+            state: to write to.
+            rows: of the layer.
+            biases: likewise.
+            most: what all rows together give for a picture at most.
+            signal: what that may move the numbers behind by.
+            growth: how many times larger than the greatest weight a row's update may be, at a
+                learning rate of 1.
+
+        """
+        behind = state[under(self.behind, "weight")]
+        behind /= behind.abs().max()
+        greatest = float(rows.abs().max())
+        small = (signal / (growth * greatest * most)) ** 0.5
+        behind *= growth * greatest * small
+        state[under(self.linear, "weight")].copy_(small * rows)
+        state[under(self.linear, "bias")].copy_(small * biases)
 
     def brightness(self, like: Tensor) -> Tensor:
         """``(width,)``: the row that takes the mean of the picture, and nothing else."""

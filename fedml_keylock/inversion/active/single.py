@@ -1,92 +1,145 @@
-"""Which gradients of rows are those of one picture: told by the bias's, which knows the labels."""
+"""Pictures that alone reached a row: told by what the bias's gradient says of their label."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...types import Reconstruction
-from ..engine.observe import Observation
+from ...tensors import under
+from ...types import ClientUpdate, Reconstruction
+from ..base import SEARCH, check_level, check_one_step
+from ..engine.observe import observe
 from ..knowledge import Knowledge
-from .base import State
+from .base import ActiveAttack, not_armed
+from .path import Path
 
-__all__ = ["Found", "different", "gathered", "of_one", "state_of"]
+__all__ = ["different", "of_one", "read_rows"]
 
 Found = tuple[Tensor, Tensor]
 """Pictures ``(k, *shape)`` and their labels ``(k,)``."""
 
-_AS_SAID = 1e-3
-"""How far a row may be from what a label adds, in units of what the greatest one does."""
+_AS_SAID = 3e-5
+"""How far a row may be from what a label adds, beside rounding: in units of the greatest such."""
+_TOO_ROUGH = 1e-2
+"""The rounding, likewise, from which on nothing is told."""
 _OUTSIDE = 0.02
 """How far beyond the bounds a pixel may be, in units of their distance: mixtures are."""
 _SAME = 1e-2
 """Mean distance of the pixels of one picture that two rows found, likewise."""
 
 
-def state_of(observation: Observation, index: int) -> State:
-    """The state that the server had sent before an update."""
-    place = int(observation.state[index])
-    entries = {**observation.public, **observation.fixed}
-    return {name: tensor[place] for name, tensor in entries.items()}
+def read_rows(
+    attack: ActiveAttack,
+    updates: Sequence[ClientUpdate],
+    model: nn.Module,
+    knowledge: Knowledge,
+    *,
+    armed: Callable[[Tensor, Tensor], bool],
+    apart: Callable[[Tensor], Tensor],
+    progress: Callable[[int, int], None] | None,
+) -> Reconstruction:
+    """The pictures that rows of the first linear layer have alone.
 
-
-def of_one(weights: Tensor, biases: Tensor, table: Tensor) -> Found:
-    """Inputs of the rows that exactly one picture has reached, and its label.
+    Places of those that were not found are grey, with the label -1. The cost is their share, and
+    infinite if all are: no success of any defense, but a failed search.
 
     Args:
-        weights: gradients ``(r, n)`` of rows, times the number of pictures.
-        biases: ``(r,)`` likewise, of their biases.
-        table: ``(classes, r)`` what one picture of a label adds to each bias.
+        attack: whose.
+        updates: as `Attack.reconstruct` gets them, with the three that follow.
+        model: likewise.
+        knowledge: likewise.
+        armed: whether rows and biases are the attack's.
+        apart: takes apart gradients ``(r, ...)`` of the rows, into as many of what they share.
+        progress: likewise.
 
-    Returns:
-        ``(k, n)`` inputs and ``(k,)`` labels; k may be 0.
-
-    Example:
-        >>> table = torch.tensor([[1.0, 1.0, 1.0], [-2.0, -2.0, -2.0]])
-        >>> of_one(torch.ones(3, 2), torch.tensor([-2.0, 0.0, -1.0]), table)[1]
-        tensor([1])
+    Raises:
+        AttackError: an update began from other weights, or does not fit.
 
     """
-    away, labels = (biases - table).abs().min(0)
-    greatest = table.abs().amax(0)
-    alone = (away <= _AS_SAID * greatest) & (biases.abs() > _AS_SAID * greatest)
-    return weights[alone] / biases[alone, None], labels[alone]
-
-
-def different(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> Found:
-    """Those of the pictures that are within the bounds, each once: those found most often first."""
-    low, high = bounds
-    slack = _OUTSIDE * (high - low)
-    flat = images.flatten(1)
-    inside = ((flat >= low - slack) & (flat <= high + slack)).all(1)
-    images, flat, labels = images[inside], flat[inside], labels[inside]
-    if not len(flat):
-        return images, labels
-    same = torch.cdist(flat, flat, p=1) < _SAME * (high - low) * flat.shape[1]
-    first = same.double().argmax(1) == torch.arange(len(flat), device=flat.device)
-    order = same.sum(1)[first].argsort(descending=True, stable=True)
-    return images[first][order], labels[first][order]
-
-
-def gathered(name: str, made: Sequence[Found], knowledge: Knowledge) -> Reconstruction:
-    """What was found behind each update; places of what was not are grey, with the label -1."""
-    middle, batch = sum(knowledge.bounds) / 2, knowledge.batch
-    like = made[0][0]
-    images = like.new_full((len(made), batch, *knowledge.input_shape), middle)
-    labels = torch.full((len(made), batch), -1, device=like.device)
-    for place, (some, which) in enumerate(made):
+    check_level(attack, knowledge.level)
+    check_one_step(attack.name, knowledge, instead=SEARCH)
+    seen, batch = observe(updates, model, knowledge), knowledge.batch
+    path = Path.of(attack.name, seen.model, knowledge.input_shape, knowledge.bounds)
+    weight, bias = under(path.linear, "weight"), under(path.linear, "bias")
+    like = seen.targets[weight]
+    images = like.new_full((len(updates), batch, *knowledge.input_shape), sum(knowledge.bounds) / 2)
+    labels = torch.full((len(updates), batch), -1, device=like.device)
+    for index, update in enumerate(updates):
+        rows, biases = seen.started(weight)[index], seen.started(bias)[index]
+        if not armed(rows, biases):
+            raise not_armed(attack.name)
+        place = int(seen.state[index])
+        state = {n: some[place] for n, some in {**seen.public, **seen.fixed}.items()}
+        rounded = 4 * torch.finfo(biases.dtype).eps * biases.abs() / update.learning_rate
+        inputs, which = of_one(
+            apart(batch * seen.targets[weight][index].double()),
+            apart(batch * seen.targets[bias][index].double()),
+            path.per_label(seen.model, state, knowledge.loss, knowledge.classes),
+            batch * rounded.double(),
+        )
+        some = path.pictures(seen.model, state, inputs)
+        some, which = different(some, which, knowledge.bounds)
         count = min(len(some), batch)
-        images[place, :count], labels[place, :count] = some[:count], which[:count]
-    missing = (labels < 0).to(like).mean(1)
-    cost = missing.masked_fill(missing == 1, float("inf"))
+        images[index, :count], labels[index, :count] = some[:count], which[:count]
+        if progress is not None:
+            progress(index + 1, len(updates))
+    cost = (labels < 0).to(like).mean(1)
+    cost = cost.masked_fill(cost == 1, float("inf"))
     return Reconstruction(
         images=images.clamp(*knowledge.bounds),
         labels=labels,
         cost=cost,
         history=cost[None],
         diverged=cost.isinf().long(),
-        attack=name,
+        attack=attack.name,
         knowledge=knowledge.level,
     )
+
+
+def of_one(weights: Tensor, biases: Tensor, table: Tensor, rounded: Tensor) -> Found:
+    """Inputs of the rows that exactly one picture has reached, and its label.
+
+    Args:
+        weights: gradients ``(r, n)`` of rows, times the number of pictures.
+        biases: ``(r,)`` likewise, of their biases.
+        table: ``(classes, r)`` what one picture of a label adds to each bias.
+        rounded: ``(r,)`` by how much the biases' may be off, as a state has rounded them.
+
+    Returns:
+        ``(k, n)`` inputs and ``(k,)`` labels; k may be 0.
+
+    Example:
+        >>> table = torch.tensor([[1.0, 1.0, 1.0], [-2.0, -2.0, -2.0]])
+        >>> of_one(torch.ones(3, 2), torch.tensor([-2.0, 0.0, -1.0]), table, torch.zeros(3))
+        (tensor([[-0.5000, -0.5000]]), tensor([1]))
+
+    """
+    away, labels = (biases - table).abs().min(0)
+    greatest = table.abs().amax(0)
+    off = _AS_SAID * greatest + rounded
+    alone = (away <= off) & (biases.abs() > off) & (rounded < _TOO_ROUGH * greatest)
+    # what a label adds is exact, and the bias's gradient was rounded
+    exact = table.gather(0, labels[None])[0, alone]
+    return weights[alone] / exact[:, None], labels[alone]
+
+
+def different(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> Found:
+    """Those of the pictures that are within the bounds, each once: those found most often first.
+
+    Example:
+        >>> images = torch.tensor([[0.1, 0.2], [0.5, 0.5], [0.5, 0.5], [0.0, 7.0]])
+        >>> different(images, torch.tensor([3, 1, 1, 2]), (0.0, 1.0))[1]
+        tensor([1, 3])
+
+    """
+    low, high = bounds
+    slack = _OUTSIDE * (high - low)
+    flat = images.flatten(1)
+    inside = ((flat >= low - slack) & (flat <= high + slack)).all(1)
+    images, flat, labels = images[inside], flat[inside], labels[inside]
+    same = torch.cdist(flat, flat, p=1) < _SAME * (high - low) * flat.shape[1]
+    first = ~same.tril(-1).any(1)
+    order = same.sum(1)[first].argsort(descending=True, stable=True)
+    return images[first][order], labels[first][order]

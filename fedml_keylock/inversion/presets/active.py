@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from ...errors import ConfigError
 from ..active.imprint import ImprintAttack
+from ..active.inconsistent_models import InconsistentModelsAttack
+from ..active.trap_weights import TrapWeightsAttack
+from ..base import Attack
+from .others import analytic, cocktail_party, spear
+from .searches import dlg, idlg, inverting_gradients
 
-__all__ = ["imprint"]
+__all__ = ["imprint", "inconsistent_models", "trap_weights"]
+
+_READERS: Mapping[str, Callable[..., Attack]] = {
+    made.__name__: made
+    for made in (analytic, cocktail_party, dlg, idlg, inverting_gradients, spear)
+}
 
 
 def imprint(**overrides: Any) -> ImprintAttack:
@@ -25,3 +37,48 @@ def imprint(**overrides: Any) -> ImprintAttack:
 
     """
     return ImprintAttack(**overrides)
+
+
+def inconsistent_models(
+    reads: str | Mapping[str, Mapping[str, Any]] = "analytic", **overrides: Any
+) -> InconsistentModelsAttack:
+    """Eluding secure aggregation: Pasquini, Francati and Ateniese, CCS 2022 (arXiv 2111.07380).
+
+    The victim gets the job's weights and all other silos ones with dead units, so that the sum is
+    the victim's update.
+
+    Args:
+        reads: the attack on that update: its name, or its name with its fields.
+        overrides: any field of ``InconsistentModelsAttack``.
+
+    Raises:
+        ConfigError: there is no such attack.
+
+    Example:
+        >>> inconsistent_models({"spear": {"samples": 9}}, victim=2).reads.samples
+        9
+
+    """
+    named = {reads: {}} if isinstance(reads, str) else dict(reads)
+    if len(named) != 1 or not named.keys() <= _READERS.keys():
+        raise ConfigError(f"reads: {reads!r} is not one of {', '.join(_READERS)}")
+    ((name, fields),) = named.items()
+    return InconsistentModelsAttack(reads=_READERS[name](**fields), **overrides)
+
+
+def trap_weights(**overrides: Any) -> TrapWeightsAttack:
+    """When the curious abandon honesty: Boenisch et al., EuroS&P 2023 (arXiv 2112.02918).
+
+    Pictures that alone reach a unit of a first linear layer, whose weights are half negative and
+    half positive.
+
+    It differs from the source in this: the scaling of the positive weights is tuned to public data
+    by itself; what the layer gives is so little that a unit with one picture is told from others by
+    its bias's gradient, with its label, where the source compares with the truth.
+
+    Example:
+        >>> trap_weights(scaling=0.95).scaling
+        0.95
+
+    """
+    return TrapWeightsAttack(**overrides)
