@@ -104,6 +104,8 @@ def seen(folder: Path, row: Row, column: Column) -> tuple[list[ClientUpdate], li
     """What is attacked, and which silos' data are behind each update."""
     if not column.colluding:
         updates = Capture.open(folder / "leakage" / "capture").updates(row.round)
+        if row.victim is not None:
+            updates = [update for update in updates if update.silo == row.victim]
         return updates, [[update.silo] for update in updates]
     given, average, own = (
         load_file(folder / "silo-0" / f"{name}.safetensors")
@@ -188,7 +190,8 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
 
 def control(folder: Path, row: Row, column: Column) -> dict[str, Any]:
     """The same without any gradient: the mean image of the true class, or public labels."""
-    behind = [[*range(1, column.silos)]] if column.colluding else [[s] for s in range(column.silos)]
+    silos = range(column.silos) if row.victim is None else [row.victim]
+    behind = [[*range(1, column.silos)]] if column.colluding else [[silo] for silo in silos]
     images, labels = truth_of(folder, row, behind)
     public, of = loaders_of(folder)[3].dataset.tensors
     if row.labels:

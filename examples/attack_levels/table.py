@@ -40,6 +40,7 @@ class Row:
         round: which round is attacked: 0 has a batch for each silo, 1 one image.
         active: the server sends the attack's model in that round.
         labels: labels are looked for, and no images.
+        victim: the only silo whose update is attacked; None for all.
 
     """
 
@@ -49,6 +50,7 @@ class Row:
     round: int = 0
     active: bool = False
     labels: bool = False
+    victim: int | None = None
 
     @property
     def name(self) -> str:
@@ -83,14 +85,14 @@ ROWS = (
     Row("spear", fields={"samples": 200_000}),
     Row("cocktail_party", fields={"steps": 2000}),
     Row("inverting_gradients", fields=SEARCH),
-    Row("inverting_gradients", net="cnn", fields=SEARCH),
     Row("ilrg", labels=True),
-    Row("ilrg", net="cnn", labels=True),
     Row("imprint", active=True),
-    Row("imprint", net="cnn", active=True),
     Row("trap_weights", active=True),
+    Row("inconsistent_models", fields={"victim": 1, "reads": "spear"}, active=True, victim=1),
+    Row("inverting_gradients", net="cnn", fields=SEARCH),
+    Row("ilrg", net="cnn", labels=True),
+    Row("imprint", net="cnn", active=True),
     Row("trap_weights", net="cnn", active=True),
-    Row("inconsistent_models", active=True),
 )
 NOTE = (
     "`python examples/attack_levels/run.py --data ROOT`. Each cell is of a real job over MPI, of "

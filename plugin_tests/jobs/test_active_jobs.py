@@ -18,7 +18,7 @@ SERVER, SILO = 0, 1
 @pytest.fixture(scope="session")
 def attacked(run_job):
     def attacked(active, settings, **changes):
-        section = {"active": active, "bounds": [0.0, 1.0]} | changes.pop("section", {})
+        section = {"active": active, "loss": "CrossEntropyLoss"} | changes.pop("section", {})
         return run_job(
             "mlp",
             settings=settings,
