@@ -154,6 +154,8 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
     """One cell."""
     updates, behind = seen(folder, row, column)
     images, labels = truth_of(folder, row, behind)
+    if row.most is not None and images.shape[1] > row.most:
+        return {"not run": f"more than {row.most} images"}
     model: nn.Module = MODELS[row.net]()
     defense = None if column.lock is None or column.colluding else keylock(column.lock)
     surrogate = defense.surrogate(model) if defense else None

@@ -40,6 +40,7 @@ class Row:
         round: which round is attacked: 0 has a batch for each silo, 1 one image.
         active: the server sends the attack's model in that round.
         labels: labels are looked for, and no images.
+        most: images behind an update up to which it is run; its work grows exponentially.
         victim: the only silo whose update is attacked; None for all.
 
     """
@@ -50,6 +51,7 @@ class Row:
     round: int = 0
     active: bool = False
     labels: bool = False
+    most: int | None = None
     victim: int | None = None
 
     @property
@@ -82,7 +84,7 @@ COLUMNS = (
 SEARCH = {"steps": 600, "restarts": 2, "total_variation": 1e-3}
 ROWS = (
     Row("analytic", round=1),
-    Row("spear", fields={"samples": 200_000}),
+    Row("spear", most=24),
     Row("cocktail_party", fields={"steps": 2000}),
     Row("inverting_gradients", fields=SEARCH),
     Row("ilrg", labels=True),
@@ -105,7 +107,8 @@ NOTE = (
     "and attacks the sum of the k others. *Nothing found*: the attack says itself that it found "
     "nothing. That alone is no merit of a lock: see whether it finds something undefended. *Job "
     "refused*: a silo or the lock ends the job before anything is sent. *Not for it*: the attack "
-    "says that this is no case of its own."
+    "says that this is no case of its own. *Not run*: more images than the attack's work, "
+    "exponential in them, allows."
 )
 
 
@@ -130,6 +133,8 @@ def _said(cell: dict[str, Any], reasons: dict[str, int]) -> str:
         number = reasons.setdefault(cell["refused"], len(reasons) + 1)
         return f"{'job refused' if cell['by'] == 'job' else 'not for it'} ({number})"
     control = cell["control"]
+    if "not run" in cell:
+        return f"not run, of {control['images']}"
     if "no result" in cell:
         return f"nothing found, of {control['images']}"
     if "labels" in cell:
