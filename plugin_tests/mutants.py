@@ -2479,6 +2479,80 @@ TABLE = {
             "layer.certain(chosen)",
         ),
     ],
+    ("inversion/active/single", "inversion/test_active.py"): [
+        ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
+        (
+            "active: two pictures are one",
+            "alone = (away <= off) &",
+            "alone = (away <= 1e9) &",
+        ),
+        (
+            "active: rounding is a picture",
+            " & (rounded < _TOO_ROUGH * greatest)",
+            "",
+        ),
+        (
+            "active: several steps are one",
+            "    check_one_step(attack.name, knowledge, instead=SEARCH)\n",
+            "",
+        ),
+        (
+            "active: nothing found is a success",
+            'cost = cost.masked_fill(cost == 1, float("inf"))',
+            "pass",
+        ),
+        (
+            "active: mixtures are pictures",
+            "    images, flat, labels = images[inside], flat[inside], labels[inside]\n",
+            "",
+        ),
+    ],
+    ("inversion/active/path", "inversion/test_active.py"): [
+        (
+            "active: whatever is behind the layer",
+            "if not isinstance(behind[1], nn.Linear):",
+            "if False:",
+        ),
+        (
+            "active: a loss of no classes",
+            '        if loss.targets != "classes" or',
+            "        if False and",
+        ),
+    ],
+    ("inversion/active/imprint", "inversion/test_active.py"): [
+        (
+            "imprint: columns behind differ",
+            "behind.copy_(behind[:, :1].clone().expand_as(behind))",
+            "pass",
+        ),
+        (
+            "imprint: any activation",
+            "        check_relu(",
+            "        print(",
+        ),
+    ],
+    ("inversion/active/inconsistent_models", "inversion/test_active.py"): [
+        ("inconsistent: units that live", "        if alive:", "        if False:"),
+        ("inconsistent: any weights are the victim's", "        if not own:", "        if False:"),
+    ],
+    ("host/armed_layers", "host/test_armed_layers.py"): [
+        ("guard: imprints pass", "if int(alike.sum()) >= _ROWS and", "if False and"),
+        ("guard: traps pass", "    if halves and", "    if False and"),
+        ("guard: dead layers pass", "        if not bool(weight.any()):", "        if False:"),
+        (
+            "guard: a silo's own model is warned of",
+            "self._known = armed_layers(own)",
+            "self._known = {}",
+        ),
+        ("guard: it is said again and again", "        self._known |= found\n", ""),
+    ],
+    ("host/silo_session", "host/test_armed_layers.py -k says_it_once"): [
+        (
+            "guard: nobody looks",
+            "            self._guard.look(opened, self.model.state_dict(), who=self.who)\n",
+            "            pass\n",
+        ),
+    ],
     ("inversion/engine/relu_behind", "inversion/test_spear.py"): [
         (
             "spear: whatever is behind the layer",

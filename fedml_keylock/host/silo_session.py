@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import HostError, KeyLockError, UpdateRefused, VaultError
 from ..types import JobSecrets
+from .armed_layers import ModelGuard
 from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos, check_samples
 from .job_configuration import silo_in_turn
 from .key_agreement import Handshake, agree
@@ -45,6 +46,7 @@ class SiloSession(Session):
     _shared: bool = False
     _said: float | None = None
     _handshake: Handshake | None = field(default=None, repr=False)
+    _guard: ModelGuard = field(default_factory=ModelGuard, repr=False)
     _audited: tuple[Any, Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -291,6 +293,8 @@ class SiloSession(Session):
             opened = self.defense.open(self.model, state, round_index=self.last_round)
         except UpdateRefused as error:
             raise self._located(error) from None
+        if not (self.seals and self._trained):  # later a seal's server cannot choose
+            self._guard.look(opened, self.model.state_dict(), who=self.who)
         return opened if self.seals else self.with_integers(opened)
 
     def _located(self, error: KeyLockError) -> KeyLockError:

@@ -7,7 +7,7 @@ The attacks see what was shared and what ``Knowledge`` declares, never the truth
 not allowed is a ConfigError, which names it.
 """
 
-from .active.base import ActiveAttack
+from .active.arming import ActiveAttack
 from .active.imprint import ImprintAttack
 from .active.inconsistent_models import InconsistentModelsAttack
 from .active.trap_weights import TrapWeightsAttack

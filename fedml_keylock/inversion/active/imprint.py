@@ -13,7 +13,7 @@ from ...tensors import under
 from ...types import ClientUpdate, Reconstruction
 from ..engine.relu_behind import check_relu
 from ..knowledge import Knowledge, PublicData
-from .base import State, floats, loaded
+from .arming import State, floats, loaded
 from .path import Path
 from .single import read_rows
 

@@ -18,7 +18,7 @@ from ..engine.layer_inputs import watch
 from ..engine.observe import observe
 from ..knowledge import Knowledge, PublicData
 from ..outputs import logits_of
-from .base import State, floats, loaded, not_armed
+from .arming import State, floats, loaded, not_armed
 
 __all__ = ["InconsistentModelsAttack"]
 

@@ -15,7 +15,7 @@ from ...tensors import copy_of, under
 from ..engine.layer_inputs import watch
 from ..loss import Loss
 from ..outputs import logits_of
-from .base import State, loaded
+from .arming import State, loaded
 
 __all__ = ["Path"]
 

@@ -12,7 +12,7 @@ from ...types import ClientUpdate, Reconstruction
 from ..base import SEARCH, check_level, check_one_step
 from ..engine.observe import observe
 from ..knowledge import Knowledge
-from .base import ActiveAttack, not_armed
+from .arming import ActiveAttack, not_armed
 from .path import Path
 
 __all__ = ["different", "of_one", "read_rows"]
@@ -72,7 +72,8 @@ def read_rows(
             raise not_armed(attack.name)
         place = int(seen.state[index])
         state = {n: some[place] for n, some in {**seen.public, **seen.fixed}.items()}
-        rounded = 4 * torch.finfo(biases.dtype).eps * biases.abs() / update.learning_rate
+        greatest = torch.maximum(biases.abs(), rows.abs().amax(1))
+        rounded = 4 * torch.finfo(rows.dtype).eps * greatest / update.learning_rate
         inputs, which = of_one(
             apart(batch * seen.targets[weight][index].double()),
             apart(batch * seen.targets[bias][index].double()),
@@ -105,7 +106,7 @@ def of_one(weights: Tensor, biases: Tensor, table: Tensor, rounded: Tensor) -> F
         weights: gradients ``(r, n)`` of rows, times the number of pictures.
         biases: ``(r,)`` likewise, of their biases.
         table: ``(classes, r)`` what one picture of a label adds to each bias.
-        rounded: ``(r,)`` by how much the biases' may be off, as a state has rounded them.
+        rounded: ``(r,)`` by how much they may be off, as a state has rounded them.
 
     Returns:
         ``(k, n)`` inputs and ``(k,)`` labels; k may be 0.

@@ -4,10 +4,10 @@ A preset takes any field of its attack's class in the place of a setting. A fiel
 exist, or a value that is not allowed, is a ConfigError.
 """
 
-from .active import imprint, inconsistent_models, trap_weights
 from .generators import ggl, grnn
 from .others import analytic, cocktail_party, learned, spear, tableak
 from .searches import dlg, gradinversion, idlg, inverting_gradients, surrogate
+from .servers import imprint, inconsistent_models, trap_weights
 
 __all__ = [
     "analytic",

@@ -33,7 +33,7 @@ def imprint(**overrides: Any) -> ImprintAttack:
 
     Example:
         >>> imprint().signal
-        0.0001
+        1e-05
 
     """
     return ImprintAttack(**overrides)
