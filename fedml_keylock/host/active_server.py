@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..defense import Defense
 from ..errors import ConfigError, reason_of
-from ..inversion.active.base import ActiveAttack
+from ..inversion import ActiveAttack
 from ..tensors import copied
 from .job_configuration import Arguments
 from .server_attacker import Attacker
