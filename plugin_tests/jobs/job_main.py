@@ -143,9 +143,10 @@ if __name__ == "__main__":
         args.enable_defense = False
     device = fedml.device.get_device(args)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()
     if CASE == "mlp":
         model = mlp()
+    else:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()
     if CASE == "no_statistics":
         model[1] = nn.Identity()
     if CASE in AGGREGATORS:
