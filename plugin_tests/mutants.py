@@ -103,6 +103,49 @@ TABLE = {
             "if False:",
         ),
     ],
+    ("host/active_server", "host/test_active_server.py"): [
+        ("active server: models in the open under a lock", "if hidden and index:", "if False:"),
+        (
+            "active server: any attack sends models",
+            "if not isinstance(attack, ActiveAttack):",
+            "if False:",
+        ),
+        (
+            "active server: the job goes on from its model",
+            "if round_index == self.round + 1 and self.restores and self._armed:",
+            "if False:",
+        ),
+        ("active server: every round is attacked", "if round_index == self.round:", "if True:"),
+        (
+            "active server: it is not said",
+            'f"fedml-keylock: this server ATTACKS',
+            'f"fedml-keylock:',
+        ),
+    ],
+    ("host/observer", "host/test_active_server.py"): [
+        (
+            "active server: a silo's own model is taken for everyone's",
+            "if self.active is not None and silo in self.active.own:\n            return self",
+            "if False:\n            return self",
+        ),
+    ],
+    ("evaluation/section", "host/test_active_server.py"): [
+        (
+            "active server: it is on by itself",
+            "active: str | None = None",
+            'active: str = "imprint"',
+        ),
+    ],
+    ("locks/sealed/notices", "jobs/test_active_jobs.py -m long -k one_of_its_own"): [
+        ("active server: each silo has a model of its own", "notice.chain == own.chain", "True"),
+    ],
+    ("locks/sealed/first_model", "jobs/test_active_jobs.py -m long -k pins"): [
+        (
+            "active server: a pinned first model is another",
+            "if self.wanted is not None and not (",
+            "if False and not (",
+        ),
+    ],
     ("inversion/text/dager", "inversion/test_dager.py"): [
         ("dager: a span of everything is searched", "if one.rank >= width - 1:", "if False:"),
         (

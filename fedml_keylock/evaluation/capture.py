@@ -30,7 +30,9 @@ __all__ = ["INDEX", "Capture"]
 
 SCHEMA = "fedml-keylock/capture/2"
 INDEX, META, FINAL = "index.jsonl", "capture.json", "final.safetensors"
-_NAME = re.compile(r"capture\.json|final\.safetensors|round-\d{5,}/(sent|silo-\d+)\.safetensors")
+_NAME = re.compile(
+    r"capture\.json|final\.safetensors|round-\d{5,}/(sent(-\d+)?|silo-\d+)\.safetensors"
+)
 
 
 @dataclass
@@ -111,15 +113,22 @@ class Capture:
         capture.meta = capture._read_meta()
         return capture
 
-    def add(self, update: ClientUpdate) -> None:
-        """Keep one update, and once a round what was sent; AttackError if it cannot be written."""
+    def add(self, update: ClientUpdate, *, own: bool = False) -> None:
+        """Keep one update, and once a round what was sent; AttackError if it cannot be written.
+
+        Args:
+            update: with what was sent.
+            own: the silo was sent another model than others, which is kept too.
+
+        """
         folder = _round(update.round)
         try:
             (self.folder / folder).mkdir(exist_ok=True)
         except OSError as error:
             raise AttackError(f"capture {self.folder / folder}: {error.strerror}") from None
-        if f"{folder}/sent.safetensors" not in self._files:
-            self._write(f"{folder}/sent.safetensors", save(_plain(update.before)))
+        sent = f"{folder}/sent-{update.silo}" if own else f"{folder}/sent"
+        if f"{sent}.safetensors" not in self._files:
+            self._write(f"{sent}.safetensors", save(_plain(update.before)))
         facts = {"samples": update.samples, "learning_rate": update.learning_rate}
         self._write(f"{folder}/silo-{update.silo}.safetensors", save(_plain(update.after)), **facts)
 
@@ -171,9 +180,9 @@ class Capture:
         name = f"{folder}/silo-{silo}.safetensors"
         if name not in self._files:
             raise AttackError(f"capture {self.folder}: no update of silo {silo} in {folder}")
-        facts = self._files[name]
+        facts, own = self._files[name], f"{folder}/sent-{silo}.safetensors"
         return ClientUpdate(
-            before=self.sent(round_index),
+            before=self._load(own) if own in self._files else self.sent(round_index),
             after=self._load(name),
             learning_rate=float(facts.get("learning_rate", self.meta["learning_rate"])),
             samples=float(facts.get("samples", 1)),

@@ -36,8 +36,16 @@ class InversionSettings(Settings):
     )
     """What the server is taken to know; public data are its own test data. Insiders and oracles
     need private state, which no server has."""
+    active: str | None = None
+    """Have the server ATTACK the silos by one of the attacks, `imprint`, `trap_weights` or
+    `inconsistent_models`: in one round it sends what the attack makes of its model in the model's
+    place, and the job loses that round at the least. Left out: it keeps to the protocol."""
+    batch: int | None = Field(default=None, ge=1, strict=True)
+    """Images behind each update, as the server supposes. Left out: 1, and with `active` the job's
+    batch size."""
     rounds: tuple[StrictInt, ...] = Field(default=(0, -1), min_length=1)
-    """Which rounds are captured and attacked; negative ones count from the end."""
+    """Which rounds are captured and attacked; negative ones count from the end. With `active` it
+    is one, by itself the first."""
     images: int = Field(default=4, ge=1, strict=True)
     """How many updates are attacked, at the most."""
     loss: str | None = None
@@ -62,6 +70,25 @@ class InversionSettings(Settings):
     abort_above: dict[str, FiniteFloat] = {}  # noqa: RUF012  # pydantic copies it
     """In a silo: the score, by metric, above which the job ends in place of sending the update. It
     is the worst picture's, and what cannot be attacked as was asked is not sent either."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_active(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and isinstance(fields.get("active"), str):
+            return {"attacks": [fields["active"]], "rounds": (0,), **fields}
+        return fields
+
+    @model_validator(mode="after")
+    def _of_active(self) -> Self:
+        if self.active is None:
+            return self
+        if self.side != "server":
+            raise ValueError("active: it is the server who sends a model; set side: server")
+        if self.active not in self.attacks:
+            raise ValueError(f"active: {self.active} is none of attacks; name it there")
+        if len(self.rounds) != 1:
+            raise ValueError("rounds: with active it is one, such as [0]: the model is lost in it")
+        return self
 
     @model_validator(mode="after")
     def _of_silos(self) -> Self:

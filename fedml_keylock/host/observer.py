@@ -20,6 +20,7 @@ from .job_configuration import INVERSION, Arguments, our_attack
 from .silo_round import SiloRound
 
 if TYPE_CHECKING:
+    from .active_server import ActiveServer
     from .self_audit import SelfAudit
     from .server_attacker import Attacker, ServerCapture
 
@@ -35,6 +36,7 @@ class Observer:
         attacker: the attacks that the job's YAML asks for; None without the attack flag.
         capture: of a server that attacks.
         audit: of a silo that attacks itself.
+        active: of a server that sends a model of its own choice.
         received: the public state that the silos were sent last.
 
     """
@@ -43,6 +45,7 @@ class Observer:
     attacker: Attacker | None = None
     capture: ServerCapture | None = None
     audit: SelfAudit | None = None
+    active: ActiveServer | None = None
     received: Mapping[str, Tensor] | None = None
 
     @classmethod
@@ -66,7 +69,12 @@ class Observer:
                 "what noise hides; leave it out: scores are in the silo's own log"
             )
         rounds, defended = int(args.comm_round), defense is not None
-        return cls(args, Attacker.begin(settings, rounds=rounds, defended=defended))
+        attacker = Attacker.begin(settings, rounds=rounds, defended=defended)
+        if settings.active is None:
+            return cls(args, attacker)
+        from .active_server import ActiveServer
+
+        return cls(args, attacker, active=ActiveServer.begin(attacker, args, defense))
 
     @property
     def attacks_itself(self) -> bool:
@@ -113,6 +121,8 @@ class Observer:
             self.capture = ServerCapture.begin(
                 self.attacker, self.args, _copy(model), defense, name=name, agreement=agreement
             )
+        if self.active is not None:
+            self.active.model = _copy(model)
 
     def round_begins(self, turn: SiloRound, protected: nn.Module | None, data: Any) -> None:
         """In a silo, before it trains; see `SelfAudit.round_begins`."""
@@ -124,8 +134,24 @@ class Observer:
         if self.audit is not None:
             self.audit.round_ends(turn, state, data, received=self.received)
 
-    def sent(self, state: Mapping[str, Tensor]) -> None:
-        """The server sends this state to silos."""
+    def sending(
+        self, state: Mapping[str, Tensor], silo: int, round_index: int
+    ) -> Mapping[str, Tensor]:
+        """What a silo is sent for a round in place of the server's model: that, as a rule."""
+        if self.active is None:
+            return state
+        return self.active.outgoing(state, silo, round_index)
+
+    def before(self, silo: int | None) -> Mapping[str, Tensor] | None:
+        """A copy of the public state that a silo was sent last; None if nobody looks at it."""
+        if self.active is not None and silo in self.active.own:
+            return self.active.own[silo]
+        return self.received
+
+    def sent(self, state: Mapping[str, Tensor], silo: int | None) -> None:
+        """The server sends this state to silos, or to this one what is its own."""
+        if self.active is not None and silo in self.active.own:
+            return
         # the same state goes to every silo: one copy, for the capture and the plugins
         if self.capture is not None or _watched("after_upload"):
             self.received = copied(state)
@@ -139,14 +165,15 @@ class Observer:
         round_index: int,
     ) -> None:
         """Give the capture an update, and plugins a copy of it."""
-        if self.received is None or silo is None:
+        before = self.before(silo)
+        if before is None or silo is None:
             return
         rate = float(self.args.learning_rate)
-        update = ClientUpdate(self.received, state, rate, float(samples), silo, round_index)
+        update = ClientUpdate(before, state, rate, float(samples), silo, round_index)
         capture = self.capture if hook == "after_upload" else None
         if capture is not None and round_index in capture.attacker.rounds:
             with _spared(f"round {round_index}"):
-                capture.add(update)
+                capture.add(update, own=before is not self.received)
         if _watched(hook):
             copy = replace(update, before=copied(update.before), after=copied(update.after))
             getattr(manager().hook, hook)(update=copy)

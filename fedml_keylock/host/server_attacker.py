@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import click
@@ -152,14 +153,18 @@ class ServerCapture:
         each, seed = int(args.client_num_per_round), int(getattr(args, "random_seed", 0))
         return cls(attacker, capture, model, defense, each, seed)
 
-    def add(self, update: ClientUpdate) -> None:
+    def add(self, update: ClientUpdate, *, own: bool = False) -> None:
         """Keep an update of a round that is captured; attack the round when it is complete.
+
+        Args:
+            update: with what was sent.
+            own: the silo was sent another model than others.
 
         Raises:
             AttackError: it cannot be kept, or not be attacked.
 
         """
-        self.capture.add(update)
+        self.capture.add(update, own=own)
         self._count += 1
         if self.attacker.settings.when == "inline" and self._count % self.each == 0:
             self._attack(update.round)  # while FedML waits to aggregate
@@ -195,6 +200,8 @@ class ServerCapture:
         if only is not None:
             output = output / f"round-{only:05d}"
         surrogate = self.defense.surrogate(self.model) if self.defense else None
+        settings = attacker.settings
+        batch = settings.batch or (settings.active and self.capture.meta["batch_size"]) or 1
         for name, level in attacker.trials:
             try:
                 knowledge = knowledge_of(
@@ -206,6 +213,7 @@ class ServerCapture:
                     surrogate=surrogate,
                     public=public,
                     bounds=attacker.bounds,
+                    batch=batch,
                 )
                 with tqdm(desc=f"{name}, {level}", unit="step", leave=False) as bar:
                     made = attack_updates(
@@ -223,7 +231,9 @@ class ServerCapture:
                 manager().hook.on_attack_error(attack=name, error=refused)
                 continue
             path = save_reconstruction(output, made, updates)
-            costs = ", ".join(f"{cost:.3g}" for cost in made.cost.tolist())
+            costs = ", ".join(
+                f"{cost:.3g}" if isfinite(cost) else "no result" for cost in made.cost.tolist()
+            )
             click.echo(
                 f"fedml-keylock: {name}, {level}: cost reached {costs}; pictures in {path}",
                 err=True,

@@ -133,12 +133,15 @@ class ServerSession(Session):
                 f"{self.who}, round {self.round}: the job's aggregator changed the sum of sealed "
                 f"updates, or computed something else of them; {_CALL_AGG}"
             )
+        silo = None if receiver is None else self._silo_of.get(receiver, receiver - 1)
+        if silo is not None:
+            state = entries[names.state] = self.observer.sending(state, silo, self._next_round)
         self._note("while sending its model")
         agreement = None if self.defense is None else self._agreed()
         self.gate.emit(entries, names, agreement, receiver, is_sum=self.is_sealed)
         if state is not self._sent:  # the same goes to every silo
             self._sent = state
-            self.observer.sent(state)
+            self.observer.sent(state, silo)
 
     def sent(self) -> None:
         """Called after a message was sent."""
@@ -150,7 +153,7 @@ class ServerSession(Session):
         if isinstance(entries.get(HELLO), str):
             self._hellos[sender] = entries[HELLO]
         agreement = None if self.defense is None else self._agreed()
-        origin, before = Sender(sender, silo, self.round), self.observer.received
+        origin, before = Sender(sender, silo, self.round), self.observer.before(silo)
         update = self.gate.admit(entries, names, agreement, origin, before)
         if update is None:
             return

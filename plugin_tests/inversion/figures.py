@@ -416,7 +416,6 @@ if __name__ == "__main__":
             click.echo(f"\n{head}")
             for line in lines():
                 click.echo(line)
-    if not words or "dager" in words:
     if not words or any(word in "texts by dager" for word in words):
         for line in text_figures.lines():
             click.echo(line)

@@ -7,7 +7,7 @@ import job_recorder
 import torch
 from fedml.core import ClientTrainer, ServerAggregator
 from fedml.ml.trainer.my_model_trainer_classification import ModelTrainerCLS
-from job_parts import CASE, Net, load
+from job_parts import CASE, Net, load, mlp
 from torch import nn
 
 
@@ -143,7 +143,10 @@ if __name__ == "__main__":
         args.enable_defense = False
     device = fedml.device.get_device(args)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()
+    if CASE == "mlp":
+        model = mlp()
+    else:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)) if CASE == "linear" else Net()
     if CASE == "no_statistics":
         model[1] = nn.Identity()
     if CASE in AGGREGATORS:

@@ -27,6 +27,12 @@ class Net(nn.Sequential):
         )
 
 
+def mlp() -> nn.Module:
+    """What attacks that read a first linear layer need."""
+    layers = (nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 16), nn.ReLU(), nn.Linear(16, 3))
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
 class Growing(dict):
     """FedML is told of more samples than there were when the job began."""
 
@@ -43,7 +49,7 @@ def load(args):
     labels = (images.mean((1, 2, 3)) * 3).long()
     silos = args.client_num_in_total
     # as a silo says how many samples it has, it shows whose data a rank was given
-    uneven = {"silos": [24, 32, 40]}.get(CASE)
+    uneven = {"silos": [24, 32, 40], "mlp": [8] * silos + [96 - 8 * silos]}.get(CASE)
     parts = torch.arange(96).split(uneven) if uneven else torch.arange(96).chunk(silos)
     loaders = {s: DataLoader(TensorDataset(images[p], labels[p]), 16) for s, p in enumerate(parts)}
     test = DataLoader(TensorDataset(images, labels), 96)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ..outputs import logits_of
+from .layer_inputs import output_gradient
 
 __all__ = ["check_relu"]
 
@@ -24,20 +25,14 @@ def check_relu(
     """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
     like = next(model.parameters())
     pixels = torch.linspace(*bounds, 16 * prod(shape)).to(like)
-    outputs: list[Tensor] = []
 
-    def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # whatever is behind may work in place
-
-    hook = model.get_submodule(name).register_forward_hook(keep)
-    try:
+    def loss() -> Tensor:
         scores = logits_of(model(pixels.view(16, *shape)))
         weights = torch.arange(1.0, scores.numel() + 1).sin().view_as(scores).to(scores)
-        (gradient,) = torch.autograd.grad((scores * weights).sum(), outputs)
-    finally:
-        hook.remove()
-    below = outputs[0] < 0
+        return (scores * weights).sum()
+
+    outputs, gradient = output_gradient(model, name, loss)
+    below = outputs < 0
     if bool(gradient[below].any()) or not bool(gradient[~below].any()):
         raise AttackError(
             f"{attack} needs a ReLU behind the model's first layer, {name or 'the model'} "
