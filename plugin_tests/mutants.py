@@ -158,7 +158,7 @@ TABLE = {
     ("locks/paper/trace", "locks/paper/test_attach.py -k buffer_that_counts"): [
         ("paper: a trace changes buffers", "with buffers_kept(modules):", "if True:"),
     ],
-    ("locks/rotated/turns", "locks/rotated/test_rotation.py -k infinite"): [
+    ("locks/rotated/round_rotation", "locks/rotated/test_rotation.py -k infinite"): [
         ("rotation: infinite numbers", "for name in infinite_in(state):", "for name in ():"),
     ],
     ("locks/sealed/shares", "locks/sealed/test_sealed_rounds.py -k fractions"): [
@@ -1043,7 +1043,7 @@ TABLE = {
             "            False\n            and kept",
         ),
     ],
-    ("locks/rotated/turns", "locks/sealed/test_rotated_wire.py -k part"): [
+    ("locks/rotated/round_rotation", "locks/sealed/test_rotated_wire.py -k part"): [
         (
             "rotated: a part is sent or opened",
             "            if missing:\n",
@@ -1236,7 +1236,7 @@ TABLE = {
             "self._passes.append((stream.signs(self._inside).abs(), block",
         ),
     ],
-    ("locks/rotated/turns", "locks/rotated"): [
+    ("locks/rotated/round_rotation", "locks/rotated"): [
         (
             "rotated: parts are rotated alike",
             "self.key.stream(LABEL + part.label, self.round_index)",
@@ -1244,7 +1244,7 @@ TABLE = {
         ),
         (
             "rotated: a first model is rotated",
-            "        if self.round_index == OPEN:\n",
+            "        if self.round_index == UNROTATED:\n",
             "        if False:\n",
         ),
         (
@@ -1579,7 +1579,7 @@ TABLE = {
         ("rounds: a second message is sealed", "        if self._used:\n", "        if False:\n"),
         (
             "rounds: what fails half-way is tried again",
-            "        self._used = True  # whatever",
+            "        self._used = True  # even after",
             "        pass  # whatever",
         ),
     ],
@@ -2114,7 +2114,7 @@ TABLE = {
         ),
         (
             "gaussian: the second half of a look-up is not seen",
-            "        while len(equal):  # next to never",
+            "        while len(equal):  # almost never",
             "        while False:",
         ),
         ("gaussian: coarse draws only", "        if self._stretch:\n", "        if False:\n"),
