@@ -437,7 +437,7 @@ TABLE = {
         ),
         (
             "audit: an error of torch ends the job",
-            "        except Exception as error:  # of an attack",
+            "        except Exception as error:  # from an attack",
             "        except KeyLockError as error:  # of an attack",
         ),
     ],
@@ -1871,7 +1871,7 @@ TABLE = {
         ("messages: storages take no budget", "            budget.spend(len(body))\n", ""),
         (
             "messages: arrays take no budget",
-            "    budget.spend(2 * len(raw))  # another order of bytes is another copy\n",
+            "    budget.spend(2 * len(raw))  # changing the byte order makes another copy\n",
             "",
         ),
         (
