@@ -1,4 +1,4 @@
-"""Whole batches behind a linear layer and a ReLU, exactly, from that layer's gradient."""
+"""Recovers whole batches exactly from the gradient of a linear layer with a ReLU behind it."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["SpearAttack"]
 
 @checked
 class SpearAttack:
-    """The inputs of a model that starts with a linear layer and a ReLU: all of a batch, exactly.
+    """The inputs of a model that starts with a linear layer and a ReLU: a whole batch, exactly.
 
     The gradient of the layer's weight has the rank of the batch. Behind a ReLU each input adds
-    nothing to about half of the rows, and this tells its part from mixtures (`disaggregate`). The
-    work grows exponentially with the batch: for each input by one over the share of rows that are
-    inactive, which training lowers.
+    nothing to about half of the rows, which distinguishes its part from mixtures (`disaggregate`).
+    The work grows exponentially with the batch: with each input by a factor of one over the share
+    of inactive rows, which training lowers.
 
-    In single precision it is as exact as the update: a model that hardly moved was rounded, and
-    beyond some rounding the search finds nothing.
+    In single precision it is as exact as the update. If the model hardly moved, the update was
+    rounded, and beyond some rounding the search finds nothing.
 
     Attributes:
-        name: what a report calls it.
-        samples: submatrices to look at, at most, for each update.
+        name: name of the attack in reports.
+        samples: the most submatrices to try for each update.
         chunk: how many of them at once; the source has 10,000.
 
     Example:
@@ -52,7 +52,7 @@ class SpearAttack:
     chunk: Count = 10_000
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it decomposes what was sent."""
+    """Nothing: it decomposes the sent gradients."""
     uses: ClassVar[frozenset[str]] = frozenset()
     """Nothing: it searches nothing that a lock hides."""
 
@@ -68,16 +68,16 @@ class SpearAttack:
         """Find the inputs of the first layer, in any order.
 
         The cost is one minus the source's sparsity matching coefficient: the share of the layer's
-        outputs whose sign, computed from the inputs that were found, is not that of the gradient: 0
-        but for rounding. An update counts as diverged, with an infinite cost, where the gradient's
-        rank is above the batch, or no set of directions was certain. That is a failed search, not a
+        outputs whose sign, computed from the found inputs, differs from the gradient's. It is 0 up
+        to rounding. An update counts as diverged, with an infinite cost, if the gradient's rank
+        exceeds the batch, or if no set of directions was certain. That is a failed search, not a
         defense.
 
-        Inputs that are the same add up to one. Each of the places that are left then has one of
-        those that were found. The labels are sorted, and not matched to the images.
+        Equal inputs add up to one; remaining places repeat inputs that were found. The labels are
+        sorted, not matched to the images.
 
-        It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
-        AttackError.
+        It takes updates of one plain SGD step, at level ``oblivious``, and raises an AttackError
+        for others.
         """
         check_level(self, knowledge.level)
         check_one_step(self.name, knowledge, instead=SEARCH)
@@ -119,7 +119,7 @@ class SpearAttack:
 
 
 def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) -> None:
-    """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
+    """Refuse a first layer whose gradient is not 0 exactly where its output is negative."""
     like = next(model.parameters())
     low, high = knowledge.bounds
     pixels = torch.linspace(low, high, 16 * prod(knowledge.input_shape)).to(like)
@@ -127,7 +127,7 @@ def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) 
 
     def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # whatever is behind may work in place
+        return outputs[-1] * 1  # the next layer may work in place
 
     hook = model.get_submodule(name).register_forward_hook(keep)
     try:
