@@ -42,8 +42,8 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
         path = None if round_index is None else vault.history_path(round_index)
         if path is not None and vault.exists() and not path.exists():
             raise ConfigError(
-                f"vault {folder}: it has not what round {round_index} of silo {silo} began with: "
-                "the job's YAML must say keylock: {keep_history: true}"
+                f"vault {folder}: it lacks the private state that round {round_index} of silo "
+                f"{silo} began with: the job's YAML must say keylock: {{keep_history: true}}"
             )
         copy = deep_copy(model)
         defense.lock(copy, uniform=secret_uniform)  # the vault has the real values

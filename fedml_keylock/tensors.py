@@ -76,8 +76,8 @@ def as_integers(
     found = {}
     for name, dtype in dtypes.items():
         if name in state:
-            came = state[name]
-            found[name] = (came.round() if came.is_floating_point() else came).to(dtype)
+            average = state[name]
+            found[name] = (average.round() if average.is_floating_point() else average).to(dtype)
     return found
 
 

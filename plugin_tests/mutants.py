@@ -1566,7 +1566,7 @@ TABLE = {
     ("locks/sealed/rounds", "locks/sealed/test_sealed_rounds.py"): [
         (
             "rounds: another shape is taken for the same tensor",
-            "came.shape == tensor.shape and ",
+            "known.shape == tensor.shape and ",
             "",
         ),
         (
@@ -2171,8 +2171,8 @@ TABLE = {
         ("noise: the norm is not asked for", "        release.check()\n", ""),
         (
             "noise: what stays at home is sent",
-            "            came = encoding.base[entry.name]\n",
-            "            came = payload[entry.name]\n",
+            "            unchanged = encoding.base[entry.name]\n",
+            "            unchanged = payload[entry.name]\n",
         ),
     ],
     ("locks/sealed/job_noise", "locks/sealed/test_noise.py"): [
@@ -2252,12 +2252,12 @@ TABLE = {
         ),
         (
             "examples: a second step is taken",
-            "            if self.taken == len(self._counts):\n",
+            "            if self.steps_taken == len(self._counts):\n",
             "            if False:\n",
         ),
         (
             "examples: batches are left out",
-            "        if self.taken < len(self._counts):\n",
+            "        if self.steps_taken < len(self._counts):\n",
             "        if False:\n",
         ),
         (
@@ -2410,7 +2410,7 @@ TABLE = {
         ),
         (
             "examples: buffers are sent",
-            "        return {**payload, **came}\n",
+            "        return {**payload, **received}\n",
             "        return payload\n",
         ),
     ],

@@ -40,9 +40,9 @@ def end_job(error: BaseException, status: int = 1) -> None:
         message = f"fedml-keylock: {'' if world is None else f'rank {rank}: '}{error}\n"
     else:
         kept = where_kept(error)
-        shown = "".join(traceback.format_exception(error)) if kept is None else _places(error)
+        details = "".join(traceback.format_exception(error)) if kept is None else _places(error)
         more = "" if kept is None else f" ({type(error).__name__}; {kept})"
-        message = f"{shown}fedml-keylock: rank {rank} failed{more}; the job ends on every rank\n"
+        message = f"{details}fedml-keylock: rank {rank} failed{more}; the job ends on every rank\n"
     sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()

@@ -196,7 +196,7 @@ def check_sealing(args: Arguments) -> None:
     # over MPI its silos do not get the last average; in one process the model is in the clear
     unwritten = {"save_model": "use checkpoint, which fedml-keylock export opens"}
     if getattr(args, "backend", None) == "sp":
-        remedy = "save FedML's own model, which is in the open"
+        remedy = "save FedML's own model, which is not sealed"
         unwritten = dict.fromkeys(("save_model", "checkpoint"), remedy)
         unwritten["keep_history"] = "leave it out: no message is kept"
     elif (settings.get("noise") or {}).get("canaries"):

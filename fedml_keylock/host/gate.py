@@ -202,13 +202,13 @@ def check_hellos(entry: Any, *, silos: int, who: str) -> dict[int, bytes]:
         hellos = {int(rank): bytes.fromhex(hello) for rank, hello in pairs}
     except ValueError:
         raise UpdateRefused(
-            f"{who} came without the silos' hellos: the plugin is not active on the server. Start "
-            "every rank with `python -m fedml_keylock` and the same YAML"
+            f"{who} arrived without the silos' hellos: the plugin is not active on the server. "
+            "Start every rank with `python -m fedml_keylock` and the same YAML"
         ) from None
     if len(hellos) != silos:  # with two silos, one colluding, the sum reveals the other's
         raise UpdateRefused(
-            f"{who} came with the hellos of {len(hellos)} silos, and {silos} take part: the server "
-            "has left some out, or its client_num_per_round is another"
+            f"{who} arrived with the hellos of {len(hellos)} silos, and {silos} take part: the "
+            "server has left some out, or its client_num_per_round is another"
         )
     return hellos
 
@@ -227,7 +227,7 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         )
     if not isinstance(mark, str) or mark != agreement.mark:
         part = agreement.difference(mark if isinstance(mark, str) else "")
-        hint = "; what only one silo has belongs into its trainer" if part == "model" else ""
+        hint = "; state that only one silo has belongs in its trainer" if part == "model" else ""
         raise UpdateRefused(
             f"{who}: its {part} differ from the server's; use the same YAML and code{hint}"
         )
@@ -246,7 +246,7 @@ def check_nonce(nonce: Any, *, who: str) -> bytes:
     """
     if not isinstance(nonce, str) or not re.fullmatch("[0-9a-f]{32}", nonce):
         raise UpdateRefused(
-            f"{who} came without the job nonce: the plugin is not active on the server. Start "
+            f"{who} arrived without the job nonce: the plugin is not active on the server. Start "
             "every rank with `python -m fedml_keylock` and the same YAML"
         )
     return bytes.fromhex(nonce)

@@ -123,8 +123,8 @@ class Handshake:
                 samples[rank] = struct.unpack(">d", packed)[0]
         if hellos.get(self.rank) != self.hello:
             raise HostError(
-                f"rank {self.rank}: its own hello came back changed: the server, or who stands "
-                "between, answers in its name; nothing was sent"
+                f"rank {self.rank}: its own hello came back changed: the server, or somebody on "
+                "the network, answers in its name; nothing was sent"
             )
         listed = b"".join(_place(rank) + hello for rank, hello in sorted(hellos.items()))
         return hashlib.sha256(LABEL + listed).digest(), samples
@@ -207,8 +207,8 @@ def agree(
     leader, others = silos[0], [rank for rank in silos if rank != own]
     mailbox, hello = Mailbox(comm), handshake.hello
     length = len(greeting) + handshake.length
-    came = mailbox.exchange(dict.fromkeys(others, greeting + hello), others, length, wait=wait)
-    hellos = {own: hello} | {rank: message[len(greeting) :] for rank, message in came.items()}
+    received = mailbox.exchange(dict.fromkeys(others, greeting + hello), others, length, wait=wait)
+    hellos = {own: hello} | {rank: message[len(greeting) :] for rank, message in received.items()}
     transcript, _ = handshake.verified(hellos)
     pairs = {rank: handshake.pair(rank, hellos[rank], transcript) for rank in others}
     ciphers = {rank: ChaCha20Poly1305(_derive(pairs[rank], b"answer")) for rank in others}

@@ -77,14 +77,14 @@ class Link:
         message, head, tag = received[:-behind], received[-behind:-_TAG], received[-_TAG:]
         if not hmac.compare_digest(tag, self._tag(message, head)):
             raise UpdateRefused(
-                "a message came without the tag of keylock.link_key: it was changed on the way, or "
-                "its sender has another link_key or none"
+                "a message arrived without the tag of keylock.link_key: it was changed on the "
+                "network, or its sender has another link_key or none"
             )
         sender, receiver, number = _HEAD.unpack(head)
         if receiver != self._rank or number <= self._received.get(sender, 0):
             raise UpdateRefused(
-                f"a message of rank {sender} to rank {receiver} came again, or where it does not "
-                "belong: somebody on the way sends what others have sent"
+                f"a message of rank {sender} to rank {receiver} arrived again, or at another "
+                "rank: somebody on the network resends messages"
             )
         self._received[sender] = number
         return message, sender

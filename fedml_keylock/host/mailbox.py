@@ -118,6 +118,6 @@ def exchange_among(comm: MPI.Intracomm, silos: Sequence[int]) -> Exchange:
 def misfit(rank: int, what: str) -> HostError:
     """The error for a rank that speaks another protocol."""
     return HostError(
-        f"the silos do not understand one another: rank {rank} {what}. Run the same fedml-keylock "
-        "on every rank, with the same YAML"
+        f"the silos run different protocols: rank {rank} {what}. Run the same fedml-keylock on "
+        "every rank, with the same YAML"
     )

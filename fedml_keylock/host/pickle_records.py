@@ -239,7 +239,7 @@ class _Builder:
             args = (*value.args, value.entries) if value.entries else value.args
             made = type(value).build(self.of(args), self.of(value.state), self._budget)
             if made is None:
-                raise _held(f"{value.name} of other parts")
+                raise _held(f"{value.name} with other arguments")
         else:  # the name of a call, without the call
             raise _held(f"{getattr(value, 'name', kind.__name__)} itself")
         self._built[id(value)] = (value, made)

@@ -260,7 +260,7 @@ class SelfAudit:
             found = max(scored, key=lambda one: one[0]["score"], default=None)
             if found is None:
                 if metric in limits:
-                    raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
+                    raise UpdateRefused(f"{who}: no attack gave a {metric}, so it is not sent")
                 logging.warning("%s: no attack gave a %s; see %s", who, metric, folder)
                 continue
             worst, best = found
@@ -276,7 +276,7 @@ class SelfAudit:
                 turn.tell_score(metric, value)
             if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
-                    f"{who}: its update gives away too much: {metric} {value:.2f} {by}, and "
+                    f"{who}: its update leaks too much: {metric} {value:.2f} {by}, and "
                     f"gradient_inversion.abort_above allows {limits[metric]:g}; "
                     f"{folder / 'report.html'} says more"
                 )

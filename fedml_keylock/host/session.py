@@ -157,7 +157,7 @@ class Session(ABC):
             name: dtype
             for name, dtype in self._agreed().dtypes.items()
             if not (dtype.is_floating_point or dtype.is_complex)
-            if isinstance(came := state.get(name), Tensor) and came.is_floating_point()
+            if isinstance(average := state.get(name), Tensor) and average.is_floating_point()
         }
         integers = as_integers(state, whole)
         return with_versions({**state, **integers}, state) if integers else state

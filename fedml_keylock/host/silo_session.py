@@ -132,8 +132,8 @@ class SiloSession(Session):
             raise HostError(f"{error}; leave a silo without data out of the job") from None
         if self.seals and self._said not in (None, number):
             raise HostError(
-                f"{what} is another than when the job began, by which silos weigh it over this "
-                "backend: keep it as it is, or use backend: MPI"
+                f"{what} has changed since the job began, and over this backend silos use the "
+                "first one as its weight: keep it as it is, or use backend: MPI"
             )
         return number
 
@@ -285,8 +285,8 @@ class SiloSession(Session):
         assert self.model is not None
         if self._credentials is not None and not self._shared:
             raise HostError(
-                f"{self.who}: a model came before the silos had agreed on a secret: start the job "
-                "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
+                f"{self.who}: a model arrived before the silos had agreed on a secret: start the "
+                "job by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
             )
         try:
             opened = self.defense.open(self.model, state, round_index=self.last_round)

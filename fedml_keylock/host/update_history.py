@@ -114,8 +114,8 @@ class DuplicateDetector:
         if own == last and changed and any(_some(t).any() for t in update.values()):
             raise UpdateRefused(
                 f"{sender.who}: it sent the update of round {last_round} again, and the server's "
-                "model has changed since; its trainer must take that up (set_model_params) and "
-                "return what it trained (get_model_params)"
+                "model has changed since; its trainer must load that model (set_model_params) "
+                "and return what it trained (get_model_params)"
             )
         self._last[silo] = sender.round, model, own
 

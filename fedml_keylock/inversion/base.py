@@ -100,6 +100,6 @@ def check_one_step(name: str, knowledge: Knowledge, *, instead: str = "") -> Non
     """
     if knowledge.training is not None:
         raise AttackError(
-            f"{name} is for the gradient of one plain SGD step: it does not replay "
+            f"{name} is for the gradient of one plain SGD step: it does not simulate "
             f"Knowledge.training{instead}"
         )

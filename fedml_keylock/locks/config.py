@@ -164,10 +164,11 @@ class KeyLockConfig(Settings):
                 continue
             new = RENAMED.get((name, None)) or RENAMED.get((name, str(value)))
             raise ConfigError(
-                f"keylock.{name}: it is of an earlier version; use {new}"
+                f"keylock.{name}: a setting of an earlier version; use {new}"
                 if new
-                else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
-                "says why); leave it out, or use lock: sealed or lock: paper"
+                else f"keylock.{name}: {value!r} belongs to locks that were removed "
+                "(docs/what-we-tried.md says why); leave it out, or use lock: sealed or "
+                "lock: paper"
             )
         return fields
 
@@ -192,13 +193,13 @@ class KeyLockConfig(Settings):
         if kind == "rotated" and then not in (None, *COMPARED):
             raise ConfigError(
                 f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
-                f"states can be compared with one another only; use one of {', '.join(COMPARED)}"
+                f"states can only be compared with one another; use one of {', '.join(COMPARED)}"
             )
         if self.noise is not None:
             self._beside_noise()
         if (self.roster is None) != (self.identity is None):
             raise ConfigError(
-                "keylock.roster: it goes with identity, the silo's own private key: give both "
+                "keylock.roster: needs identity, the silo's own private key: give both "
                 "(fedml-keylock roster init makes one)"
             )
         return self
@@ -206,14 +207,14 @@ class KeyLockConfig(Settings):
     def _beside_noise(self) -> None:
         if self.colluders is None:
             raise ConfigError(
-                "keylock.colluders: needed beside noise: how many silos may collude with the "
-                "server, who know their own noise and take it off; 0 for none"
+                "keylock.colluders: needed with noise: how many silos may collude with the "
+                "server, as they can subtract their own noise; 0 for none"
             )
         for name in ("tell_samples", "tell_accuracy", "log_training"):
             if getattr(self, name):
                 raise ConfigError(
-                    f"keylock.{name}: the server would be told what noise does not cover; leave "
-                    "it out beside noise"
+                    f"keylock.{name}: it would tell the server what noise does not cover; leave "
+                    "it out with noise"
                 )
 
     @field_validator("first_model")

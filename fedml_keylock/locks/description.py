@@ -88,6 +88,6 @@ class ModelCheck:
             return ""
         first = self.layers[0].layer
         return (
-            f"the first layer, {first}, is open, and no lock behind an open first layer hides its "
-            f"input; add {first} to keylock.layers"
+            f"the first layer, {first}, is not locked, and no lock behind it hides its input; add "
+            f"{first} to keylock.layers"
         )

@@ -279,5 +279,5 @@ def _check_delta(delta: float, number: float, what: str) -> None:
         many = f"{number:g} {what}" if what == "silos" else f"this silo's {what}"
         raise ConfigError(
             f"keylock.noise.delta: {delta:g} is not allowed with {many}: it must be below 1 over "
-            "their number, or telling all of one of them would be within it"
+            "their number, or revealing one of them entirely would be within it"
         )

@@ -85,11 +85,12 @@ class NoiseConfig(Settings):
             if getattr(self, name) is not None:
                 other = "example" if self.unit == "silo" else "silo"
                 raise ConfigError(
-                    f"keylock.noise.{name}: it is of unit: {other}; leave it out, or set that unit"
+                    f"keylock.noise.{name}: applies to unit: {other}; leave it out, or set that "
+                    "unit"
                 )
         if self.unit == "silo" and self.steps != 1:
             raise ConfigError(
-                "keylock.noise.steps: it is of unit: example; with unit: silo a silo trains as "
+                "keylock.noise.steps: applies to unit: example; with unit: silo a silo trains as "
                 "long as it likes"
             )
         if self.unit == "example" and self.rate is None:
@@ -99,8 +100,7 @@ class NoiseConfig(Settings):
             )
         if self.canaries == 1 or (self.canaries and self.steps > 1):
             raise ConfigError(
-                "keylock.noise.canaries: with steps above 1 there are no sums that tell of them; "
-                "leave it out"
+                "keylock.noise.canaries: with steps above 1 no sum contains them; leave it out"
                 if self.steps > 1
                 else "keylock.noise.canaries: one tells nothing; take some hundreds"
             )

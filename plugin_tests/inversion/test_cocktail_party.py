@@ -90,7 +90,7 @@ def test_noise_is_no_result_and_the_same_picture_twice_is_one(pictures, make_upd
 @pytest.mark.parametrize(
     ("changes", "width", "message"),
     [
-        ({"training": LocalTraining(2)}, 128, "cocktail_party .* does not replay"),
+        ({"training": LocalTraining(2)}, 128, "cocktail_party .* does not simulate"),
         ({}, 8, "a batch below both dimensions of the first layer, 8 and 3072: 8"),
     ],
 )

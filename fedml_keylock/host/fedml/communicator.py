@@ -91,6 +91,6 @@ def guarded(session: SiloSession) -> type[MPI.Intracomm]:
 def _refuse(session: SiloSession, name: str) -> NoReturn:
     with final():
         raise HostError(
-            f"{session.who}: the job's own code calls {name} of FedML's communicator, which goes "
-            "around keylock's gate; send a Message of FedML's by its manager's send_message"
+            f"{session.who}: the job's own code calls {name} of FedML's communicator, which "
+            "bypasses keylock's gate; send a Message of FedML's by its manager's send_message"
         )

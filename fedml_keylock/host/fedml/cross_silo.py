@@ -189,7 +189,7 @@ def _receive_message(
     sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
     if session is not None and session.defense is not None:
         carriers = model_types(to_server=not isinstance(session, SiloSession))
-        who = f"{session.who}: what came from rank {sender!r:.20}"
+        who = f"{session.who}: a message from rank {sender!r:.20}"
         with final():
             check_type(msg_params.get_params(), msg_type, carriers, who=who)
     # FedML tells itself that the connection is up; any sender can put its own rank in both fields

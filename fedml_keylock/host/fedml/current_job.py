@@ -91,7 +91,7 @@ def _keep(args: Any, text: str) -> str | None:
         silo = int(args.rank) - 1 if silo is None else silo
         defense.note(text, silo=silo)
     except Exception as error:  # a job that cannot begin has no log
-        return f"its text is kept nowhere: {type(error).__name__}"
+        return f"its text was not kept: {type(error).__name__}"
     return f"its text is in the silo's own log, silo-{silo}.log, as log_training is false"
 
 

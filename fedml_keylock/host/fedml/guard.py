@@ -71,7 +71,7 @@ def _refuse(problem: str, abort: AbortOnError, values: Iterable[Any]) -> None:
         if defense is None and not our_attack(value):
             continue
         flag = f"attack_type: {INVERSION}" if defense is None else f"defense_type: {defense}"
-        error = HostError(f"{flag} cannot be had: {problem}")
+        error = HostError(f"{flag} is not available: {problem}")
         if in_mpi_job():
             end_job(error)
         abort.install()

@@ -123,7 +123,7 @@ def _check_sender(message: Any, source: int, *, server: bool) -> None:
         raise UpdateRefused(f"rank {source}: a silo sent a message to a silo")
     named = message.get_params().get(message.MSG_ARG_KEY_SENDER)
     if named != source or message.get_sender_id() != source:
-        raise UpdateRefused(f"rank {source}: a message came in the name of rank {named!r:.20}")
+        raise UpdateRefused(f"rank {source}: a message arrived in the name of rank {named!r:.20}")
 
 
 def _make_careful(manager: Any, session: Session) -> None:

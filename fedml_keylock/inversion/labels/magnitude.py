@@ -42,7 +42,7 @@ def labels_by_magnitude(weight: Tensor, bias: Tensor | None, batch: int) -> Tens
     for _ in range(batch):
         fresh = negative & (counts == 0)
         allowed = fresh | ~fresh.any(1, keepdim=True)
-        taken = left.masked_fill(~allowed, float("inf")).argmin(1)
-        counts[rows, taken] += 1
-        left[rows, taken] -= impact
+        label = left.masked_fill(~allowed, float("inf")).argmin(1)
+        counts[rows, label] += 1
+        left[rows, label] -= impact
     return labels_of_counts(counts)

@@ -43,8 +43,8 @@ class RotatedLock(WireLock):
     SENT = "rotated"
     SUMMARY = "are rotated as one vector before they are sent"
     weakness: ClassVar[str] = (
-        "lock: rotated leaves lengths and distances of updates to be seen, and labels in part; it "
-        "is for robust_aggregation under an honest-but-curious server: lock: sealed hides all"
+        "lock: rotated shows the server lengths and distances of updates, and some labels; it is "
+        "for robust_aggregation with an honest-but-curious server: lock: sealed hides everything"
     )
 
     def __init__(self, config: KeyLockConfig) -> None:
@@ -222,7 +222,7 @@ class RotatedLock(WireLock):
 
     def _begun(self) -> Rotation:
         if self._rotation is None:
-            raise HostError("a model came before the job's own was locked")
+            raise HostError("a model arrived before the job's own was locked")
         return self._rotation
 
     def _check_integers(self, state: Mapping[str, Tensor]) -> None:
@@ -232,11 +232,11 @@ class RotatedLock(WireLock):
             UpdateRefused: naming the first. BatchNorm's count of batches may change.
 
         """
-        for name, came in self._integers.items():
+        for name, first in self._integers.items():
             sent = state.get(name)
             if sent is None or (name.endswith("num_batches_tracked") and sent.numel() == 1):
                 continue
-            if not torch.equal(sent.cpu(), came.cpu()):
+            if not torch.equal(sent.cpu(), first.cpu()):
                 raise UpdateRefused(
                     f"{name} has integers that training has changed, and integers are not rotated: "
                     "use lock: sealed, or keep it out of the state (persistent=False)"

@@ -176,11 +176,11 @@ def as_one(
     """
     tensors = [state[name].detach() for name in names]
     changed = change(torch.cat([tensor.cpu().double().flatten() for tensor in tensors]))
-    pieces = torch.split(changed, [tensor.numel() for tensor in tensors])
+    vectors = torch.split(changed, [tensor.numel() for tensor in tensors])
     return {
         # a copy: a view would be pickled with the whole vector
-        name: piece.view(tensor.shape).to(tensor, copy=True)
-        for name, tensor, piece in zip(names, tensors, pieces, strict=True)
+        name: vector.view(tensor.shape).to(tensor, copy=True)
+        for name, tensor, vector in zip(names, tensors, vectors, strict=True)
     }
 
 

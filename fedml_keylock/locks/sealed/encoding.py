@@ -146,9 +146,9 @@ class Encoding:
         """
         own = real(payload).cpu().reshape(-1)
         base = real(self.base[entry.name]).cpu().reshape(-1)
-        pieces = range(0, entry.numel, CHUNK)
+        starts = range(0, entry.numel, CHUNK)
         if entry.kind == "matrix":
-            for start in pieces:
+            for start in starts:
                 part = slice(start, start + CHUNK)
                 yield self._rounded(entry, step, own[part], base[part], place, counts).numpy()
             return
@@ -156,7 +156,7 @@ class Encoding:
             (self._integers if entry.kind == "integer" else self._rounded)(
                 entry, step, own[start : start + CHUNK], base[start : start + CHUNK], place, counts
             )
-            for start in pieces
+            for start in starts
         ]
         low = self.shares.low_bits
         yield from ((words & (2**low - 1)).to(torch.int32).numpy() for words in wide)
@@ -166,7 +166,7 @@ class Encoding:
         self,
         entry: Entry,
         step: int,
-        pieces: Iterable[NDArray[np.int32]],
+        in_chunks: Iterable[NDArray[np.int32]],
         *,
         share: float = 1.0,
     ) -> Tensor:
@@ -178,7 +178,7 @@ class Encoding:
         Args:
             entry: of the tensor.
             step: the exponent of its step.
-            pieces: the words, in their order on the wire, in chunks.
+            in_chunks: the words, in their order on the wire, in chunks.
             share: for the words of one silo, n / n_i, the inverse of its share of the average.
 
         """
@@ -187,9 +187,9 @@ class Encoding:
         made = torch.empty_like(flat)
         rows: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]]
         if entry.kind in ("matrix", "noised"):
-            rows = ((words, words[:0]) for words in pieces)
+            rows = ((words, words[:0]) for words in in_chunks)
         else:
-            wide = np.concatenate([np.empty(0, np.int32), *pieces])
+            wide = np.concatenate([np.empty(0, np.int32), *in_chunks])
             rows = zip(chunks(wide[: entry.numel]), chunks(wide[entry.numel :]), strict=True)
         start = 0
         for low, high in rows:

@@ -56,7 +56,7 @@ class ExampleGradients:
     Attributes:
         sums: after a step, name to int64 tensor: the sum over examples, in steps, without noise.
         learning_rate: of the last step.
-        taken: how many steps the optimizer has taken.
+        steps_taken: how many steps the optimizer has taken.
 
     """
 
@@ -78,7 +78,7 @@ class ExampleGradients:
         self._attached = ExitStack()
         self.sums: dict[str, Tensor] = {}
         self.learning_rate = math.nan
-        self.taken = 0
+        self.steps_taken = 0
 
     def attach(self) -> None:
         """Attach the hooks.
@@ -117,10 +117,10 @@ class ExampleGradients:
             LockError: a batch had no step, or the parameters changed in another way.
 
         """
-        if self.taken < len(self._counts):
+        if self.steps_taken < len(self._counts):
             raise LockError(
-                f"{WHO}: of {len(self._counts)} batches the trainer took a step by {self.taken}: "
-                "it must train the model that FedML gives it, on the data that it is given, by an "
+                f"{WHO}: of {len(self._counts)} batches the trainer took a step by "
+                f"{self.steps_taken}: it must train the model that FedML gives it, on the data that it is given, by an "
                 "optimizer of torch's"
             )
         self._check_unchanged(self._values())
@@ -150,8 +150,9 @@ class ExampleGradients:
             room = 8 * torch.finfo(since.dtype).eps * (since.double().abs() + step.abs())
             if not ((now.double() - (since.double() - step)).abs() <= room).all():
                 raise LockError(
-                    f"{WHO}: {name} is not what plain SGD makes of it in a step: with steps: 1 no "
-                    "momentum, weight decay or other optimizer, which steps: 2 and more allow"
+                    f"{WHO}: {name} is not what plain SGD makes of it in a step: with steps: 1 "
+                    "use no momentum, weight decay or other optimizer; steps: 2 and more allow "
+                    "them"
                 )
 
     def _before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
@@ -159,14 +160,14 @@ class ExampleGradients:
         if self._stepping or held.isdisjoint(map(id, self._parameters.values())):
             return  # an optimizer that calls another takes one step
         with torch.no_grad():
-            if self.taken == len(self._counts):
+            if self.steps_taken == len(self._counts):
                 raise LockError(
-                    f"{WHO}: the trainer takes a step beyond the {self.taken} of a round that "
-                    "keylock.noise.steps declares: set epochs: 1, use one optimizer, or declare it"
+                    f"{WHO}: the trainer takes a step beyond the {self.steps_taken} of a round "
+                    "that keylock.noise.steps declares: set epochs: 1, use one optimizer, or declare it"
                 )
             self._check_unchanged(self._values())
             samples = self._gathered(held)
-            count = self._counts[self.taken]
+            count = self._counts[self.steps_taken]
             self.sums = clipped_sums(
                 {name: sample[:count] for name, sample in samples.items()},
                 self._clip,
@@ -179,7 +180,7 @@ class ExampleGradients:
                     drawn = torch.from_numpy(self._draw(total.numel()))
                     total += drawn.reshape(total.shape).to(total.device)
                 parameter.grad = (total * self._scale).to(parameter)
-            self.taken += 1
+            self.steps_taken += 1
             self._forget()
             self._stepping = optimizer
 
@@ -188,14 +189,14 @@ class ExampleGradients:
             return
         if any(p.grad_sample is not None for p in self._parameters.values()):  # type: ignore[attr-defined]
             raise LockError(
-                f"{WHO}: the optimizer has asked for gradients within its step, as of a closure, "
-                "and followed them as they are: call backward() first, and step() without one"
+                f"{WHO}: the optimizer computed gradients within its step, as with a closure, and "
+                "used them unclipped: call backward() first, and step() without a closure"
             )
         self._last, self._stepping = self._values(), None
 
     def _gathered(self, held: set[int]) -> dict[str, Tensor]:
         """For each trainable parameter, the gradients of the batch's examples, ``(b, *shape)``."""
-        size = max(1, self._counts[self.taken])
+        size = max(1, self._counts[self.steps_taken])
         found = {}
         for name, parameter in self._parameters.items():
             sample, grad = parameter.grad_sample, parameter.grad  # type: ignore[attr-defined]
@@ -230,8 +231,8 @@ class ExampleGradients:
                 value.cpu(), self._last[name]
             ):
                 raise LockError(
-                    f"{WHO}: {name} has changed otherwise than by an optimizer's step, which no "
-                    "noise would cover: change parameters by the optimizer only"
+                    f"{WHO}: {name} has changed other than by an optimizer's step, which noise "
+                    "does not cover: change parameters only by the optimizer"
                 )
 
     def _forget(self) -> None:

@@ -198,8 +198,8 @@ class JobExamples(JobNoise):
             )
         gradients.check_sent(payload)
         self._check_rest(payload, base, gradients.sums)
-        came = {name: base[name] for name in payload if name in self._buffers and name in base}
-        return {**payload, **came}
+        received = {name: base[name] for name in payload if name in self._buffers and name in base}
+        return {**payload, **received}
 
     def release(
         self, payload: Mapping[str, Tensor]

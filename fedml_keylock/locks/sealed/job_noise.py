@@ -69,7 +69,7 @@ class JobNoise:
         honest = honest_silos(self.silos, self.colluders)
         if self.multiplier is None:
             raise ConfigError(
-                "keylock.noise.epsilon: how many rounds it is for is known in a job only; give "
+                "keylock.noise.epsilon: the number of rounds is known only in a job; give "
                 "multiplier"
             )
         clips = {"update": self.clip}
@@ -130,7 +130,7 @@ class JobNoise:
         """
         noise, parts = self.of_round, self.parts(payload)
         if "update" not in parts.values():
-            raise UpdateRefused("nothing of what it would send trains, and noise hides nothing")
+            raise UpdateRefused("nothing of what it would send trains, so noise would hide nothing")
 
         def of(base: Mapping[str, Tensor]) -> Release:
             self._check_rest(payload, base, parts)
@@ -162,7 +162,7 @@ class JobNoise:
         if update is None:
             return "nothing was noised"
         if update.infinite:
-            return "the update has numbers that are NaN or infinite: none was sent, but noise"
+            return "the update has numbers that are NaN or infinite: only noise was sent"
         clips = update.noise.clips
         return ", ".join(
             f"the {part}'s norm {norm:.3g} under a clip of {clips[part]:.3g}"

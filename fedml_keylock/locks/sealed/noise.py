@@ -72,7 +72,7 @@ class Grid:
         if steps < LEAST:
             raise ConfigError(
                 f"keylock.noise: noise of {deviation:.2g} in each of {silos} silos, on numbers up "
-                f"to {most:.2g}, has no room in 32 bits; raise multiplier"
+                f"to {most:.2g}, does not fit 32 bits; raise multiplier"
             )
         return cls(exponent, steps, bound)
 

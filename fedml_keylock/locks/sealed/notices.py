@@ -95,10 +95,10 @@ def compare(
         for silo in secrets.pairs
     }
     found = {secrets.silo: own}
-    for silo, came in secrets.exchange(sealed, meanwhile).items():
+    for silo, received in secrets.exchange(sealed, meanwhile).items():
         try:
             opened = _cipher(secrets, silo, label).decrypt(
-                _nonce(silo, secrets.silo), came, secrets.transcript
+                _nonce(silo, secrets.silo), received, secrets.transcript
             )
         except InvalidTag:
             raise UpdateRefused(

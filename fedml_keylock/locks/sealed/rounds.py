@@ -127,7 +127,7 @@ class Rounds(Private):
 
         """
         if not self._chain:
-            raise HostError("a message was to be sealed before the first model came")
+            raise HostError("a message was to be sealed before the first model arrived")
         if self._used:
             raise UpdateRefused(
                 f"round {self.round}: it would send a second message in one round, whose "
@@ -211,9 +211,9 @@ class Rounds(Private):
         """
         base: dict[str, Tensor] = {}
         for name, tensor in payload.items():
-            came = self.base.get(name)
-            if came is not None and came.shape == tensor.shape and came.dtype == tensor.dtype:
-                base[name] = came
+            known = self.base.get(name)
+            if known is not None and known.shape == tensor.shape and known.dtype == tensor.dtype:
+                base[name] = known
                 continue
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 raise UpdateRefused(
@@ -222,14 +222,14 @@ class Rounds(Private):
                 )
             if self.scale is None and sized:
                 what = "the server has not sent"
-                if came is not None and came.shape != tensor.shape:
+                if known is not None and known.shape != tensor.shape:
                     raise UpdateRefused(
                         f"{name}: is {tuple(tensor.shape)}, and the server has sent it as "
-                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own; "
+                        f"{tuple(known.shape)}: send it in that shape, or under a name of its own; "
                         "where a first batch sets it, run the model once before FedML gets it"
                     )
-                if came is not None:
-                    what = f"is {tensor.dtype} and was sent by the server as {came.dtype}"
+                if known is not None:
+                    what = f"is {tensor.dtype} and was sent by the server as {known.dtype}"
                 raise UpdateRefused(
                     f"{name}: {what}, so that nothing says how large its numbers are: declare it "
                     "by keylock: {scale: LARGEST}"

@@ -106,16 +106,16 @@ def seal(
         wire = torch.empty(entry.wire_shape, dtype=torch.int32)
         flat, start = wire.view(-1).numpy(), 0
         if release is None:
-            pieces = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
+            in_chunks = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
         elif entry.name in release.grids:
             grid = release.grids[entry.name]
-            pieces = (
+            in_chunks = (
                 release.sent(entry, noise.over(words, grid)) for words in release.words(entry)
             )
         else:  # the base, unchanged
-            came = encoding.base[entry.name]
-            pieces = encoding.encode(entry, step, came, keys.place, counts)
-        for words in pieces:
+            unchanged = encoding.base[entry.name]
+            in_chunks = encoding.encode(entry, step, unchanged, keys.place, counts)
+        for words in in_chunks:
             tag.update(words)
             cover(words, flat[start : start + len(words)])
             start += len(words)
@@ -184,8 +184,8 @@ def open_sum(
     tag.update(trailer[:COUNTERS])
     if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:
         raise UpdateRefused(
-            "the average that came is not the sum of what the silos sent in this round, with each "
-            "of them once: the server, or who stands between, has changed it; nothing was loaded"
+            "the average is not the sum of what the silos sent in this round, with each of them "
+            "once: the server, or somebody on the network, has changed it; nothing was loaded"
         )
     ordered = OrderedDict((name, state[name]) for name in encoding.base)
     if encoding.noised:
