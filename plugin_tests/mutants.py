@@ -2252,12 +2252,12 @@ TABLE = {
         ),
         (
             "examples: a second step is taken",
-            "            if self.steps_taken == len(self._counts):\n",
+            "            if self.steps == len(self._counts):\n",
             "            if False:\n",
         ),
         (
             "examples: batches are left out",
-            "        if self.steps_taken < len(self._counts):\n",
+            "        if self.steps < len(self._counts):\n",
             "        if False:\n",
         ),
         (

@@ -56,7 +56,7 @@ class ExampleGradients:
     Attributes:
         sums: after a step, name to int64 tensor: the sum over examples, in steps, without noise.
         learning_rate: of the last step.
-        steps_taken: how many steps the optimizer has taken.
+        steps: how many steps the optimizer has taken.
 
     """
 
@@ -78,7 +78,7 @@ class ExampleGradients:
         self._attached = ExitStack()
         self.sums: dict[str, Tensor] = {}
         self.learning_rate = math.nan
-        self.steps_taken = 0
+        self.steps = 0
 
     def attach(self) -> None:
         """Attach the hooks.
@@ -117,10 +117,10 @@ class ExampleGradients:
             LockError: a batch had no step, or the parameters changed in another way.
 
         """
-        if self.steps_taken < len(self._counts):
+        if self.steps < len(self._counts):
             raise LockError(
-                f"{WHO}: of {len(self._counts)} batches the trainer took a step by "
-                f"{self.steps_taken}: it must train the model that FedML gives it, on the data that it is given, by an "
+                f"{WHO}: of {len(self._counts)} batches the trainer took a step by {self.steps}: "
+                "it must train the model that FedML gives it, on the data that it is given, by an "
                 "optimizer of torch's"
             )
         self._check_unchanged(self._values())
@@ -160,14 +160,14 @@ class ExampleGradients:
         if self._stepping or held.isdisjoint(map(id, self._parameters.values())):
             return  # an optimizer that calls another takes one step
         with torch.no_grad():
-            if self.steps_taken == len(self._counts):
+            if self.steps == len(self._counts):
                 raise LockError(
-                    f"{WHO}: the trainer takes a step beyond the {self.steps_taken} of a round "
-                    "that keylock.noise.steps declares: set epochs: 1, use one optimizer, or declare it"
+                    f"{WHO}: the trainer takes a step beyond the {self.steps} of a round that "
+                    "keylock.noise.steps declares: set epochs: 1, use one optimizer, or declare it"
                 )
             self._check_unchanged(self._values())
             samples = self._gathered(held)
-            count = self._counts[self.steps_taken]
+            count = self._counts[self.steps]
             self.sums = clipped_sums(
                 {name: sample[:count] for name, sample in samples.items()},
                 self._clip,
@@ -180,7 +180,7 @@ class ExampleGradients:
                     drawn = torch.from_numpy(self._draw(total.numel()))
                     total += drawn.reshape(total.shape).to(total.device)
                 parameter.grad = (total * self._scale).to(parameter)
-            self.steps_taken += 1
+            self.steps += 1
             self._forget()
             self._stepping = optimizer
 
@@ -196,7 +196,7 @@ class ExampleGradients:
 
     def _gathered(self, held: set[int]) -> dict[str, Tensor]:
         """For each trainable parameter, the gradients of the batch's examples, ``(b, *shape)``."""
-        size = max(1, self._counts[self.steps_taken])
+        size = max(1, self._counts[self.steps])
         found = {}
         for name, parameter in self._parameters.items():
             sample, grad = parameter.grad_sample, parameter.grad  # type: ignore[attr-defined]

@@ -39,8 +39,7 @@ class Rounds(Private):
     Attributes:
         secrets: what the silos have agreed on.
         colluders: how many silos may collude with the server; None if not declared.
-        scale: the largest number in tensors that no silo has received yet; None to refuse such
-            tensors.
+        scale: the largest number in tensors that are new to all silos; None to refuse these.
         keep_own: whether to keep the keys that open this silo's own messages, for audits.
         round: index of the round, from 0.
         base: the last received and opened tensor of each name.

@@ -243,7 +243,7 @@ def test_steps_of_another_model_are_left_alone():
         loss_of(other, images, labels).backward()
         theirs.step()
 
-    assert trained(model, [(images, labels)], change=change).steps_taken == 1
+    assert trained(model, [(images, labels)], change=change).steps == 1
     plain = net_of("linear")
     loss_of(plain, images, labels).backward()
     assert torch.equal(other.weight, plain.weight - plain.weight.grad)
@@ -354,7 +354,7 @@ def test_gradients_that_a_step_asks_for_are_not_followed(kind):
     try:
         closure()
         optimizer.step()
-        assert gradients.steps_taken == 1
+        assert gradients.steps == 1
         optimizer.zero_grad()
         with pytest.raises(LockError, match="computed gradients within its step, as of a closure"):
             optimizer.step(closure)
