@@ -1,6 +1,6 @@
 """fedml-keylock: stops gradient leakage in FedML's cross-silo training, and shows what it stopped.
 
-Importing this package imports neither torch nor fedml: its names load on first use.
+Importing this package imports neither torch nor fedml: its names are loaded when first used.
 """
 
 from __future__ import annotations

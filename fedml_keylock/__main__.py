@@ -1,8 +1,8 @@
-"""Runs an unmodified job: `mpiexec -n 4 python -m fedml_keylock main.py --cf fedml_config.yaml`.
+"""`mpiexec -n 4 python -m fedml_keylock main.py --cf fedml_config.yaml`: run an unmodified job.
 
-Like `python -m mpi4py`: the script runs as usual, with fedml_keylock active, and an error on one
-rank ends the job on all of them. Each rank is a child of the process that mpiexec starts, which
-reports what the rank was doing if it is killed.
+Like `python -m mpi4py`: the script runs as if started by itself, with fedml_keylock active, and an
+error on one rank ends the job on all of them. Each rank is a child of what mpiexec starts, which
+says what the rank was doing if it is killed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 
         for option, value in pairwise(argv):
             if option in ("--cf", "--yaml_config_file"):
-                read_yaml(Path(value))  # FedML's own error for an unreadable file is misleading
+                read_yaml(Path(value))  # of one that it cannot read FedML says something else
         from .host.launch import check_world
 
         check_world()

@@ -29,9 +29,9 @@ class LearnedAttack(LearningSettings):
     """A decoder from updates to images, trained on unlimited simulated updates.
 
     Wu et al., "Learning to invert", 2022 (arXiv 2210.10880); the simulated locks are ours. The
-    attacker has public images of the same kind. In every step the attacker takes some of them, each
-    under a lock drawn like a new silo's, computes the update that a silo would have sent, rounded
-    as a silo rounds it, and trains the decoder to return the image. The silos' own updates are
+    attacker has public images of the same kind. In every step some of them get a lock each, drawn
+    like a new silo's. The attacker computes the updates that silos would have sent, rounded as
+    silos round them, and trains the decoder to return the images. The silos' own updates are
     decoded at the end, all at once.
 
     The decoder sees the label and every layer's gradient, at norm 1, so that the model's confidence

@@ -17,8 +17,8 @@ SPARSE = 16
 def reach(participants: int, colluders: int | None) -> int:
     """How many neighbours t to each side a silo needs, so that 2 t > colluders.
 
-    A graph in which everyone has t neighbours to each side stays connected when any 2 t - 1 are
-    removed (its connectivity is 2 t). Then the others' masks still hide all but their sum.
+    If everyone has t neighbours to each side, the graph has connectivity 2 t: it stays connected
+    when any 2 t - 1 silos are removed. Then the others' masks still hide all but their sum.
 
     Args:
         participants: m, of the round.
