@@ -104,8 +104,8 @@ class AnalyticAttack:
         and
         relative: about 0, unless the update contains more than one input. It is the only entry of
         the history, and nothing can diverge. A clipped gradient is still exact, because the factor
-        cancels. A pruned, quantised or noised one is not. Nor is one so small that the weights' precision
-        rounded it, as for a confident model. The cost then shows it.
+        cancels. A pruned, quantised or noised one is not. Nor is one so small that the weights'
+        precision rounded it, as for a confident model. The cost then shows it.
 
         It takes updates of one plain SGD step on one image or row, at level ``oblivious``, and
         raises an AttackError for others.
