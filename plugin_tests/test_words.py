@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "fedml_keylock"
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
 
 RETIRED = {
-    r"[Tt]urned( back)?|Turns": "rotated, rotated back; OrthogonalMatrix, RoundRotation",
+    r"turned back|Turns": "rotated, rotated back; OrthogonalMatrix, RoundRotation",
     r"[Cc]onceal\w*|RevealedLock": "protect, recover; AttackerLock",
     "effective_state": "secret_variables",
     "invariants": "observable",

@@ -1,6 +1,6 @@
-"""The defenses: locks on models, which depend on neither FedML nor the attacks.
+"""The defenses: locks on models, which know nothing of FedML or of attacks.
 
-`model.py` has the functions for users, and the table from a lock's name to its class.
+`model.py` has what users call, and the table from a lock's name to its folder.
 """
 
 from .config import KeyLockConfig
