@@ -75,14 +75,14 @@ class CocktailPartyAttack:
     ) -> Reconstruction:
         """Separate the inputs of the first layer, in any order.
 
-        The cost is the source's loss, lower if the inputs look less like mixtures. It does not
-        measure how close they are, since every mixture explains the gradient. An update counts as
-        diverged, with an infinite cost, if the gradient's rank exceeds the batch or the loss is not
-        finite. Equal inputs add up to one; remaining places repeat inputs that were found. The
-        labels are sorted, not matched to the images.
+        The cost is the source's loss: the lower the less the inputs look like mixtures. It says
+        nothing of how near they are, since every mixture explains the gradient. An update counts as
+        diverged, with an infinite cost, where the gradient's rank is above the batch or the loss is
+        not finite. Inputs that are the same add up to one; each of the places that are left then
+        has one of those that were found. The labels are sorted, and not matched to the images.
 
-        It takes updates of one plain SGD step, at level ``oblivious``, and raises an AttackError
-        for others.
+        It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
+        AttackError.
         """
         check_level(self, knowledge.level)
         check_one_step(self.name, knowledge, instead=SEARCH)

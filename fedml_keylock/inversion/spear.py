@@ -119,7 +119,7 @@ class SpearAttack:
 
 
 def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) -> None:
-    """Refuse a first layer whose gradient is not 0 exactly where its output is negative."""
+    """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
     like = next(model.parameters())
     low, high = knowledge.bounds
     pixels = torch.linspace(low, high, 16 * prod(knowledge.input_shape)).to(like)
@@ -127,7 +127,7 @@ def _check_relu(attack: str, model: nn.Module, name: str, knowledge: Knowledge) 
 
     def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # the next layer may work in place
+        return outputs[-1] * 1  # whatever is behind may work in place
 
     hook = model.get_submodule(name).register_forward_hook(keep)
     try:
