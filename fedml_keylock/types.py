@@ -247,7 +247,7 @@ class UpdateTransform(Protocol):
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Protect simulated states ``after``, name to ``(b, *shape)``, as silos would."""
+        """Simulated states ``after``, name to ``(b, *shape)``, as an attacker would read them."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _FEWEST = 20  # public images: with fewer there is nothing to hold out
 
 @checked
 class LearnedAttack(LearningSettings):
-    """A decoder from updates to images, trained on unlimited simulated updates.
+    """A decoder from updates to images, trained on as many simulated updates as needed.
 
     Wu et al., "Learning to invert", 2022 (arXiv 2210.10880); the simulated locks are ours. The
     attacker has public images of the same kind. In every step some of them get a lock each, drawn

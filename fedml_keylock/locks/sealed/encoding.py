@@ -231,7 +231,7 @@ class Encoding:
         if not math.isfinite(float(base.sum())):
             odd, begun = ~torch.isfinite(base), self._begun(entry)
             since = torch.where(odd, 0.0, base)
-            # a type in which no number can begin keeps the base
+            # a bound of 0 leaves no room for numbers to begin: the base stays
             still = torch.where(odd, (moved > begun * 2.0**step) | (begun == 0), still)
         if share != 1:
             moved *= share
