@@ -261,7 +261,7 @@ RETIRED = {
 def test_a_field_of_earlier_versions_is_refused_with_what_to_write_now(name, value, beside):
     said = refusal(KeyLockConfig, f"{beside}{name}: {value}")
     assert said.startswith(f"keylock.{name}: {RETIRED[name][value]}")
-    if "are gone" in said:
+    if "were removed" in said:
         assert "docs/what-we-tried.md says why" in said
         assert said.endswith("leave it out, or use lock: sealed or lock: paper")
     # what is written in its place is a field that there is
@@ -338,7 +338,7 @@ def test_what_is_of_some_locks_is_known_as_such():
             "keylock.robust_aggregation: 'weak_dp' does not run under lock: rotated",
         ),
         ("lock: [sealed, paper]", "keylock.lock: ['sealed', 'paper'] do not go together"),
-        ("roster: r.yaml", "keylock.roster: it goes with identity"),
+        ("roster: r.yaml", "keylock.roster: needs identity"),
         (
             "lock: [paper, sealed]\ncheckpoint: g.safetensors",
             "keylock.checkpoint: 'g.safetensors' is of lock: sealed, and lock is paper+sealed;",

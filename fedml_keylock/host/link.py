@@ -83,8 +83,8 @@ class Link:
         sender, receiver, number = _HEAD.unpack(head)
         if receiver != self._rank or number <= self._received.get(sender, 0):
             raise UpdateRefused(
-                f"a message of rank {sender} to rank {receiver} arrived again, or at another "
-                "rank: somebody on the network resends messages"
+                f"a message of rank {sender} to rank {receiver} arrived again, or where it "
+                "does not belong: somebody on the network resends messages"
             )
         self._received[sender] = number
         return message, sender

@@ -183,7 +183,7 @@ def test_what_reads_or_changes_single_updates_is_refused_where_they_are_sealed(
         (
             "simulation",
             "sp",
-            dict.fromkeys(("save_model", "checkpoint"), "in the open")
+            dict.fromkeys(("save_model", "checkpoint"), "is not sealed")
             | {"keep_history": "leave it out"},
         ),
         ("cross_silo", "MPI", {}),
