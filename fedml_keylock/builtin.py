@@ -1,4 +1,4 @@
-"""Our own defense, attacks and metrics, registered as any plugin's would be."""
+"""Registers our own defense, attacks and metrics, like any plugin's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["keylock", "register_attacks", "register_defenses", "register_metrics
 
 
 def keylock(settings: Mapping[str, Any]) -> Lock:
-    """The defense that a `keylock:` section asks for.
+    """Make the defense of a `keylock:` section.
 
     Raises:
         ConfigError: naming the field.
@@ -32,13 +32,13 @@ def keylock(settings: Mapping[str, Any]) -> Lock:
 
 @hookimpl
 def register_defenses(register: Callable[[str, DefenseFactory], None]) -> None:
-    """Keylock."""
+    """Register the keylock defense."""
     register("keylock", keylock)
 
 
 @hookimpl
 def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """The published attacks, each by its preset's name."""
+    """Register the published attacks, each by its preset's name."""
     from .inversion import presets
 
     for name in presets.__all__:
@@ -47,7 +47,7 @@ def register_attacks(register: Callable[[str, Callable[..., Any]], None]) -> Non
 
 @hookimpl
 def register_metrics(register: Callable[[str, Callable[..., Any]], None]) -> None:
-    """psnr, ssim, and both after the best scale and offset of each channel; lpips with weights."""
+    """Register psnr, ssim, both after the best scale and offset of each channel, and lpips."""
     from .evaluation import metrics
     from .evaluation.lpips import lpips_metrics
 

@@ -1,4 +1,4 @@
-"""What a job asks of its defense, in a silo and on the server."""
+"""The interface between a job and its defense, in a silo and on the server."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["Defense", "DefenseFactory"]
 
 
 class Defense(ABC):
-    """A defense that wraps a silo's model: one object a rank, built from its own YAML section.
+    """A defense that wraps a silo's model: one object for each rank, made from its YAML section.
 
-    A plugin's is derived from it, and says what is abstract here.
+    A plugin's defense derives from it, and implements the abstract methods.
     """
 
     @property
     def title(self) -> str:
-        """How reports name it and its settings."""
+        """The name of the defense and its settings in reports."""
         return type(self).__name__
 
     @property
     def robust_aggregation(self) -> str | None:
-        """FedML's own defense that its server is to run on what silos send; None: no other."""
+        """FedML's own defense that its server runs on what silos send, or None."""
         return None
 
     @property
     def own_accuracy(self) -> bool:
-        """Whether silos test the models that they are given, as the server cannot."""
+        """Whether silos test the models that they receive, because the server cannot."""
         return True
 
     @property
@@ -43,7 +43,7 @@ class Defense(ABC):
 
     @property
     def transforms_updates(self) -> bool:
-        """Whether a state that is sent has nothing in common with the one that was received."""
+        """Whether a sent state is unrelated to the received one."""
         return False
 
     @property
@@ -53,22 +53,22 @@ class Defense(ABC):
 
     @property
     def seals(self) -> bool:
-        """Whether what silos send are words for `add_up`, which their server cannot read."""
+        """Whether silos send words for `add_up`, which the server cannot read."""
         return False
 
     @property
     def adds_noise(self) -> bool:
-        """Whether silos clip and noise what they send, as a difference from what came."""
+        """Whether silos clip and noise the difference that they send."""
         return False
 
     @property
     def wraps_model(self) -> bool:
-        """Whether what a silo trains must be the model that was protected."""
+        """Whether a silo must train exactly the model that was protected."""
         return True
 
     @property
     def credentials(self) -> Credentials | None:
-        """What the silos agree on secrets with; None for a defense that needs none of them."""
+        """The files with which silos agree on secrets; None for a defense without secrets."""
         return None
 
     @property
@@ -78,99 +78,100 @@ class Defense(ABC):
 
     @property
     def tells_accuracy(self) -> bool:
-        """Whether what silos measure of the models that they are given leaves them."""
+        """Whether silos' own accuracies leave them."""
         return True
 
     @abstractmethod
     def describe(self, model: nn.Module) -> Agreement:
-        """What server and silos must agree on, from the model as it is before it is protected."""
+        """The settings on which server and silos must agree, from the unprotected model."""
 
     @abstractmethod
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
-        """Protect a silo's model in place, before any training; say what was done in one line.
+        """Protect a silo's model in place, before training; describe it in one line.
 
-        The silo is None in a rank that serves many in turn: `enter_silo` follows in every round.
+        The silo is None in a rank that serves many in turn, which calls `enter_silo` in every
+        round.
         """
 
     @abstractmethod
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Put a silo's own private state into a protected model, before a round; say what was done.
+        """Load a silo's private state into a protected model, before a round; describe it.
 
-        Only values change: an optimizer may hold the model's parameters already.
+        Only values change: an optimizer may already hold the model's parameters.
         """
 
     @abstractmethod
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """Give an attacker who knows this defense his model, from the unprotected public one."""
+        """The attacker's model, from the unprotected public one."""
 
     @abstractmethod
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """For a silo's audit of itself: a copy of its protected model.
+        """For a silo's audit of itself: a copy of its protected model, and its secret variables.
 
-        It is made from the unprotected one, which has the same public state. Beside it, what the
-        surrogate's private parameters are in it. Neither leaves the process.
+        The copy is made from the unprotected model, which has the same public state. The secret
+        variables have the names of the attacker's model. Neither leaves the process.
         """
 
     def schedule(self, schedule: Schedule) -> int:
-        """Called on every rank at the job's start: how many of its rounds are to be run.
+        """Called on every rank at the job's start: returns how many of its rounds to run.
 
         Raise ConfigError to refuse the job.
         """
         return len(schedule.rounds)
 
     def weigh(self, samples: float) -> float:
-        """Called in a silo with its number of samples: its weight, as other silos are told it.
+        """Called in a silo with its number of samples: returns its weight, which other silos learn.
 
         Raise ConfigError to refuse the number.
         """
         return samples
 
     def privacy_loss(self, silo: int) -> PrivacyLoss | None:
-        """Called in a silo: what of its privacy it has spent so far; None for no such accounts."""
+        """Called in a silo: returns what it has spent of its privacy; None without accounts."""
         return None
 
     def privacy_estimate(self) -> CanaryEstimate | None:
-        """Called in a silo after the last round: what its canaries tell of epsilon; None for none.
+        """Called in a silo after the last round: its canaries' estimate of epsilon, or None.
 
-        It is beside the accounts of `privacy_loss`, and no bound.
+        It stands beside the accounts of `privacy_loss`, and is not a bound.
         """
         return None
 
     def share(self, secrets: JobSecrets) -> None:  # noqa: B027  # nothing, where nothing is shared
-        """Take what the silos have agreed on, before the first model comes."""
+        """Set the secrets that the silos have agreed on, before the first model arrives."""
 
     def begin_job(self, nonce: bytes) -> None:  # noqa: B027  # as above
-        """Take the server's nonce of this job, before the first model comes. It is no secret."""
+        """Set the server's job nonce, before the first model arrives. It is not secret."""
 
     def open(
         self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
     ) -> Mapping[str, Tensor]:
-        """Called in a silo with what the server has sent: what FedML is to load in its place.
+        """Called in a silo with the server's message: returns what FedML is to load instead.
 
-        It is the average of what silos sent in this round, or with -1 the first model.
+        The message is the average of this round, or, with round -1, the first model.
         """
         return message
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:  # noqa: B027  # as above
-        """Called in a silo that is about to train a round."""
+        """Called in a silo before it trains a round."""
 
     def batches(self, data: Any, *, silo: int) -> Any:
-        """Called in a silo after `begin_round`: what it is to train on in place of its data."""
+        """Called in a silo after `begin_round`: returns what it trains on in place of its data."""
         return data
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
         """Called in a silo before it sends what it trained; raise to stop it.
 
-        False when nothing happened to the model: then nothing but its own state may be sent.
+        Return False if the model did not train: then only its own state may be sent.
         """
         return True
 
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
-        """Called in a silo with what passed the gates: what is sent in its place.
+        """Called in a silo with a payload that passed the gates: returns what is sent instead.
 
         Raise UpdateRefused, saying why, to send nothing. The samples are the silo's weight in the
         average.
@@ -178,7 +179,7 @@ class Defense(ABC):
         return payload
 
     def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """Called on the server of a defense that seals, in place of FedML's average."""
+        """Called on the server of a sealing defense, in place of FedML's average."""
         raise NotImplementedError
 
     def rehearse(
@@ -186,17 +187,17 @@ class Defense(ABC):
         base: Mapping[str, Tensor],
         updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-        """A round of a defense that seals, in one process: messages, and the average opened.
+        """Run a round of a sealing defense in one process: returns messages and the opened average.
 
         Args:
-            base: what the silos have received.
-            updates: of each silo, its samples and its payload.
+            base: the payload that the silos received.
+            updates: the samples and the payload of each silo.
 
         """
         raise NotImplementedError
 
     def enter_server(self) -> None:  # noqa: B027
-        """Called on the server before the job: refuse what could not be written later."""
+        """Called on the server before the job: refuse files that could not be written later."""
 
     def keep(self, total: Mapping[str, Tensor], *, round_index: int) -> None:  # noqa: B027
         """Called on the server with the sum of a round."""
@@ -205,7 +206,7 @@ class Defense(ABC):
         """Called in a silo with a line for its own log, which does not leave it."""
 
     def finish(self, rounds: int, *, silo: int) -> None:  # noqa: B027
-        """Called in a silo that was given the final model, after so many rounds."""
+        """Called in a silo that received the final model, after so many rounds."""
 
 
 DefenseFactory = Callable[[Mapping[str, Any]], Defense]

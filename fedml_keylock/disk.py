@@ -1,4 +1,4 @@
-"""Owner-only files: read with suspicion, written whole or not at all, by one process at a time."""
+"""Handles owner-only files: checks them, writes them atomically, and locks them for one process."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ __all__ = [
 ]
 
 TEMPORARY = ".tmp"
-"""How the name of a file ends that is not written to its end yet."""
+"""Suffix of a file that is not yet written completely."""
 
 _RETRY = 0.05
-"""Seconds between two tries for what another process holds."""
+"""Seconds between two attempts to lock what another process holds."""
 
 _claims: dict[Path, tuple[int, int]] = {}
-"""What this process claimed: a lock file, and with it the process's id and the open descriptor."""
+"""Lock files that this process holds, each with its process id and open descriptor."""
 
 
 def open_private(path: Path, *, what: str = "vault", follow: bool = False) -> BinaryIO:
-    """Open a file that only its owner may read, and whose owner runs this process.
+    """Open a file that only its owner can read, and whose owner runs this process.
 
     Args:
         path: of the file.
-        what: how messages call it.
-        follow: whether it may be a symbolic link. A vault may not: saving would replace the link
-            and leave what it points to behind, old and forgotten. Its folder may be one.
+        what: name of the file in messages.
+        follow: whether it may be a symbolic link. A vault may not: saving would replace the link,
+            and leave the file behind it outdated. Its folder may be a link.
 
     Raises:
-        VaultError: missing, not a regular file, someone else's, or readable by others.
+        VaultError: the file is missing, not regular, another user's, or readable by others.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "secret"
@@ -57,7 +57,7 @@ def open_private(path: Path, *, what: str = "vault", follow: bool = False) -> Bi
         b'whole'
 
     """
-    # without O_NONBLOCK a pipe in the file's place would make this wait for ever
+    # without O_NONBLOCK this would wait forever for a pipe
     flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
@@ -92,10 +92,10 @@ def _check_owner(found: os.stat_result, who: str, may: str) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for its owner only, unless it is there.
+    """Create a folder for its owner only, if it does not exist.
 
     Raises:
-        VaultError: it cannot be made, or is there and others may use it.
+        VaultError: it cannot be created, or it exists and others may use it.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "vault"
@@ -112,13 +112,13 @@ def make_folder(path: Path) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Check that only its owner may use a vault's folder, and that he runs this process.
+    """Check that a vault's folder belongs to this process's user, who alone may use it.
 
-    Whoever may write there puts another file in a file's place, and whoever may read there sees
-    which silos there are and when each has trained.
+    Anyone who may write there could replace files. Anyone who may read there sees which silos there
+    are, and when each has trained.
 
     Raises:
-        VaultError: someone else's, or others may use it.
+        VaultError: it belongs to another user, or others may use it.
 
     Example:
         >>> check_folder(Path(tempfile.mkdtemp()))
@@ -132,11 +132,11 @@ def check_folder(path: Path) -> None:
 
 
 def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
-    """Write an owner-only file: after a crash at any instant it is the old one or the new one.
+    """Write an owner-only file atomically: after a crash it is the old one or the new one.
 
     Raises:
-        VaultError: it cannot be written, or no regular file is there; what was there before is
-            untouched.
+        VaultError: the file cannot be written, or its place is not a regular file; what was there
+            is unchanged.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "secret"
@@ -147,7 +147,7 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
     """
     try:
         check_place(path)
-        # mkstemp opens with mode 0600
+        # mkstemp creates it with mode 0600
         descriptor, name = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY
         )
@@ -161,7 +161,7 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
             with suppress(OSError):
                 os.unlink(name)
             raise
-        # the new name itself is on disk only when its folder is
+        # the new name is on disk only after its folder is
         folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
@@ -172,10 +172,10 @@ def write_private(path: Path, content: bytes, *, what: str = "vault") -> None:
 
 
 def append_private(path: Path, line: str) -> None:
-    r"""Append a line to an owner-only file, in an owner-only folder; both are made if needed.
+    r"""Append a line to an owner-only file in an owner-only folder; creates both if needed.
 
     Raises:
-        VaultError: it cannot be written.
+        VaultError: the file cannot be written.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "vault" / "silo-0.log"
@@ -202,19 +202,19 @@ def _to_write(descriptor: int) -> BinaryIO:
 
 
 def claim(path: Path, *, what: str, wait: float = 0.0) -> bool:
-    """Be the only process that holds a lock file, from now until `release` or this process's end.
+    """Hold a lock file as the only process, until `release` or exit.
 
-    A POSIX record lock, and not `flock`: what is forked from this process, such as a data loader's
-    worker, does not inherit it. So it ends with this process even when a worker lives on, and a
-    worker cannot write in its parent's place.
+    It is a POSIX record lock, not `flock`: forked children, such as a data loader's workers, do not
+    inherit it. So it ends with this process even if a worker lives on, and a worker cannot write in
+    its parent's place.
 
     Args:
-        path: of the lock file, which is made and stays: to remove it would let two in.
-        what: how messages call what it stands for.
-        wait: seconds to wait for another process that is about to release it.
+        path: of the lock file, which is created and never removed: removal would let two in.
+        what: name of the locked thing in messages.
+        wait: how many seconds to wait for another process to release it.
 
     Returns:
-        Whether it was claimed now; False when this process held it already.
+        True if it was claimed now; False if this process held it already.
 
     Raises:
         VaultError: another process holds it, or it cannot be locked at all.
@@ -230,7 +230,7 @@ def claim(path: Path, *, what: str, wait: float = 0.0) -> bool:
     if owner == os.getpid():
         if _is_at(descriptor, path):
             return False
-        os.close(descriptor)  # the folder was removed since
+        os.close(descriptor)  # the folder was removed meanwhile
         del _claims[path]
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
@@ -247,7 +247,7 @@ def claim(path: Path, *, what: str, wait: float = 0.0) -> bool:
 
 
 def release(path: Path) -> None:
-    """Let another process claim a lock file. Nothing when this process does not hold it.
+    """Let another process claim a lock file. Does nothing if this process does not hold it.
 
     Example:
         >>> path = Path(tempfile.mkdtemp()) / "lock"
@@ -294,14 +294,14 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path, pattern: str) -> None:
-    """Remove what killed processes did not write to its end. Only for whoever holds the claim.
+    """Remove files that killed processes left half written. Only for the holder of the claim.
 
     Args:
-        folder: where it is; it need not exist.
-        pattern: of the names that were to be written, such as ``silo-2.*``.
+        folder: of the files; it need not exist.
+        pattern: of the final names, such as ``silo-2.*``.
 
     Raises:
-        VaultError: one cannot be removed.
+        VaultError: a file cannot be removed.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())

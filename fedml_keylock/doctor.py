@@ -1,4 +1,4 @@
-"""Checks of the environment: what is there, whether it fits, and what to do where it does not."""
+"""Checks the environment, and says what to do about each problem."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Check", "examine", "start_up"]
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: what was looked at, whether it is well, what was found, what to do if not."""
+    """One finding: what was checked, whether it is good, what was found, and a remedy."""
 
     name: str
     well: bool
@@ -28,7 +28,7 @@ class Check:
 
 
 def examine() -> Iterator[Check]:
-    """Every check, the quick ones first; each is made when it is asked for."""
+    """Run every check, the quick ones first, each when the iterator reaches it."""
     yield from (_python(), _setuptools(), _torch(), _fedml(), start_up(), _mpi())
     yield from _seams()
     yield from _plugins()
@@ -74,7 +74,7 @@ def _fedml() -> Check:
 
 
 def start_up(place: StartUp | None = None) -> Check:
-    """Whether `fedml-keylock enable` was run, and where; in this environment, unless told.
+    """Whether `fedml-keylock enable` was run, and where; by default in this environment.
 
     Example:
         >>> from pathlib import Path
@@ -106,7 +106,7 @@ def _mpi() -> Check:
         mpiexec = find_mpiexec()
     except KeyLockError as error:
         return Check("MPI runtime", False, "no mpiexec", str(error))
-    # one rank alone: what two print at once may come out as one line
+    # only one rank prints: two outputs could mix in one line
     probe = (
         "from mpi4py import MPI; comm = MPI.COMM_WORLD; comm.Get_rank() or "
         "print(comm.Get_size(), MPI.Get_library_version())"
@@ -114,7 +114,7 @@ def _mpi() -> Check:
     try:
         done = subprocess.run(  # noqa: S603  # this environment's own mpiexec and Python
             [str(mpiexec), "-n", "2", sys.executable, "-c", probe],
-            env=without_runtime(os.environ),  # it may be that mpiexec has started this process
+            env=without_runtime(os.environ),  # mpiexec may have started this process
             capture_output=True,
             text=True,
             timeout=60,
@@ -144,7 +144,7 @@ def _seams() -> Iterator[Check]:
         from .host.fedml import seams
 
         found = seams()
-    except Exception as error:  # whatever an import of fedml may raise is the finding
+    except Exception as error:  # importing fedml may raise anything: that is the finding
         yield Check(
             "import fedml", False, f"{type(error).__name__}: {error}", "see the lines above"
         )

@@ -1,19 +1,19 @@
-"""Every error that this package raises on purpose.
+"""Defines every error that this package raises on purpose.
 
     KeyLockError
     ├── ConfigError          a field of the YAML, the command line or a call is wrong
     ├── LockError            this model cannot be locked, or is not locked
-    ├── UpdateRefused        an update that must not be sent, or must not be taken in
+    ├── UpdateRefused        an update that must not be sent or must not be accepted
     ├── PrivateStateError    private state was about to leave the process
     ├── VaultError           a silo's private state cannot be read or written
-    ├── HostError            this FedML is not one that the defense can be put into
+    ├── HostError            this FedML, or the job's use of it, is not supported
     ├── PluginError          a plugin does not load, or its hooks do not fit
-    ├── AttackError          an attack was asked for something that it cannot do
+    ├── AttackError          an attack cannot do what was asked
     └── MissingExtra         an optional dependency is not installed
 
-Each message is one line that names the thing that is wrong and what to do about it, so that it can
-be shown to a user as it stands. None of them ever holds a private value. What somebody else's error
-says may hold one; in a silo `keep_texts` keeps that back.
+Each message is one line that names what is wrong and what to do about it, fit to show to a user. No
+message ever holds a private value. Errors of other packages may hold one; `keep_texts` withholds
+their texts in a silo.
 """
 
 import traceback
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class KeyLockError(Exception):
-    """The root: catch this to catch everything that fedml_keylock raises on purpose."""
+    """The base class: catch it to catch every error that fedml_keylock raises on purpose."""
 
 
 class ConfigError(KeyLockError):
@@ -54,7 +54,7 @@ class UpdateRefused(KeyLockError):  # noqa: N818  # says what happened
 
 
 class PrivateStateError(KeyLockError):
-    """Something other than the vault asked for private state in a form that can be sent."""
+    """Something other than the vault requested private state in a form that can be sent."""
 
 
 class VaultError(KeyLockError):
@@ -62,7 +62,7 @@ class VaultError(KeyLockError):
 
 
 class HostError(KeyLockError):
-    """The installed FedML, or the job's use of it, is not one that the defense supports."""
+    """The defense does not support the installed FedML, or the job's use of it."""
 
 
 class PluginError(KeyLockError):
@@ -70,7 +70,7 @@ class PluginError(KeyLockError):
 
 
 class AttackError(KeyLockError):
-    """An attack, its knowledge and the update that it was given do not fit together."""
+    """An attack, its knowledge and its update do not fit together."""
 
 
 class MissingExtra(KeyLockError):  # noqa: N818  # says what happened
@@ -86,10 +86,10 @@ _keep: Callable[[str], str | None] | None = None
 
 
 def keep_texts(keep: Callable[[str], str | None] | None) -> None:
-    """Have texts of others' errors kept in this process from now on; None: no more.
+    """Withhold the texts of other packages' errors in this process; None ends it.
 
     Args:
-        keep: writes a text down and says where it is; None if the text may be shown.
+        keep: writes a text to a file and returns where; returns None if the text may be shown.
 
     """
     global _keep
@@ -97,16 +97,16 @@ def keep_texts(keep: Callable[[str], str | None] | None) -> None:
 
 
 def where_kept(error: BaseException) -> str | None:
-    """Keep what somebody else's error says, with its traceback, and say where; None: show it."""
+    """Write another package's error to a file, and return where; None if it may be shown."""
     if _keep is None or isinstance(error, KeyLockError):
         return None
     return _keep("".join(traceback.format_exception(error)).rstrip())
 
 
 def first_line(error: BaseException) -> str:
-    r"""The first line of what anyone's error says, cut; or its kind where it says nothing.
+    r"""The first line of any error's text, shortened; its class if it has no text.
 
-    In a silo of a defended job it says where the text is kept in its place.
+    In a silo of a defended job it names the file with the text instead.
 
     Example:
         >>> first_line(RuntimeError("no memory\nat all")), first_line(KeyError())
@@ -121,7 +121,7 @@ def first_line(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something did not run, in one line: our own error's, or anyone's with its kind.
+    """Why something failed, in one line: our own error's text, or any other's with its class.
 
     Example:
         >>> reason_of(AttackError("no images")), reason_of(MemoryError())

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Writes files that are complete or absent."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _OTHERS = {
 
 
 def check_place(path: Path) -> None:
-    """Check that a file can be put at a path: that nothing is there, or a regular file.
+    """Check that a path is free, or holds a regular file.
 
-    Whoever renames a file to the place of a device removes the device.
+    Renaming a file onto a device would remove the device.
 
     Raises:
         OSError: something else is there.
@@ -46,21 +46,20 @@ def check_place(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
-    """An empty file beside another one, which takes its place when it was written without error.
+    """Write to a new file beside the old one; it replaces the old one if no error occurs.
 
-    One process at a time may write a path. Whoever reads it finds the old file or the new one; what
-    a power failure leaves is another matter (see `disk.py`).
+    Only one process at a time may write a path. Readers see the old file or the new one. This does
+    not cover power failures (see `disk.py`).
 
     Args:
         path: of the file, whose folder exists.
         mode: of the new file, less the umask.
 
     Yields:
-        Where to write.
+        The path to write to.
 
     Raises:
-        OSError: it cannot be written, or no regular file is there; what was there before is
-            untouched.
+        OSError: it cannot be written, or no regular file is there; the old file is unchanged.
 
     Example:
         >>> path = Path("made.txt")
@@ -72,7 +71,7 @@ def replacing(path: Path, *, mode: int = 0o600) -> Iterator[Path]:
     """
     check_place(path)
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # of a process that was killed
+    part.unlink(missing_ok=True)  # left by a killed process
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode))
     try:
         yield part

@@ -1,4 +1,4 @@
-"""Packages whose names are loaded when first used, so that importing them is cheap."""
+"""Loads a package's names on first use, so that importing the package is cheap."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["lazy"]
 def lazy(
     package: str, where: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's `__getattr__` and `__dir__`.
+    """Make a package's `__getattr__` and `__dir__`.
 
     Args:
         package: its `__name__`.
-        where: by each name that it exports, the module that holds it, as from within: ".keylock".
+        where: the module that holds each exported name, relative to the package: ".keylock".
 
     Example:
         >>> getattribute, names = lazy("fedml_keylock", {"ClientUpdate": ".types"})

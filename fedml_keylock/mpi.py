@@ -1,4 +1,4 @@
-"""What MPI runtimes tell the processes that they start, before MPI is up in them."""
+"""Reads what MPI runtimes tell the processes that they start, before MPI is initialised."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from collections.abc import Mapping
 __all__ = ["misfit", "size_of", "started_by", "without_runtime"]
 
 SLURM = "SLURM_PROCID"
-"""Slurm's rank, which a batch script has too that starts no ranks."""
+"""Slurm's rank. A batch script that starts no ranks has it too."""
 RANK = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
-"""A process's rank: of MPICH's PMI, PMIx and Open MPI."""
+"""Variables with a process's rank: of MPICH's PMI, PMIx and Open MPI."""
 SIZE = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""How many ranks were started. PMIx tells that to MPI only; Slurm, which may have it, says so."""
+"""Variables with the number of ranks. PMIx tells it to MPI only; Slurm sets one where it started
+the ranks."""
 TOLD = ("PMI_", "PMIX_", "OMPI_", "HYDRA_", "MPIEXEC_", "MPI_LOCAL")
-"""What begins so is told to ranks."""
+"""Prefixes of the variables that runtimes set for ranks."""
 
 
 def started_by(environment: Mapping[str, str], *, slurm: bool = True) -> str | None:
-    """The rank that an MPI runtime has given this process; None when none has started it.
+    """The rank that an MPI runtime has given this process; None if none has started it.
 
     Args:
         environment: the process's.
-        slurm: whether Slurm alone, without an MPI's runtime, is one.
+        slurm: whether Slurm counts as a runtime, without an MPI's own.
 
     Example:
         >>> started_by({"PMI_RANK": "2"}), started_by({})
@@ -33,7 +34,7 @@ def started_by(environment: Mapping[str, str], *, slurm: bool = True) -> str | N
 
 
 def size_of(environment: Mapping[str, str]) -> str | None:
-    """How many ranks were started; None where the runtime does not say.
+    """The number of ranks; None if the runtime does not say.
 
     Example:
         >>> size_of({"PMI_SIZE": "4"}), size_of({"PMIX_RANK": "0"})
@@ -44,7 +45,7 @@ def size_of(environment: Mapping[str, str]) -> str | None:
 
 
 def without_runtime(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which another MPI job can be started: without what ranks are told.
+    """The environment without variables for ranks, in which another MPI job can start.
 
     Example:
         >>> without_runtime({"PMI_RANK": "2", "PATH": "/bin"})
@@ -55,12 +56,12 @@ def without_runtime(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def misfit(started: str, seen: int, mpiexec: str, library: str) -> str:
-    """What is said where MPI does not see the ranks that were started.
+    """The message when MPI does not see the ranks that were started.
 
     Args:
-        started: how many were.
+        started: how many ranks were started.
         seen: the size of MPI's world.
-        mpiexec: what started them.
+        mpiexec: the launcher.
         library: ``MPI.Get_library_version()``.
 
     Example:

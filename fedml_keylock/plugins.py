@@ -1,6 +1,6 @@
-"""Plugins: found by entry point, checked when loaded, listed by name.
+"""Finds plugins by entry point, checks them on loading, and lists what they register.
 
-Our own defense and attacks come in through the same hooks as anyone's.
+Our own defense and attacks use the same hooks.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ KINDS = ("defenses", "attacks", "metrics")
 
 @dataclass(frozen=True)
 class Registered:
-    """One thing that a plugin registered: a defense's factory, an attack's preset, a metric."""
+    """An object that a plugin registered: a defense's factory, an attack's preset, or a metric."""
 
     kind: str
     name: str
@@ -48,7 +48,7 @@ class Registered:
 
 @cache
 def manager() -> pluggy.PluginManager:
-    """The plugin manager of this process, with every installed plugin in it.
+    """The process's plugin manager, with every installed plugin.
 
     Raises:
         PluginError: naming the plugin that does not load, or whose hooks do not fit.
@@ -74,7 +74,7 @@ def load(entries: list[EntryPoint]) -> pluggy.PluginManager:
         who = f"plugin {entry.name} ({entry.value})"
         try:
             plugin = entry.load()
-        except Exception as error:  # a plugin's import may raise anything at all
+        except Exception as error:  # importing a plugin may raise anything
             raise PluginError(
                 f"{who} cannot be imported: {type(error).__name__}: {error}; "
                 "mend it or uninstall it"
@@ -91,7 +91,7 @@ def load(entries: list[EntryPoint]) -> pluggy.PluginManager:
 def registered(
     made: pluggy.PluginManager | None = None, *, kinds: Sequence[str] = KINDS
 ) -> list[Registered]:
-    """What plugins registered, in the order of kind and plugin.
+    """The registered objects, in the order of kind and plugin.
 
     Only the hooks of those kinds are called: a silo that asks for defenses does not pay for the
     import of metrics.

@@ -1,6 +1,6 @@
-"""Settings: checked with pydantic, refused in one line that a user can act on.
+"""Checks settings with pydantic, and refuses wrong ones in one line that a user can act on.
 
-`Settings` is a section of a job's YAML, `checked` makes a dataclass of what is set by a call.
+`Settings` is a section of a job's YAML; `checked` makes a dataclass for settings in calls.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ Natural = Annotated[int, BeforeValidator(_no_flag), Field(ge=0)]
 Count = Annotated[int, BeforeValidator(_no_flag), Field(ge=1)]
 """A whole number from 1 on."""
 NotNegative = Annotated[float, BeforeValidator(_no_flag), _FINITE, Field(ge=0)]
-"""A number from 0 on, and not infinite."""
+"""A finite number from 0 on."""
 Positive = Annotated[float, BeforeValidator(_no_flag), _FINITE, Field(gt=0)]
-"""A number above 0, and not infinite."""
+"""A finite number above 0."""
 Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
 """A number from 0 on and below 1."""
 
@@ -69,10 +69,10 @@ def whole_number(name: str, value: Any, *, least: int = 0) -> int:
 
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def checked(cls: Class) -> Class:
-    """Make a frozen dataclass whose fields have the types and bounds that they are declared with.
+    """Make a frozen dataclass whose fields are checked against their types and bounds.
 
-    A number may be given as text: YAML takes 1e-3 for that. Of a field that is left out of the
-    repr, which may be private, an error tells the type only.
+    A number may be given as text, because YAML reads 1e-3 as text. For a field that is left out of
+    the repr, which may be private, an error names only the type.
 
     Example:
         >>> @checked
@@ -106,20 +106,20 @@ def checked(cls: Class) -> Class:
 def _one_line(
     error: ValidationError, names: Iterable[str], *, section: str = "", hidden: Iterable[str] = ()
 ) -> str:
-    """What a user can act on: the first field that is wrong, its value and what is allowed."""
+    """The error as a user can act on it: the first wrong field, its value, what is allowed."""
     errors = error.errors(include_url=False)
     first = errors[0]
-    if not first["loc"]:  # of fields that do not go together: the message names one
+    if not first["loc"]:  # fields contradict each other: the message names one
         return f"{section}{first['msg'].removeprefix('Value error, ')}"
     known, at = list(names), first["loc"][0]
-    # an argument without a name has its place
+    # an argument without a name is reported by its position
     field = known[at] if isinstance(at, int) and at < len(known) else str(at)
     if first["type"] in _NO_FIELD:
         near = "".join(f", perhaps {name}" for name in get_close_matches(field, known, 1))
         return f"{section}{field}: no such field{near}; allowed: {', '.join(known)}"
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return f"{section}{field}: needed"
-    # a union reports one problem for each of its members
+    # a union reports a problem for each of its members
     allowed = [_SAID.get(e["type"], e["msg"]) for e in errors if e["loc"][:1] == (at,)]
     what = "; or ".join(dict.fromkeys(m.removeprefix("Value error, ") for m in allowed))
     given = f"a {type(first['input']).__name__}" if field in hidden else repr(first["input"])
@@ -127,7 +127,7 @@ def _one_line(
 
 
 _SAID = {"path_type": "Input should be a path, in quotes where YAML would not take it for text"}
-"""What pydantic does not say for a user."""
+"""Clearer texts for some of pydantic's messages."""
 _NO_FIELD = (
     "extra_forbidden",
     "invalid_key",
@@ -137,7 +137,7 @@ _NO_FIELD = (
 
 
 class Settings(BaseModel):
-    """A section whose every field has a default, and which knows no other fields.
+    """A section in which every field has a default, and other fields are refused.
 
     Example:
         >>> class Lamp(Settings):

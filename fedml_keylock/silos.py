@@ -1,4 +1,4 @@
-"""What the silos of a keylock job have: their own locks, from their vaults."""
+"""Restores silos' locked models from their vaults, for audits."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["fresh_lock_accuracy", "own_locks", "silo_secrets"]
 
 
 def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
-    """What the silos' vaults give: models as silos had them, of what the server sent.
+    """A function that restores a silo's model from its vault and a state that the server sent.
 
     Args:
         model: the job's, unprotected.
         defense: the job's.
-        folder: the silos' vaults.
+        folder: of the silos' vaults.
 
     Returns:
-        A function that raises VaultError where a vault is missing or another's, and ConfigError
-        where it does not have the round.
+        The function. It raises VaultError if a vault is missing or another's, and ConfigError if it
+        does not have the round.
 
     """
     layout = defense.describe(model).layout
@@ -42,11 +42,11 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
         path = None if round_index is None else vault.history_path(round_index)
         if path is not None and vault.exists() and not path.exists():
             raise ConfigError(
-                f"vault {folder}: it has not what round {round_index} of silo {silo} began with: "
-                "the job's YAML must say keylock: {keep_history: true}"
+                f"vault {folder}: it lacks the private state that round {round_index} of silo "
+                f"{silo} began with: the job's YAML must say keylock: {{keep_history: true}}"
             )
         copy = deep_copy(model)
-        defense.lock(copy, uniform=secret_uniform)  # the vault has the values
+        defense.lock(copy, uniform=secret_uniform)  # the vault has the real values
         defense.load_private(copy, vault.load(path)[0])
         defense.load_round(copy, state, round_index=round_index, source=path or vault.path)
         return copy
@@ -57,18 +57,18 @@ def own_locks(model: nn.Module, defense: Lock, folder: Path) -> OwnLock:
 def silo_secrets(
     model: nn.Module, own_lock: OwnLock, updates: Sequence[ClientUpdate]
 ) -> dict[str, Tensor]:
-    """For the oracle: what each silo's lock came to when the round of its update began.
+    """For the key-knowing upper bound: each silo's secret variables when its round began.
 
     Args:
         model: the job's, unprotected.
-        own_lock: of the silos' vaults.
+        own_lock: see `own_locks`.
         updates: u of them.
 
     Returns:
         Name to ``(u, *shape)``.
 
     Raises:
-        VaultError: a vault is missing, or is another's.
+        VaultError: a vault is missing, or another's.
 
     """
     plain = model.state_dict()
@@ -86,21 +86,21 @@ def fresh_lock_accuracy(
     silos: int,
     uniform: Uniform | None = None,
 ) -> list[float]:
-    """With what share of test images right a job's model ends under locks that are not a silo's.
+    """The job's test accuracy under fresh locks that are not a silo's.
 
-    A new lock has seen no data: each gets a silo's statistics, so that it fails for its key alone.
+    A fresh lock has seen no data: each gets a silo's statistics, so that only its key is wrong.
 
     Args:
-        model: the job's, unprotected, with the weights that training ended with.
+        model: the job's, unprotected, with the final weights.
         defense: the job's.
-        own_lock: of the silos' vaults.
+        own_lock: see `own_locks`.
         data: to test with.
-        count: how many new locks.
-        silos: how many there are to take statistics from, each in turn.
+        count: how many fresh locks.
+        silos: how many silos to take statistics from, in turn.
         uniform: see `lock_model`.
 
     Raises:
-        VaultError: a vault is missing, or is another's.
+        VaultError: a vault is missing, or another's.
 
     """
     found = []

@@ -1,4 +1,4 @@
-"""Small things about tensors: bytes, digests, copies, names, and threads."""
+"""Helps with tensors and states: bytes, fingerprints, copies, names, and threads."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ __all__ = [
 
 
 def tensors_of(content: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name. Nothing in it is executed, whatever it is.
+    """Read the tensors of a safetensors file, by name. Nothing in the file is ever executed.
 
     Raises:
-        ValueError: it is none, or is damaged; in one line.
+        ValueError: it is not such a file, or is damaged; in one line.
 
     Example:
         >>> from safetensors.torch import save
@@ -54,9 +54,9 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
     """
     try:
         return load(content)
-    except KeyError as error:  # safetensors itself knows more types than its part for torch
+    except KeyError as error:  # safetensors knows more types than its torch part
         raise ValueError(f"it has numbers of a type that cannot be read: {error}") from None
-    # what it raises for types and sizes that do not fit is not of one kind
+    # types and sizes that do not fit raise errors of many kinds
     except (SafetensorError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise ValueError(first_line(error)) from None
 
@@ -64,9 +64,9 @@ def tensors_of(content: bytes) -> dict[str, Tensor]:
 def as_integers(
     state: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]
 ) -> dict[str, Tensor]:
-    """A state's entries for what is of integers, as such: their average is not.
+    """Round a state's average back to integers where the original has integers.
 
-    It is rounded, and not cut off: a third of 5, three times, may come to less than 5.
+    It rounds and does not truncate: three thirds of 5 may add up to less than 5.
 
     Example:
         >>> as_integers({"n": torch.tensor(4.9999995)}, {"n": torch.int64})
@@ -76,13 +76,13 @@ def as_integers(
     found = {}
     for name, dtype in dtypes.items():
         if name in state:
-            came = state[name]
-            found[name] = (came.round() if came.is_floating_point() else came).to(dtype)
+            average = state[name]
+            found[name] = (average.round() if average.is_floating_point() else average).to(dtype)
     return found
 
 
 def infinite_in(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of what has infinite numbers, such as a causal mask that a model keeps as a buffer.
+    """Names of tensors with infinite numbers, such as a causal mask kept as a buffer.
 
     Example:
         >>> infinite_in({"w": torch.ones(2), "mask": torch.full((2,), -torch.inf)})
@@ -98,14 +98,14 @@ def infinite_in(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def copied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state's tensors, each in memory of its own."""
+    """Copy a state's tensors, each into memory of its own."""
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
 def deep_copy(model: nn.Module) -> nn.Module:
-    """A deep copy; also of a model that keeps something of its last forward pass.
+    """A deep copy, even of a model that keeps tensors of its last forward pass.
 
-    As old weight and spectral norms do: torch refuses to copy what has a gradient function.
+    Old weight norm and spectral norm do: torch refuses to copy tensors with a gradient function.
 
     Example:
         >>> model = nn.utils.weight_norm(nn.Linear(2, 1))
@@ -119,10 +119,10 @@ def deep_copy(model: nn.Module) -> nn.Module:
 
 
 def copy_of(model: nn.Module) -> nn.Module:
-    """A model to run in memory of its own, also where ``deepcopy`` fails or its copy does not run.
+    """A runnable copy of a model, even where ``deepcopy`` fails or its copy does not run.
 
-    As `deep_copy`; and a model that torch has wrapped to run in parallel or compiled, or Opacus in
-    its hooks, is copied without that, under the same names.
+    Beyond `deep_copy`, it removes wrappers: torch's parallel and compiled models and Opacus' hooks.
+    The copy has the same names.
 
     Example:
         >>> model = nn.utils.spectral_norm(nn.Linear(2, 1))
@@ -146,11 +146,11 @@ _WRAPPERS = {
     "OptimizedModule": "_orig_mod",
 }
 PREFIXES = tuple(f"{inner}." for inner in dict.fromkeys(_WRAPPERS.values()))
-"""What torch's wrappers put before every name in a state."""
+"""Prefixes that torch's wrappers add to every name in a state."""
 
 
 class _Wrapped(nn.Module):
-    """Nothing but another name for a module."""
+    """A module under another name."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class _Wrapped(nn.Module):
 
 @contextmanager
 def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Put back the buffers of modules, as what is run inside may change, resize or replace them.
+    """Restore the buffers of modules afterwards, if the code inside changes or replaces them.
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
@@ -186,13 +186,13 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         with torch.no_grad():
             for table, name, buffer, before in kept:
                 table[name] = buffer
-                # one that shares its memory with itself, as `expand` makes, cannot be written
+                # a buffer whose entries share memory, as `expand` makes, cannot be written
                 if not torch.equal(buffer, before):
                     buffer.resize_(before.shape).copy_(before)
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """A tensor's numbers, in order, as bytes. Without a copy where they are in memory so.
+    """A tensor's numbers in order, as bytes; without a copy if they are contiguous.
 
     Example:
         >>> raw(torch.tensor([[1, 2], [3, 4]], dtype=torch.uint8).t()).tolist()
@@ -200,14 +200,14 @@ def raw(tensor: Tensor) -> memoryview:
 
     """
     flat = tensor.detach().cpu().contiguous().flatten()
-    flat = flat.as_strided(flat.shape, (1,))  # contiguous: but of one entry, whatever it has
-    # numpy has no bfloat16, and bytes of everything; after Tensor.numpy() a job could not resize
-    # its tensor any more, as observers of quantization do
+    flat = flat.as_strided(flat.shape, (1,))  # a tensor of one entry may have any stride
+    # as bytes, since numpy has no bfloat16; not by Tensor.numpy(), after which a job could not
+    # resize its tensor, as observers of quantization do
     return np.from_dlpack(flat.view(torch.uint8)).data
 
 
 def real(tensor: Tensor) -> Tensor:
-    """A tensor's numbers without a graph; complex ones as pairs, in one dimension more.
+    """A tensor's numbers without a graph; complex numbers get a last dimension of 2.
 
     Example:
         >>> real(torch.tensor([1 + 2j]))
@@ -219,7 +219,7 @@ def real(tensor: Tensor) -> Tensor:
 
 
 def sparse(tensor: Tensor) -> str | None:
-    """Why a tensor cannot be sent; None if it is dense.
+    """Why a tensor cannot be sent; None if it can.
 
     Example:
         >>> sparse(torch.ones(2).to_sparse())
@@ -232,7 +232,7 @@ def sparse(tensor: Tensor) -> str | None:
 
 
 def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:
-    """Sixteen hex digits of what a result depends on: by its repr, and by types, shapes, numbers.
+    """Sixteen hex digits that identify settings, by repr, and tensors, by type, shape and numbers.
 
     Example:
         >>> fingerprint("dlg", [torch.zeros(2)]) == fingerprint("dlg", [torch.ones(2)])
@@ -247,7 +247,7 @@ def fingerprint(settings: object, tensors: Iterable[Tensor]) -> str:
 
 
 def under(owner: str, name: str) -> str:
-    """The full name of something that a module has; the model's own name is empty.
+    """The full name of a module's member; the model's own name is empty.
 
     Example:
         >>> under("layer1.0", "weight"), under("", "weight")
@@ -259,7 +259,7 @@ def under(owner: str, name: str) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one: the same figures on every machine, and a process a core does more anyway.
+    """Make torch use one thread: for the same figures on every machine, and one process a core.
 
     Example:
         >>> with one_thread():
@@ -276,7 +276,7 @@ def one_thread() -> Iterator[None]:
 
 
 def with_versions(state: Mapping[str, Tensor], of: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state with the versions of modules that hang on another one: some ask for them on loading.
+    """A state with the module versions of another: some modules ask for them on loading.
 
     Example:
         >>> with_versions({"w": torch.zeros(1)}, torch.nn.Linear(1, 1).state_dict())._metadata[""]
@@ -284,6 +284,6 @@ def with_versions(state: Mapping[str, Tensor], of: Mapping[str, Tensor]) -> dict
 
     """
     made = OrderedDict(state)
-    if hasattr(of, "_metadata"):  # torch keeps it on the dict itself
+    if hasattr(of, "_metadata"):  # torch keeps the versions on the dict itself
         made._metadata = of._metadata  # type: ignore[attr-defined]
     return made

@@ -1,4 +1,4 @@
-"""Plain records that the defense, the attacks and the evaluation share."""
+"""The records that the defense, the attacks and the evaluation share."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What one silo sent in one round, as the server holds it. It never contains the truth.
+    """What one silo sent in one round, as the server has it. It never contains the truth.
 
     Attributes:
         before: the public state that the server had sent, name to tensor.
-        after: the public state that the silo sent back, the same names and shapes. Fewer names, or
-            gradients in their place, if that is what the job's own trainer sends.
-        learning_rate: of the silo's SGD. FedML's server knows it: it is in the job's YAML.
-        samples: how many samples the silo says that it holds.
+        after: the public state that the silo sent back, with the same names and shapes. It may have
+            fewer names, or gradients in their place, if the job's trainer sends that.
+        learning_rate: of the silo's SGD. FedML's server knows it from the job's YAML.
+        samples: how many samples the silo reports.
         silo: index of the silo, from 0.
         round: index of the round, from 0.
 
@@ -59,18 +59,18 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What an attack made of some updates, one entry an update, in the order given.
+    """What an attack reconstructed from updates, one entry for each update, in the given order.
 
     Attributes:
         images: ``(u, n, c, h, w)``: u updates, n images in each, clamped to the attack's bounds.
-        labels: ``(u, n)`` integer class labels that the attacker recovered or was given, or
-            ``(u, n, ...)`` of what else the loss takes for targets; -1 where he has none.
-        cost: ``(u,)`` the cost of the restart that was kept: how well the attacker explained the
-            update. A bad picture at a high cost is a failed search, not a defense.
+        labels: ``(u, n)`` class labels that the attacker recovered or was given, or ``(u, n, ...)``
+            of the loss's other targets; -1 where unknown.
+        cost: ``(u,)`` the cost of the kept restart: how well it explains the update. A bad picture
+            at a high cost is a failed search, not a defense.
         history: ``(t, u)`` the kept restart's cost at t evenly spaced steps.
         diverged: ``(u,)`` how many restarts were dropped because their cost became NaN or infinite.
         attack: name of the attack.
-        knowledge: level of knowledge that it had.
+        knowledge: the attack's level of knowledge.
 
     """
 
@@ -85,15 +85,16 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class TokenReconstruction:
-    """Which tokens an attack found behind some updates, one entry an update, in the order given.
+    """Which tokens an attack found in updates, one entry for each update, in the given order.
 
     Attributes:
-        tokens: u tensors of sorted token indices, each as long as the update has different tokens.
-            A set: neither order, nor how often, nor which text of a batch.
+        tokens: u tensors of sorted token indices, one index for each different token. A set: it has
+            neither order, nor counts, nor which text of a batch.
         attack: name of the attack.
-        knowledge: level of knowledge that it had.
-        texts: of an attack that finds them, the texts of each update, their tokens in order.
-        cost: ``(u,)`` of the same: how badly the texts explain the update; None of a set.
+        knowledge: the attack's level of knowledge.
+        texts: for an attack that finds whole texts, the texts of each update, their tokens in
+            order.
+        cost: ``(u,)`` how badly those texts explain the update; None for a set.
 
     """
 
@@ -106,18 +107,18 @@ class TokenReconstruction:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What server and silos must agree on. Public.
+    """The public settings on which server and silos must agree.
 
     Attributes:
         shapes: every public name with its shape.
         dtypes: every public name with its dtype.
-        constants: public names whose value says nothing because it is always this one.
+        constants: public names that always have the same constant value.
         layers: names of the protected layers.
         settings: the public part of the configuration.
-        aggregation: what of it concerns the server's aggregation only. Private state on disk is not
-            bound to it.
-        sealed: whether silos send words that the server adds up, and cannot read.
-        infinite: public names of which the model has infinite numbers from the start.
+        aggregation: its part that concerns the server's aggregation only. Private state on disk is
+            not bound to it.
+        sealed: whether silos send words that the server adds up and cannot read.
+        infinite: public names with infinite numbers in the model from the start.
 
     """
 
@@ -144,9 +145,9 @@ class Agreement:
 
     @property
     def mark(self) -> str:
-        """For each of PARTS the first 36 bits of its digest, which every message of a silo carries.
+        """The first 36 bits of the digest of each of PARTS, which every message of a silo carries.
 
-        In base 64, six characters a part: it is sent in every message.
+        In base 64, six characters a part.
         """
         return "".join(digest[:6] for digest in self._digests)
 
@@ -167,7 +168,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who takes part in which round of a job, of so many silos in total. Public."""
+    """Which of a job's silos take part in each round. Public."""
 
     silos: int
     rounds: tuple[tuple[int, ...], ...] = field(repr=False)
@@ -175,7 +176,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class PrivacyLoss:
-    """What a silo has spent in so many rounds, by (epsilon, delta)-differential privacy of a unit.
+    """What a silo has spent in so many rounds: the (epsilon, delta) of a unit.
 
     Example:
         >>> print(PrivacyLoss(2.514, 1e-5, "silo", 4))
@@ -195,16 +196,15 @@ class PrivacyLoss:
 
 @dataclass(frozen=True)
 class Surrogate:
-    """A defended model as an attacker knows it: the defense's kind, not its private state.
+    """The attacker's model: a defended model without its private state.
 
     Attributes:
-        model: computes what a silo's model computes in training, with the private tensors as plain
-            parameters, at the values that stand for no defense.
-        names: which of its parameters those are.
-        draw: ``draw(count, generator)``: name to ``(count, *shape)`` starts, drawn from the
-            distribution of a new silo's private state, which is public.
-        update_transform: of a defense that changes what is sent and not what is computed; else
-            None.
+        model: computes what a silo's model computes in training. The private tensors are plain
+            parameters, with values that mean no defense.
+        names: of those parameters.
+        draw: ``draw(count, generator)``: name to ``(count, *shape)`` initial values, from the
+            public distribution of a new silo's private state.
+        update_transform: for a defense that changes what is sent, not what is computed; else None.
 
     """
 
@@ -214,32 +214,32 @@ class Surrogate:
     update_transform: UpdateTransform | None = None
 
     def read(self, update: ClientUpdate) -> ClientUpdate:
-        """An update that was sent, as somebody without private state reads it: as model states."""
+        """A sent update as read without private state: as model states."""
         return update if self.update_transform is None else self.update_transform.read(update)
 
 
 @runtime_checkable
 class UpdateTransform(Protocol):
-    """What a defense does to updates themselves, for whoever audits it."""
+    """How a defense transforms updates, for an audit."""
 
     def protect(
         self, update: ClientUpdate, generator: torch.Generator
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
-        """A plain update as it is sent under fresh private state, and that state."""
+        """Protect a plain update under fresh private state; returns both."""
 
     def read(self, update: ClientUpdate) -> ClientUpdate:
-        """An update that was sent, as somebody without private state reads it: as model states."""
+        """A sent update as read without private state: as model states."""
 
     def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
-        """An update that was sent, as whoever has the private state reads it.
+        """A sent update as its silo reads it, with the private state.
 
-        Or, colluding, only what the other silos have of it.
+        With `colluding`, as another silo reads it.
         """
 
     def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-        """What of updates, name to ``(b, *shape)``, does not depend on it: ``(b, features)``."""
+        """What of updates, name to ``(b, *shape)``, an attacker can observe: ``(b, features)``."""
 
     def simulate(
         self,
@@ -247,18 +247,18 @@ class UpdateTransform(Protocol):
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """For who simulates: ``after``, name to ``(b, *shape)``, under as much noise as silos'."""
+        """Simulated states ``after``, name to ``(b, *shape)``, as an attacker would read them."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a silo shows the others when they agree on secrets.
+    """The files with which a silo takes part in the key agreement.
 
     Attributes:
-        group_key: a file with a secret that all silos have; None without one.
-        roster: a file with the silos' public keys; None without one.
+        group_key: a file with a secret that all silos share, or None.
+        roster: a file with the silos' public keys, or None.
         identity: a file with this silo's own private key; None without a roster.
-        link_key: a file with a secret that server and silos have; None without one.
+        link_key: a file with a secret that server and silos share, or None.
 
     """
 
@@ -269,22 +269,22 @@ class Credentials:
 
 
 Exchange = Callable[[Mapping[int, bytes], Callable[[], None]], Mapping[int, bytes]]
-"""A way to the other silos; see `JobSecrets`."""
+"""A channel to the other silos; see `JobSecrets`."""
 
 
 @dataclass(frozen=True)
 class JobSecrets:
-    """What the silos of one job have agreed on, and their server does not have.
+    """The secrets on which the silos of one job agreed; the server lacks them.
 
     Attributes:
         group: bytes that all silos have, new in every job.
         silo: index of this one.
-        pairs: by another silo's index, 32 bytes that only these two have; empty for no pairs.
-        samples: of every silo, by its index; empty where they have not said it.
-        transcript: digest of all that the silos have told one another. It is no secret.
-        exchange: ``exchange(messages, meanwhile)`` sends each other silo its bytes past the
-            server, calls ``meanwhile()``, and returns what each has sent; None where nothing
-            reaches them but the server.
+        pairs: for each other silo, by index, 32 bytes that only the two have; empty without pairs.
+        samples: of every silo, by index; empty if they did not report them.
+        transcript: digest of all that the silos told one another. It is not secret.
+        exchange: ``exchange(messages, meanwhile)`` sends each other silo its bytes past the server,
+            calls ``meanwhile()``, and returns what each has sent; None without a channel past the
+            server.
 
     """
 

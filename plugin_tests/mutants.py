@@ -269,7 +269,7 @@ TABLE = {
     ("locks/paper/trace", "locks/paper/test_attach.py -k buffer_that_counts"): [
         ("paper: a trace changes buffers", "with buffers_kept(modules):", "if True:"),
     ],
-    ("locks/rotated/turns", "locks/rotated/test_rotation.py -k infinite"): [
+    ("locks/rotated/round_rotation", "locks/rotated/test_rotation.py -k infinite"): [
         ("rotation: infinite numbers", "for name in infinite_in(state):", "for name in ():"),
     ],
     ("locks/sealed/shares", "locks/sealed/test_sealed_rounds.py -k fractions"): [
@@ -548,7 +548,7 @@ TABLE = {
         ),
         (
             "audit: an error of torch ends the job",
-            "        except Exception as error:  # of an attack",
+            "        except Exception as error:  # from an attack",
             "        except KeyLockError as error:  # of an attack",
         ),
     ],
@@ -1154,7 +1154,7 @@ TABLE = {
             "            False\n            and kept",
         ),
     ],
-    ("locks/rotated/turns", "locks/sealed/test_rotated_wire.py -k part"): [
+    ("locks/rotated/round_rotation", "locks/sealed/test_rotated_wire.py -k part"): [
         (
             "rotated: a part is sent or opened",
             "            if missing:\n",
@@ -1347,7 +1347,7 @@ TABLE = {
             "self._passes.append((stream.signs(self._inside).abs(), block",
         ),
     ],
-    ("locks/rotated/turns", "locks/rotated"): [
+    ("locks/rotated/round_rotation", "locks/rotated"): [
         (
             "rotated: parts are rotated alike",
             "self.key.stream(LABEL + part.label, self.round_index)",
@@ -1355,7 +1355,7 @@ TABLE = {
         ),
         (
             "rotated: a first model is rotated",
-            "        if self.round_index == OPEN:\n",
+            "        if self.round_index == UNROTATED:\n",
             "        if False:\n",
         ),
         (
@@ -1677,7 +1677,7 @@ TABLE = {
     ("locks/sealed/rounds", "locks/sealed/test_sealed_rounds.py"): [
         (
             "rounds: another shape is taken for the same tensor",
-            "came.shape == tensor.shape and ",
+            "known.shape == tensor.shape and ",
             "",
         ),
         (
@@ -1690,7 +1690,7 @@ TABLE = {
         ("rounds: a second message is sealed", "        if self._used:\n", "        if False:\n"),
         (
             "rounds: what fails half-way is tried again",
-            "        self._used = True  # whatever",
+            "        self._used = True  # even after",
             "        pass  # whatever",
         ),
     ],
@@ -1982,7 +1982,7 @@ TABLE = {
         ("messages: storages take no budget", "            budget.spend(len(body))\n", ""),
         (
             "messages: arrays take no budget",
-            "    budget.spend(2 * len(raw))  # another order of bytes is another copy\n",
+            "    budget.spend(2 * len(raw))  # changing the byte order makes another copy\n",
             "",
         ),
         (
@@ -2225,7 +2225,7 @@ TABLE = {
         ),
         (
             "gaussian: the second half of a look-up is not seen",
-            "        while len(equal):  # next to never",
+            "        while len(equal):  # almost never",
             "        while False:",
         ),
         ("gaussian: coarse draws only", "        if self._stretch:\n", "        if False:\n"),
@@ -2282,8 +2282,8 @@ TABLE = {
         ("noise: the norm is not asked for", "        release.check()\n", ""),
         (
             "noise: what stays at home is sent",
-            "            came = encoding.base[entry.name]\n",
-            "            came = payload[entry.name]\n",
+            "            unchanged = encoding.base[entry.name]\n",
+            "            unchanged = payload[entry.name]\n",
         ),
     ],
     ("locks/sealed/job_noise", "locks/sealed/test_noise.py"): [
@@ -2363,12 +2363,12 @@ TABLE = {
         ),
         (
             "examples: a second step is taken",
-            "            if self.taken == len(self._counts):\n",
+            "            if self.steps == len(self._counts):\n",
             "            if False:\n",
         ),
         (
             "examples: batches are left out",
-            "        if self.taken < len(self._counts):\n",
+            "        if self.steps < len(self._counts):\n",
             "        if False:\n",
         ),
         (
@@ -2594,7 +2594,7 @@ TABLE = {
         ),
         (
             "examples: buffers are sent",
-            "        return {**payload, **came}\n",
+            "        return {**payload, **received}\n",
             "        return payload\n",
         ),
     ],

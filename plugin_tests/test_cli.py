@@ -81,7 +81,7 @@ def test_check_warns_of_a_first_layer_that_is_left_open():
     of_the_lock, of_the_layers = result.stderr.splitlines()
     assert of_the_lock.startswith("lock: paper does not withstand")
     assert of_the_layers == (
-        "the first layer, conv1, is open, and no lock behind an open first layer hides its input; "
+        "the first layer, conv1, is not locked, and no lock behind it hides its input; "
         "add conv1 to keylock.layers"
     )
     result = invoke("check", "--model", "torchvision:resnet18", *fc[:3], "fc,conv1")
@@ -208,7 +208,7 @@ class TestAJobsModelAndConfig:
             (f"{ON}, layers: all}}", "fedml_config.yaml: layers: it is of keylock and stands"),
             (
                 f"{ON}, keylock: {{preset: paper}}}}",
-                "keylock.preset: it is of an earlier version",
+                "keylock.preset: a setting of an earlier version",
             ),
         ],
     )

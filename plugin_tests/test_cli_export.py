@@ -437,7 +437,7 @@ class TestErrors:
         config.write_text(kept.replace("paper", "papr"))
         assert "keylock.lock: 'papr' is not allowed" in fails()
         config.write_text(kept.replace("lock: paper", "module: affine"))
-        assert "keylock.module: it is of an earlier version; use lock: paper" in fails()
+        assert "keylock.module: a setting of an earlier version; use lock: paper" in fails()
         config.write_text(kept.replace("key_length", "keylength"))
         assert "keylock.keylength: no such field" in fails()
         config.write_text(kept.replace("type: keylock", "type: krum"))

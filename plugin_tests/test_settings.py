@@ -235,27 +235,27 @@ def test_what_is_not_of_that_side_is_refused(section, said):
 
 RETIRED = {
     "module": {
-        "whole": "it is of an earlier version; use lock: sealed, the default",
-        "affine": "it is of an earlier version; use lock: paper",
-        "mixing": "'mixing' is of locks that are gone",
-        "weights+norm": "'weights+norm' is of locks that are gone",
-        "[mixing, stem]": "['mixing', 'stem'] is of locks that are gone",
-        "null": "None is of locks that are gone",
+        "whole": "a setting of an earlier version; use lock: sealed, the default",
+        "affine": "a setting of an earlier version; use lock: paper",
+        "mixing": "'mixing' belongs to locks that were removed",
+        "weights+norm": "'weights+norm' belongs to locks that were removed",
+        "[mixing, stem]": "['mixing', 'stem'] belongs to locks that were removed",
+        "null": "None belongs to locks that were removed",
     },
     "preset": {
-        "paper": "it is of an earlier version; use lock: paper",
-        "strong": "'strong' is of locks that are gone",
+        "paper": "a setting of an earlier version; use lock: paper",
+        "strong": "'strong' belongs to locks that were removed",
     },
     "targets": {
-        "all": "it is of an earlier version; use layers",
-        "[conv1]": "it is of an earlier version; use layers",
-        "frist": "it is of an earlier version; use layers",
+        "all": "a setting of an earlier version; use layers",
+        "[conv1]": "a setting of an earlier version; use layers",
+        "frist": "a setting of an earlier version; use layers",
     },
-    "mask": {"false": "it is of an earlier version; use lock: sealed, the default, which has no"},
-    "then": {"krum": "it is of an earlier version; use robust_aggregation"},
-    "form": {"full": "'full' is of locks that are gone"},
-    "mixed": {"inner": "'inner' is of locks that are gone"},
-    "rotate_every": {"1": "1 is of locks that are gone"},
+    "mask": {"false": "a setting of an earlier version; use lock: sealed, the default, which has"},
+    "then": {"krum": "a setting of an earlier version; use robust_aggregation"},
+    "form": {"full": "'full' belongs to locks that were removed"},
+    "mixed": {"inner": "'inner' belongs to locks that were removed"},
+    "rotate_every": {"1": "1 belongs to locks that were removed"},
 }
 
 
@@ -266,7 +266,7 @@ RETIRED = {
 def test_a_field_of_earlier_versions_is_refused_with_what_to_write_now(name, value, beside):
     said = refusal(KeyLockConfig, f"{beside}{name}: {value}")
     assert said.startswith(f"keylock.{name}: {RETIRED[name][value]}")
-    if "are gone" in said:
+    if "were removed" in said:
         assert "docs/what-we-tried.md says why" in said
         assert said.endswith("leave it out, or use lock: sealed or lock: paper")
     # what is written in its place is a field that there is
@@ -343,7 +343,7 @@ def test_what_is_of_some_locks_is_known_as_such():
             "keylock.robust_aggregation: 'weak_dp' does not run under lock: rotated",
         ),
         ("lock: [sealed, paper]", "keylock.lock: ['sealed', 'paper'] do not go together"),
-        ("roster: r.yaml", "keylock.roster: it goes with identity"),
+        ("roster: r.yaml", "keylock.roster: needs identity"),
         (
             "lock: [paper, sealed]\ncheckpoint: g.safetensors",
             "keylock.checkpoint: 'g.safetensors' is of lock: sealed, and lock is paper+sealed;",

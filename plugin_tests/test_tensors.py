@@ -15,7 +15,7 @@ from fedml_keylock.evaluation.audit.work import Result
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.update_history import fingerprints
 from fedml_keylock.locks import KeyLockConfig, export_model, lock_model
-from fedml_keylock.locks.rotated.turns import digest
+from fedml_keylock.locks.rotated.round_rotation import digest
 from fedml_keylock.locks.vault import Cipher
 from fedml_keylock.locks.vault.file import Stored, write_state
 from fedml_keylock.tensors import buffers_kept, fingerprint, raw, tensors_of

@@ -1,4 +1,4 @@
-"""The seams into FedML. `host.fedml` is the only package that imports fedml or names its parts."""
+"""Connects this package to FedML. Only `host.fedml` imports fedml or names its parts."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ __all__ = ["activate", "deactivate", "is_active"]
 
 
 def activate() -> None:
-    """Make this package's defenses and attacks known to FedML; the job's YAML decides what runs.
+    """Register this package's defenses and attacks with FedML; the job's YAML decides what runs.
 
-    Imports fedml, which takes seconds. Idempotent; `deactivate` takes it back.
+    Imports fedml, which takes seconds. Idempotent; `deactivate` undoes it.
 
     Raises:
-        HostError: this FedML is not one that was tested.
+        HostError: this FedML was not tested.
 
     """
     collecting = gc.isenabled()
-    # a million objects are made that stay: without the collector it takes a sixth less time
+    # the import makes a million lasting objects: without the collector it is a sixth faster
     gc.disable()
     try:
         from .fedml import activate
@@ -29,7 +29,7 @@ def activate() -> None:
 
 
 def deactivate() -> None:
-    """Leave FedML as it was before `activate`. Idempotent."""
+    """Restore FedML as it was before `activate`. Idempotent."""
     if f"{__name__}.fedml" in sys.modules:
         from .fedml import deactivate
 
@@ -37,7 +37,7 @@ def deactivate() -> None:
 
 
 def is_active() -> bool:
-    """Whether FedML knows this package.
+    """Whether this package is registered with FedML.
 
     Example:
         >>> is_active()

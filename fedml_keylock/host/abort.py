@@ -1,4 +1,4 @@
-"""End a whole MPI job when one rank fails: FedML leaves the other ranks waiting for ever."""
+"""Ends a whole MPI job when one rank fails: FedML would leave the other ranks waiting forever."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..mpi import started_by
 __all__ = ["HOOKS", "AbortOnError", "end_job", "in_mpi_job"]
 
 HEAD_START = 0.7
-"""Seconds that a rank leaves to each lower one, so that an error that all meet is said once."""
+"""Seconds that a rank leaves each lower rank, so that an error on all ranks is printed once."""
 
 DELIVERY = 0.3
-"""Seconds for the runtime to pass the message on: what it has not read, an abort drops."""
+"""Seconds for the runtime to forward the message: an abort drops what it has not read."""
 
 
 def end_job(error: BaseException, status: int = 1) -> None:
-    """Say what went wrong and end the job on every rank. Returns where there is no other rank.
+    """Print what went wrong and end the job on every rank. Returns if there is no other rank.
 
-    An error of this package is one line; any other comes with its traceback. In a silo of a
-    defended job that stays in its own log, and kinds and places are printed: mpiexec carries what
-    is printed to where it was started.
+    An error of this package takes one line; any other comes with its traceback. In a silo of a
+    defended job its text stays in the silo's log, and only classes and places are printed: mpiexec
+    carries the output to where the job was started.
     """
     world = _world() or _joined()
     rank = 0 if world is None else world.Get_rank()
@@ -36,24 +36,24 @@ def end_job(error: BaseException, status: int = 1) -> None:
     if ours and rank > 0:
         time.sleep(HEAD_START * min(rank, 4))
     if ours:
-        # over gRPC each process is alone, and its own name in the error says which one it is
+        # over gRPC each process is alone, and the error already names it
         message = f"fedml-keylock: {'' if world is None else f'rank {rank}: '}{error}\n"
     else:
         kept = where_kept(error)
-        shown = "".join(traceback.format_exception(error)) if kept is None else _places(error)
+        details = "".join(traceback.format_exception(error)) if kept is None else _places(error)
         more = "" if kept is None else f" ({type(error).__name__}; {kept})"
-        message = f"{shown}fedml-keylock: rank {rank} failed{more}; the job ends on every rank\n"
+        message = f"{details}fedml-keylock: rank {rank} failed{more}; the job ends on every rank\n"
     sys.stdout.flush()
     sys.stderr.write(message)
     sys.stderr.flush()
     if world is not None:
         time.sleep(DELIVERY)
         world.Abort(status)
-        os._exit(status)  # Abort may return before the runtime has ended this process
+        os._exit(status)  # Abort may return before the runtime ends this process
 
 
 def _places(error: BaseException) -> str:
-    """Kinds and places of an error, and of those that it came of, without what any of them says."""
+    """Classes and places of an error and of its causes, without their texts."""
     found, seen = [], set()
     at: BaseException | None = error
     while at is not None and id(at) not in seen:
@@ -66,7 +66,7 @@ def _places(error: BaseException) -> str:
 
 
 def _world() -> Any:
-    """MPI's world when this process is one of several in it and MPI is up; otherwise None."""
+    """MPI's world if MPI is up and this process is one of several; otherwise None."""
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized():
         return None
@@ -74,14 +74,14 @@ def _world() -> Any:
 
 
 def _joined() -> Any:
-    """MPI's world, entered only now, where a runtime started this process; otherwise None.
+    """MPI's world, joined only now if a runtime started this process; otherwise None.
 
-    The other ranks are in MPI's start, or on the way to it, and would wait for this one for ever.
+    The other ranks are in MPI's start, or close to it, and would wait for this one forever.
     """
     if started_by(os.environ) is None or "mpi4py.MPI" in sys.modules:
         return None
     try:
-        import mpi4py.MPI  # noqa: F401  # its import is the start
+        import mpi4py.MPI  # noqa: F401  # importing it initialises MPI
     except (ImportError, RuntimeError):
         return None
     return _world()
@@ -99,7 +99,7 @@ def in_mpi_job() -> bool:
 
 
 class AbortOnError:
-    """Hooks for exceptions that nothing catches, in the main thread and in FedML's receiver thread.
+    """Hooks for uncaught exceptions, in the main thread and in FedML's receiver thread.
 
     Example:
         >>> hooks = AbortOnError()
@@ -111,20 +111,20 @@ class AbortOnError:
         self._before: tuple[Callable[..., Any], Callable[..., Any]] | None = None
 
     def install(self) -> None:
-        """Put the hooks in; those that were there still run for what is not an MPI job."""
+        """Install the hooks; previous ones still run outside MPI jobs."""
         if self._before is None:
             self._before = (sys.excepthook, threading.excepthook)
             sys.excepthook = self._main
             threading.excepthook = self._thread
 
     def stay(self) -> None:
-        """Stand in front again, where somebody has put a hook in for the main thread since."""
+        """Install the main thread's hook again if somebody has replaced it."""
         if self._before is not None and sys.excepthook != self._main:
             self._before = (sys.excepthook, self._before[1])
             sys.excepthook = self._main
 
     def remove(self) -> None:
-        """Put the hooks that were there back."""
+        """Restore the previous hooks."""
         if self._before is not None:
             sys.excepthook, threading.excepthook = self._before
             self._before = None
@@ -145,4 +145,4 @@ class AbortOnError:
 
 
 HOOKS = AbortOnError()
-"""Of this process."""
+"""This process's hooks."""

@@ -1,6 +1,6 @@
-"""What of FedML the defense was tested with: releases, kinds of jobs, and its own defenses.
+"""Lists what the defense was tested with: releases of FedML, kinds of jobs, FedML's defenses.
 
-It imports neither fedml nor torch, so that `doctor` can ask whatever the environment lacks.
+It imports neither fedml nor torch, so that `doctor` can use it in a broken environment.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ __all__ = [
 ]
 
 SUPPORTED = ("0.9.6",)
-"""The FedML releases that every seam was tested with."""
+"""The FedML releases with which every seam was tested."""
 
 _BACKENDS: Mapping[str, tuple[str, ...]] = {
     "cross_silo": ("MPI", "GRPC"),
     "simulation": ("MPI", "sp"),
 }
-"""Training types that were tested, with the backends tested there."""
+"""The tested training types, with their tested backends."""
 
 _OPTIMIZER = "FedAvg"
 """The federated optimizer that was tested in all of them.
 
-Not LSA: each of its silos begins twice, with another mask than the server takes off, so that the
+Not LSA: each of its silos starts twice, with another mask than the server removes, so that the
 model is noise with and without a lock (plugin_tests/jobs/test_matrix.py).
 """
 
 _PLAIN = f"training_type: cross_silo with federated_optimizer: {_OPTIMIZER}"
-"""The jobs whose server runs what FedML has beside averaging: noise, attacks, defenses."""
+"""The jobs in which FedML's server runs more than averaging: noise, attacks, defenses."""
 
 ROBUST_AGGREGATIONS = (
     "3sigma",
@@ -59,7 +59,7 @@ ROBUST_AGGREGATIONS = (
     "trimmed_mean",
     "wise_median",
 )
-"""FedML's own defenses that its cross-silo server can run, with the lock and without."""
+"""FedML's own defenses that its cross-silo server can run, with and without a lock."""
 
 NO_GROUP_KEY = (
     "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
@@ -68,18 +68,18 @@ NO_GROUP_KEY = (
 """What is said of a job whose silos have no way to one another, and no secret."""
 
 _ON_STATES = ("byzantine", "model_replacement")
-"""Attacks of FedML's that change what silos have sent."""
+"""FedML's attacks that change what silos have sent."""
 
 _NO_WEIGHTS = ("running_mean", "running_var", "num_batches_tracked")
-"""What FedML's own defenses do not count as weights; wise_median then loses count."""
+"""Entries that FedML's defenses do not count as weights; they break wise_median."""
 
 
 def unsupported(version: str, problems: Sequence[str] = ()) -> str | None:
-    """Why a FedML cannot be used, in one line that names both versions; None if it can.
+    """Why a FedML release cannot be used, in one line with both versions; None if it can.
 
     Args:
-        version: of the FedML that was found.
-        problems: what differs in it from the releases that were tested.
+        version: of the installed FedML.
+        problems: its differences from the tested releases.
 
     Example:
         >>> print(unsupported("0.9.7").split(";")[0])
@@ -100,11 +100,11 @@ def unsupported(version: str, problems: Sequence[str] = ()) -> str | None:
 
 
 def check_job(args: Arguments, defense: str | None, robust_aggregation: str | None) -> None:
-    """Check that a defense, and FedML's own beside it, were tested in this kind of job.
+    """Check that a defense, with FedML's own beside it, was tested in this kind of job.
 
     Raises:
         HostError: naming the field, its value and what is supported.
-        ConfigError: FedML's server cannot run its own defense here, or is to assess single silos.
+        ConfigError: FedML's server cannot run its own defense here, or would assess single silos.
 
     Example:
         >>> from types import SimpleNamespace
@@ -152,10 +152,10 @@ def check_model(
     robust_aggregation: str | None,
     dtypes: Mapping[str, torch.dtype],
 ) -> None:
-    """Check that FedML's own defense and clipping can run on a model's public state.
+    """Check that FedML's own defense and clipping work on a model's public state.
 
     Raises:
-        ConfigError: one of them cannot, naming the part of the model.
+        ConfigError: one of them does not, naming the part of the model.
 
     """
     statistics = [name for name in dtypes if name.endswith(_NO_WEIGHTS)]
@@ -176,7 +176,7 @@ def check_sealing(args: Arguments) -> None:
     """Check that FedML's server neither reads single updates nor changes their sum.
 
     Raises:
-        ConfigError: it would, naming the field and the remedy.
+        ConfigError: it would, naming the setting and the remedy.
 
     Example:
         >>> from types import SimpleNamespace
@@ -200,10 +200,10 @@ def check_sealing(args: Arguments) -> None:
     settings = getattr(args, our_defense(args) or "", None) or {}
     if getattr(args, "training_type", None) != "simulation":
         return
-    # its silos do not get the last average over MPI; in one process it is in the open
+    # over MPI its silos do not get the last average; in one process the model is in the clear
     unwritten = {"save_model": "use checkpoint, which fedml-keylock export opens"}
     if getattr(args, "backend", None) == "sp":
-        remedy = "save FedML's own model, which is in the open"
+        remedy = "save FedML's own model, which is not sealed"
         unwritten = dict.fromkeys(("save_model", "checkpoint"), remedy)
         unwritten["keep_history"] = "leave it out: no message is kept"
     elif (settings.get("noise") or {}).get("canaries"):
@@ -226,13 +226,13 @@ def _clips(args: Arguments) -> bool:
 
 
 def _is_plain(args: Arguments) -> bool:
-    """Whether the job is of the kind that _PLAIN names."""
+    """Whether the job is of the kind of `_PLAIN`."""
     kind = getattr(args, "training_type", None), getattr(args, "federated_optimizer", None)
     return kind == ("cross_silo", _OPTIMIZER)
 
 
 def _rules(args: Arguments) -> list[tuple[bool, str, Any, str]]:
-    """Each rule for a job: whether it fits, the field, its value, and what is supported."""
+    """Each rule for a job: whether it holds, the field, its value, and what is supported."""
 
     def field(name: str, default: Any = None) -> Any:
         return getattr(args, name, default)
@@ -249,7 +249,7 @@ def _rules(args: Arguments) -> list[tuple[bool, str, Any, str]]:
     accountant = noise and field("enable_rdp_accountant")
     total, each, workers = map(field, ("client_num_in_total", "client_num_per_round", "worker_num"))
     enough = total is not None and each is not None and total >= each
-    # FedML's server waits for every rank, and asks only so many; the simulation counts itself
+    # FedML's server waits for every rank, but asks only so many; the simulation counts itself
     silos = workers - 1 if kind == "simulation" and isinstance(workers, int) else workers
     ranks = f"worker_num ({silos})" if silos == workers else f"{silos}"
     asked = backend == "sp" or silos == each

@@ -1,7 +1,7 @@
-"""The gates: what may leave a silo, and what server and silos accept.
+"""Decides what may leave a silo, and what server and silos accept.
 
-A session calls its gate once a direction: `admit` checks an incoming message, and `emit` checks an
-outgoing one and makes it ready, in place. Each raises UpdateRefused before the message goes on.
+A session calls its gate once for each message: `admit` checks an incoming one; `emit` checks an
+outgoing one and prepares it in place. Each raises UpdateRefused before the message goes on.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ __all__ = [
 ]
 
 MARK = "keylock"
-"""Name of a silo's message entry that holds the mark of the agreement that it works under."""
+"""Name of a silo's message entry with the mark of its agreement."""
 
 HELLO = "keylock_hello"
-"""Name of the entry that holds a silo's hello, where only the server reaches the others."""
+"""Name of the entry with a silo's hello, where silos reach one another only by the server."""
 
 HELLOS = "keylock_hellos"
-"""Name of the entry, beside the first model, that holds all silos' hellos."""
+"""Name of the entry, beside the first model, with all silos' hellos."""
 
 JOB_NONCE = "keylock_job_nonce"
-"""Name of the entry, beside the server's model, that holds the job nonce."""
+"""Name of the entry, beside the server's model, with the job nonce."""
 
 
 @dataclass(frozen=True)
 class EntryNames:
-    """How the host names the entries of its messages.
+    """FedML's names for the entries of its messages.
 
     Attributes:
         state: a model's state.
@@ -86,17 +86,17 @@ class ServerGate:
         sender: Sender,
         before: Mapping[str, Tensor] | None,
     ) -> tuple[Mapping[str, Tensor], float] | None:
-        """Check a silo's message: its mark, and an update beside that of others and its last.
+        """Check a silo's message: its mark, and its update against those of others and its last.
 
         Args:
-            entries: the message's.
+            entries: of the message.
             names: of entries.
-            agreement: what the update must be; None without a defense.
-            sender: whom it comes from.
-            before: a copy of the state that silos were sent last, if there is one.
+            agreement: what the update must match; None without a defense.
+            sender: of the message.
+            before: a copy of the state last sent to silos, if any.
 
         Returns:
-            The update and its samples, if the message has one.
+            The update and its samples, if the message has them.
 
         """
         who, update, samples = sender.who, entries.get(names.state), entries.get(names.samples, 1)
@@ -124,14 +124,14 @@ class ServerGate:
         *,
         is_sum: bool,
     ) -> None:
-        """Make the server's model ready for a rank, or for all (None): constants and job nonce.
+        """Prepare the server's model for a rank, or for all (None): constants and job nonce.
 
-        A first model has other constants than agreed, and noise and attacks change them. They say
-        nothing, so that nothing is lost. Silos refuse a model in which they are others. A sum of
-        sealed words stays as it is.
+        A first model may have other constants than agreed, and noise and attacks change them. They
+        carry no information, so resetting them loses nothing. Silos refuse a model with others. A
+        sum of sealed words stays as it is.
 
         Raises:
-            UpdateRefused: the model is no tensors by name.
+            UpdateRefused: the model is not tensors by name.
 
         """
         state = entries.get(names.state)
@@ -149,7 +149,7 @@ class SiloGate:
     """A silo's gate.
 
     Attributes:
-        release: gives what the defense sends in place of a checked state of so many samples.
+        release: returns what the defense sends in place of a checked state with so many samples.
 
     """
 
@@ -158,9 +158,9 @@ class SiloGate:
     def admit(
         self, entries: Mapping[str, Any], names: EntryNames, agreement: Agreement, *, who: str
     ) -> tuple[Mapping[str, Tensor], bytes]:
-        """Check a message that holds the server's model; give its state and the job nonce."""
+        """Check a message with the server's model; return its state and the job nonce."""
         state = entries.get(names.state)
-        if agreement.sealed:  # what is sealed is checked where it is opened
+        if agreement.sealed:  # sealed words are checked when they are opened
             state = check_payload(state, who=who)
         else:
             state = check_state(state, agreement, who=who, averaged=True, partial=True)
@@ -169,14 +169,14 @@ class SiloGate:
     def emit(
         self, entries: dict[str, Any], names: EntryNames, agreement: Agreement, *, who: str
     ) -> Mapping[str, Tensor] | None:
-        """Let agreed public state and numbers out, and nothing else; give the state, if any."""
+        """Let only agreed public state and numbers out; return the state, if any."""
         for name, value in entries.items():
             if name != names.state and not isinstance(value, (str, int, float, type(None))):
                 # as a number: a tensor would carry all the memory that it is a view of
                 entries[name] = check_samples(value, who=f"{who}: message entry {name}")
         state = entries.get(names.state)
         if state is not None:
-            if agreement.sealed:  # nothing of it leaves the silo as it is
+            if agreement.sealed:  # the state itself does not leave the silo
                 checked = check_payload(state, who=who)
             else:
                 checked = check_state(state, agreement, who=who, partial=True)
@@ -187,10 +187,10 @@ class SiloGate:
 
 
 def check_hellos(entry: Any, *, silos: int, who: str) -> dict[int, bytes]:
-    r"""Check the silos' hellos, as the server passes them on, and return them by rank.
+    r"""Check the silos' hellos, which the server passed on, and return them by rank.
 
     Raises:
-        UpdateRefused: there are none, or not one of each silo that takes part.
+        UpdateRefused: there are none, or not one from each silo that takes part.
 
     Example:
         >>> check_hellos("1:ab,2:cd", silos=2, who="silo 0")
@@ -202,13 +202,13 @@ def check_hellos(entry: Any, *, silos: int, who: str) -> dict[int, bytes]:
         hellos = {int(rank): bytes.fromhex(hello) for rank, hello in pairs}
     except ValueError:
         raise UpdateRefused(
-            f"{who} came without the silos' hellos: the plugin is not active on the server. Start "
-            "every rank with `python -m fedml_keylock` and the same YAML"
+            f"{who} arrived without the silos' hellos: the plugin is not active on the server. "
+            "Start every rank with `python -m fedml_keylock` and the same YAML"
         ) from None
-    if len(hellos) != silos:  # of two, one of which colludes, the sum is the other's
+    if len(hellos) != silos:  # with two silos, one colluding, the sum reveals the other's
         raise UpdateRefused(
-            f"{who} came with the hellos of {len(hellos)} silos, and {silos} take part: the server "
-            "has left some out, or its client_num_per_round is another"
+            f"{who} arrived with the hellos of {len(hellos)} silos, and {silos} take part: the "
+            "server has left some out, or its client_num_per_round is another"
         )
     return hellos
 
@@ -217,7 +217,7 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
     """Check that another rank works under the same agreement.
 
     Raises:
-        UpdateRefused: naming what differs, or that there is no mark.
+        UpdateRefused: naming what differs, or that the mark is missing.
 
     """
     if mark is None:
@@ -227,7 +227,7 @@ def check_mark(mark: Any, agreement: Agreement, *, who: str) -> None:
         )
     if not isinstance(mark, str) or mark != agreement.mark:
         part = agreement.difference(mark if isinstance(mark, str) else "")
-        hint = "; what only one silo has belongs into its trainer" if part == "model" else ""
+        hint = "; state that only one silo has belongs in its trainer" if part == "model" else ""
         raise UpdateRefused(
             f"{who}: its {part} differ from the server's; use the same YAML and code{hint}"
         )
@@ -237,7 +237,7 @@ def check_nonce(nonce: Any, *, who: str) -> bytes:
     """Check a job nonce, 16 bytes in hexadecimal, and return it.
 
     Raises:
-        UpdateRefused: it is something else, or there is none.
+        UpdateRefused: it is missing or something else.
 
     Example:
         >>> check_nonce("41" * 16, who="silo 0")
@@ -246,7 +246,7 @@ def check_nonce(nonce: Any, *, who: str) -> bytes:
     """
     if not isinstance(nonce, str) or not re.fullmatch("[0-9a-f]{32}", nonce):
         raise UpdateRefused(
-            f"{who} came without the job nonce: the plugin is not active on the server. Start "
+            f"{who} arrived without the job nonce: the plugin is not active on the server. Start "
             "every rank with `python -m fedml_keylock` and the same YAML"
         )
     return bytes.fromhex(nonce)
@@ -256,8 +256,8 @@ def check_samples(samples: Any, *, who: str) -> float:
     """Check a number that a silo sends, such as its weight in the average, and return it.
 
     Raises:
-        UpdateRefused: it is not one positive, finite number. The error leaves the value out: what a
-            silo was about to send may be private.
+        UpdateRefused: it is not one positive, finite number. The error does not show the value,
+            which may be private.
 
     Example:
         >>> check_samples(3, who="silo 0")

@@ -1,4 +1,4 @@
-"""The loss that a job trains with: as its YAML names it, or as its trainer has it."""
+"""Finds the loss that a job trains with, from its YAML or its trainer."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["loss_of_job"]
 
 _FIELD = "gradient_inversion.loss"
 _HELD = ("criterion", "criteria", "loss", "loss_fn", "loss_func", "loss_function")
-"""What trainers call a loss of their own; torch.nn's are known by any name."""
+"""Common names for a trainer's own loss; losses of torch.nn are found under any name."""
 _OWN = "fedml.ml.trainer."
 _OF_TRAINER: Mapping[str, str] = {
     "ModelTrainerCLS": "CrossEntropyLoss()",
     "ModelTrainerNWP": "CrossEntropyLoss(ignore_index=0)",
     "ModelTrainerTAGPred": "BCELoss(reduction='sum')",
 }
-"""FedML's own trainers to what they minimise (fedml/ml/trainer)."""
+"""The loss of each of FedML's own trainers (fedml/ml/trainer)."""
 _OF_DATASET: Mapping[str, str] = {
     "stackoverflow_lr": "ModelTrainerTAGPred",
     "fed_shakespeare": "ModelTrainerNWP",
     "stackoverflow_nwp": "ModelTrainerNWP",
 }
-"""The dataset to the trainer that FedML makes where a job brings none (trainer_creator.py)."""
+"""The trainer that FedML makes for each dataset if a job brings none (trainer_creator.py)."""
 
 
 def loss_of_job(named: str | None, args: Arguments, trainer: Any) -> Loss:
-    """The loss that silos minimise; cross entropy, marked as assumed, where nothing tells it.
+    """The loss that silos minimise; cross entropy, marked as assumed, if nothing tells.
 
     Args:
         named: `gradient_inversion.loss`, if it is set.
@@ -41,7 +41,7 @@ def loss_of_job(named: str | None, args: Arguments, trainer: Any) -> Loss:
         trainer: the job's own; None for FedML's.
 
     Raises:
-        ConfigError: there is no such loss, or it is not one that is attacked.
+        ConfigError: there is no such loss, or attacks do not support it.
 
     Example:
         >>> from types import SimpleNamespace
@@ -57,7 +57,7 @@ def loss_of_job(named: str | None, args: Arguments, trainer: Any) -> Loss:
     if named is not None:
         return loss_of(named, where=_FIELD)
     simulated = (getattr(args, "training_type", ""), getattr(args, "backend", ""))
-    if trainer is None or simulated == ("simulation", "sp"):  # there FedML drops a job's own
+    if trainer is None or simulated == ("simulation", "sp"):  # sp ignores a job's own trainer
         kind = _OF_DATASET.get(str(getattr(args, "dataset", "")), "ModelTrainerCLS")
         return loss_of(_OF_TRAINER[kind], where=_FIELD)
     trains = next((one for one in type(trainer).__mro__ if "train" in vars(one)), type(trainer))

@@ -1,8 +1,8 @@
-"""Key agreement: the silos of a job agree on fresh secrets, which its server does not have.
+"""Lets the silos of a job agree on fresh secrets that its server does not have.
 
-Over MPI hellos go past the server, rank by rank; over another backend the server passes them on.
-Who controls the network, or is that server, could stand between silos and answer for each: against
-that there is a roster of the silos' public keys.
+Over MPI silos send hellos directly, past the server; over another backend the server passes them
+on. A server, or anyone who controls the network, could stand between silos and answer for each. A
+roster of the silos' public keys prevents that.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ SECRET = KEY = 32
 """Bytes of a secret, and of a public key of X25519 (RFC 7748)."""
 NONCE = 12
 SEALED_SAMPLES = NONCE + 8 + 16
-"""Bytes of a silo's samples, encrypted under the file's secret, with a nonce and a tag."""
+"""Bytes of a silo's samples, encrypted under the file's secret, with nonce and tag."""
 ANSWER = NONCE + SECRET + 16
-"""Bytes of the leader's answer: a nonce, and the group's secret sealed, with its tag."""
+"""Bytes of the leader's answer: a nonce, and the group's secret, encrypted, with its tag."""
 LABEL = b"fedml-keylock agreement 2"
 
 
 @dataclass
 class Handshake:
-    """One silo's side of an agreement: its hello, and what it derives from all hellos.
+    """One silo's side of the agreement: its hello, and what it derives from all hellos.
 
-    Keys serve once: the private key and the nonce are drawn when a process starts.
+    Keys are used once: the private key and the nonce are drawn when a process starts.
 
     Attributes:
         rank: of this silo.
-        samples: how many it has.
+        samples: how many samples it has.
         file: the secret of `keylock.group_key`; empty without one.
         roster: signs and verifies hellos; None without one.
 
@@ -63,10 +63,10 @@ class Handshake:
 
     @classmethod
     def of(cls, credentials: Credentials, rank: int, samples: float) -> Handshake:
-        """With what a silo's configuration names.
+        """The handshake with the files that a silo's configuration names.
 
         Raises:
-            ConfigError: a file is not what it must be.
+            ConfigError: a file is invalid.
             VaultError: a file is missing, or others may read it.
 
         """
@@ -77,10 +77,10 @@ class Handshake:
 
     @property
     def hello(self) -> bytes:
-        """What this silo tells all others: public key, nonce, samples if encrypted, signature."""
+        """The message to all other silos: public key, nonce, encrypted samples, signature."""
         own = self._private.public_key().public_bytes_raw() + self._nonce
         if self.file:
-            # the same nonce would be used again were the hello made twice
+            # derived, so that making the hello twice gives the same bytes
             nonce = hashlib.sha256(LABEL + own).digest()[:NONCE]
             packed = struct.pack(">d", self.samples)
             own += nonce + self._file_cipher().encrypt(nonce, packed, _place(self.rank) + own)
@@ -95,7 +95,7 @@ class Handshake:
         return 2 * SECRET + sealed + (SIGNATURE if self.roster else 0)
 
     def verified(self, hellos: Mapping[int, bytes]) -> tuple[bytes, dict[int, float]]:
-        """Check all hellos; return their transcript, 32 bytes, and the samples that they tell.
+        """Check all hellos; return their transcript, 32 bytes, and the samples in them.
 
         Raises:
             HostError: naming the rank whose hello is not its own.
@@ -123,17 +123,17 @@ class Handshake:
                 samples[rank] = struct.unpack(">d", packed)[0]
         if hellos.get(self.rank) != self.hello:
             raise HostError(
-                f"rank {self.rank}: its own hello came back changed: the server, or who stands "
-                "between, answers in its name; nothing was sent"
+                f"rank {self.rank}: its own hello came back changed: the server, or somebody on "
+                "the network, answers in its name; nothing was sent"
             )
         listed = b"".join(_place(rank) + hello for rank, hello in sorted(hellos.items()))
         return hashlib.sha256(LABEL + listed).digest(), samples
 
     def pair(self, rank: int, hello: bytes, transcript: bytes) -> bytes:
-        """The secret that only this silo and another one can derive, 32 bytes.
+        """The secret, 32 bytes, that only this silo and another one can derive.
 
         Raises:
-            HostError: with that rank's public key anyone could.
+            HostError: with that rank's public key anyone could derive it.
 
         """
         try:
@@ -144,10 +144,10 @@ class Handshake:
         return _derive(shared, b"pair" + _place(low) + _place(high) + transcript)
 
     def complete(self, hellos: Mapping[int, bytes]) -> JobSecrets:
-        """What all silos have where nothing but the server reaches them: of the file's secret.
+        """The secrets of silos that reach one another only by the server, from the file's secret.
 
         Args:
-            hellos: of all silos, this one included, by rank.
+            hellos: of all silos, including this one, by rank.
 
         Raises:
             HostError: naming the rank whose hello is not its own.
@@ -180,24 +180,24 @@ def agree(
     wait: float = 120.0,
     greeting: bytes = b"",
 ) -> JobSecrets:
-    """Agree with the other silos on secrets. Every silo calls it, and the server does not.
+    """Agree with the other silos on secrets. Every silo calls it; the server does not.
 
-    Every silo sends every other one its hello. The lowest, the leader, then draws the group's
-    secret, and sends it to each other one, sealed for the two. The seal binds all hellos: it does
-    not open where anything else arrived than at the leader.
+    Every silo sends every other one its hello. The leader, the lowest rank, draws the group's
+    secret and sends it to each other silo, encrypted for the two. The encryption binds all hellos:
+    it cannot be opened by a silo that received other hellos than the leader.
 
-    Call it before FedML receives: it would read the hellos and answers as messages of its own.
+    Call it before FedML receives messages: FedML would take hellos and answers for its own.
 
     Args:
         comm: the communicator of all ranks. All but the server's are silos, in their order.
         handshake: this silo's.
         server: the server's rank.
         wait: seconds to wait for the other silos.
-        greeting: what hellos begin with: a message that a rank without the plugin ignores.
+        greeting: prefix of hellos: a message that a rank without the plugin ignores.
 
     Raises:
-        HostError: a silo did not answer in time, or sent what this protocol does not know; or this
-            rank is the server's.
+        HostError: a silo did not answer in time, or sent something unknown to this protocol; or
+            this rank is the server's.
 
     """
     own = comm.Get_rank()
@@ -207,8 +207,8 @@ def agree(
     leader, others = silos[0], [rank for rank in silos if rank != own]
     mailbox, hello = Mailbox(comm), handshake.hello
     length = len(greeting) + handshake.length
-    came = mailbox.exchange(dict.fromkeys(others, greeting + hello), others, length, wait=wait)
-    hellos = {own: hello} | {rank: message[len(greeting) :] for rank, message in came.items()}
+    received = mailbox.exchange(dict.fromkeys(others, greeting + hello), others, length, wait=wait)
+    hellos = {own: hello} | {rank: message[len(greeting) :] for rank, message in received.items()}
     transcript, _ = handshake.verified(hellos)
     pairs = {rank: handshake.pair(rank, hellos[rank], transcript) for rank in others}
     ciphers = {rank: ChaCha20Poly1305(_derive(pairs[rank], b"answer")) for rank in others}
@@ -238,7 +238,7 @@ def agree(
 
 
 def _derive(secret: bytes, info: bytes) -> bytes:
-    """32 bytes of a secret for one purpose."""
+    """Derive 32 bytes from a secret for one purpose."""
     return hkdf(secret, LABEL + info)
 
 

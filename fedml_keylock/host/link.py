@@ -1,4 +1,4 @@
-"""Tags of the messages between server and silos, against who changes them on the way."""
+"""Tags messages between server and silos, so that changes on the network are noticed."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TAG = 32
 class Link:
     """One rank's side: tags what it sends, and checks what it receives before anything reads it.
 
-    A message behind its bytes has who sent it, to whom, a number that only grows, and an HMAC of it
-    all. One of an earlier job may come again when a process is started anew: the silos' hellos are
-    others then, so that it ends the job and does no more.
+    A message ends in its sender, receiver, a number that only grows, and an HMAC of everything. A
+    message of an earlier job may be replayed to a restarted process. The silos' hellos have changed
+    by then, so this only ends the job.
 
     Args:
-        secret: that server and silos have.
-        rank: this one.
+        secret: shared by server and silos.
+        rank: of this process.
 
     Example:
         >>> server, silo = Link(bytes(32), 0), Link(bytes(32), 1)
@@ -43,10 +43,10 @@ class Link:
 
     @classmethod
     def of(cls, credentials: Credentials, rank: int, *, is_server: bool) -> Link | None:
-        """With the configured secret; None without one.
+        """The link with the configured secret; None without one.
 
         Raises:
-            ConfigError: the file is not what it must be, or holds the silos' own secret.
+            ConfigError: the file is invalid, or holds the silos' own secret.
             VaultError: the file is missing, or others may read it.
 
         """
@@ -61,30 +61,30 @@ class Link:
         return cls(secret, rank)
 
     def protect(self, message: bytes, receiver: int) -> bytes:
-        """A message as it is sent."""
+        """Add the tag to a message."""
         self._sent = max(self._sent + 1, time.time_ns())
         head = _HEAD.pack(self._rank, receiver, self._sent)
         return b"".join((message, head, self._tag(message, head)))
 
     def check(self, received: bytes) -> tuple[bytes, int]:
-        """The message, and the rank that has sent it.
+        """Check a message; return it with the rank that sent it.
 
         Raises:
-            UpdateRefused: it was changed on the way, or is not for this rank, or came before.
+            UpdateRefused: it was changed on the way, is not for this rank, or is a duplicate.
 
         """
         behind = _HEAD.size + _TAG
         message, head, tag = received[:-behind], received[-behind:-_TAG], received[-_TAG:]
         if not hmac.compare_digest(tag, self._tag(message, head)):
             raise UpdateRefused(
-                "a message came without the tag of keylock.link_key: it was changed on the way, or "
-                "its sender has another link_key or none"
+                "a message arrived without the tag of keylock.link_key: it was changed on the "
+                "network, or its sender has another link_key or none"
             )
         sender, receiver, number = _HEAD.unpack(head)
         if receiver != self._rank or number <= self._received.get(sender, 0):
             raise UpdateRefused(
-                f"a message of rank {sender} to rank {receiver} came again, or where it does not "
-                "belong: somebody on the way sends what others have sent"
+                f"a message of rank {sender} to rank {receiver} arrived again, or where it "
+                "does not belong: somebody on the network resends messages"
             )
         self._received[sender] = number
         return message, sender

@@ -1,4 +1,4 @@
-"""Messages from silo to silo over MPI, past the server."""
+"""Sends messages from silo to silo over MPI, past the server."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
 __all__ = ["TAG", "Mailbox", "exchange_among", "misfit"]
 
 TAG = 28_411
-"""Of every message here: FedML's own have 0, and every MPI allows tags up to 32767."""
+"""Tag of every message here: FedML's own have 0, and every MPI allows tags up to 32767."""
 PAUSE = 0.001
-"""Seconds between two looks: MPI's own waiting takes a whole core."""
+"""Seconds between two polls: MPI's own waiting would use a whole core."""
 
 
 class Mailbox:
-    """Messages to and from other ranks, which never waits in a call that only they could end.
+    """Exchanges messages with other ranks, without calls that only the other side could end.
 
     Args:
         comm: a communicator.
-        ranks: what errors call its ranks; None for what it calls them.
+        ranks: names for its ranks in errors; None for their own numbers.
 
     """
 
@@ -42,16 +42,16 @@ class Mailbox:
         wait: float | None,
         meanwhile: Callable[[], None] | None = None,
     ) -> dict[int, bytes]:
-        """Send each rank its message, and receive one of so many bytes from each sender.
+        """Send each rank its message, and receive one of a fixed length from each sender.
 
-        It checks a message's length before it receives it.
+        It checks a message's length before receiving it.
 
         Args:
             messages: by rank.
             senders: ranks to receive from.
-            length: bytes of what they send.
-            wait: seconds; None to wait as long as they take.
-            meanwhile: what this rank does between sending and receiving.
+            length: of their messages, in bytes.
+            wait: seconds; None for no limit.
+            meanwhile: work for this rank between sending and receiving.
 
         Raises:
             HostError: a rank did not receive or send its message in time, or sent another length.
@@ -95,15 +95,15 @@ class Mailbox:
 
 
 def exchange_among(comm: MPI.Intracomm, silos: Sequence[int]) -> Exchange:
-    """A way from each silo to the others that FedML's receiver does not look into.
+    """A channel between silos that FedML's receiver does not read.
 
     Args:
         comm: the communicator of all ranks.
-        silos: their ranks in it; a silo's index is its place among them.
+        silos: their ranks in it; a silo's index is its position in this list.
 
     """
     group = comm.Get_group().Incl(silos)
-    # only the silos take part in making it, and messages in it are no messages of FedML's
+    # only silos join it, and its messages are not FedML's
     mailbox = Mailbox(comm.Create_group(group, TAG), silos)
 
     def exchange(
@@ -116,8 +116,8 @@ def exchange_among(comm: MPI.Intracomm, silos: Sequence[int]) -> Exchange:
 
 
 def misfit(rank: int, what: str) -> HostError:
-    """The error of a rank that speaks another protocol."""
+    """The error for a rank that speaks another protocol."""
     return HostError(
-        f"the silos do not understand one another: rank {rank} {what}. Run the same fedml-keylock "
-        "on every rank, with the same YAML"
+        f"the silos run different protocols: rank {rank} {what}. Run the same fedml-keylock on "
+        "every rank, with the same YAML"
     )

@@ -1,4 +1,4 @@
-"""In which messages models go: a tensor in any other is refused, whoever sends it."""
+"""Refuses tensors in types of messages that do not carry models, from any sender."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["check_type"]
 def check_type(
     entries: Mapping[str, Any], kind: Any, carriers: Collection[int], *, who: str
 ) -> None:
-    """Check that a message that holds a tensor is of a type in which the host sends models.
+    """Check that a message with a tensor has a type in which FedML sends models.
 
     Args:
-        entries: the message's.
+        entries: of the message.
         kind: its type.
         carriers: the types that carry a model.
         who: names the message.
 
     Raises:
-        UpdateRefused: it is of another type, known or not.
+        UpdateRefused: its type is another, known or not.
 
     Example:
         >>> check_type({"client_status": "ONLINE"}, 5, (3,), who="silo 0")
@@ -49,7 +49,7 @@ def check_type(
 
 
 def _holds_tensor(value: Any) -> bool:
-    """Whether a tensor or an array is somewhere in a value; what is there twice is seen once."""
+    """Whether a value contains a tensor or an array; visits shared objects once."""
     left, seen = [value], set()
     while left:
         one = left.pop()

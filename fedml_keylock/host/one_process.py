@@ -1,4 +1,4 @@
-"""FedML's simulation in one process: the server and every silo in turn, on one model."""
+"""Runs the session of FedML's simulation in one process, where one model serves all silos."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["OneProcess"]
 
 @dataclass
 class OneProcess(SiloSession):
-    """A job of one process: each silo in its turn, and what the server sees.
+    """A job in one process: each silo in turn, and what the server sees.
 
-    Nothing is sent; the checks of the gates stand where something would be.
+    Nothing is sent; the gates' checks run where something would be.
     """
 
     _plain: nn.Module | None = None
@@ -34,22 +34,22 @@ class OneProcess(SiloSession):
 
     @property
     def in_turn(self) -> bool:
-        """One model serves all silos, however many there are."""
+        """True: one model serves all silos."""
         return True
 
     @property
     def who(self) -> str:
-        """How messages name the silo whose turn it is."""
+        """The current silo's name in messages."""
         return "the simulation" if self.silo is None else f"silo {self.silo}, round {self.round}"
 
     @property
     def round(self) -> int:
-        """Index of the round: FedML keeps it to itself here."""
+        """Index of the round, counted here because FedML does not tell it."""
         return self._trained // int(self.args.client_num_per_round)
 
     @property
     def last_round(self) -> int:
-        """Index of the round whose aggregate the server has sent last."""
+        """Index of the last round whose aggregate the server has sent."""
         return self.round - 1
 
     def see_data(self, dataset: Sequence[Any]) -> None:
@@ -57,12 +57,12 @@ class OneProcess(SiloSession):
         self.observer.see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Draw the silos' secret: all of them are here."""
+        """Draw the silos' secrets: all silos are in this process."""
         if self.seals:
             check_sealing(self.args)
         if self.defense is not None:
             others = range(1, int(self.args.client_num_per_round))
-            pairs = {other: os.urandom(32) for other in others}  # as silo 0 of them would have them
+            pairs = {other: os.urandom(32) for other in others}  # those of silo 0
             known = (dataset[4] or {}).items()
             samples = {silo: float(n) for silo, n in known if isinstance(n, (int, float))}
             self.defense.share(JobSecrets(os.urandom(32), 0, pairs, samples))
@@ -71,13 +71,13 @@ class OneProcess(SiloSession):
     def add_up(
         self, updates: Sequence[tuple[float, Mapping[str, Tensor]]]
     ) -> Mapping[str, Tensor] | None:
-        """What silos and server make of a round's payloads under a defense that seals.
+        """Seal, add up and open a round's payloads, as silos and server would.
 
         Args:
             updates: of the round, each with the silo's samples.
 
         Returns:
-            The average, as silos open it; None for FedML's own.
+            The average as silos open it; None to use FedML's own.
 
         """
         if not self.seals or self.observer.received is None:
@@ -92,15 +92,15 @@ class OneProcess(SiloSession):
         return average
 
     def load_aggregate(self, state: Mapping[str, Tensor], trainer: Any) -> None:
-        """Load the server's model for the silo whose turn it is.
+        """Load the server's model for the current silo.
 
         Raises:
-            UpdateRefused: it is anything but agreed public state.
+            UpdateRefused: the model is anything but agreed public state.
 
         """
         if self.defense is not None:
             check_state(state, self._agreed(), who="the server's model", averaged=True)
-            if not self.seals:  # payloads are sealed and opened where they are averaged
+            if not self.seals:  # payloads are sealed and opened when they are averaged
                 state = self._open(state)
             elif self.defense.adds_noise:
                 state = self._of_round(state)
@@ -108,19 +108,19 @@ class OneProcess(SiloSession):
         trainer.set_model_params(state)
 
     def _of_round(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """What the round's first silo was given, from which each one's difference is clipped.
+        """The model that the round's first silo received, the base of all silos' differences.
 
-        FedML gives the first round's others what the silo before them has trained.
+        In the first round FedML gives each other silo the previous silo's trained model.
         """
         first = self._trained % int(self.args.client_num_per_round) == 0
         before = self.observer.received
         return state if first or before is None else before
 
     def exchange(self, trainer: Any, data: Any, run: Callable[[Any], Any], *, samples: int) -> Any:
-        """Train one silo for one round; give what it would send.
+        """Train one silo for one round; return what it would send.
 
         Raises:
-            LockError: the model that trains is not the protected one, or the lock did not train.
+            LockError: the trained model is not the protected one, or the lock did not train.
             UpdateRefused: the update is anything but agreed public state.
 
         """
@@ -148,7 +148,7 @@ class OneProcess(SiloSession):
 
     @contextmanager
     def as_server(self, trainer: Any) -> Iterator[None]:
-        """Have the trainer test the shared model without a lock, as a server would have it."""
+        """Make the trainer test the shared model without a lock, as a server would."""
         if self.defense is None:
             yield
             return
@@ -165,7 +165,7 @@ class OneProcess(SiloSession):
             trainer.model = locked
 
     def end(self, state: Mapping[str, Tensor]) -> None:
-        """Called when the job is over, with the final model: attack what was captured."""
+        """Called when the job is over, with the final model: attack the captured updates."""
         self.observer.received = state
         self._report_canaries(0)
         self.observer.finish()
@@ -188,7 +188,7 @@ class OneProcess(SiloSession):
         tell(round=self.round, rounds=int(self.args.comm_round))
 
     def _chosen(self) -> None:
-        """Any: FedML's server is in this process."""
+        """None: FedML's server is in this process and may choose any silo."""
 
     def _is_over(self) -> bool:
         return False

@@ -1,10 +1,10 @@
-"""How well the shared model does in a silo, under the silo's own lock, told where FedML tells.
+"""Measures the shared model's accuracy in a silo, under the silo's own lock, and reports it.
 
-The server has no key: the accuracy that it logs is the model's without one. A silo's goes under a
-name that nobody mistakes for it.
+The server has no key: it logs the accuracy of the model without one. A silo's accuracy has a name
+of its own, so that nobody confuses the two.
 
-FedML puts a logger of its own in the root's place, which no named logger leads to: lines for
-FedML's log go to the root.
+FedML replaces the root logger by its own, which named loggers do not reach. So lines for FedML's
+log go to the root logger.
 """
 
 from __future__ import annotations
@@ -40,32 +40,32 @@ def is_due(args: Any, index: int) -> bool:
 def measured(
     trainer: Any, model: nn.Module, data: Any, device: Any, args: Any, *, who: str
 ) -> float | None:
-    """`measure`, in a job, which is not to end by a measurement: then None.
+    """Like `measure`, but None on failure: a measurement must not end a job.
 
     Args:
-        trainer: FedML's, whose `test` is the job's own notion of a test.
-        model: the silo's, with the weights that the server sent in place.
+        trainer: FedML's, whose `test` is the job's own.
+        model: the silo's, with the server's weights.
         data: the silo's test data.
         device: to test on.
         args: FedML's.
-        who: the silo, as the message begins.
+        who: the silo's name in messages.
 
     """
     try:
         return measure(trainer, model, data, device, args)
-    except Exception as error:  # the user's own code and data
+    except Exception as error:  # from the user's own code and data
         logging.warning("%s: its accuracy cannot be measured: %s", who, type(error).__name__)
         return None
 
 
 def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -> float | None:
-    """The share of right answers, by the trainer's own test or else by counting.
+    """The share of right answers, by the trainer's own test, or else by counting.
 
-    It restores the mode of each of the model's layers, its buffers, and the random numbers of
-    torch, numpy and Python: without a lock nobody tests in a silo.
+    It restores each layer's mode, the buffers, and the random states of torch, numpy and Python:
+    without a lock no silo would test.
 
     Returns:
-        None where there is nothing to count.
+        None if there is nothing to count.
 
     Example:
         >>> from types import SimpleNamespace
@@ -75,12 +75,12 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
 
     """
     tested = (model, getattr(trainer, "model", None))
-    models = [whole for whole in tested if isinstance(whole, nn.Module)]  # mostly one, twice
+    models = [whole for whole in tested if isinstance(whole, nn.Module)]  # often the same twice
     modules = list(dict.fromkeys(module for whole in models for module in whole.modules()))
     modes = [(module, module.training) for module in modules]
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        # a test that forgets model.eval() moves the statistics of norms
+        # a test without model.eval() changes the statistics of norms
         with buffers_kept(modules), torch.random.fork_rng(devices=[]), torch.no_grad():
             test = getattr(trainer, "test", None)
             found = test(data, device, args) if test is not None else None
@@ -96,7 +96,7 @@ def measure(trainer: Any, model: nn.Module, data: Any, device: Any, args: Any) -
 
 
 def _count(model: nn.Module, data: Any, device: Any) -> float | None:
-    """The share of right answers of a classifier; None if it is none, or there are no data."""
+    """A classifier's share of right answers; None if it is none, or there are no data."""
     right = total = 0
     model.to(device).eval()
     for batch in data:

@@ -1,4 +1,4 @@
-"""Reversible patches of somebody else's classes and modules: all of them, or none."""
+"""Patches another package's classes and modules reversibly: all seams, or none."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import HostError
 __all__ = ["Function", "Patches", "Seam", "around", "replaced"]
 
 Function = Callable[..., Any]
-"""A function of the host's, or what stands in its place."""
+"""A function of FedML's, or its replacement."""
 
 
 def around(body: Function) -> Callable[[Function], Function]:
-    """What wraps a function in a body, whose arguments are the original and then those of the call.
+    """Make a wrapper from a body that takes the original function, then the call's arguments.
 
     Example:
         >>> loud = around(lambda original, name: original(name).upper())
@@ -39,7 +39,7 @@ def around(body: Function) -> Callable[[Function], Function]:
 
 @contextmanager
 def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Have an object hold another value for some time.
+    """Replace an object's attribute for some time.
 
     Example:
         >>> class Host:
@@ -61,12 +61,12 @@ def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Seam:
-    """One function of the host that is wrapped.
+    """One function of FedML's to wrap.
 
     Attributes:
         owner: the class or module that holds it.
         name: its name there.
-        parameters: the parameter names that the wrapper was written for; None: it takes any.
+        parameters: the names of its parameters, for which the wrapper was written; None for any.
         wrap: makes the replacement from the original.
 
     Example:
@@ -84,11 +84,11 @@ class Seam:
 
     @property
     def label(self) -> str:
-        """``Class.function``, as messages show it."""
+        """Its name in messages: ``Class.function``."""
         return f"{getattr(self.owner, '__name__', self.owner)}.{self.name}"
 
     def problem(self) -> str | None:
-        """Why this host does not fit, or None."""
+        """Why the function does not fit, or None."""
         if self.name not in vars(self.owner):
             return f"{self.label} does not exist"
         try:
@@ -102,7 +102,7 @@ class Seam:
 
 @dataclass
 class Patches:
-    """A set of seams that is put in, and taken out, as one.
+    """A set of seams that is installed and removed as one.
 
     Example:
         >>> class Host:
@@ -120,7 +120,7 @@ class Patches:
     _raw: list[tuple[Any, str, Any]] = field(default_factory=list)
 
     def problems(self) -> list[str]:
-        """What of the host does not fit, seam by seam.
+        """The misfits, seam by seam.
 
         Example:
             >>> Patches((Seam(Patches, "gone", (), lambda f: f),)).problems()
@@ -130,10 +130,10 @@ class Patches:
         return [problem for seam in self.seams if (problem := seam.problem())]
 
     def apply(self) -> None:
-        """Put every wrapper in.
+        """Install every wrapper.
 
         Raises:
-            HostError: a seam does not fit; nothing was changed.
+            HostError: a seam does not fit; nothing has changed.
 
         """
         if self.applied:
@@ -152,7 +152,7 @@ class Patches:
         self.applied = True
 
     def restore(self) -> None:
-        """Put every original back, as it was found."""
+        """Restore every original, exactly as it was."""
         while self._raw:
             owner, name, raw = self._raw.pop()
             setattr(owner, name, raw)

@@ -1,9 +1,8 @@
-"""A pickle, read without running anything that it names.
+"""Reads a pickle without running anything that it names.
 
-A pickle is a program: it imports what it names, calls it, and sets attributes of what it gets. Here
-it gets nothing of that. Each call is kept as a record, and all that a pickle can do to a record is
-to give it a state and entries. Only when all is read, each record of an allowed call becomes what
-it stands for, after a look at what it says.
+A pickle is a program: it imports names, calls them, and sets attributes on the results. Here each
+call only makes a record, and a pickle can only give a record a state and entries. After everything
+is read, each record of an allowed call is checked and becomes the object that it stands for.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from ..errors import UpdateRefused
 __all__ = ["Budget", "Build", "Reader", "built", "plain", "record_kind"]
 
 TIMES, ROOM = 20, 16 * 2**20
-"""What a message may take: so many times its bytes, and so many bytes more."""
+"""Memory that a message may use: this many times its bytes, and this many bytes more."""
 
 _PLAIN = {type(None), bool, int, float, complex, str, bytes, bytearray, torch.dtype}
 
 
 def plain(text: str) -> str:
-    r"""A text of somebody else's, for a line of ours.
+    r"""Another party's text, made safe for a line of ours.
 
     Example:
         >>> plain("a\nb")
@@ -46,10 +45,10 @@ def _held(thing: str) -> UpdateRefused:
 
 
 class Budget:
-    """Memory that what a message makes may still take.
+    """The memory that building a message may still use.
 
     Args:
-        size: bytes of the message.
+        size: of the message, in bytes.
 
     """
 
@@ -57,10 +56,10 @@ class Budget:
         self._left = TIMES * size + ROOM
 
     def spend(self, size: int) -> None:
-        """Take bytes for something, before it is made.
+        """Reserve bytes for something before it is built.
 
         Raises:
-            UpdateRefused: there are not as many left.
+            UpdateRefused: not enough is left.
 
         """
         self._left -= size
@@ -69,12 +68,12 @@ class Budget:
 
 
 Build = Callable[[tuple[Any, ...], Any, Budget], Any]
-"""Builds what a call stands for from its arguments and its state; None: it does not fit. What takes
-memory in proportion to something is taken from the budget first."""
+"""Builds an object from a call's arguments and state; None if they do not fit. It reserves memory
+from the budget before it uses memory in proportion to anything."""
 
 
 class _Record:
-    """A call that a pickle asks for, and all that is said to what it would give."""
+    """A call in a pickle, and the state and entries that the pickle gives its result."""
 
     __slots__ = ("args", "entries", "state")
     name: ClassVar[str]
@@ -92,20 +91,20 @@ class _Record:
         self.entries[key] = value
 
     def __setstate__(self, state: Any) -> None:
-        self.state = state  # without this method, a state would set attributes
+        self.state = state  # without this method, pickle would set attributes
 
 
 def record_kind(name: str, build: Build) -> type[_Record]:
-    """The records of calls of one name: a class, as a pickle calls some and makes others anew."""
+    """A record class for calls of one name: pickles call some classes and instantiate others."""
     return type(
         "_Record", (_Record,), {"__slots__": (), "name": name, "build": staticmethod(build)}
     )
 
 
 class Reader(pickle._Unpickler):
-    """Finds what it is given by its whole name, and nothing else.
+    """Resolves only the names that it is given, each by its full name.
 
-    Python's own form of the unpickler: each of its steps is looked at before it is made.
+    It is Python's pure unpickler: each of its steps is checked before it runs.
     """
 
     stack: list[Any]
@@ -116,13 +115,13 @@ class Reader(pickle._Unpickler):
         self._names, self.budget = names, budget
 
     def read(self) -> Any:
-        """What the pickle holds, with a record for each call.
+        """The pickle's content, with a record for each call.
 
         Raises:
-            UpdateRefused: it names anything else, or takes too much memory.
+            UpdateRefused: the pickle has any other name, or uses too much memory.
 
         """
-        # what an extension code stood for once is kept here, and used without a look at its name
+        # the cache would resolve an extension code without a check of its name
         copyreg.clear_extension_cache()
         try:
             return self.load()
@@ -130,14 +129,14 @@ class Reader(pickle._Unpickler):
             copyreg.clear_extension_cache()
 
     def find_class(self, module: str, name: str) -> Any:
-        """The record kind, or the value, of a whole name."""
+        """The record class, or the value, for a full name."""
         found = self._names.get(f"{module}.{name}") if "." not in name else None
         if found is None:
             raise _held(f"{module}.{name}")
         return found
 
     def persistent_load(self, _pid: Any) -> Any:
-        """Nothing."""
+        """Refused: no message needs a persistent id."""
         raise _held("a persistent id")
 
 
@@ -155,12 +154,12 @@ _COSTS: Mapping[bytes, int] = {
     }.items()
     for code in codes
 }
-"""Bytes that steps take at most: what each makes, its places, and what is built of it."""
+"""Largest memory of each step, in bytes: the result, its places, and what is built from it."""
 _OTHER, _ENTRY = 100, 200
-"""The same of any other step, and of an entry of a dict or set, beside its key and value."""
+"""The same for any other step, and for an entry of a dict or set beside its key and value."""
 
 _KEYS = {str, int, float, bool}
-"""Of dicts, and members of sets. A hash of tuples in tuples takes Python's stack, or for ever."""
+"""Allowed types of dict keys and set members. Hashing nested tuples can overflow Python's stack."""
 _KEYS_ON: Mapping[bytes, Callable[[list[Any]], list[Any]]] = {
     pickle.SETITEM: lambda stack: stack[-2:-1],
     pickle.SETITEMS: lambda stack: stack[::2],
@@ -168,11 +167,11 @@ _KEYS_ON: Mapping[bytes, Callable[[list[Any]], list[Any]]] = {
     pickle.ADDITEMS: lambda stack: stack,
     pickle.FROZENSET: lambda stack: stack,
 }
-"""Where the stack has them."""
+"""Where these steps have their arguments on the stack."""
 
 
 def _step(code: bytes, load: Callable[[Any], None]) -> Callable[[Reader], None]:
-    """A step of the unpickler's, behind a look at what it takes."""
+    """A step of the unpickler that first checks the memory it needs."""
     cost, keys_on = _COSTS.get(code, _OTHER), _KEYS_ON.get(code)
 
     def step(reader: Reader) -> None:
@@ -191,7 +190,7 @@ def _step(code: bytes, load: Callable[[Any], None]) -> Callable[[Reader], None]:
 
 def _bytearray(reader: Any) -> None:
     (size,) = struct.unpack("<Q", reader.read(8))
-    reader.append(bytearray(reader.read(size)))  # Python makes as many as it is told first
+    reader.append(bytearray(reader.read(size)))  # Python's own would allocate the claimed size
 
 
 Reader.dispatch = {
@@ -201,10 +200,10 @@ Reader.dispatch = {
 
 
 def built(read: Any, budget: Budget) -> Any:
-    """What was read, each record built into what it stands for.
+    """Build every record into the object that it stands for.
 
     Raises:
-        UpdateRefused: a record does not fit, something holds itself, or it takes too much memory.
+        UpdateRefused: a record does not fit, an object contains itself, or memory runs out.
 
     Example:
         >>> built([torch.float32, {"a": (1, 2)}], Budget(100))
@@ -215,7 +214,7 @@ def built(read: Any, budget: Budget) -> Any:
 
 
 class _Builder:
-    """Builds what was read; what is there once is built once."""
+    """Builds what was read; shared objects are built once."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -230,7 +229,7 @@ class _Builder:
             if made is self:
                 raise _held("something that holds itself")
             return made
-        # with the value, whose identity would be another's if it were gone
+        # keeps the value alive, so that its id is not reused
         self._built[id(value)] = (value, self)
         if kind is dict:
             made = {key: self.of(entry) for key, entry in value.items()}
@@ -240,8 +239,8 @@ class _Builder:
             args = (*value.args, value.entries) if value.entries else value.args
             made = type(value).build(self.of(args), self.of(value.state), self._budget)
             if made is None:
-                raise _held(f"{value.name} of other parts")
-        else:  # what a call was to be of
+                raise _held(f"{value.name} with other arguments")
+        else:  # the name of a call, without the call
             raise _held(f"{getattr(value, 'name', kind.__name__)} itself")
         self._built[id(value)] = (value, made)
         return made

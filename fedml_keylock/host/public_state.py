@@ -1,4 +1,4 @@
-"""The public state of a protected model: nothing else may cross between a silo and the server."""
+"""Checks the public state of a protected model; nothing else may cross between silo and server."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..types import Agreement
 __all__ = ["check_payload", "check_state", "check_words", "pinned", "public_copy"]
 
 TOLERANCE = 1e-3
-"""How far an average of constants may be from the constant: float32 rounding, with a margin."""
+"""How far an average of constants may be off: float32 rounding, with a margin."""
 
 
 def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
-    """The state, when it is tensors by name, whatever they are.
+    """The state, if it is a mapping of names to tensors.
 
     Raises:
-        UpdateRefused: it is something else, or empty.
+        UpdateRefused: it is anything else, or empty.
 
     Example:
         >>> check_payload({"w": "1"}, who="silo 0")
@@ -51,10 +51,10 @@ def check_payload(state: Any, *, who: str) -> Mapping[str, Tensor]:
 
 
 def check_words(state: Any, *, who: str) -> Mapping[str, Tensor]:
-    """The state, when it is nothing but sealed words: tensors of int32.
+    """The state, if it holds nothing but sealed words: tensors of int32.
 
     Raises:
-        UpdateRefused: naming the first entry that is something else.
+        UpdateRefused: naming the first other entry.
 
     Example:
         >>> check_words({"w": torch.zeros(2)}, who="rank 1")
@@ -77,21 +77,21 @@ def check_state(
     averaged: bool = False,
     partial: bool = False,
 ) -> Mapping[str, Tensor]:
-    """The state, when it is the public state of a protected model and nothing else.
+    """The state, if it is the public state of a protected model and nothing else.
 
-    A job's own trainer may send gradients or differences in place of a state. They have its names
-    and shapes, and in place of its constants all zeros, which say as little.
+    A job's own trainer may send gradients or differences in place of a state. They have the state's
+    names and shapes, and zeros in place of constants, which reveal as little.
 
     Args:
-        state: what is about to be sent or loaded.
-        agreement: what it must be.
+        state: to be sent or loaded.
+        agreement: what it must match.
         who: whose it is, as the message begins.
-        averaged: it is an average of silos' states, which FedML makes floating point.
-        partial: it may be a part of the state, which tells no more than the whole.
+        averaged: whether it is an average of silos' states, which FedML makes floating point.
+        partial: whether it may be a part of the state, which reveals no more than the whole.
 
     Raises:
-        UpdateRefused: naming the first entry that is not as agreed, or not finite: infinite numbers
-            may be where the model has them from the start.
+        UpdateRefused: naming the first entry that does not match, or is not finite. Infinite
+            numbers are allowed where the model has them from the start.
 
     Example:
         >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {}, (), {})
@@ -126,9 +126,9 @@ def check_state(
 
 
 def pinned(state: Mapping[str, Tensor], agreement: Agreement) -> dict[str, Tensor]:
-    """The constants as agreed, for a state in which noise, attacks or averaging changed them.
+    """The agreed constants, for a state in which noise, attacks or averaging changed them.
 
-    In a gradient or a difference they are all zeros, which stay.
+    In a gradient or a difference they are all zeros, and stay so.
 
     Example:
         >>> agreed = Agreement({"w": (2,)}, {"w": torch.float32}, {"w": 1.0}, (), {})
@@ -143,11 +143,10 @@ def pinned(state: Mapping[str, Tensor], agreement: Agreement) -> dict[str, Tenso
 
 
 def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A checked state, ready to be sent: the tensors themselves, and nothing that hangs on them.
+    """A checked state, ready to send: the tensors, and nothing attached to them.
 
     Pickling a tensor sends the whole memory that it is a view of, which may hold more than the
-    tensor; such a tensor is copied. Of what modules say of themselves beside it, only versions
-    other than 1 remain.
+    tensor; such tensors are copied. Of the modules' metadata, only versions other than 1 remain.
     """
     clean: dict[str, Tensor] = OrderedDict() if isinstance(state, OrderedDict) else {}
     for name, tensor in state.items():
@@ -157,8 +156,8 @@ def public_copy(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         clean[name] = bare
     metadata = getattr(state, "_metadata", None)
     if metadata:
-        # 1 is every module's version unless its class says otherwise, and loading a state without
-        # versions is the same as loading version 1
+        # a module's version is 1 unless its class says otherwise, and loading a state without
+        # versions equals loading version 1
         versions = {k: v.get("version", 1) for k, v in metadata.items()}
         kept = OrderedDict(
             (k, {"version": v}) for k, v in versions.items() if isinstance(v, int) and v != 1
@@ -202,7 +201,7 @@ def _unlike(
 
 
 def _unwrap_hint(name: str, agreement: Agreement) -> str:
-    """What to do about a name that DataParallel or torch.compile gave a prefix."""
+    """A remedy for a name that has a prefix from DataParallel or torch.compile."""
     bare = re.sub(r"\b(module|_orig_mod)\.", "", name)
     if bare not in agreement.shapes:
         return ""

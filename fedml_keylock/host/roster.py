@@ -1,4 +1,4 @@
-"""The roster: the silos' public keys, against whoever answers in a silo's name."""
+"""Signs and verifies by the silos' public keys, so that nobody answers in a silo's name."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _KEY = re.compile("[0-9a-f]{64}")
 
 
 class Roster:
-    """Who is who: signs for this silo, and verifies the others.
+    """Signs for this silo, and verifies the others.
 
     Args:
-        keys: by rank, the public key of Ed25519 in hexadecimal.
+        keys: the public key of Ed25519 in hexadecimal, by rank.
         identity: this rank's private key, 32 bytes.
-        rank: this one.
+        rank: of this silo.
 
     Raises:
-        ConfigError: the private key is not that of the rank.
+        ConfigError: the private key does not belong to the rank.
 
     Example:
         >>> key = bytes(32)
@@ -51,15 +51,15 @@ class Roster:
 
     @classmethod
     def load(cls, roster: Path, identity: str, *, rank: int) -> Roster:
-        """Read the silos' roster, and this one's private key.
+        """Read the silos' roster, and this silo's private key.
 
         Args:
             roster: see `read_roster`.
             identity: an owner-only file; {rank} in its name stands for the rank.
-            rank: this one.
+            rank: of this silo.
 
         Raises:
-            ConfigError: one of them is not what it must be.
+            ConfigError: one of the files is invalid.
             VaultError: the private key is missing, or others may read it.
 
         """
@@ -75,14 +75,14 @@ class Roster:
         return cls(read_roster(roster), private, rank=rank)
 
     def sign(self, message: bytes) -> bytes:
-        """The silo's own signature, SIGNATURE bytes."""
+        """Sign as this silo, SIGNATURE bytes."""
         return self._private.sign(message)
 
     def verify(self, message: bytes, signature: bytes, *, rank: int) -> None:
         """Check another silo's signature.
 
         Raises:
-            HostError: the roster has no such rank, or the signature is not its.
+            HostError: the roster does not have the rank, or the signature is not the rank's.
 
         """
         key = self._keys.get(rank)
@@ -98,10 +98,10 @@ class Roster:
 
 
 def read_roster(path: Path) -> dict[int, str]:
-    """The public keys of a roster: a YAML file of ``rank: key`` in hexadecimal.
+    """Read a roster's public keys: a YAML file of ``rank: key`` in hexadecimal.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or holds something else.
 
     """
     try:
@@ -123,10 +123,10 @@ def read_roster(path: Path) -> dict[int, str]:
 
 
 def new_identity(path: Path) -> str:
-    """Write a fresh private key, for its owner only; return the public key in hexadecimal.
+    """Write a new private key, for its owner only; return the public key in hexadecimal.
 
     Raises:
-        VaultError: it cannot be written, or something is there already.
+        VaultError: the file cannot be written, or exists already.
 
     """
     if os.path.lexists(path):
@@ -137,11 +137,11 @@ def new_identity(path: Path) -> str:
 
 
 def add_key(path: Path, rank: int, key: str) -> None:
-    """Add a rank's public key to a roster, which is made if there is none.
+    """Add a rank's public key to a roster, which is created if missing.
 
     Raises:
-        ConfigError: it is no key, or another rank's, the rank has another one, or the file cannot
-            be written.
+        ConfigError: the key is invalid or another rank's, the rank has another key, or the file
+            cannot be written.
 
     """
     if not _KEY.fullmatch(key):

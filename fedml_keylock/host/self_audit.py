@@ -1,4 +1,4 @@
-"""A silo that attacks its own update before it sends it: it alone has the truth to score with."""
+"""Lets a silo attack its own update before it sends it; only the silo has the truth to score."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from .silo_round import SiloRound
 __all__ = ["MOST", "SelfAudit", "Twin"]
 
 MOST = 32
-"""Images of a round up to which what was really sent can be audited."""
+"""The most images of a round for which `probe: as_sent` works."""
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A silo's model as it is when a round begins, apart from the one that trains.
+    """A copy of a silo's model when a round begins, apart from the one that trains.
 
     Attributes:
         model: protected, with the server's weights and the silo's private state.
-        private: the surrogate's unknowns in it, by name.
+        private: its secret variables, by the attacker's model's names.
         plain: unprotected, with the weights that the silo computes with.
-        surrogate: as an attacker who knows the defense has the model; None without a defense.
+        surrogate: the attacker's model, who knows the defense; None without a defense.
 
     """
 
@@ -57,14 +57,14 @@ class Twin:
 
     @classmethod
     def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Twin:
-        """From the job's model as it was before it was protected, and the silo's as it is."""
+        """Copy the unprotected model of the job, and the silo's protected one."""
         plain = copy_of(model)
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
         twin, private = defense.twin(plain, protected)
         known = defense.surrogate(plain)
-        # where only what is sent is another, the twin is what the silo computes with
+        # if only what is sent is transformed, the silo computes with the twin
         return cls(twin, private, plain if known.update_transform is None else twin, known)
 
 
@@ -72,13 +72,13 @@ class Twin:
 class SelfAudit:
     """One silo's audit of itself, as its YAML asks for it.
 
-    The attacks' pictures are the silo's data: they are in a folder for this process's owner only,
-    and go with it. What stays are scores.
+    The attacks' pictures show the silo's data: they are in a folder for this process's owner only,
+    which is deleted. Only scores stay.
 
     Attributes:
-        attacker: the section's attacks, with `side: silo`, and the test data that the server has.
+        attacker: the section's attacks, with `side: silo`, and the server's test data.
         args: FedML's.
-        model: the job's, as it was before it was protected.
+        model: the job's, unprotected.
         defense: the job's, or None.
 
     """
@@ -101,21 +101,21 @@ class SelfAudit:
 
     @property
     def waits(self) -> bool:
-        """Whether it is to see what this round's training comes to."""
+        """Whether it audits after the round's training."""
         return self._twin is not None and self.settings.probe == "as_sent"
 
     def round_begins(self, turn: SiloRound, protected: nn.Module, data: Iterable[Any]) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
 
-        Or, with `probe: as_sent`, remember the model as it is.
+        Or, with `probe: as_sent`, remember the model.
 
         Args:
-            turn: whose round it is.
+            turn: silo and round.
             protected: the silo's model, with the server's weights.
-            data: that it trains on, of which it audits the first images.
+            data: of its training; the first images are audited.
 
         Raises:
-            UpdateRefused: a score is above what `abort_above` allows, or there is none.
+            UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
         self._twin = None
@@ -150,13 +150,13 @@ class SelfAudit:
         """With `probe: as_sent`, audit what is about to be sent.
 
         Args:
-            turn: whose round it is.
+            turn: silo and round.
             state: as it will be sent.
             data: that it trained on.
-            received: the state that the server sent; None where the model is as it was.
+            received: the state from the server; None if the model was unchanged.
 
         Raises:
-            UpdateRefused: a score is above what `abort_above` allows, or there is none.
+            UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
         twin = self._twin
@@ -165,7 +165,7 @@ class SelfAudit:
         with self._spared(turn):
             before = twin.plain.state_dict() if received is None else received
             if self.defense is not None and self.defense.seals:
-                # it is there since it sealed
+                # the twin exists since the silo sealed
                 private = self.defense.twin(twin.plain, twin.plain)[1]
             else:
                 state, private = {name: state[name] for name in before}, twin.private
@@ -207,7 +207,7 @@ class SelfAudit:
     def _data(
         self, data: Iterable[Any], wanted: int, *, telling: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The first images; of those that are there, telling ones, which have contrast."""
+        """The first images; with `telling`, only those with contrast, if there are any."""
         own = images_of(data, wanted)
         if own is None:
             raise AttackError("its training data are no (c, h, w) images")
@@ -223,7 +223,7 @@ class SelfAudit:
         return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
 
     def _facts(self, turn: SiloRound) -> dict[str, Any]:
-        """What a report says of the audit, and of what the silo's noise has been spent by then."""
+        """Facts for the report: the audit's settings, and what the silo's noise has spent."""
         loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
         noise = {} if loss is None else {"noise": str(loss)}
         return {"side": "silo", "probe": self.settings.probe, **noise}
@@ -233,12 +233,12 @@ class SelfAudit:
 
     @contextmanager
     def _spared(self, turn: SiloRound) -> Iterator[None]:
-        """Say why an audit was not run, and go on; but where a limit is set, send nothing."""
+        """Log why an audit failed, and go on; if a limit is set, send nothing."""
         try:
             yield
         except UpdateRefused:
             raise
-        except Exception as error:  # of an attack, of the job's model, or for want of memory
+        except Exception as error:  # from an attack, the job's model, or for lack of memory
             reason = reason_of(error)
             if self.settings.abort_above:  # what cannot be judged is not sent
                 raise UpdateRefused(f"{turn.who}: it cannot be audited: {reason}") from None
@@ -252,7 +252,7 @@ class SelfAudit:
                 logging.warning("%s: %s", turn.who, unwritten)
 
     def _judge(self, turn: SiloRound, rows: Sequence[LeakageRow]) -> None:
-        """Tell the worst picture's scores, and stop the upload where one is too high."""
+        """Report the worst picture's scores, and stop the upload if one is too high."""
         who, folder, limits = turn.who, self._folder(turn), self.settings.abort_above
         for metric in {"ssim_aligned": None} | limits:
             scored = [(row.worst[metric], row) for row in rows if metric in row.worst]
@@ -260,7 +260,7 @@ class SelfAudit:
             found = max(scored, key=lambda one: one[0]["score"], default=None)
             if found is None:
                 if metric in limits:
-                    raise UpdateRefused(f"{who}: no attack gave a {metric}, so that it is not sent")
+                    raise UpdateRefused(f"{who}: no attack gave a {metric}, so it is not sent")
                 logging.warning("%s: no attack gave a %s; see %s", who, metric, folder)
                 continue
             worst, best = found
@@ -268,7 +268,7 @@ class SelfAudit:
             if best.knowledge != "none":
                 by = f"the {best.knowledge} attacker with {by}"
             by = f"of picture {worst['picture']}, by {by}"
-            if self.defense is not None and self.defense.adds_noise:  # it covers no score
+            if self.defense is not None and self.defense.adds_noise:  # noise does not cover scores
                 line = f"round {turn.round}: {metric} at most {value:.2f}, {by}; see {folder}"
                 self.defense.note(line, silo=turn.silo)
             else:
@@ -276,20 +276,20 @@ class SelfAudit:
                 turn.tell_score(metric, value)
             if value > limits.get(metric, math.inf):
                 raise UpdateRefused(
-                    f"{who}: its update gives away too much: {metric} {value:.2f} {by}, and "
+                    f"{who}: its update leaks too much: {metric} {value:.2f} {by}, and "
                     f"gradient_inversion.abort_above allows {limits[metric]:g}; "
                     f"{folder / 'report.html'} says more"
                 )
 
     def _rows(self, subject: Subject, turn: SiloRound) -> list[LeakageRow]:
-        """The attackers on what the silo sends: neither controls nor who has its private state.
+        """The attackers' rows for what the silo sends: no controls, nobody with its private state.
 
         Raises:
-            AttackError: none of them could be run; or, where a limit is set, one of them, or it
-                gave no picture.
+            AttackError: no attack could run; or, if a limit is set, one could not, or gave no
+                picture.
 
         """
-        # what an audit draws is not to change what the silo trains
+        # random draws of an audit must not change what the silo trains
         with torch.random.fork_rng(devices=[]), tempfile.TemporaryDirectory() as work:
             report = audit(
                 subject,

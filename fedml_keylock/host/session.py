@@ -1,4 +1,4 @@
-"""One rank's part in one job: what a server's and a silo's have in common."""
+"""One rank's part in one job: the base of a server's and a silo's session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Session"]
 
 
 def _nowhere(_metrics: dict[str, Any]) -> None:
-    """Where metrics go until FedML's channels are known."""
+    """Drop metrics until FedML's channels are known."""
 
 
 @dataclass
@@ -33,12 +33,12 @@ class Session(ABC):
 
     Attributes:
         args: FedML's arguments.
-        name: the defense's name, or None when only attacks are asked for.
+        name: the defense's name, or None if only attacks are asked for.
         defense: the defense, or None.
         observer: sees updates.
-        model: the job's, when it is known.
-        agreement: what the defense says of the model.
-        link: tags messages, if that is configured.
+        model: the job's, once known.
+        agreement: the defense's description of the model.
+        link: tags messages, if configured.
         tell: sends metrics on FedML's own channels.
 
     """
@@ -55,7 +55,7 @@ class Session(ABC):
     @property
     @abstractmethod
     def who(self) -> str:
-        """How messages name this rank."""
+        """The rank's name in messages."""
 
     @property
     def round(self) -> int:
@@ -70,7 +70,7 @@ class Session(ABC):
 
     @property
     def robust_aggregation(self) -> str | None:
-        """FedML's own defense that its server is to run on what silos send, if any."""
+        """FedML's own defense that its server runs on what silos send, if any."""
         return self.defense.robust_aggregation if self.defense else None
 
     @property
@@ -87,10 +87,10 @@ class Session(ABC):
         self.observer.see_trainer(trainer)
 
     def adopt(self, model: nn.Module) -> None:
-        """Take the job's model: describe it, and in a silo protect it. Again for the same: nothing.
+        """Use the job's model: describe it, and in a silo protect it. Idempotent for one model.
 
         Raises:
-            LockError: the model cannot be locked so.
+            LockError: the model cannot be locked.
 
         """
         if model is self.model:
@@ -104,10 +104,10 @@ class Session(ABC):
         self.model = model
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Before FedML's messages begin: check that silos can agree on the secrets they need.
+        """Before FedML's messages begin: check that silos can agree on secrets.
 
         Raises:
-            ConfigError: silos cannot talk to one another; or the server would read or change single
+            ConfigError: silos cannot reach one another; or the server would read or change single
                 updates, or the average.
 
         """
@@ -127,7 +127,7 @@ class Session(ABC):
 
     @abstractmethod
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check a message to a rank, or to all (None), and make it ready in place; or raise."""
+        """Check a message to a rank, or to all (None), and prepare it in place; or raise."""
 
     @abstractmethod
     def sent(self) -> None:
@@ -135,42 +135,42 @@ class Session(ABC):
 
     @abstractmethod
     def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
-        """Check a message from another rank; or raise, naming it."""
+        """Check a message from another rank; raise an error that names it."""
 
     def finish(self) -> None:  # noqa: B027  # a silo has nothing to do
         """Called when the job is over on this rank."""
 
     @abstractmethod
     def _prepare(self, model: nn.Module) -> None:
-        """Show the model to the observer as long as it is unprotected, and protect it in a silo."""
+        """Show the unprotected model to the observer, and protect it in a silo."""
 
     def with_integers(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """FedML's average of silos' states, with whole numbers where the model has integers.
+        """FedML's average of silos' states, with integers where the model has them.
 
-        FedML averages them as floating point, and loading cuts the rest off: of ten silos that all
-        have 7, 6 may be left.
+        FedML averages them as floating point, and loading truncates: if ten silos all have 7, 6 may
+        result.
         """
         whole = {
             name: dtype
             for name, dtype in self._agreed().dtypes.items()
             if not (dtype.is_floating_point or dtype.is_complex)
-            if isinstance(came := state.get(name), Tensor) and came.is_floating_point()
+            if isinstance(average := state.get(name), Tensor) and average.is_floating_point()
         }
         integers = as_integers(state, whole)
         return with_versions({**state, **integers}, state) if integers else state
 
     @property
     def _credentials(self) -> Credentials | None:
-        """What silos agree on secrets with, if they need any."""
+        """The files with which silos agree on secrets, if they need any."""
         return None if self.defense is None else self.defense.credentials
 
     @property
     def _comm(self) -> Any:
-        """The communicator of all ranks; None over another backend than MPI."""
+        """The communicator of all ranks; None for another backend than MPI."""
         return getattr(self.args, "comm", None)
 
     def _agreed(self) -> Agreement:
-        """The agreement on the job's model, or HostError as long as that is not known."""
+        """The agreement on the job's model; HostError if the model is not known yet."""
         if self.agreement is None:
             raise HostError(f"{self.who}: a message was sent before the job's model was locked")
         return self.agreement

@@ -1,4 +1,4 @@
-"""The session that a job's arguments ask for."""
+"""Makes the session that a job's arguments ask for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["session_of"]
 
 
 def session_of(args: Arguments) -> Session | None:
-    """The session that this job's flags ask for, of the kind that its rank needs.
+    """Make the session that this job's flags ask for, for a rank of its kind.
 
     Returns:
-        None when the flags ask for nothing of ours.
+        None if the flags ask for nothing of ours.
 
     Raises:
         ConfigError: a field is wrong, or would be ignored.
@@ -39,7 +39,7 @@ def session_of(args: Arguments) -> Session | None:
     if defense is not None:
         planned = schedule_of(args)
         rounds = defense.schedule(planned)
-        if rounds < len(planned.rounds):  # a job may not say how many there are at all
+        if rounds < len(planned.rounds):  # a job need not say how many there are
             args.comm_round = rounds
     observer = Observer.begin(args, defense)
     if (args.training_type, args.backend) == ("simulation", "sp"):

@@ -1,4 +1,4 @@
-"""A silo's round, as whoever measures it knows it."""
+"""Names one silo in one round, and sends its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A silo's part in a job."""
+"""Runs a silo's part in a job."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class SiloSession(Session):
     """A rank that trains for a silo, or for many in turn.
 
     Attributes:
-        silo: index of the silo that it works for, from 0; None in a rank that serves many in turn,
-            until FedML says which one.
-        gate: what its messages pass.
-        given: how many averages it was given; -1 before the first model.
-        greeting: what its hellos over MPI begin with; see `key_agreement.agree`.
+        silo: index of its current silo, from 0; None in a rank that serves many in turn, until
+            FedML names one.
+        gate: for its messages.
+        given: how many averages it has received; -1 before the first model.
+        greeting: prefix of its hellos over MPI; see `key_agreement.agree`.
 
     """
 
@@ -56,14 +56,14 @@ class SiloSession(Session):
 
     @property
     def who(self) -> str:
-        """How messages name this rank."""
+        """The rank's name in messages."""
         rank = f"rank {self.args.rank}"
         name = rank if self.silo is None else f"silo {self.silo} ({rank})"
         return f"{name}, round {self.round}"
 
     @property
     def last_round(self) -> int:
-        """Index of the round whose aggregate the server has sent last."""
+        """Index of the last round whose aggregate the server has sent."""
         return self._trained - 1
 
     def see_data(self, dataset: Sequence[Any]) -> None:
@@ -72,7 +72,7 @@ class SiloSession(Session):
             super().see_data(dataset)
 
     def agree(self, dataset: Sequence[Any]) -> None:
-        """Before FedML's messages begin: agree with the other silos on the secrets they need.
+        """Before FedML's messages begin: agree with the other silos on secrets.
 
         Raises:
             ConfigError: see `Session.agree`.
@@ -84,7 +84,7 @@ class SiloSession(Session):
         if self.defense is None or credentials is None:
             return
         samples = 0.0
-        if self._comm is None and self.silo is not None:  # silos cannot tell it one another later
+        if self._comm is None and self.silo is not None:  # silos cannot tell one another later
             samples = self._said = self.check_samples(
                 None if dataset[4] is None else dataset[4][self.silo]
             )
@@ -97,7 +97,7 @@ class SiloSession(Session):
         """Called when FedML gives this rank a silo's data: load the silo's private state.
 
         Raises:
-            HostError: there is no such silo, or it is not the one that this rank is to work for.
+            HostError: there is no such silo, or this rank must not work for it.
             VaultError: the silo's vault cannot be read, or another process uses it.
 
         """
@@ -110,7 +110,7 @@ class SiloSession(Session):
                 f"works for silo {chosen}; a server must not choose who takes part"
             )
         self.silo = silo
-        # after the last round FedML gives each rank one more silo, for which there is nothing to do
+        # after the last round FedML gives each rank one more silo, which has nothing to do
         if self.defense is None or not self.in_turn or self._is_over():
             return
         assert self.model is not None
@@ -118,10 +118,11 @@ class SiloSession(Session):
         self._locked_for = silo
 
     def check_samples(self, samples: Any) -> float:
-        """Check, before it trains, the number of samples that FedML is to weigh this silo by.
+        """Check, before training, the number of samples with which FedML weights this silo.
 
         Raises:
-            HostError: it is no weight under a defense, or another one than the silos were told.
+            HostError: under a defense it is not a valid weight, or differs from what silos were
+                told.
 
         """
         if self.defense is None or self._is_over():
@@ -133,8 +134,8 @@ class SiloSession(Session):
             raise HostError(f"{error}; leave a silo without data out of the job") from None
         if self.seals and self._said not in (None, number):
             raise HostError(
-                f"{what} is another than when the job began, by which silos weigh it over this "
-                "backend: keep it as it is, or use backend: MPI"
+                f"{what} has changed since the job began, and over this backend silos use the "
+                "first one as its weight: keep it as it is, or use backend: MPI"
             )
         return number
 
@@ -144,20 +145,20 @@ class SiloSession(Session):
         Args:
             trainer: FedML's.
             data: the silo's.
-            run: trains on data; gives a state, or a state and a number of samples.
+            run: trains on data; returns a state, or a state and a number of samples.
 
         Raises:
-            LockError: the model that trains is not the protected one, or the lock did not train.
-            UpdateRefused: what was trained is another model, or gives away too much; or the job's
+            LockError: the trained model is not the protected one, or the lock did not train.
+            UpdateRefused: another model was trained, an audit's limit was exceeded, or the job's
                 rounds are over.
 
         """
-        if self.defense is not None and self._is_over():  # FedML counts anew if it is told to
+        if self.defense is not None and self._is_over():  # a server may restart FedML's count
             raise UpdateRefused(
                 f"{self.who}: the server asks for a round beyond the {self.args.comm_round} of the "
                 "job; nothing is trained"
             )
-        # the silo and the round may be others afterwards, where one process serves many
+        # where one process serves many, silo and round may have changed afterwards
         turn = SiloRound(self.silo or 0, self.round, self.who, self.tell)
         self._note("while training")
         self.observer.round_begins(turn, self.model, data)
@@ -175,7 +176,7 @@ class SiloSession(Session):
         return result
 
     def report_accuracy(self, trainer: Any, data: Any, device: Any) -> None:
-        """Report how well the model that the silo was just given does; see `own_accuracy`."""
+        """Report the accuracy of the model that the silo just received; see `own_accuracy`."""
         if data is None or self.model is None or not self.tests_now():
             return
         assert self.defense is not None
@@ -194,7 +195,7 @@ class SiloSession(Session):
             self.defense.note(line, silo=turn.silo)
 
     def _report_privacy(self, turn: SiloRound) -> None:
-        """Report what a silo has spent, this round among it."""
+        """Report what a silo has spent, including this round."""
         loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
         if loss is not None:
             logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
@@ -202,7 +203,7 @@ class SiloSession(Session):
             turn.tell_score("epsilon", loss.epsilon)
 
     def _report_canaries(self, silo: int) -> None:
-        """Report, after the last round, what canaries tell of epsilon."""
+        """Report, after the last round, the canaries' estimate of epsilon."""
         found = None if self.defense is None else self.defense.privacy_estimate()
         if found is not None:
             logging.info("silo %d: canaries: %s", silo, found)
@@ -210,14 +211,14 @@ class SiloSession(Session):
             turn.tell_score("epsilon_of_canaries", found.epsilon)
 
     def tests_now(self) -> bool:
-        """Whether a silo that was just given a model tests it: when FedML's server does."""
+        """Whether a silo tests the model that it just received: when FedML's server does."""
         if self.defense is None or not self.defense.own_accuracy:
             return False
         # after the last round FedML gives a rank the data of a silo whose lock it does not have
         return self._locked_for == self.silo and is_due(self.args, self.last_round)
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check and make ready what the silo sends, and show it to the observer."""
+        """Check and prepare what the silo sends, and show it to the observer."""
         if entries.get(names.state) is not None:
             self._note("while uploading")
         if self.defense is None:
@@ -258,7 +259,7 @@ class SiloSession(Session):
         """Called when the server tells this silo that the job is over.
 
         Raises:
-            UpdateRefused: it is not.
+            UpdateRefused: the job is not over.
 
         """
         rounds = int(self.args.comm_round)
@@ -278,7 +279,7 @@ class SiloSession(Session):
         assert self.defense is not None
         self.defense.share(secrets)
         self._shared = True
-        # with its private key whoever reads this memory later could open what was sent before
+        # whoever reads this memory later could open earlier messages with the private key
         self._handshake = None
         logging.info("%s: the silos have agreed on secrets", self.who)
 
@@ -288,8 +289,8 @@ class SiloSession(Session):
         assert self.model is not None
         if self._credentials is not None and not self._shared:
             raise HostError(
-                f"{self.who}: a model came before the silos had agreed on a secret: start the job "
-                "by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
+                f"{self.who}: a model arrived before the silos had agreed on a secret: start the "
+                "job by FedML's own FedMLRunner(args, device, dataset, model, ...).run()"
             )
         try:
             opened = self.defense.open(self.model, state, round_index=self.last_round)
@@ -300,11 +301,11 @@ class SiloSession(Session):
         return opened if self.seals else self.with_integers(opened)
 
     def _located(self, error: KeyLockError) -> KeyLockError:
-        """A defense's error with the silo's name, and with the round once."""
+        """A defense's error with the silo's name, and the round named once."""
         return type(error)(f"{self.who}: " + str(error).removeprefix(f"round {self.round}: "))
 
     def _release(self, state: Mapping[str, Tensor], samples: float) -> Mapping[str, Tensor]:
-        """What is sent in place of a state: what was audited, or else the state sealed."""
+        """What is sent in place of a state: the audited one, or else the state sealed."""
         audited, self._audited = self._audited, None
         if audited is not None and audited[0] is state:
             return audited[1]
@@ -321,7 +322,7 @@ class SiloSession(Session):
             raise self._located(error) from None
 
     def _train_locked(self, trainer: Any, data: Any, run: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """What training gives, and the data that it was on."""
+        """The result of training, and the data used."""
         assert self.model is not None
         assert self.defense is not None
         if self.defense.wraps_model:
@@ -341,24 +342,24 @@ class SiloSession(Session):
 
     @property
     def _tells_accuracy(self) -> bool:
-        """Whether what is measured in the silo leaves it."""
+        """Whether accuracies measured in the silo leave it."""
         return self.defense is None or self.defense.tells_accuracy
 
     @property
     def _logs_training(self) -> bool:
-        """Whether what is logged of the training leaves the silo."""
+        """Whether logs of the training leave the silo."""
         return self.defense is None or self.defense.log_training
 
     def _note(self, doing: str) -> None:
-        """Note what this rank is doing, for the line that reports it if it is killed."""
+        """Note what this rank is doing, for the report if it is killed."""
         note(f"rank {self.args.rank}: {self.who}: {doing}")
 
     def _chosen(self) -> int | None:
-        """The silo that this rank is to work for; None for any."""
+        """The silo that this rank must work for; None for any."""
         if not self.in_turn:
             return self.silo
         return silo_in_turn(self.args, self._trained) if self.seals else None
 
     def _is_over(self) -> bool:
-        """Whether the last round was trained."""
+        """Whether the last round has been trained."""
         return self._trained >= int(self.args.comm_round)

@@ -1,4 +1,4 @@
-"""What a silo's local training may log, and what comes of a model that was not trained."""
+"""Limits what a silo's local training may log, and checks that the locked model trained."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["check_trainer", "check_untrained", "quietly"]
 
 @contextmanager
 def quietly(logs: bool) -> Iterator[None]:
-    """Drop what is logged of the training, up to warnings, unless it may be logged.
+    """Drop log records of the training below errors, unless logging is allowed.
 
-    FedML's trainers log every batch's loss, and mpiexec carries that to the server's host. Of a
-    model that the server knows, it tells the label, and which of some images it was.
+    FedML's trainers log every batch's loss, and mpiexec carries it to the server's host. For a
+    model that the server knows, the loss reveals the label, and which of some images it was.
     """
     if logs:
         yield
@@ -34,24 +34,24 @@ def quietly(logs: bool) -> Iterator[None]:
 
 
 def check_trainer(trainer: Any, model: nn.Module, *, who: str) -> None:
-    """Check that a trainer that holds a model holds the locked one, maybe in a wrapper.
+    """Check that a trainer that holds a model holds the locked one, perhaps in a wrapper.
 
     Raises:
         LockError: it does not.
 
     """
-    held = getattr(trainer, "model", None)  # it may hold it by another name
+    held = getattr(trainer, "model", None)  # it may have another name for it
     if isinstance(held, nn.Module) and not any(module is model for module in held.modules()):
         raise LockError(f"{who}: the trainer's model is not the one that was locked")
 
 
 def check_untrained(state: Any, own: Mapping[str, Tensor], *, who: str) -> None:
-    """Check that a silo whose locked model did not train sends nothing but that model's state.
+    """Check that a silo whose locked model did not train sends only that model's state.
 
     Args:
-        state: what it would send.
+        state: to be sent.
         own: the locked model's.
-        who: names the silo in messages.
+        who: the silo's name in messages.
 
     Raises:
         UpdateRefused: it trained another model, such as a copy.

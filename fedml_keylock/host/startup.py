@@ -1,13 +1,13 @@
-"""What `fedml-keylock enable` copies into site-packages: a lazy hook on the import of fedml.
+"""Activates the plugin when fedml is imported; `fedml-keylock enable` copies it to site-packages.
 
-It runs at every start of the interpreter. So it stands alone, imports nothing that the interpreter
-has not loaded by itself, and touches no other import than fedml's; where fedml_keylock has gone
-meanwhile, fedml is imported as ever.
+It runs at every start of the interpreter. So it stands alone, imports only modules that the
+interpreter has loaded already, and affects no import but fedml's. If fedml_keylock is gone, fedml
+is imported as usual.
 """
 
 import sys
 
-# as typing has it, whose import costs more than all of this
+# like typing's, whose import would cost more than all of this
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,10 +20,10 @@ _HOST = "fedml_keylock.host.fedml"
 
 
 class Hook:
-    """A finder in front of the others that acts once fedml's own import has finished.
+    """A finder before the others that acts after fedml's own import has finished.
 
-    It finds nothing itself: what the others find for fedml is given back as it is, but that the
-    loader's `exec_module` is, for that one import, followed by the activation.
+    It finds nothing itself: it returns what the others find for fedml. Only the loader's
+    `exec_module` is replaced, for that one import, to activate the plugin afterwards.
 
     Example:
         >>> hook = Hook()
@@ -37,11 +37,11 @@ class Hook:
     """
 
     def arm(self) -> None:
-        """Put the hook in front of the finders of modules."""
+        """Put the hook before all other finders."""
         sys.meta_path.insert(0, self)
 
     def disarm(self) -> None:
-        """Take it out. Idempotent."""
+        """Remove the hook. Idempotent."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
@@ -51,7 +51,7 @@ class Hook:
         path: "Sequence[str] | None" = None,
         target: "ModuleType | None" = None,
     ) -> "ModuleSpec | None":
-        """What the other finders find for fedml, with the activation behind it; else None."""
+        """What the other finders find for fedml, with the activation added; else None."""
         if name != "fedml":
             return None
         for finder in sys.meta_path:
@@ -63,14 +63,14 @@ class Hook:
             return None
         loader = spec.loader
         if not hasattr(loader, "exec_module") or not hasattr(loader, "__dict__"):
-            return None  # a mere folder of that name
+            return None  # only a folder of that name
         assert loader is not None
         execute = loader.exec_module
 
         def exec_module(module: "ModuleType") -> None:
-            vars(loader).pop("exec_module", None)  # the loader is again as it was found
+            vars(loader).pop("exec_module", None)  # restores the loader
             execute(module)
-            self.disarm()  # not before: an import that failed may be tried again
+            self.disarm()  # not before: a failed import may be tried again
             _activate()
 
         vars(loader)["exec_module"] = exec_module
@@ -78,7 +78,7 @@ class Hook:
 
 
 def arm() -> None:
-    """Have fedml_keylock activated when, and only when, something imports fedml. Idempotent.
+    """Activate fedml_keylock when, and only when, something imports fedml. Idempotent.
 
     Example:
         >>> before = list(sys.meta_path)
@@ -94,14 +94,14 @@ def arm() -> None:
 
 
 def _activate() -> None:
-    """Activate, or say in one line why not; an import of fedml never fails because of this."""
+    """Activate, or print in one line why not; an import of fedml never fails because of this."""
     if _HOST in sys.modules:
-        return  # it is this package itself that imports fedml, and that activates as it is asked to
+        return  # this package itself imports fedml, and activates when asked to
     try:
         from fedml_keylock.host.fedml import activate_or_guard
 
         problem = activate_or_guard()
-    except Exception as error:  # a program that imports fedml is not to end by it
+    except Exception as error:  # a program that imports fedml must not end
         if isinstance(error, ModuleNotFoundError) and error.name == "fedml_keylock":
             folder = __file__.rpartition("/")[0]
             problem = (

@@ -1,4 +1,4 @@
-"""The start-up file in an environment's site-packages, which activates the plugin by itself."""
+"""Writes the start-up file in site-packages that activates the plugin by itself."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["MARK", "StartUp"]
 
 NAME = "fedml_keylock_startup"
 MARK = "written by 'fedml-keylock enable'; 'fedml-keylock disable' removes it"
-"""What tells a file of ours, of whatever release, from another of the same name."""
+"""Text that marks our files, of any release."""
 
 LINE = (
     'import sys; exec("try:\\n import fedml_keylock_startup as s; s.arm()\\n'
     'except Exception: pass")'
 )
-"""The start of an interpreter must neither fail nor print, whatever became of the module."""
+"""The line must neither fail nor print, whatever happens to the module."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class StartUp:
 
     @classmethod
     def of_this_interpreter(cls) -> StartUp:
-        """In the site-packages that this interpreter reads at its start.
+        """The site-packages that this interpreter reads at its start.
 
         Raises:
             HostError: it reads none.
@@ -79,7 +79,7 @@ class StartUp:
 
     @property
     def enabled(self) -> bool:
-        """Whether the file that switches it on is there."""
+        """Whether the file that enables the plugin exists."""
         return self.line.exists()
 
     @property
@@ -88,13 +88,13 @@ class StartUp:
         return all(_read(path) == text for path, text in self._texts().items())
 
     def write(self) -> bool:
-        """Write what is not there yet: the module, and last the line that imports it.
+        """Write the missing files: the module, and last the line that imports it.
 
         Returns:
             Whether anything was written.
 
         Raises:
-            HostError: the folder cannot be written, or has files of these names that are not ours.
+            HostError: the folder cannot be written, or has other files of these names.
 
         """
         texts = self._texts()
@@ -103,7 +103,7 @@ class StartUp:
             return False
         for path, text in texts.items():
             _replace(path, text)
-        # now, and not at the first start of someone who may write here
+        # compile now, not at the first start by someone who may write here
         try:
             py_compile.compile(str(self.module), doraise=True)
         except OSError as error:
@@ -111,13 +111,13 @@ class StartUp:
         return True
 
     def remove(self) -> list[Path]:
-        """Remove what `write` wrote, and nothing else: first the line that switches it on.
+        """Remove what `write` wrote, and nothing else: first the line that enables the plugin.
 
         Returns:
-            The files that were there, without the module's compiled form.
+            The files that existed, without the module's compiled form.
 
         Raises:
-            HostError: the folder cannot be written, or has files of these names that are not ours.
+            HostError: the folder cannot be written, or has other files of these names.
 
         """
         self._refuse_others()
@@ -137,7 +137,7 @@ class StartUp:
         return [path for path in removed if path not in compiled]
 
     def _texts(self) -> dict[Path, str]:
-        """What is to be in each file, in the order of writing."""
+        """The content of each file, in the order of writing."""
         source = Path(__file__).with_name("startup.py")
         return {
             self.module: f"# {MARK}\n{source.read_text(encoding='utf-8')}",
@@ -155,10 +155,10 @@ class StartUp:
 
 
 def _read(path: Path) -> str | None:
-    """The text of a file, or None where there is none.
+    """The text of a file, or None if there is none.
 
     Raises:
-        HostError: it cannot be read.
+        HostError: the file cannot be read.
 
     """
     try:
@@ -174,7 +174,7 @@ def _replace(path: Path, text: str) -> None:
     try:
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8")
-            part.chmod(0o644)  # whoever uses the environment reads it, whatever the umask here
+            part.chmod(0o644)  # for every user of the environment, whatever the umask
     except OSError as error:
         raise _cannot("be written", path, error) from None
 

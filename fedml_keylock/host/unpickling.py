@@ -1,4 +1,4 @@
-"""Messages of other ranks: what they may hold, and how each part of that is built.
+"""Defines what messages of other ranks may hold, and how each part is built.
 
 `pickle_records` reads them without running anything that they name.
 """
@@ -23,7 +23,7 @@ __all__ = ["load"]
 
 
 def load(file: io.BytesIO, *, message: type, who: str) -> Any:
-    """What `pickle.load` gives, of messages that hold states, arrays, numbers and containers.
+    """Like `pickle.load`, for messages of states, arrays, numbers and containers.
 
     Args:
         file: the pickle.
@@ -31,7 +31,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
         who: whose it is, as the error begins.
 
     Raises:
-        UpdateRefused: it names or holds anything else, takes too much memory, or cannot be read.
+        UpdateRefused: it names or holds anything else, uses too much memory, or cannot be read.
 
     Example:
         >>> import pickle
@@ -52,7 +52,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
         return built(Reader(file, {**_NAMES, name: envelope}, budget).read(), budget)
     except UpdateRefused as error:
         raise UpdateRefused(f"{who}: {error}") from None
-    except Exception as error:  # of a damaged pickle Python raises whatever comes first
+    except Exception as error:  # a damaged pickle may raise anything
         raise UpdateRefused(
             f"{who}: a message is no pickle of a model or numbers ({type(error).__name__}: "
             f"{plain(first_line(error))}); nothing of it was run"
@@ -62,7 +62,7 @@ def load(file: io.BytesIO, *, message: type, who: str) -> Any:
 def _message_of(message: type) -> Build:
     def build(args: tuple[Any, ...], state: Any, _budget: Budget) -> Any:
         usual = vars(message())
-        # an attribute of another name could stand before a method
+        # an attribute of another name could shadow a method
         if args or type(state) is not dict or state.keys() != usual.keys():
             return None
         if any(type(v) is dict and type(state[k]) is not dict for k, v in usual.items()):
@@ -75,7 +75,7 @@ def _message_of(message: type) -> Build:
 
 
 def _call(function: Callable[..., Any], *signatures: tuple[type, ...]) -> Build:
-    """Builds a call without a state, of arguments of these very types."""
+    """Builds a call without a state, from arguments of exactly these types."""
 
     def build(args: tuple[Any, ...], state: Any, _budget: Budget) -> Any:
         fits = state is None and tuple(map(type, args)) in signatures
@@ -85,7 +85,7 @@ def _call(function: Callable[..., Any], *signatures: tuple[type, ...]) -> Build:
 
 
 _ENTRY = 160
-"""Bytes that an entry of an OrderedDict takes."""
+"""Bytes of an entry of an OrderedDict."""
 
 
 def _ordered(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
@@ -101,7 +101,7 @@ def _ordered(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
 
 
 _DIMENSIONS = 64
-"""What torch computes with at most."""
+"""The most dimensions that torch supports."""
 
 
 def _tensor(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
@@ -118,10 +118,10 @@ def _tensor(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
             ):
                 return None
             last = at + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-            # torch would lengthen the storage by memory that this process has used for other things
+            # torch would extend the storage by memory that this process has used for other things
             if math.prod(size) and last >= whole._size():  # type: ignore[no-untyped-call]
                 return None
-            # whoever computes with it makes all its entries, however few its storage has
+            # later computations allocate all entries, however small the storage
             budget.spend(math.prod(size) * whole.dtype.itemsize)
             return torch._utils._rebuild_tensor_v2(*args)  # type: ignore[no-untyped-call]
     return None
@@ -153,14 +153,14 @@ _IN_STORAGE = {f"torch.{name}Storage": dtype for name, dtype in _STORAGES.items(
 
 
 class _Head(Reader):
-    """The head of a storage that torch.save has written, in which its kind is a persistent id."""
+    """The head of a storage by torch.save, in which its kind is a persistent id."""
 
     def persistent_load(self, pid: Any) -> Any:
         return pid
 
 
 def _storage(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
-    """What torch.save wrote in its older format: torch.load would run what it names."""
+    """Reads torch.save's older format: torch.load would run what it names."""
     if state is not None or [type(arg) for arg in args] != [bytes]:
         return None
     (written,), file = args, io.BytesIO(*args)
@@ -195,7 +195,7 @@ def _size(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
 
 
 _NUMBERS = re.compile(r"b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[SU]\d{1,6}")
-"""What dtypes of numpy's can be: numbers and texts, and neither objects nor fields."""
+"""Allowed dtypes of numpy: numbers and texts, but no objects or fields."""
 
 
 def _dtype(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
@@ -209,7 +209,7 @@ def _reconstruct(args: tuple[Any, ...], state: Any, budget: Budget) -> Any:
     match args, state:
         case ("numpy.ndarray", (0,), b"b"), (1, shape, dtype, fortran, bytes(raw)):
             array = _array(raw, dtype, shape, "F" if fortran else "C", budget)
-            # numpy gives these in the machine's own order, whatever theirs is
+            # numpy returns these in the machine's byte order, whatever theirs is
             return None if array is None else array.astype(dtype.newbyteorder("="), copy=False)
     return None
 
@@ -235,7 +235,7 @@ def _array(raw: bytes | bytearray, dtype: Any, shape: Any, order: Any, budget: B
         return None
     if math.prod(shape) * dtype.itemsize != len(raw):
         return None
-    budget.spend(2 * len(raw))  # another order of bytes is another copy
+    budget.spend(2 * len(raw))  # changing the byte order makes another copy
     array: np.ndarray[Any, Any] = np.ndarray(shape, dtype, raw, order=order)
     return array if array.flags.writeable else array.copy("K")
 
@@ -259,7 +259,7 @@ _CALLS: dict[str, Build] = {
     "torch.device": _call(torch.device, (str,), (str, int)),
     "torch.storage._load_from_bytes": _storage,
 }
-for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and of numpy 2
+for _core in ("numpy.core", "numpy._core"):  # of numpy 1 and numpy 2
     _CALLS[f"{_core}.multiarray._reconstruct"] = _reconstruct
     _CALLS[f"{_core}.multiarray.scalar"] = _scalar
     _CALLS[f"{_core}.numeric._frombuffer"] = _frombuffer

@@ -1,4 +1,4 @@
-"""What the server remembers of models and updates, to check a message against earlier ones."""
+"""Remembers models and updates on the server, to check messages against earlier ones."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ __all__ = [
 ]
 
 SAMPLE = 64
-"""Numbers of each tensor that a fingerprint is made of."""
+"""How many numbers of each tensor a fingerprint uses."""
 
 
 class Sender(NamedTuple):
-    """The rank that a message comes from, its silo if that is known, and the round's index.
+    """The rank that sent a message, its silo if known, and the round's index.
 
     Example:
         >>> Sender(2, 1, 3).who
@@ -49,7 +49,7 @@ class Sender(NamedTuple):
 
 
 class UpdateHistory:
-    """What the server remembers of a job's messages."""
+    """The server's memory of a job's messages."""
 
     def __init__(self) -> None:
         self._duplicates = DuplicateDetector()
@@ -63,17 +63,17 @@ class UpdateHistory:
         self._duplicates.check(update, sender)
 
     def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
-        """Remember the model that the server is about to send a rank, or all (None)."""
+        """Remember the model that the server is about to send to a rank, or to all (None)."""
         self._duplicates.sending(receiver, model)
 
 
 class DuplicateDetector:
     """The server's memory of each silo's last update: eight bytes for each tensor, no state.
 
-    A silo that trains starts at the server's model. When that has changed, at the places that the
-    fingerprints read, then so has what comes back, even from a silo without data or with a step too
-    small to see. The same again, bit for bit, is what the silo sent before. That is a mistake:
-    whoever means harm changes a digit.
+    A silo's training starts from the server's model. If that model has changed, at the places that
+    fingerprints read, so has the silo's update, even without data or with a tiny step. An update
+    equal to the last one bit for bit is a duplicate, sent by mistake. It does not stop an attacker,
+    who could change a digit.
 
     Example:
         >>> import torch
@@ -90,12 +90,12 @@ class DuplicateDetector:
     def __init__(self) -> None:
         self._models: dict[int | None, dict[str, bytes]] = {}
         self._newest: tuple[Mapping[str, Tensor], dict[str, bytes]] = ({}, {})
-        # by silo: the round, and the fingerprints of the model that it was sent and of its update
+        # by silo: the round, and the fingerprints of the received model and of its update
         self._last: dict[int, tuple[int, dict[str, bytes], dict[str, bytes]]] = {}
 
     def sending(self, receiver: int | None, model: Mapping[str, Tensor]) -> None:
-        """Remember the model that the server is about to send a rank, or all of them (None)."""
-        if model is not self._newest[0]:  # the same goes to every rank
+        """Remember the model that the server is about to send to a rank, or to all (None)."""
+        if model is not self._newest[0]:  # all ranks get the same
             self._newest = (model, fingerprints(model))
         self._models[receiver] = self._newest[1]
 
@@ -103,27 +103,27 @@ class DuplicateDetector:
         """Check an update against the silo's last one, and remember it.
 
         Raises:
-            UpdateRefused: the silo sent the same before, and was sent another model since.
+            UpdateRefused: the silo sent the same before, and has received another model since.
 
         """
         model, own = self._models.get(sender.rank, self._models.get(None, {})), fingerprints(update)
         silo = sender.rank if sender.silo is None else sender.silo
         last_round, last_model, last = self._last.get(silo, (0, model, {}))
         changed = any(model.get(name) != last_model.get(name) for name in own)
-        # all zeros are the gradient, or the difference, of a silo that has nothing to say
+        # all zeros are the gradient, or the difference, of a silo that did not train
         if own == last and changed and any(_some(t).any() for t in update.values()):
             raise UpdateRefused(
                 f"{sender.who}: it sent the update of round {last_round} again, and the server's "
-                "model has changed since; its trainer must take that up (set_model_params) and "
-                "return what it trained (get_model_params)"
+                "model has changed since; its trainer must load that model (set_model_params) "
+                "and return what it trained (get_model_params)"
             )
         self._last[silo] = sender.round, model, own
 
 
 def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
-    """A digest of each tensor, from some of its numbers, always those at the same places.
+    """A digest of each tensor, from some of its numbers, always at the same places.
 
-    To read a model's every byte would take the server as long as to average it.
+    Reading every byte of a model would take the server as long as averaging it.
 
     Example:
         >>> import torch
@@ -137,7 +137,7 @@ def fingerprints(state: Mapping[str, Tensor]) -> dict[str, bytes]:
 
 
 def _some(tensor: Tensor) -> Tensor:
-    """Numbers of a tensor, evenly spread, in one vector."""
+    """Numbers of a tensor, evenly spaced, in one vector."""
     flat = tensor.detach().flatten()
     return flat[:: max(1, flat.numel() // SAMPLE)]
 
@@ -145,10 +145,10 @@ def _some(tensor: Tensor) -> Tensor:
 def check_names(
     update: Mapping[str, object], others: Iterable[str], *, who: str, whose: str
 ) -> None:
-    """Check that a silo sends the names that another one sent: FedML averages name by name.
+    """Check that a silo sends the same names as another one: FedML averages name by name.
 
     Raises:
-        UpdateRefused: naming the first that only one of them sends.
+        UpdateRefused: naming the first name that only one of them sends.
 
     Example:
         >>> check_names({"a": 1}, ["a", "b"], who="rank 2", whose="rank 1")
@@ -171,10 +171,10 @@ def check_names(
 def check_attackable(
     update: Mapping[str, Tensor], before: Mapping[str, Tensor], *, who: str
 ) -> None:
-    """Check that an update is a whole state: an attack reads the gradient from what it changed.
+    """Check that an update is a whole state: attacks read the gradient from its change.
 
     Raises:
-        UpdateRefused: names are missing, or it is nearer to nothing than to the state before, as
+        UpdateRefused: names are missing, or it is nearer to zero than to the state before, as
             gradients and differences are.
 
     Example:

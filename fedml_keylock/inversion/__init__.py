@@ -1,10 +1,10 @@
-"""Gradient inversion: what a server can see in the updates that it gets.
+"""Gradient inversion: reconstructs data from the updates that a server receives.
 
     attack = inverting_gradients(steps=2000)
     attack.reconstruct(updates, model, knowledge=knowledge, generator=generator)
 
-The attacks see what was shared and what ``Knowledge`` declares, never the truth. A setting that is
-not allowed is a ConfigError, which names it.
+The attacks use the shared updates and what ``Knowledge`` declares, never the truth. An invalid
+setting raises a ConfigError that names it.
 """
 
 from .active.arming import ActiveAttack

@@ -1,4 +1,4 @@
-"""The input of a first linear layer, read off its gradient exactly and without any search."""
+"""Computes the input of a first linear layer exactly from its gradient, without a search."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ __all__ = ["AnalyticAttack", "linear_input"]
 
 
 def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
-    """The input of a linear layer that saw one vector, from its gradients.
+    """The single input vector of a linear layer, from its gradients.
 
-    With ``y = W x + b`` the gradient of row i is ``(dL/dy_i) x`` and that of its bias ``dL/dy_i``:
-    each row's ratio is the input, whatever stands behind the layer (Phong et al., IEEE TIFS
-    13(5), 2018; Geiping et al., NeurIPS 2020, proposition 3.1). This is the least squares over all
-    rows, ``sum(bias * weight) / sum(bias ** 2)``, in which a row with a small gradient, where
-    rounding is worst, has little say. Of more than one vector it is a mixture, none of them.
+    With ``y = W x + b`` the gradient of row i is ``(dL/dy_i) x`` and that of its bias ``dL/dy_i``.
+    So each row's ratio is the input, for any model behind the layer (Phong et al., IEEE TIFS 13(5),
+    2018; Geiping et al., NeurIPS 2020, proposition 3.1). This is the least squares solution over
+    all rows, ``sum(bias * weight) / sum(bias ** 2)``, which gives rows with small gradients, and so
+    large rounding errors, little weight. For several vectors it is a mixture, equal to none of
+    them.
 
     From gradients ``(u, out, in)`` and ``(u, out)``, inputs ``(u, in)``.
 
@@ -54,7 +55,7 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
         raise AttackError(
             "the linear layer's bias gradient is all zero: its input cannot be read off"
         )
-    # scaled, or the squares of small gradients would be rounded to 0
+    # scaled, because squares of small gradients could underflow
     bias = bias_gradient.double() / greatest
     weight = weight_gradient.double() / greatest[..., None]
     found = (bias[..., None] * weight).sum(1) / bias.square().sum(1, keepdim=True)
@@ -65,15 +66,15 @@ def linear_input(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
 class AnalyticAttack:
     """The input of a model whose first layer is linear, exactly, from that layer's gradient.
 
-    An image, flattened, or a row of a table, whose categorical columns need no treatment of their
-    own. What stands behind the layer does not matter, not even an activation before the loss, as in
-    FedML's logistic regression: it changes the bias's gradient and nothing in the ratio.
+    The input is a flattened image, or a row of a table, whose categorical columns need no special
+    treatment. The rest of the model does not matter, not even an activation before the loss, as in
+    FedML's logistic regression: it does not change the ratio of weight and bias gradient.
 
-    A lock behind the first layer does not matter to it: it scales and shifts, and so changes the
-    gradients of the layer's weight and of its bias alike; their ratio stays the input.
+    A lock behind the first layer does not help: its scale and shift change the gradients of the
+    layer's weight and bias alike, so their ratio stays the input.
 
     Attributes:
-        name: what a report calls it.
+        name: name of the attack in reports.
 
     Example:
         >>> AnalyticAttack().name
@@ -84,9 +85,9 @@ class AnalyticAttack:
     name: str = "analytic"
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it divides what was sent."""
+    """Nothing: it divides the sent gradients."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: there is nothing to search, and no lock in the way."""
+    """Nothing: it does not search, and no lock affects it."""
 
     def reconstruct(
         self,
@@ -99,14 +100,15 @@ class AnalyticAttack:
     ) -> Reconstruction:
         """Divide the gradients of the first layer.
 
-        The cost is how far the weight's gradient is from the bias's times the input, squared and
-        relative: about 0, or there is more in the update than one input. It is the only
-        entry of the history, and nothing can diverge. A gradient that was clipped is still exact:
-        the factor cancels. One that was pruned, quantised or noised is not, nor one so small that
-        the weights' own precision rounded it, as of a trained model that is sure: the cost says so.
+        The cost is the distance of the weight's gradient from the bias's times the input, squared
+        and
+        relative: about 0, unless the update contains more than one input. It is the only entry of
+        the history, and nothing can diverge. A clipped gradient is still exact, because the factor
+        cancels. A pruned, quantised or noised one is not. Nor is one so small that the weights'
+        precision rounded it, as for a confident model. The cost then shows it.
 
         It takes updates of one plain SGD step on one image or row, at level ``oblivious``, and
-        refuses others by an AttackError.
+        raises an AttackError for others.
         """
         check_level(self, knowledge.level)
         if knowledge.batch > 1:

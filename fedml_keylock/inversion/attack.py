@@ -1,4 +1,4 @@
-"""Gradient inversion by optimisation: search for images whose gradient is the one that was sent."""
+"""Gradient inversion by optimisation: searches for images with the same gradient as was sent."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ __all__ = ["GradientInversion"]
 
 @checked
 class GradientInversion(SearchSettings):
-    """A search for images, with its settings. ``presets`` hold the published ones."""
+    """A search for images, with its settings. ``presets`` has the published ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it ignores a lock that it knows nothing of."""
+    """Nothing: without knowledge of a lock it ignores the lock."""
 
     @property
     def uses(self) -> frozenset[str]:
-        """Public data are for attacks that train."""
+        """The optional knowledge that it can use; public data are for attacks that train."""
         uses = {"kind", "peer", "private state"}
         if self.batch_norm:
             uses.add("statistics")
         if self.optimizer in ("adam", "rmsprop"):
-            uses.add("rounds")  # the others treat candidates as unrelated
+            uses.add("rounds")  # other searches treat candidates as unrelated
         return frozenset(uses)
 
     def reconstruct(
@@ -54,15 +54,16 @@ class GradientInversion(SearchSettings):
     ) -> Reconstruction:
         """Search for the images behind each update.
 
-        It runs on a copy of the model: with ``knowledge.norms`` "train" batch normalisation by
-        batch statistics, and dropout and other draws off (see `switch_off`). Candidates that vmap
-        cannot run at once run one by one, and a line on stderr says so; of a model without a second
-        derivative an AttackError names the layer. Of an update's restarts the one with the lowest
-        gradient cost is kept; of rounds that are pooled, the one with the lowest mean over them.
+        It runs on a copy of the model. With ``knowledge.norms`` "train", BatchNorm uses batch
+        statistics, and dropout and other random layers are off (see `switch_off`). Candidates that
+        vmap cannot run together run one by one, with a notice on stderr. For a model without a
+        second derivative, an AttackError names the layer. Of an update's restarts, the one with the
+        lowest gradient cost is kept; for pooled rounds, the one with the lowest mean cost.
 
-        Beside what `Attack.reconstruct` takes: ``checkpoint``, a file to save the search to every
-        minute and to go on from, removed at the end. Call it with the same updates and a generator
-        in the same state. (CMA-ES is saved between batches of candidates only.)
+        Beyond `Attack.reconstruct` it takes ``checkpoint``: a file to which it saves the search
+        every minute, and from which it continues; removed at the end. Continue with the same
+        updates and a generator in the same state. (CMA-ES is saved between batches of candidates
+        only.)
         """
         check_level(self, knowledge.level)
         observation = observe(updates, model, knowledge)
@@ -93,7 +94,7 @@ class GradientInversion(SearchSettings):
     ) -> Reconstruction:
         costs = found.costs.view(-1, self.restarts)
         if objective.leader is not None:
-            # one private state for all rounds of a silo: one restart for all of them
+            # a silo has one private state for all rounds, so all its rounds take the same restart
             silo = objective.leader.view(-1, self.restarts)[:, 0] // self.restarts
             costs = torch.zeros_like(costs).index_add(0, silo, costs)[silo]
         best = costs.argmin(1)

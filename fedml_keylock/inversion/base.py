@@ -1,4 +1,4 @@
-"""What an attack is, and whether it can run at a level of knowledge."""
+"""Defines the interface of attacks, and checks whether one can run at a level of knowledge."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .levels import GRANTS
 __all__ = ["SEARCH", "Attack", "check_level", "check_one_step"]
 
 SEARCH = "; use an attack that searches"
-"""What takes local training of several steps."""
+"""What to do instead, for local training of several steps."""
 
 
 @runtime_checkable
 class Attack(Protocol):
-    """What every attack is, whoever wrote it."""
+    """The interface of every attack, including plugins'."""
 
     @property
     def name(self) -> str:
-        """What a report calls it."""
+        """Its name in reports."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """Of what ``GRANTS`` grants, what it cannot do without."""
+        """The required part of what ``GRANTS`` grants."""
 
     @property
     def uses(self) -> frozenset[str]:
-        """What it can make use of, ``needs`` among it.
+        """All that it can use, including ``needs``.
 
-        It refuses to run at a level that grants more: the result would not be that level's.
+        It refuses to run at a level that grants more: the result would not represent that level.
         """
 
     def reconstruct(
@@ -47,25 +47,25 @@ class Attack(Protocol):
         generator: torch.Generator,
         progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        """Reconstruct what is behind each update.
+        """Reconstruct the data behind each update.
 
         Args:
             updates: u updates, each made as the knowledge says.
-            model: as far as the attacker knows it. It is not changed, and its own public values do
+            model: as far as the attacker knows it. It stays unchanged, and its own public values do
                 not matter.
             knowledge: what else the attacker knows.
-            generator: of all that is drawn; the same state gives the same result.
-            progress: called with evaluations done and evaluations in all.
+            generator: for all random draws; the same state gives the same result.
+            progress: called with the evaluations done and those in all.
 
         Raises:
-            AttackError: level, updates, model and knowledge do not fit together or the attack,
-                before any work is done.
+            AttackError: level, updates, model and knowledge do not fit together or the attack;
+                raised before any work is done.
 
         """
 
 
 def check_level(attack: Attack, level: str) -> None:
-    """Refuse a level of knowledge that grants less than an attack needs, or more than it can use.
+    """Refuse a level of knowledge that grants less than an attack needs, or more than it uses.
 
     Example:
         >>> from fedml_keylock.inversion import dlg
@@ -95,11 +95,11 @@ def check_one_step(name: str, knowledge: Knowledge, *, instead: str = "") -> Non
     Args:
         name: of the attack.
         knowledge: the attacker's.
-        instead: what else to use.
+        instead: another option to name.
 
     """
     if knowledge.training is not None:
         raise AttackError(
-            f"{name} is for the gradient of one plain SGD step: it does not replay "
+            f"{name} is for the gradient of one plain SGD step: it does not simulate "
             f"Knowledge.training{instead}"
         )

@@ -1,4 +1,4 @@
-"""Batches behind a first linear layer, told apart by how little they look like noise."""
+"""Separates the inputs of a batch behind a first linear layer by independent component analysis."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ Measured on MLPs (PSNR aligned): dead leaves .95 to .98 at 25 to 31 dB, and .88 
 
 @checked
 class CocktailPartyAttack:
-    """The inputs of a model that starts with a linear layer, as sources that the gradient mixes.
+    """The inputs of a model that starts with a linear layer, unmixed from its gradient.
 
-    Each row of the weight's gradient is a mixture of the batch's inputs. The inputs are far from
-    normal, smooth, and unlike one another, and so are found by independent component analysis,
-    whatever is behind the layer. It is no exact attack: the more inputs and the fewer pixels there
-    are, and the more alike the inputs, the worse they are separated. An input's length and sign are
-    those that give it its part of the bias's gradient; without a bias its range is the bounds'.
+    Each row of the weight's gradient is a mixture of the batch's inputs. The inputs are
+    non-Gaussian, smooth and unlike one another. So independent component analysis finds them, for
+    any model behind the layer. The attack is not exact: it gets worse with more inputs, fewer
+    pixels and more similar inputs. An input's length and sign are those that explain its part of
+    the bias's gradient; without a bias its range is the bounds'.
 
     Attributes:
-        name: what a report calls it.
-        start: ``fastica``: scikit-learn's FastICA first; or ``identity``, as the source.
+        name: name of the attack in reports.
+        start: ``fastica``: scikit-learn's FastICA first; or ``identity``, as in the source.
         steps: of Adam on the source's loss.
         learning_rate: of Adam.
-        total_variation: weight of the smoothness, of images only.
-        decorrelation: weight of how alike the directions of two inputs are.
-        temperature: how much more two that are very alike cost.
+        total_variation: weight of the smoothness, for images only.
+        decorrelation: weight of the similarity between the directions of two inputs.
+        temperature: how much more two very similar inputs cost.
         non_gaussianity: weight of the negentropy.
 
     Example:
@@ -68,7 +68,7 @@ class CocktailPartyAttack:
     non_gaussianity: NotNegative = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it takes apart what was sent."""
+    """Nothing: it decomposes the sent gradients."""
     uses: ClassVar[frozenset[str]] = frozenset()
     """Nothing: it searches nothing that a lock hides."""
 
@@ -147,7 +147,7 @@ class CocktailPartyAttack:
         _, _, right = torch.linalg.svd(basis - mean, full_matrices=False)
         size = basis.shape[1] ** 0.5
         white = size * right
-        # of the basis, what it is whitened by
+        # the whitening matrix of the basis
         whiten = white @ torch.linalg.pinv(basis - mean)
         unmixing = torch.eye(rank).to(white)
         if self.start == "fastica" and rank > 1:
@@ -163,7 +163,7 @@ class CocktailPartyAttack:
             least, most = inputs.amin(1, keepdim=True), inputs.amax(1, keepdim=True)
             inputs = low + (high - low) * (inputs - least) / (most - least)
         else:
-            # the bias is a pixel that is 1 in every input
+            # the bias is like a pixel that is 1 in every input
             of_bias = torch.linalg.lstsq(left, bias[index].double()[:, None]).solution
             inputs = inputs / (unmixing @ (whiten @ of_bias))
         return inputs.view(rank, *knowledge.input_shape), history
@@ -171,7 +171,7 @@ class CocktailPartyAttack:
     def _descend(
         self, unmixing: Tensor, white: Tensor, mean: Tensor, knowledge: Knowledge
     ) -> tuple[Tensor, Tensor]:
-        """Adam on the loss from ``(r, r)`` rows: the unit rows that it ends at, its history."""
+        """Run Adam on the loss from ``(r, r)`` rows; return the final unit rows and the history."""
         white, mean = white.float(), mean.float()
         rows = unmixing.float().clone().requires_grad_()
         optimizer = torch.optim.Adam([rows], lr=self.learning_rate)
@@ -223,13 +223,13 @@ def _explained(
 
 
 def _fast_ica(white: Tensor, generator: torch.Generator) -> Tensor:
-    """Rows ``(r, r)`` that unmix whitened sources ``(r, n)``: Hyvarinen and Oja 2000."""
+    """Rows ``(r, r)`` that unmix whitened sources ``(r, n)`` (Hyvarinen and Oja 2000)."""
     from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
     ica = FastICA(whiten=False, max_iter=500, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # where it is then is a start as well
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an unconverged result is a start too
         ica.fit(white.T.cpu().numpy())
     return torch.from_numpy(ica.components_).to(white)

@@ -1,4 +1,4 @@
-"""A linear layer's gradient, taken apart into what each input of a batch adds to it."""
+"""Decomposes a linear layer's gradient into the parts of a batch's single inputs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..errors import AttackError
 __all__ = ["check_batch", "disaggregate", "low_rank"]
 
 _ROUNDING = 1e-11
-"""Of the greatest entry: what is as good as 0 in double precision."""
+"""Numbers below this share of the largest entry count as 0 in double precision."""
 _POLISHING = 5
-"""How often directions are computed again from what they say of the units."""
+"""How often directions are refined from the units that they leave out."""
 _GAP = 10.0
-"""How many times greater the last singular value of a batch is than the first of rounding."""
+"""Least ratio between a batch's last singular value and the first of rounding."""
 _SAME = 1e-4
-"""By how much the cosine of two directions may miss 1 before they are two."""
+"""Two directions are the same if their cosine is this close to 1."""
 
 
 def check_batch(name: str, batch: int, gradients: Tensor) -> None:
-    """Refuse a batch that leaves a linear layer's gradients ``(u, out, in)`` no rank to see.
+    """Refuse a batch so large that gradients ``(u, out, in)`` of a linear layer show no rank.
 
     Raises:
         AttackError: naming the attack.
@@ -39,9 +39,9 @@ def check_batch(name: str, batch: int, gradients: Tensor) -> None:
 def low_rank(gradient: Tensor) -> tuple[int, Tensor, Tensor]:
     """The rank of a ``(m, n)`` gradient by the largest gap of its singular values.
 
-    Rows and columns that are all 0 are left out first: behind units that no input reaches they make
+    All-zero rows and columns are left out first: units and inputs that are never active would make
     a gap of their own. Without a gap, as under noise, the rank is full. Returns the rank r, and the
-    gradient as ``(m, r)`` times ``(r, n)``; the second has orthonormal rows.
+    gradient as ``(m, r)`` times ``(r, n)``; the second factor has orthonormal rows.
 
     Example:
         >>> one, two = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([0.0, 1.0, 3.0])
@@ -62,7 +62,7 @@ def low_rank(gradient: Tensor) -> tuple[int, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer's gradient as ``left`` times ``basis``, and what else is known of it."""
+    """A layer's gradient as ``left`` times ``basis``, and what else is known of the layer."""
 
     left: Tensor
     basis: Tensor
@@ -72,23 +72,23 @@ class _Layer:
     noise: float
 
     def zeros(self, directions: Tensor) -> Tensor:
-        """``(k, r)`` directions -> ``(k, m)``: which rows they leave out."""
+        """``(k, r)`` directions -> ``(k, m)``: which rows are 0 for them."""
         return (directions @ self.left.T).abs() <= self.noise
 
     def rough(self, directions: Tensor) -> Tensor:
-        """The same of directions that few rows have given, and so are not exact."""
+        """The same for directions from few rows, which are not exact yet."""
         return (directions @ self.left.T).abs() <= 100 * self.noise
 
     def refined(self, direction: Tensor) -> Tensor:
-        """The direction ``(r,)`` that all of the rows agree on which this one leaves out."""
+        """The direction ``(r,)`` refitted to all rows that are 0 for this one."""
         for _ in range(3):
             left_out = self.left[self.rough(direction[None])[0]]
             direction = torch.linalg.svd(left_out)[2][-1]
         return direction
 
     def inputs(self, directions: Tensor) -> Tensor | None:
-        """The r inputs ``(r, n)`` that r directions ``(r, r)`` stand for; None if they are none."""
-        # what the inputs add to the gradient adds up to the bias's
+        """The r inputs ``(r, n)`` of r directions ``(r, r)``; None if they are not inputs."""
+        # the inputs' parts of the gradient add up to the bias's gradient
         scale = torch.linalg.lstsq(
             self.left @ directions.T, self.bias_gradient[:, None]
         ).solution.flatten()
@@ -105,10 +105,10 @@ class _Layer:
         return float((above == self.zeros(directions)).double().mean())
 
     def certain(self, directions: Tensor) -> Tensor | None:
-        """What ``(r, r)`` directions come to once they are right, or None.
+        """The refined ``(r, r)`` directions if they are right, or None.
 
-        They are right if each leaves out, up to the noise, just the rows in which its own input
-        leaves the unit inactive, and if these rows leave no other direction.
+        They are right if each is 0, up to noise, in exactly the rows in which its own input leaves
+        the unit inactive, and if these rows determine it.
         """
         for _ in range(_POLISHING):
             found = self.inputs(directions)
@@ -144,32 +144,31 @@ def disaggregate(
 
     Dimitrov, Baader, Mueller and Vechev, "SPEAR: Exact gradient inversion of batches in federated
     learning", NeurIPS 2024 (arXiv 2403.03945). The weight's gradient is ``D X`` with b columns of
-    D, one an input, and so of rank b: ``D = L Q`` for any ``L R`` that it is. A column of D is 0 in
-    about half of the rows, and its column of Q is the kernel of any b - 1 such rows of L that are
-    independent. So kernels of random submatrices are drawn, those are kept that leave out the most
-    rows, the b sparsest that are independent are taken, and exchanged one by one with others while
-    the sparsity matching coefficient gets better. The bias's gradient gives their lengths.
+    D, one for each input, and so of rank b: ``D = L Q`` for any factors ``L R`` of it. About half
+    of a column of D is 0, and its column of Q is the kernel of any b - 1 independent such rows of
+    L. So the search draws kernels of random submatrices, and keeps those with the most zero rows.
+    It takes the b sparsest independent ones, and exchanges them one by one while the sparsity
+    matching coefficient improves. The bias's gradient gives their lengths.
 
-    It differs from the source in this. The search ends where the inputs are certain, and a set that
-    is not is no result, whatever its coefficient: one of .99 may stand for other inputs. From all
-    of the rows that it leaves out a direction is computed again, which single precision needs. And
-    the ``4 b`` sparsest are kept in the place of all above a quantile, so that nothing is assumed
-    of how many units are active.
+    Differences from the source: the search ends when the inputs are certain, and a set that is not
+    certain is no result, whatever its coefficient: with .99 it may stand for other inputs. Each
+    direction is refitted to all of its zero rows, which single precision needs. And the ``4 b``
+    sparsest are kept instead of all above a quantile, so that no share of active units is assumed.
 
     Args:
         weight_gradient: ``(m, n)``.
         bias_gradient: ``(m,)``.
         weight: ``(m, n)`` of the layer.
         bias: ``(m,)``.
-        most: inputs in the batch: a higher rank is not searched.
-        samples: submatrices to draw, at most.
-        chunk: how many at once.
-        generator: of the rows.
+        most: the inputs in the batch: a higher rank is not searched.
+        samples: the most submatrices to draw.
+        chunk: how many to draw at once.
+        generator: for the drawn rows.
 
     Returns:
-        The inputs ``(b, n)``, in float64, b being the rank; and one minus the coefficient, which is
-        0 but for what is below the noise of single precision. None where the rank is above
-        ``most``, or no set of directions is certain (``_Layer.certain``).
+        The inputs ``(b, n)``, in float64, with b the rank; and one minus the coefficient, which is
+        0 up to the noise of single precision. None if the rank exceeds ``most``, or no set of
+        directions is certain (``_Layer.certain``).
 
     """
     rank, left, basis = low_rank(weight_gradient)
@@ -177,7 +176,7 @@ def disaggregate(
         return None
     rest = weight_gradient.double() - left @ basis
     free = max(1, (rest.shape[0] - rank) * (rest.shape[1] - rank))
-    # a rounding error in the gradient is one in the rows, whose basis is orthonormal
+    # rounding errors of the gradient appear unchanged in the rows, because the basis is orthonormal
     noise = max(10 * float(rest.square().sum() / free) ** 0.5, _ROUNDING * float(left.abs().max()))
     layer = _Layer(left, basis, bias_gradient.double(), weight.double(), bias.double(), noise)
     alive = left[left.norm(dim=1) > noise * rank]
@@ -197,7 +196,7 @@ def disaggregate(
 
 
 def _kernels(left: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``(count, r)`` unit vectors, each orthogonal to r - 1 rows that are drawn."""
+    """``(count, r)`` unit vectors, each orthogonal to r - 1 random rows."""
     rows, rank = left.shape
     if rank == 1:
         return left.new_ones(1, 1)
@@ -210,9 +209,9 @@ def _kernels(left: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _sparsest(layer: _Layer, directions: Tensor) -> Tensor:
-    """Of directions ``(k, r)`` the 4 r, at most, that leave out the most rows, each once."""
+    """The directions of ``(k, r)`` with the most zero rows, at most 4 r, without duplicates."""
     rank = directions.shape[1]
-    # not exact yet: a row of a kernel's own few may be all but dependent on the others
+    # not exact yet: a kernel's own few rows may be almost dependent
     counts = layer.rough(directions).sum(1)
     kept: list[Tensor] = []
     while len(kept) < 4 * rank and counts.numel():
@@ -230,7 +229,7 @@ def _sparsest(layer: _Layer, directions: Tensor) -> Tensor:
 
 
 def _independent(directions: Tensor) -> Tensor | None:
-    """Of directions ``(k, r)``, best first, the first r that are independent; None if too few."""
+    """The first r independent directions of ``(k, r)``, best first; None if there are too few."""
     rank = directions.shape[1]
     chosen: list[Tensor] = []
     span = directions.new_zeros(0, rank)
@@ -245,7 +244,7 @@ def _independent(directions: Tensor) -> Tensor | None:
 
 
 def _repaired(layer: _Layer, chosen: Tensor, others: Tensor) -> Tensor:
-    """Exchange directions one by one with others as long as that lowers the mismatch."""
+    """Exchange directions one by one with others while that lowers the mismatch."""
     cost = layer.mismatch(chosen)
     better = True
     while better and cost > 0:

@@ -1,7 +1,7 @@
-"""What a silo may do to a gradient before it sends it, and how an attacker replays that.
+"""Transforms gradients as silos do before sending, and simulates it for an attacker.
 
-Each transform has two sides. ``apply`` is the silo's, on one gradient. ``replay`` is the
-attacker's, on the gradients of b candidates and in a form that can be differentiated.
+``apply`` is the silo's side, on one gradient. ``replay`` is the attacker's side, on the gradients
+of b candidates, in a differentiable form.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ __all__ = ["Clip", "Noise", "Prune", "Quantise", "Transform"]
 
 @runtime_checkable
 class Transform(Protocol):
-    """One thing that is done to a gradient."""
+    """One operation on a gradient before it is sent."""
 
     def apply(self, gradient: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
         """What the silo sends instead of its gradient."""
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """What candidates would have sent, given what was: both ``(b, *shape)`` a layer."""
+        """What candidates would have sent, given what was sent: both ``(b, *shape)`` a layer."""
 
 
 @checked
 class Clip:
-    """Scaled down to a norm, as DP-SGD does (Abadi et al. 2016, algorithm 1).
+    """Scales a gradient down to a norm, as DP-SGD does (Abadi et al. 2016, algorithm 1).
 
     Attributes:
-        norm: greatest L2 norm of all layers together, above 0.
+        norm: the largest L2 norm over all layers together, above 0.
 
     Example:
         >>> Clip(1.0).apply({"w": torch.tensor([3.0, 4.0])}, torch.Generator())
@@ -50,16 +50,16 @@ class Clip:
         return {name: value[0] for name, value in zip(gradient, made, strict=True)}
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """Scale each candidate's."""
+        """Scale each candidate's gradient."""
         square = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
-        # the root of 0 has no derivative
+        # the root has no derivative at 0
         factor = (self.norm / square.clamp(min=torch.finfo(square.dtype).tiny).sqrt()).clamp(max=1)
         return [g * factor.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
 
 
 @checked
 class Noise:
-    """Normal noise of its own in every entry, which no attacker can replay.
+    """Adds independent normal noise to every entry, which no attacker can simulate.
 
     Attributes:
         deviation: in the gradient's unit, from 0 on.
@@ -82,15 +82,15 @@ class Noise:
         }
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """The expectation: as they are."""
+        """The expectation: candidates' gradients unchanged."""
         return list(gradients)
 
 
 @checked
 class Prune:
-    """Only the largest entries of each layer are sent (Zhu et al. 2019, section 5.2).
+    """Sends only the largest entries of each layer (Zhu et al. 2019, section 5.2).
 
-    The attacker sees which: he compares those alone.
+    The attacker sees which entries were sent, and compares only those.
 
     Attributes:
         keep: share of entries that are sent, by magnitude; above 0, at most 1.
@@ -114,18 +114,18 @@ class Prune:
         return made
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """Set to 0 what the silo did."""
+        """Set to 0 the entries that the silo did not send."""
         return [g * (t != 0) for g, t in zip(gradients, targets, strict=True)]
 
 
 @checked
 class Quantise:
-    """Each layer rounded to evenly spaced levels between its least and its greatest entry.
+    """Rounds each layer to evenly spaced levels between its smallest and its largest entry.
 
-    The attacker rounds as well, and differentiates as if he had not (straight through).
+    The attacker rounds as well, with a straight-through derivative.
 
     Attributes:
-        bits: of one entry, 1 to 16.
+        bits: of an entry, 1 to 16.
 
     Example:
         >>> Quantise(1).apply({"w": torch.tensor([0.0, 0.4, 0.7, 1.0])}, torch.Generator())
@@ -140,7 +140,7 @@ class Quantise:
         return {name: self._rounded(value[None])[0] for name, value in gradient.items()}
 
     def replay(self, gradients: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Tensor]:
-        """Round each candidate's."""
+        """Round each candidate's gradient."""
         return [g + (self._rounded(g) - g).detach() for g in gradients]
 
     def _rounded(self, value: Tensor) -> Tensor:

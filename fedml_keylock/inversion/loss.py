@@ -1,4 +1,4 @@
-"""The loss that silos train with, and what an attacker searches in place of unknown targets."""
+"""Describes the loss that silos train with, and its targets for an attacker to search for."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ _KINDS: Mapping[type[nn.Module], Targets] = {
 
 @dataclass(frozen=True)
 class Loss:
-    """What silos minimise: a number from a model's outputs and their targets.
+    """A training loss: a number from a model's outputs and their targets.
 
     Attributes:
         function: ``function(outputs, targets)``, a loss of torch.nn or a job's own.
-        name: as `loss_of` reads it, "CrossEntropyLoss(label_smoothing=0.1)".
-        targets: what targets are. ``classes``: of each image, or of each of its pixels, the number
-            of its class. ``marks``: numbers from 0 to 1, one an output. ``values``: any numbers,
-            one an output. ``own``: nobody knows before the data are seen.
-        assumed: whether it is a guess, as nobody named it.
+        name: in the form that `loss_of` reads, "CrossEntropyLoss(label_smoothing=0.1)".
+        targets: the kind of targets. ``classes``: the class index of each image, or of each of its
+            pixels. ``marks``: a number from 0 to 1 for each output. ``values``: any number for each
+            output. ``own``: unknown before the data are seen.
+        assumed: whether it is a guess, because no loss was named.
 
     """
 
@@ -55,9 +55,9 @@ class Loss:
 
     @classmethod
     def of(cls, function: Any, *, name: str = "") -> Loss:
-        """A loss of torch.nn, with its own name, or a job's own by its name.
+        """A loss of torch.nn with its own name, or a job's own with the given name.
 
-        An AttackError refuses those of torch.nn that are not of outputs and targets alone.
+        Raises an AttackError for losses of torch.nn that take more than outputs and targets.
 
         Example:
             >>> Loss.of(nn.HuberLoss(delta=2.0)).name
@@ -80,17 +80,17 @@ class Loss:
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of outputs ``(n, *shape)``.
 
-        Targets are as `fitted` makes them, or as `relaxed` does.
+        Targets are as `fitted` or `relaxed` makes them.
         """
         if self.targets == "classes" and targets.is_floating_point():
             return self._expected(outputs, targets)
         return self.function(outputs, targets)
 
     def fitted(self, labels: Tensor, output_shape: tuple[int, ...]) -> Tensor:
-        """Labels ``(n, *shape)`` of data, as this loss takes them for one output's shape.
+        """Labels ``(n, *shape)`` of data, in the form that this loss takes for one output's shape.
 
-        Marks may be given as the number of the one output that is marked. An AttackError refuses
-        what does not fit, such as probabilities of classes.
+        Marks may be given as the index of the one marked output. Raises an AttackError for labels
+        that do not fit, such as class probabilities.
 
         Example:
             >>> Loss.of(nn.BCELoss()).fitted(torch.tensor([1, 0]), (2,))
@@ -112,13 +112,13 @@ class Loss:
         raise self._misfit(labels, output_shape)
 
     def seen(self, labels: Tensor) -> Loss:
-        """The same, of which it is known by data's labels ``(n, ...)`` what its targets are."""
+        """The same loss, with its kind of targets learned from the data's labels ``(n, ...)``."""
         if self.targets != "own":
             return self
         return replace(self, targets="values" if labels.is_floating_point() else "classes")
 
     def relaxed(self, unknowns: Tensor) -> Tensor:
-        """Numbers without bounds, ``(b, n, *output_shape)``, as targets that may be searched for.
+        """Unbounded numbers, ``(b, n, *output_shape)``, as targets that can be searched for.
 
         Classes become their probabilities, along the first axis of an output.
         """
@@ -127,11 +127,11 @@ class Loss:
         return unknowns.sigmoid() if self.targets == "marks" else unknowns
 
     def told(self, targets: Tensor) -> Tensor:
-        """Relaxed targets as data have them: of probabilities ``(b, n, c, ...)`` the greatest."""
+        """Relaxed targets in the data's form: for probabilities ``(b, n, c, ...)`` the largest."""
         return targets.argmax(2) if self.targets == "classes" else targets
 
     def check_search(self, batch: int, output_shape: tuple[int, ...]) -> None:
-        """Refuse, by an AttackError, what has no targets that may be searched for."""
+        """Raise an AttackError if there are no targets that can be searched for."""
         function = self.function
         ignored = getattr(function, "ignore_index", -1)
         if self.targets == "own":
@@ -150,10 +150,10 @@ class Loss:
             )
 
     def _expected(self, outputs: Tensor, shares: Tensor) -> Tensor:
-        """What the loss is on average, if targets are drawn by these shares ``(n, classes, ...)``.
+        """The expected loss if targets are drawn with these shares ``(n, classes, ...)``.
 
-        It is the loss itself where one share is 1. As torch's own with probabilities, but that the
-        mean over weighted classes is by the targets' weights, as it is for numbers of classes.
+        It is the loss itself if one share is 1. It equals torch's loss with probabilities, except
+        that the mean over weighted classes uses the targets' weights, as for class indices.
         """
         function = self.function
         if not isinstance(function, (nn.CrossEntropyLoss, nn.NLLLoss)):
@@ -180,12 +180,12 @@ def loss_of(text: str, *, where: str) -> Loss:
     """The loss that a setting names.
 
     Args:
-        text: a class of torch.nn with its arguments, or ``module:function``, looked for in the
-            current folder first; what is a class there is called without arguments.
+        text: a class of torch.nn with its arguments, or ``module:function``, searched for in the
+            current folder first; a class there is called without arguments.
         where: the setting, for errors.
 
     Raises:
-        ConfigError: there is no such loss, or it is none that is attacked.
+        ConfigError: there is no such loss, or attacks do not support it.
 
     Example:
         >>> loss_of("CrossEntropyLoss(weight=[1, 2.5], label_smoothing=0.1)", where="loss").name
@@ -207,7 +207,7 @@ def loss_of(text: str, *, where: str) -> Loss:
 
 
 def _built(text: str) -> nn.Module:
-    """A loss of torch.nn from what reads like a call of its class, or like its name."""
+    """A loss of torch.nn from text that looks like a call of its class, or its name."""
     odd = ConfigError(
         "is neither a class of torch.nn such as CrossEntropyLoss(label_smoothing=0.1), nor "
         "module:function"
@@ -236,10 +236,10 @@ def _imported(module: str, name: str) -> Any:
 
 
 def _spelled(module: Any) -> str:
-    """A loss of torch.nn as `_built` reads it, with the arguments that are not their defaults."""
+    """A loss of torch.nn as `_built` reads it, with its non-default arguments."""
     said = []
     for name, parameter in signature(type(module)).parameters.items():
-        value = getattr(module, name, None)  # size_average and reduce are gone
+        value = getattr(module, name, None)  # size_average and reduce are no attributes
         value = value.tolist() if isinstance(value, Tensor) else value
         if value is not None and value != parameter.default:
             said.append(f"{name}={value!r}")
@@ -247,7 +247,7 @@ def _spelled(module: Any) -> str:
 
 
 def _below(labels: Tensor, count: int) -> bool:
-    """Whether labels ``(n,)`` are numbers of one of so many outputs."""
+    """Whether labels ``(n,)`` are indices below the number of outputs."""
     whole = not labels.is_floating_point()
     return whole and count > 1 and 0 <= int(labels.min()) <= int(labels.max()) < count
 
@@ -258,4 +258,4 @@ def _qualified(function: Any) -> str:
 
 
 CROSS_ENTROPY = Loss.of(nn.CrossEntropyLoss())
-"""What FedML's own trainers minimise, and most others."""
+"""The loss of FedML's own trainers, and of most others."""

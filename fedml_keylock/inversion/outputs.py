@@ -1,4 +1,4 @@
-"""The scores in whatever a model returns."""
+"""Finds the scores in a model's return value."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NAMES = ("logits", "out")  # transformers', timm's and torchvision's
 
 
 def logits_of(made: Any) -> Tensor:
-    """The scores among a model's outputs: what a loss is taken of.
+    """The scores among a model's outputs, for the loss.
 
-    A tensor is the scores. Of a mapping, a named tuple or an object it is the entry ``logits`` or
-    ``out``, or the only tensor of a mapping; of any other tuple or list the first, as of a model
-    with auxiliary heads in train mode.
+    A tensor is the scores. In a mapping, a named tuple or an object they are the entry ``logits``
+    or ``out``, or a mapping's only tensor. In any other tuple or list they are the first, as for a
+    model with auxiliary heads in train mode.
 
     Raises:
-        AttackError: naming what the model returned, in which none of these are.
+        AttackError: describing what the model returned instead.
 
     Example:
         >>> import torch
@@ -51,7 +51,7 @@ def logits_of(made: Any) -> Tensor:
 
 
 def described(made: Any) -> str:
-    """What a model returned, in few words.
+    """Describe what a model returned, in few words.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What pictures look like, as far as an attacker can know it without data."""
+"""Priors on images, as an attacker can know them without data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["Prior", "batch_norm_statistics", "group_consistency", "squared_norm"
 def total_variation(images: Tensor) -> Tensor:
     """Mean absolute difference between neighbouring pixels (Geiping et al. 2020, section 4).
 
-    Of b candidates of n images ``(b, n, c, h, w)`` the ``(b,)`` vertical plus horizontal means, in
-    the pixels' own unit.
+    For b candidates of n images ``(b, n, c, h, w)`` the ``(b,)`` vertical plus horizontal means, in
+    the pixels' unit.
 
     Example:
         >>> total_variation(torch.eye(2).reshape(1, 1, 1, 2, 2))
@@ -33,7 +33,7 @@ def total_variation(images: Tensor) -> Tensor:
 def squared_norm(images: Tensor) -> Tensor:
     """Mean square of the pixels: the squared L2 norm of Yin et al. 2021, by number of pixels.
 
-    Of ``(b, n, c, h, w)`` images, ``(b,)``. It pulls towards 0, which for the paper's normalised
+    For ``(b, n, c, h, w)`` images, ``(b,)``. It pulls towards 0, which for the paper's normalised
     pixels is the data's mean.
 
     Example:
@@ -47,13 +47,13 @@ def squared_norm(images: Tensor) -> Tensor:
 def group_consistency(images: Tensor, update: Tensor) -> Tensor:
     """Distance of each restart to the mean of its update's restarts (Yin et al. 2021, section 3.4).
 
-    The paper's L2 norm, over the root of the number of pixels. Its mean is of images that were
-    registered to one another first; this is the plain mean, which the paper starts from. The mean
-    is what each restart is pulled to, and is not itself moved. A restart with a value that is not
-    finite takes no part in it.
+    The paper's L2 norm, divided by the root of the number of pixels. The paper's mean is of images
+    that were registered to one another first; this is the plain mean, from which the paper starts.
+    The mean pulls on each restart, and gets no gradient itself. A restart with a value that is not
+    finite does not count in it.
 
-    Of ``(b, n, c, h, w)`` images, and ``(b,)`` integers from 0 that say which update each explains:
-    ``(b,)``, 0 for the only restart of an update.
+    For ``(b, n, c, h, w)`` images, and ``(b,)`` indices of the update that each explains: ``(b,)``,
+    0 for an update's only restart.
 
     Example:
         >>> pixels = torch.tensor([1.0, 3.0, 7.0]).reshape(3, 1, 1, 1, 1)
@@ -78,8 +78,8 @@ def batch_norm_statistics(
 ) -> Tensor:
     """``sum_l |mean_l - given mean_l|_2 + |variance_l - given variance_l|_2`` (Yin et al. 2021).
 
-    The paper's R_BN ``(b,)``, over the BatchNorm layers l that have given statistics. Both are name
-    to mean and variance of the layer's input, each ``(b, c)``, with at least one name given.
+    The paper's R_BN ``(b,)``, over the BatchNorm layers l with given statistics. Both map names to
+    mean and variance of the layer's input, each ``(b, c)``; at least one name must be given.
 
     Example:
         >>> found = {"norm": (torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 3.0]]))}
@@ -102,10 +102,10 @@ class Prior:
 
     Attributes:
         total_variation: weight of that prior, for pixels in units of the bounds' width.
-        squared_norm: likewise, for pixels counted from the middle of the bounds.
+        squared_norm: likewise, for pixels relative to the middle of the bounds.
         group_consistency: likewise.
-        batch_norm: weight of ``batch_norm_statistics``; nothing where there are none.
-        bounds: least and greatest pixel value.
+        batch_norm: weight of ``batch_norm_statistics``; 0 without statistics.
+        bounds: lowest and highest pixel value.
 
     Example:
         >>> prior = Prior(total_variation=0.5, bounds=(0.0, 2.0))
@@ -123,7 +123,7 @@ class Prior:
     def __call__(
         self, images: Tensor, update: Tensor, found: Statistics, given: Statistics
     ) -> Tensor:
-        """``(b,)`` of ``(b, n, c, h, w)`` images and of the statistics that they cause."""
+        """``(b,)`` for ``(b, n, c, h, w)`` images and the statistics that they produce."""
         low, high = self.bounds
         width = high - low
         total = images.new_zeros(len(images))

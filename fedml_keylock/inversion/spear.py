@@ -1,4 +1,4 @@
-"""Whole batches behind a linear layer and a ReLU, exactly, from that layer's gradient."""
+"""Recovers whole batches exactly from the gradient of a linear layer with a ReLU behind it."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ __all__ = ["SpearAttack"]
 
 @checked
 class SpearAttack:
-    """The inputs of a model that starts with a linear layer and a ReLU: all of a batch, exactly.
+    """The inputs of a model that starts with a linear layer and a ReLU: a whole batch, exactly.
 
     The gradient of the layer's weight has the rank of the batch. Behind a ReLU each input adds
-    nothing to about half of the rows, and this tells its part from mixtures (`disaggregate`). The
-    work grows exponentially with the batch: for each input by one over the share of rows that are
-    inactive, which training lowers.
+    nothing to about half of the rows, which distinguishes its part from mixtures (`disaggregate`).
+    The work grows exponentially with the batch: with each input by a factor of one over the share
+    of inactive rows, which training lowers.
 
-    In single precision it is as exact as the update: a model that hardly moved was rounded, and
-    beyond some rounding the search finds nothing.
+    In single precision it is as exact as the update. If the model hardly moved, the update was
+    rounded, and beyond some rounding the search finds nothing.
 
     Attributes:
-        name: what a report calls it.
-        samples: submatrices to look at, at most, for each update.
+        name: name of the attack in reports.
+        samples: the most submatrices to try for each update.
         chunk: how many of them at once; the source has 10,000.
 
     Example:
@@ -50,7 +50,7 @@ class SpearAttack:
     chunk: Count = 10_000
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it decomposes what was sent."""
+    """Nothing: it decomposes the sent gradients."""
     uses: ClassVar[frozenset[str]] = frozenset()
     """Nothing: it searches nothing that a lock hides."""
 
@@ -66,16 +66,16 @@ class SpearAttack:
         """Find the inputs of the first layer, in any order.
 
         The cost is one minus the source's sparsity matching coefficient: the share of the layer's
-        outputs whose sign, computed from the inputs that were found, is not that of the gradient: 0
-        but for rounding. An update counts as diverged, with an infinite cost, where the gradient's
-        rank is above the batch, or no set of directions was certain. That is a failed search, not a
+        outputs whose sign, computed from the found inputs, differs from the gradient's. It is 0 up
+        to rounding. An update counts as diverged, with an infinite cost, if the gradient's rank
+        exceeds the batch, or if no set of directions was certain. That is a failed search, not a
         defense.
 
-        Inputs that are the same add up to one. Each of the places that are left then has one of
-        those that were found. The labels are sorted, and not matched to the images.
+        Equal inputs add up to one; remaining places repeat inputs that were found. The labels are
+        sorted, not matched to the images.
 
-        It takes updates of one plain SGD step, at level ``oblivious``, and refuses others by an
-        AttackError.
+        It takes updates of one plain SGD step, at level ``oblivious``, and raises an AttackError
+        for others.
         """
         check_level(self, knowledge.level)
         check_one_step(self.name, knowledge, instead=SEARCH)

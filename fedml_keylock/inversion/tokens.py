@@ -1,4 +1,4 @@
-"""Tokens of a text, read off the gradient of a model's embedding."""
+"""Recovers the tokens of texts from the gradient of a model's embedding."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["TokenRecovery", "embedding_tokens"]
 
 
 def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor]:
-    """Which tokens an embedding was asked for: the rows of its gradient that are not zero.
+    """The tokens that an embedding looked up: the nonzero rows of its gradient.
 
-    The gradient reaches only the rows that were looked up, so it names the set of tokens of a
-    batch of any size, without their order and how often each occurs; but not ``padding_idx``, and
-    nothing where the output layer has the same weight. Source: Fowl et al., "Decepticons", ICLR
-    2023 (arXiv 2201.12675), on token leakage.
+    Only the rows that were looked up get a gradient, so it names the set of tokens of a batch of
+    any size, without order and counts. It does not show ``padding_idx``, and nothing if the output
+    layer shares the weight. Source: Fowl et al., "Decepticons", ICLR 2023 (arXiv 2201.12675), on
+    token leakage.
 
     Args:
         gradient: ``(u, vocabulary, width)`` gradient of the embedding's weight.
-        tolerance: a row counts if its greatest entry is above this fraction of the update's
-            greatest; 0 for an exact gradient, more for one with noise.
+        tolerance: a row counts if its largest entry exceeds this fraction of the update's largest;
+            0 for an exact gradient, more for one with noise.
 
     Returns:
-        u tensors of sorted token indices, one an update, each as long as it has tokens.
+        u tensors of sorted token indices, one for each update, of as many tokens as were found.
 
     Raises:
         AttackError: the shape does not fit, a value is not finite, or the tolerance is not in
@@ -64,20 +64,22 @@ def embedding_tokens(gradient: Tensor, *, tolerance: float = 0.0) -> list[Tensor
 
 @checked
 class TokenRecovery:
-    """The set of tokens behind each update, from the rows of an embedding that moved.
+    """The set of tokens behind each update, from the rows of an embedding that changed.
 
-    For a batch of any size and any number of local steps, without order and without how often. What
-    it names was there. It misses padding, and a token whose step was too small to change its row in
-    the weights' precision: one far back in a text of which a recurrent net uses the end alone.
+    It works for a batch of any size and any number of local steps, without order and counts. Every
+    token that it names was there. It misses padding, and tokens whose step was too small to change
+    their row in the weights' precision: those far back in a text of which a recurrent net uses the
+    end only.
 
-    A lock behind an embedding does not hide which rows moved, whatever it does to their values. So
-    the key-lock refuses a model whose first layer is an embedding: it would only seem to protect.
+    A lock behind an embedding does not hide which rows changed, whatever it does to their values.
+    So the key-lock refuses a model whose first layer is an embedding: it would only seem to
+    protect.
 
-    It makes no images, so that it is no ``Attack`` that a FedML job can name.
+    It returns no images, so a FedML job cannot name it as an ``Attack``.
 
     Attributes:
-        name: what a report calls it.
-        tolerance: as of ``embedding_tokens``.
+        name: name of the attack in reports.
+        tolerance: see ``embedding_tokens``.
 
     Example:
         >>> from torch import nn
@@ -100,9 +102,9 @@ class TokenRecovery:
     tolerance: Share = 0.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it looks at which rows moved."""
+    """Nothing: it finds the rows that changed."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: there is nothing to search, and no lock in the way."""
+    """Nothing: it does not search, and no lock affects it."""
 
     def reconstruct(
         self,
@@ -115,16 +117,17 @@ class TokenRecovery:
     ) -> TokenReconstruction:
         """Name the tokens of each update.
 
-        It takes updates of any number of local steps by SGD, without weight decay, which would move
-        every row; at level ``oblivious``, with the ``(length,)`` of one text as ``input_shape``.
+        It takes updates of any number of local steps by SGD, without weight decay, which would
+        change every row; at level ``oblivious``, with the ``(length,)`` of one text as
+        ``input_shape``.
 
         Raises:
-            AttackError: the level or what the silo did is not of that kind, no embedding gets the
-                tokens, its weight is frozen or another layer's too, or updates, model and
-                knowledge do not fit together, before any work is done.
+            AttackError: the level or the silo's training does not suit it, no embedding gets the
+                tokens, its weight is frozen or shared with another layer, or updates, model and
+                knowledge do not fit together. It is raised before any work is done.
 
         """
-        # it asks for name, needs and uses alone, and this result has no images
+        # it only uses name, needs and uses; this result has no images
         check_level(self, knowledge.level)  # type: ignore[arg-type]
         if knowledge.training is not None and knowledge.training.weight_decay:
             raise AttackError(f"{self.name} sees which rows moved: weight decay moves all of them")
@@ -143,15 +146,15 @@ class TokenRecovery:
 
 
 def _embedding(model: nn.Module, knowledge: Knowledge) -> str:
-    """Name of the weight of the first embedding that gets the tokens as they are."""
+    """Name of the weight of the first embedding that gets the tokens unchanged."""
     embeddings = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding)}
     if not embeddings:
         raise AttackError("the model has no embedding: use another attack")
     least = min(module.num_embeddings for module in embeddings.values())
-    # downwards from the last, which neither positions nor segments are
+    # counted down from the last token, so that neither positions nor segments look the same
     tokens = (least - 1 - torch.arange(prod(knowledge.input_shape))) % least
     tokens = tokens.view(1, *knowledge.input_shape).to(next(model.parameters()).device)
-    # an error is perhaps behind the embedding, where it does not matter
+    # an error may occur behind the embedding, where it does not matter
     calls, error = watch(model, embeddings, tokens)
     seen = [
         name

@@ -1,4 +1,4 @@
-"""`lock: [paper, sealed]`: the published module in the model, and what leaves it sealed."""
+"""`lock: [paper, sealed]`: the published module in the model, and sealed updates on the wire."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["SealedPaperLock"]
 
 
 class SealedPaperLock(PaperLock):
-    """The published lock, used safely: what silos send is hidden from who knows that lock, too.
+    """The published lock with sealed updates, which hide them from attackers who know that lock.
 
     Example:
         >>> SealedPaperLock(KeyLockConfig(lock=["paper", "sealed"])).title
@@ -30,12 +30,12 @@ class SealedPaperLock(PaperLock):
 
     def __init__(self, config: KeyLockConfig) -> None:
         super().__init__(config)
-        # the vault is the published lock's; what is sent is opened in the silo only
+        # the vault holds the published lock's state; only the silo opens what it sends
         self._wire = SealedLock(config.model_copy(update={"keep_history": False}))
 
     @property
     def title(self) -> str:
-        """How reports name it."""
+        """The name in reports."""
         return f"{super().title}+sealed"
 
     @property
@@ -45,12 +45,12 @@ class SealedPaperLock(PaperLock):
 
     @property
     def seals(self) -> bool:
-        """It does."""
+        """True: the server gets sealed words."""
         return True
 
     @property
     def transforms_updates(self) -> bool:
-        """It does."""
+        """True: updates are sealed before they leave the silo."""
         return True
 
     @property
@@ -73,7 +73,7 @@ class SealedPaperLock(PaperLock):
         self._wire.share(secrets)
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
-        """Lock the model; what the first model is compared with is its public state."""
+        """Lock the model, and remember its public state, to check the server's first model."""
         info = super().lock_for_job(model)
         self._wire.remember(model)
         return info
@@ -119,7 +119,7 @@ class SealedPaperLock(PaperLock):
         round_index: int | None,
         source: Path,
     ) -> None:
-        """Not for an audit: the vault has the published lock, and not what opens a message.
+        """Refused: the vault holds the published lock's state, and no keys that open a message.
 
         Raises:
             ConfigError: always.
@@ -133,9 +133,9 @@ class SealedPaperLock(PaperLock):
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """As of lock: sealed; the copy has the published lock."""
+        """As of lock: sealed; the copy carries the published lock."""
         return self._wire.twin(model, protected)
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """As of lock: sealed: whatever the model computes, the server reads none of it."""
+        """As of lock: sealed: the server reads nothing of the updates, whatever the model is."""
         return self._wire.surrogate(model)

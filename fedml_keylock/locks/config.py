@@ -1,4 +1,4 @@
-"""What a lock is configured by: the `keylock:` section of a job's YAML."""
+"""The settings of a lock: the `keylock:` section of a job's YAML."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ __all__ = ["KeyLockConfig"]
 
 LockName = Literal["sealed", "rotated", "paper"]
 COMPARED = ("geo_median", "krum", "multikrum", "rfa")
-"""FedML's own defenses that use nothing of updates but their distances from one another, which one
-rotation of all of them leaves as they are."""
+"""FedML's defenses that use only the distances between updates, which a common rotation keeps."""
 
 BOTH = "paper+sealed"
 SEALED, PAPER = ("sealed", BOTH), ("paper", BOTH)
@@ -26,14 +25,14 @@ FIELDS_OF: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("group_key", "link_key"), (*SEALED, "rotated")),
     **dict.fromkeys(("colluders", "roster", "identity", "first_model", "scale"), SEALED),
     **dict.fromkeys(("save_model", "tell_accuracy", "tell_samples"), SEALED),
-    # under both locks save_model writes what fedml-keylock export puts together with a silo's own
+    # under both locks save_model writes the public part, for fedml-keylock export to complete
     "checkpoint": ("sealed",),
     "noise": ("sealed",),
     "robust_aggregation": ("rotated", "paper"),
     **dict.fromkeys(("layers", "key_length", "activation", "chained"), PAPER),
     "share_norm_statistics": PAPER,
 }
-"""Fields that say something of some locks only, and which those are."""
+"""Fields that apply to some locks only, with those locks."""
 KINDS = ("sealed", "rotated", "paper", BOTH)
 
 RENAMED: Mapping[tuple[str, str | None], str] = {
@@ -44,9 +43,9 @@ RENAMED: Mapping[tuple[str, str | None], str] = {
     ("module", "affine"): "lock: paper",
     ("preset", "paper"): "lock: paper",
 }
-"""Fields of earlier versions, some with one value only, and what to write in their place."""
+"""Fields of earlier versions, some with one value only, and what replaces them."""
 RETIRED = {field for field, _ in RENAMED} | {"form", "mixed", "rotate_every"}
-"""Fields of earlier versions. What is not renamed is gone: docs/what-we-tried.md says why."""
+"""Fields of earlier versions. Those without a replacement are in docs/what-we-tried.md."""
 
 
 class KeyLockConfig(Settings):
@@ -63,81 +62,81 @@ class KeyLockConfig(Settings):
     section: ClassVar[str] = "keylock"
 
     lock: LockName | tuple[LockName, ...] = "sealed"
-    """sealed: exact secure aggregation: what leaves a silo are words that the server adds up and
-    only silos open. rotated: the state is rotated by a secret orthogonal matrix before it is sent,
-    for `robust_aggregation`. paper: the published key-lock module, gamma and beta on layers. Or
-    [paper, sealed]: the published module, and what leaves it sealed."""
+    """sealed: exact secure aggregation: the server adds up words that only silos can open. rotated:
+    a secret orthogonal matrix rotates the state before it is sent, for `robust_aggregation`. paper:
+    the published key-lock module, gamma and beta on layers. [paper, sealed]: the published module,
+    and its updates sealed."""
     group_key: Path | None = None
-    """Of sealed and rotated: an owner-only file with a secret of 32 bytes or more that all silos
-    have and the server has not. None: silos agree by themselves, which they can in an MPI job."""
+    """For sealed and rotated: an owner-only file with a secret of 32 bytes or more that all silos
+    share and the server does not have. None: silos agree on keys themselves, in MPI jobs only."""
     link_key: Path | None = None
-    """Of sealed and rotated, over gRPC: an owner-only file with another secret, which server and
-    silos have: each message carries a tag under it, against who changes them on the way."""
+    """For sealed and rotated, over gRPC: an owner-only file with a second secret, which server and
+    silos share. Each message carries a tag under it, so that changes on the network are noticed."""
     colluders: int | None = Field(default=None, ge=0, strict=True)
-    """Of sealed: how many silos may collude with the server. None: all but two, of up to 64 silos;
+    """For sealed: how many silos may collude with the server. None: all but two, of up to 64 silos;
     31 of more."""
     roster: Path | None = None
-    """Of sealed: a file with the silos' public keys, against who answers in a silo's name; see
+    """For sealed: a file with the silos' public keys, so that nobody answers in a silo's name; see
     `fedml-keylock roster`."""
     identity: str | None = None
-    """Of sealed, beside roster: the silo's own private key, an owner-only file; {rank} in it stands
-    for the silo's rank."""
+    """For sealed, with roster: the silo's own private key, an owner-only file; {rank} in the path
+    stands for the silo's rank."""
     first_model: str | None = None
-    """Of sealed: refuse a first model that is not this one: own (what the silo builds by itself),
-    the digest that the log gives, or a .safetensors file."""
+    """For sealed: refuse any other first model than this: own (what the silo builds itself), the
+    digest that the log gives, or a .safetensors file."""
     scale: Positive | None = None
-    """Of sealed: the largest number in tensors that silos send and the first model does not have,
+    """For sealed: the largest number in tensors that silos send and the first model does not have,
     such as a gradient under a name of its own."""
     noise: NoiseConfig | None = None
-    """Of sealed: clip what silos send and add noise to it under the seal, for differential
+    """For sealed: clip what silos send and add noise to it under the seal, for differential
     privacy; its fields are those of `NoiseConfig`."""
     checkpoint: Path | None = None
-    """Of sealed: a .safetensors file that the server writes after each round. It is sealed;
+    """For sealed: a .safetensors file that the server writes after each round. It is sealed;
     `fedml-keylock export` opens it with any silo's vault."""
     save_model: Path | None = None
-    """Of sealed: a folder in which each silo writes the final model, open, as
+    """For sealed: a folder in which each silo writes the final model, in the clear, as
     silo-N.safetensors."""
     tell_accuracy: bool = Field(default=False, strict=True)
-    """Of sealed: whether the server's log is told what silos measure of the models that they are
-    given (own_accuracy). Otherwise it goes to silo-N.log in the vault's folder: a server that chose
-    the model would read class shares from it."""
+    """For sealed: whether silos report the accuracy of the models that they receive (own_accuracy)
+    to the server's log. Otherwise it goes to silo-N.log in the vault's folder: a server that chose
+    the model could read class shares from it."""
     tell_samples: bool = Field(default=False, strict=True)
-    """Of sealed: whether the server is told how many samples each silo has. FedML's server has no
-    use for it: silos weigh their updates themselves."""
+    """For sealed: whether silos tell the server how many samples they have. FedML's server does not
+    need it: silos weight their updates themselves."""
     layers: Literal["first", "all"] | tuple[str, ...] = "first"
-    """Of paper: the first convolution, every convolution, or globs of module names."""
+    """For paper: the first convolution, every convolution, or globs of module names."""
     key_length: int = Field(default=1024, ge=1, le=1_048_576, strict=True)
-    """Of paper: K, how many numbers the key has."""
+    """For paper: K, the length of the key."""
     activation: Literal["relu", "sigmoid"] = "relu"
-    """Of paper: applied to gamma and beta; relu when the paper trains, sigmoid in its leak
-    tests."""
+    """For paper: the activation on gamma and beta; the paper trains with relu, and tests leakage
+    with sigmoid."""
     chained: bool = Field(default=False, strict=True)
-    """Of paper: whether a layer's gamma and beta are the next layer's keys, as published for all
+    """For paper: whether a layer's gamma and beta are the next layer's keys, as published for all
     layers."""
     share_norm_statistics: bool = Field(default=False, strict=True)
-    """Of paper: whether BatchNorm running statistics of locked layers are shared (they tell of the
-    batch)."""
+    """For paper: whether silos share the BatchNorm running statistics of locked layers, which
+    reveal something of the batch."""
     robust_aggregation: str | None = None
     """FedML's own defense that its server runs on the locked updates, such as krum or rfa; its
-    settings stand in defense_args as FedML has them. None: nothing but the average."""
+    settings stay in defense_args, as in FedML. None: only the average."""
     own_accuracy: bool = Field(default=True, strict=True)
-    """Whether a silo tests each model that it is given under its own lock, whenever FedML's server
-    tests; it tells FedML's log, mlops.log and wandb."""
+    """Whether a silo tests each model that it receives under its own lock, whenever FedML's server
+    tests; the results go to FedML's log, mlops.log and wandb."""
     log_training: bool = Field(default=False, strict=True)
-    """Whether a silo lets out what is logged while it trains, up to warnings, and what errors say:
-    FedML's trainers log every batch's loss, which tells of the batch, and mpiexec carries it to the
-    server's host. Otherwise errors are written to silo-N.log in the vault's folder."""
+    """Whether a silo's logs below errors, and the text of its errors, leave it during training.
+    FedML's trainers log every batch's loss, which reveals something of the batch, and mpiexec
+    carries it to the server's host. Otherwise errors go to silo-N.log in the vault's folder."""
     vault: Path = Path("keylock_vault")
     """Folder with each silo's private state, one owner-only file a silo."""
     keep_history: bool = Field(default=False, strict=True)
-    """Keep the private state that each round began with, for an audit with an oracle."""
+    """Keep each round's initial private state, for an audit with a key-knowing upper bound."""
     encrypt_vault: bool = Field(default=False, strict=True)
     """Encrypt the vault under the passphrase in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file
     that FEDML_KEYLOCK_PASSPHRASE_FILE names."""
 
     @property
     def locks(self) -> tuple[str, ...]:
-        """The names of its locks, from the model outwards.
+        """The names of the locks, from the model outwards.
 
         Example:
             >>> KeyLockConfig(lock=["paper", "sealed"]).locks
@@ -148,7 +147,7 @@ class KeyLockConfig(Settings):
 
     @property
     def kind(self) -> str:
-        """Its locks in one word.
+        """The locks in one word.
 
         Example:
             >>> KeyLockConfig(lock=["paper", "sealed"]).kind
@@ -165,10 +164,11 @@ class KeyLockConfig(Settings):
                 continue
             new = RENAMED.get((name, None)) or RENAMED.get((name, str(value)))
             raise ConfigError(
-                f"keylock.{name}: it is of an earlier version; use {new}"
+                f"keylock.{name}: a setting of an earlier version; use {new}"
                 if new
-                else f"keylock.{name}: {value!r} is of locks that are gone (docs/what-we-tried.md "
-                "says why); leave it out, or use lock: sealed or lock: paper"
+                else f"keylock.{name}: {value!r} belongs to locks that were removed "
+                "(docs/what-we-tried.md says why); leave it out, or use lock: sealed or "
+                "lock: paper"
             )
         return fields
 
@@ -193,13 +193,13 @@ class KeyLockConfig(Settings):
         if kind == "rotated" and then not in (None, *COMPARED):
             raise ConfigError(
                 f"keylock.robust_aggregation: {then!r} does not run under lock: rotated, whose "
-                f"states can be compared with one another only; use one of {', '.join(COMPARED)}"
+                f"states can only be compared with one another; use one of {', '.join(COMPARED)}"
             )
         if self.noise is not None:
             self._beside_noise()
         if (self.roster is None) != (self.identity is None):
             raise ConfigError(
-                "keylock.roster: it goes with identity, the silo's own private key: give both "
+                "keylock.roster: needs identity, the silo's own private key: give both "
                 "(fedml-keylock roster init makes one)"
             )
         return self
@@ -207,14 +207,14 @@ class KeyLockConfig(Settings):
     def _beside_noise(self) -> None:
         if self.colluders is None:
             raise ConfigError(
-                "keylock.colluders: needed beside noise: how many silos may collude with the "
-                "server, who know their own noise and take it off; 0 for none"
+                "keylock.colluders: needed with noise: how many silos may collude with the "
+                "server, as they can subtract their own noise; 0 for none"
             )
         for name in ("tell_samples", "tell_accuracy", "log_training"):
             if getattr(self, name):
                 raise ConfigError(
-                    f"keylock.{name}: the server would be told what noise does not cover; leave "
-                    "it out beside noise"
+                    f"keylock.{name}: it would tell the server what noise does not cover; leave "
+                    "it out with noise"
                 )
 
     @field_validator("first_model")

@@ -1,4 +1,4 @@
-"""What a lock has done to a model, or would do."""
+"""Describes what a lock has done to a model, or would do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class LockInfo:
 
     Attributes:
         layers: names of the locked layers.
-        holders: names of the modules that the locks hang on.
-        private_parameters: how many numbers the locks hold and train.
-        public_parameters: how many the model has beside them, all of them shared.
-        dead_channels: how many have a gamma of 0: they learn nothing, and their vanishing gradient
-            shows it to the server.
+        holders: names of the modules that carry the locks.
+        private_parameters: how many numbers the locks train.
+        public_parameters: how many other numbers the model has, all of them shared.
+        dead_channels: how many channels have a gamma of 0: they learn nothing, and the server sees
+            their gradient vanish.
         summary: the line that describes it.
 
     """
@@ -36,7 +36,7 @@ class LockInfo:
 
 @dataclass(frozen=True)
 class LockIssue:
-    """Why a layer, or a whole model (layer ""), cannot be locked."""
+    """Why a layer, or the whole model (layer ""), cannot be locked."""
 
     layer: str
     reason: str
@@ -47,7 +47,7 @@ class LockIssue:
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """What would become of one layer: locked, or the reason why not."""
+    """Whether one layer would be locked, or the reason why not."""
 
     layer: str
     locked: bool
@@ -59,8 +59,8 @@ class ModelCheck:
     """What locking a model would do.
 
     Attributes:
-        issues: everything that stands against it; empty when it can be locked.
-        layers: every convolution, linear layer and embedding, locked or not and why.
+        issues: every reason why the model cannot be locked; empty when it can.
+        layers: every convolution, linear layer and embedding, locked or not, and why.
         constants: public names that would always be sent as the same constant, with its value.
         shared: public names whose values the server would get, buffers included.
 
@@ -83,11 +83,11 @@ class ModelCheck:
 
     @property
     def weakness(self) -> str:
-        """What is known against locking the model so, or nothing."""
+        """The known weakness of locking the model this way; empty if none is known."""
         if not self.layers or self.layers[0].locked:
             return ""
         first = self.layers[0].layer
         return (
-            f"the first layer, {first}, is open, and no lock behind an open first layer hides its "
-            f"input; add {first} to keylock.layers"
+            f"the first layer, {first}, is not locked, and no lock behind it hides its input; add "
+            f"{first} to keylock.layers"
         )

@@ -1,7 +1,7 @@
-"""Secrets from the operating system's entropy.
+"""Draws secrets from the operating system's entropy.
 
-Never from torch's or numpy's global generators: FedML seeds those alike on every rank, so a key
-drawn from them would be the same in every silo and known to whoever knows `random_seed`.
+Never from torch's or numpy's global generators: FedML seeds those alike on every rank. A key drawn
+from them would be the same in every silo, and known to anyone who knows `random_seed`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 Uniform = Callable[[tuple[int, ...]], Tensor]
-"""Draws float32 numbers in [0, 1) of a shape: from the system's entropy, or for an attacker who
-simulates locks, from a generator."""
+"""Draws float32 numbers in [0, 1) of a given shape: from the system's entropy, or from a seeded
+generator for an attacker who simulates locks."""
 
 
 def secret_uniform(shape: tuple[int, ...]) -> Tensor:
@@ -39,7 +39,7 @@ def secret_uniform(shape: tuple[int, ...]) -> Tensor:
 
 
 def uniform_of(data: bytes, shape: tuple[int, ...]) -> Tensor:
-    """Uniform float32 numbers in [0, 1) of random bytes, four each.
+    """Uniform float32 numbers in [0, 1) from random bytes, four bytes each.
 
     Example:
         >>> uniform_of(bytes([0, 0, 0, 64]), (1,))
@@ -51,7 +51,7 @@ def uniform_of(data: bytes, shape: tuple[int, ...]) -> Tensor:
 
 
 def hkdf(secret: bytes, info: bytes) -> bytes:
-    """32 bytes of a secret for the purpose that the info names: HKDF-SHA256 (RFC 5869), no salt.
+    """Derive 32 bytes for the purpose that `info` names: HKDF-SHA256 (RFC 5869), no salt.
 
     Example:
         >>> hkdf(bytes(32), b"one") == hkdf(bytes(32), b"another")
@@ -62,10 +62,10 @@ def hkdf(secret: bytes, info: bytes) -> bytes:
 
 
 class Stream:
-    """Random numbers that are the same for all who have a seed, and chance to all others.
+    """A pseudorandom stream that everyone who has the seed can repeat.
 
-    SHAKE-256 of the seed and a counter (FIPS 202): nobody can tell it from chance, or learn one
-    part of it from another, who does not have the seed.
+    SHAKE-256 of the seed and a counter (FIPS 202): without the seed nobody can tell it from random
+    bytes, or predict one part from another.
 
     Example:
         >>> torch.equal(Stream(b"seed").uniform((3,)), Stream(b"seed").uniform((3,)))
@@ -78,7 +78,7 @@ class Stream:
         self._drawn = 0
 
     def draw(self, count: int) -> bytes:
-        """The next so many bytes."""
+        """The next `count` bytes."""
         block = hashlib.shake_256(self._seed + self._drawn.to_bytes(8, "big"))
         self._drawn += 1
         return block.digest(count)
@@ -88,32 +88,32 @@ class Stream:
         return uniform_of(self.draw(4 * math.prod(shape)), shape)
 
     def signs(self, count: int) -> Tensor:
-        """So many of 1 and -1, a byte each."""
+        """`count` random signs, 1 or -1, one byte each."""
         bits = np.unpackbits(np.frombuffer(self.draw(-(-count // 8)), dtype=np.uint8))[:count]
         return torch.from_numpy(1 - 2 * bits.astype(np.int8))
 
     def order(self, count: int) -> Tensor:
-        """A random order of so many."""
+        """A random permutation of `count` items."""
         words = np.frombuffer(self.draw(8 * count), dtype="<u8")
-        # in the same way on every machine, should two be equal
+        # a stable sort breaks ties in the same way on every machine
         return torch.from_numpy(np.argsort(words, kind="stable"))
 
 
 def seeded_uniform(generator: torch.Generator) -> Uniform:
-    """The same distribution from a generator: for attackers and tests, never for a silo's lock."""
+    """Draws uniform numbers from a generator: for attackers and tests, never for a silo's lock."""
     return lambda shape: torch.rand(shape, generator=generator)
 
 
 def normal(shape: tuple[int, ...], uniform: Uniform = secret_uniform) -> Tensor:
     """Standard normal numbers, by the inverse of the normal distribution function."""
-    # half a step keeps the argument inside (-1, 1), where erfinv is finite; in this order of
-    # operations float32 rounds nothing
+    # half a step keeps the argument inside (-1, 1), where erfinv is finite; float32 rounds nothing
+    # in this order of operations
     standard: Tensor = torch.erfinv(2 * uniform(shape) - 1 + 2**-24) * math.sqrt(2)
     return standard
 
 
 def haar(size: int, uniform: Uniform = secret_uniform) -> Tensor:
-    """A matrix ``(size, size)`` uniform over the orthogonal group, in float64.
+    """A matrix ``(size, size)``, uniform over the orthogonal group, in float64.
 
     QR of a normal matrix, with the signs of R's diagonal divided out (Mezzadri, "How to generate
     random matrices from the classical compact groups", 2007).

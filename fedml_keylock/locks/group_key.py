@@ -1,7 +1,7 @@
-"""A secret that ranks share, from a file that somebody gave them.
+"""Reads a secret that ranks share from a file.
 
-What silos agree on by themselves is added to it. Under `lock: rotated` whoever colludes with one
-silo can rotate back what all of them send; under `lock: sealed` pairwise masks stay.
+Silos combine it with the keys that they agree on themselves. Under `lock: rotated` anyone who
+colludes with one silo can rotate back the updates of all; under `lock: sealed` pairwise masks stay.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from ..errors import ConfigError
 __all__ = ["LEAST", "group_secret"]
 
 LEAST = 32
-"""Bytes that a secret must have: an attacker can try shorter ones against what he sees."""
+"""Least bytes of a secret: an attacker could try all shorter ones."""
 MOST = 4096
 
 
 def group_secret(path: Path, *, name: str = "group_key") -> bytes:
-    """The secret in a group's file.
+    """The secret in a group's key file.
 
     Args:
-        path: an owner-only file of at least 32 random bytes, such as ``openssl rand 32`` makes.
-        name: of the setting that names it, for messages.
+        path: an owner-only file of at least 32 random bytes, for example from ``openssl rand 32``.
+        name: of the setting that names the file, for messages.
 
     Raises:
-        ConfigError: the secret is too short, or too long for one.
+        ConfigError: the secret is too short or too long.
         VaultError: the file is missing, or others may read it.
 
     Example:

@@ -1,4 +1,4 @@
-"""The key of one job, from which every stream of secret numbers is derived by label."""
+"""The key of one job, which derives every stream of secret numbers by label."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABEL = b"fedml-keylock job key 3"
 
 @dataclass(frozen=True)
 class JobKey:
-    """What all silos of a job derive its secret numbers from. Private.
+    """The key from which all silos of a job derive their secret numbers. Private.
 
     Attributes:
         root: 32 bytes.
@@ -35,31 +35,31 @@ class JobKey:
 
     @classmethod
     def derive(cls, secret: bytes, *context: bytes) -> JobKey:
-        """The key of the silos' secret, bound to whatever distinguishes the job.
+        """Derive the job's key from the silos' secret, bound to whatever distinguishes the job.
 
         Args:
             secret: what the silos have agreed on.
-            context: such as a nonce, the first model's digest, or a further secret.
+            context: such as a job nonce, the first model's digest, or a further secret.
 
         """
         return cls(hashlib.sha256(_framed(LABEL, secret, *context)).digest())
 
     def stream(self, label: str, round_index: int) -> Stream:
-        """The numbers of one purpose in one round."""
+        """The random stream for one purpose in one round."""
         place = (label.encode(), round_index.to_bytes(8, "big", signed=True))
         return Stream(_framed(LABEL, self.root, *place))
 
     @property
     def tensor(self) -> Tensor:
-        """The key as the vault keeps it, ``(32,)`` bytes."""
+        """The key as the vault stores it, ``(32,)`` bytes."""
         return torch.tensor(list(self.root), dtype=torch.uint8)
 
     @classmethod
     def from_tensor(cls, kept: Tensor) -> JobKey:
-        """The key that `tensor` described."""
+        """The key that `tensor` stored."""
         return cls(bytes(kept.tolist()))
 
 
 def _framed(*parts: bytes) -> bytes:
-    """Parts in one, each behind its length, so that no two lists of parts are the same bytes."""
+    """Join parts, each after its length, so that different lists never give the same bytes."""
     return b"".join(len(part).to_bytes(8, "big") + part for part in parts)

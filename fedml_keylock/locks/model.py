@@ -1,4 +1,4 @@
-"""Locks on models: one table from a lock's name to its folder, and what users call."""
+"""The functions that users call on models, and the table from a lock's name to its class."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ LOCKS: Mapping[str, type[Lock]] = {
     "paper": PaperLock,
     "paper+sealed": SealedPaperLock,
 }
-"""Every lock by the name that `keylock.lock` has for it. Nothing else asks which one it is."""
+"""Every lock by its name in `keylock.lock`. Nothing else asks which lock it is."""
 
 
 def make_lock(config: KeyLockConfig | None = None) -> Lock:
-    """The lock that a configuration names; the default one without any.
+    """Make the lock that a configuration names, or the default one.
 
     Example:
         >>> make_lock(KeyLockConfig(lock="paper", layers="all")).title
@@ -51,10 +51,10 @@ def make_lock(config: KeyLockConfig | None = None) -> Lock:
 
 
 def _lock_on(model: nn.Module) -> type[Lock]:
-    """The kind of lock that a model carries.
+    """The class of the lock on a model.
 
     Raises:
-        LockError: it carries none.
+        LockError: the model carries none.
 
     """
     for kind in LOCKS.values():
@@ -64,13 +64,13 @@ def _lock_on(model: nn.Module) -> type[Lock]:
 
 
 def check_model(model: nn.Module, config: KeyLockConfig | None = None) -> ModelCheck:
-    """What locking this model so would do, and everything that stands against it.
+    """What locking this model would do, and every reason why it cannot be locked.
 
-    Nothing is changed.
+    The model is not changed.
 
     Args:
         model: any module.
-        config: which lock; the default one without any.
+        config: which lock; None for the default one.
 
     Example:
         >>> checked = check_model(nn.Sequential(nn.Conv2d(1, 2, 3)), KeyLockConfig(lock="paper"))
@@ -89,26 +89,26 @@ def lock_model(
     key: Tensor | None = None,
     uniform: Uniform | None = None,
 ) -> LockInfo:
-    """Lock a model in place. Its class, its layer names and its public state names stay.
+    """Lock a model in place. Its class, layer names and public state names stay the same.
 
-    `lock: sealed` and `lock: rotated` change nothing in the model: its attribute `keylock` is a
-    handle, which seals and opens, or rotates and restores, what is sent. `lock: paper` hangs on the
-    layers that it locks: a locked normalisation layer's own weight and bias are set to 1 and 0 and
-    no longer trained, and gamma and beta take their place.
+    `lock: sealed` and `lock: rotated` change nothing in the model. Its attribute `keylock` is a
+    handle that seals and opens, or rotates and rotates back, what is sent. `lock: paper` attaches
+    to the layers that it locks. The weight and bias of a locked normalisation layer are set to 1
+    and 0 and no longer trained; gamma and beta take their place.
 
     Args:
         model: any module with parameters; for `lock: paper`, with a convolution.
-        config: which lock; the default one without any.
-        key: of `lock: paper`, ``(K,)``, the same for every layer that has one; drawn from the
-            system's entropy when not given.
-        uniform: where random numbers come from: the system's entropy, or the group's secret.
-            Anything but the default is for attackers and tests, who simulate locks.
+        config: which lock; None for the default one.
+        key: for `lock: paper`, ``(K,)``, the same for every layer that has one; None draws it from
+            the system's entropy.
+        uniform: the source of random numbers: the system's entropy, or the group's secret.
+            Pass another only for attackers and tests, which simulate locks.
 
     Raises:
         ConfigError: the group's secret is too short.
-        VaultError: its file is missing, or others may read it.
-        LockError: nothing in it can be locked, it is locked already, or the key does not fit. The
-            model is unchanged.
+        VaultError: its file is missing, or other users may read it.
+        LockError: nothing in the model can be locked, it is locked already, or the key does not
+            fit. The model is unchanged.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten())
@@ -123,7 +123,7 @@ def lock_model(
 
 
 def lock_info(model: nn.Module) -> LockInfo:
-    """What a locked model's locks are, and how many channels are dead under them.
+    """The locks on a model, and how many channels are dead under them.
 
     Raises:
         LockError: the model is not locked.
@@ -133,9 +133,9 @@ def lock_info(model: nn.Module) -> LockInfo:
 
 
 def unlock_model(model: nn.Module) -> None:
-    """Take the lock out, and give locked normalisation layers their own weight and bias back.
+    """Remove the lock, and give locked normalisation layers their own weight and bias back.
 
-    A model that was not trained in between computes exactly what it did before it was locked.
+    A model that was not trained in between computes exactly what it did before.
 
     Raises:
         LockError: the model is not locked.
@@ -153,7 +153,7 @@ def unlock_model(model: nn.Module) -> None:
 
 
 def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of everything private in a locked model, name to tensor. For the vault only.
+    """Copy everything private in a locked model, name to tensor. For the vault only.
 
     Raises:
         LockError: the model is not locked.
@@ -169,18 +169,18 @@ def private_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_private_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put private state back into a model that is locked in the same way.
+    """Load private state into a model that is locked in the same way.
 
     Raises:
         LockError: the model is not locked.
-        VaultError: the state is that of another lock; the model is unchanged.
+        VaultError: the state belongs to another lock; the model is unchanged.
 
     """
     _lock_on(model).load_private(model, state)
 
 
 def secret_variables(model: nn.Module) -> dict[str, Tensor]:
-    """What an attacker who knows the lock does not know of a locked model. Private.
+    """The secret variables of a locked model, which an attacker who knows the lock lacks. Private.
 
     Raises:
         LockError: the model is not locked.
@@ -196,19 +196,19 @@ def secret_variables(model: nn.Module) -> dict[str, Tensor]:
 
 
 def export_model(model: nn.Module) -> nn.Module:
-    """A plain copy of a locked model with every lock folded in. The model itself is not touched.
+    """A plain copy of a locked model with every lock folded in. The model itself stays unchanged.
 
-    In evaluation it gives the same outputs. It has no class, hook or attribute of this package
-    left: it can be pickled, scripted and exported where the unlocked model can, and loads where
-    this package is not installed. It is for evaluation only, and is returned in that mode: what a
-    convolution has taken in of a batch norm are the silo's running statistics.
+    In evaluation mode it gives the same outputs. It carries no class, hook or attribute of this
+    package: it can be pickled, scripted and exported where the unlocked model can, and loads where
+    this package is not installed. It is for evaluation only, and returned in that mode: a
+    convolution that absorbed a batch norm holds the silo's running statistics.
 
     Args:
-        model: locked; with the private state that it is to have.
+        model: locked, with the private state to fold in.
 
     Raises:
-        LockError: it is not locked, is part of a locked model, has no values (on meta), or has a
-            lock that cannot be folded in.
+        LockError: the model is not locked, is part of a locked model, has no values (on meta), or
+            has a lock that cannot be folded in.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What every lock is asked on a model: `lock_model` and its sisters, exports and audits."""
+"""The interface of every lock on a model: locking, unlocking, exports and audits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ModelLock"]
 
 
 class ModelLock(ABC):
-    """A lock as whoever has a model knows it, without a job."""
+    """A lock as the owner of a model uses it, without a job."""
 
     @staticmethod
     @abstractmethod
@@ -27,7 +27,7 @@ class ModelLock(ABC):
         """Whether the model carries a lock of this kind."""
 
     def check(self, model: nn.Module) -> ModelCheck:
-        """What locking this model would do. Nothing is changed."""
+        """What locking this model would do. The model is not changed."""
         return self._refused(model) or self._check(model)
 
     def lock(
@@ -42,7 +42,7 @@ class ModelLock(ABC):
 
     @staticmethod
     def _refused(model: nn.Module) -> ModelCheck | None:
-        """What no lock can be put on; None where nothing stands against one."""
+        """Reasons why no lock can be put on this model; None if there are none."""
         if is_locked(model):
             reason = "the model is locked already; unlock_model takes the lock out"
             return ModelCheck((LockIssue("", reason),))
@@ -56,21 +56,21 @@ class ModelLock(ABC):
 
     @abstractmethod
     def _check(self, model: nn.Module) -> ModelCheck:
-        """What locking a model would do that no lock refuses."""
+        """What locking a model would do that passed `_refused`."""
 
     @abstractmethod
     def _lock(self, model: nn.Module, *, key: Tensor | None, uniform: Uniform | None) -> None:
-        """Lock such a model in place."""
+        """Lock in place a model that passed `check`."""
 
     @staticmethod
     @abstractmethod
     def info(model: nn.Module) -> LockInfo:
-        """What the lock on the model is."""
+        """Describe the lock on the model."""
 
     @staticmethod
     @abstractmethod
     def unlock(model: nn.Module) -> None:
-        """Take the lock out of the model."""
+        """Remove the lock from the model."""
 
     @staticmethod
     @abstractmethod
@@ -79,7 +79,7 @@ class ModelLock(ABC):
 
     @classmethod
     def private_state(cls, model: nn.Module) -> dict[str, Tensor]:
-        """A copy of everything private in the model, name to tensor."""
+        """Copy everything private in the model, name to tensor."""
         return {
             name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, t in cls.private_tensors(model).items()
@@ -88,10 +88,10 @@ class ModelLock(ABC):
     @staticmethod
     @abstractmethod
     def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        """Put private state back into a model that is locked in the same way.
+        """Load private state into a model that is locked in the same way.
 
         Raises:
-            VaultError: the state is that of another lock; the model is unchanged.
+            VaultError: the state belongs to another lock; the model is unchanged.
 
         """
 
@@ -103,10 +103,10 @@ class ModelLock(ABC):
     @staticmethod
     @abstractmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
-        """The values, in the model, of what an attacker does not know. Private."""
+        """The values in the model that an attacker does not know. Private."""
 
     def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a silo's vault is needed to make a model of this state of the global one."""
+        """Whether a silo's vault is needed to build a model from this state of the global one."""
         return True
 
     @abstractmethod
@@ -123,11 +123,11 @@ class ModelLock(ABC):
         Args:
             model: locked, with the silo's private state.
             state: of the global model.
-            round_index: of the round whose average it is; None: the vault's last.
-            source: where the state is from, for messages.
+            round_index: the round whose average this is; None: the vault's last.
+            source: where the state comes from, for messages.
 
         Raises:
-            ConfigError: it is not of this job or round, or no round is to be named.
+            ConfigError: the state is not of this job or round, or no round can be named.
 
         """
 
@@ -139,12 +139,12 @@ class ModelLock(ABC):
         round_index: int | None,
         source: Path,
     ) -> None:
-        """For an audit: make of a locked model what its silo computed with when a round began.
+        """For an audit: restore what a silo computed with when a round began.
 
         Args:
-            model: locked, with the private state that the silo's vault has of the round.
-            state: that the server had sent.
-            round_index: of the round; None for the model that training ended with.
+            model: locked, with the private state of that round from the silo's vault.
+            state: what the server had sent.
+            round_index: of the round; None for the model after the last round.
             source: the vault's file, for messages.
 
         Raises:
@@ -160,13 +160,13 @@ class ModelLock(ABC):
         constants: Mapping[str, float],
         source: Path,
     ) -> None:
-        """Check that a state is that of the job's global model, by names, shapes and constants.
+        """Check that a state fits the job's global model, by names, shapes and constants.
 
         Args:
             model: the job's, unlocked.
             state: of a checkpoint.
-            constants: public names that are always sent as the same constant.
-            source: where the state is from, for messages.
+            constants: public names that are always sent as the same constant, with its value.
+            source: where the state comes from, for messages.
 
         Raises:
             ConfigError: naming what differs.
@@ -184,7 +184,7 @@ class ModelLock(ABC):
                     f"model's is {tuple(own[name].shape)}"
                 )
         for name, value in constants.items():
-            # the server's average of constants is off by its rounding
+            # the server's average of constants is off by rounding
             if not torch.allclose(state[name].double(), torch.tensor(value).double(), atol=1e-3):
                 raise ConfigError(
                     f"{source}: its {name} is not {value:g}: it is not the global model of a job "
@@ -194,12 +194,12 @@ class ModelLock(ABC):
     @staticmethod
     @abstractmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
-        """What a silo's exported model was made of, and what private its file holds, in words.
+        """What an exported model was made from, and what private data its file holds, in words.
 
         Args:
             model: locked, with the silo's private state and the global model.
             silo: index of the silo.
-            round_index: the round that the private state is to be trained in next.
+            round_index: the next round for the private state.
 
         """
 
@@ -207,11 +207,11 @@ class ModelLock(ABC):
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
-        """The model as somebody computes with it who has a lock, and not the silos' key.
+        """The model of somebody who has a lock but not the silos' key.
 
         Args:
             model: the job's, unlocked, with the public state.
-            own: makes a silo's locked copy of it, with that silo's statistics.
+            own: makes a silo's locked copy of the model, with that silo's statistics.
             uniform: see `model.lock_model`.
 
         """

@@ -1,4 +1,4 @@
-"""What private modules have in common: they can be copied within the process, and never pickled."""
+"""The base of private modules: they can be copied within the process, and never pickled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Private:
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # the ordinary way goes through __reduce_ex__, which is closed
+        # the default deep copy uses __reduce_ex__, which is closed
         copy = self.__new__(type(self))
         memo[id(self)] = copy
         copy.__dict__.update({name: deepcopy(value, memo) for name, value in vars(self).items()})
@@ -50,7 +50,7 @@ class Private:
 
 
 class Unsent(Private, nn.Module):
-    """A module whose parameters are trained with the model, and are never part of its state.
+    """A module whose parameters train with the model, and never enter its state.
 
     They are in `parameters()`; `state_dict()` leaves them all out.
 
@@ -74,16 +74,16 @@ class Unsent(Private, nn.Module):
         unexpected_keys: list[str],
         _errors: list[str],
     ) -> None:
-        """Load nothing and miss nothing; a state that has private names is not a model's state."""
+        """Load nothing and require nothing; private names in a state are unexpected."""
         if strict:
             unexpected_keys += [name for name in state_dict if name.startswith(prefix)]
 
     def fresh(self) -> Self:
-        """Another of the same kind, newly drawn."""
+        """A new module of the same kind, with fresh random values."""
         raise NotImplementedError
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """As torch's; a lock that had no values (on meta) draws them when it gets memory."""
+        """Like torch's; a lock without values (on meta) draws them when it gets memory."""
         was_meta = any(parameter.is_meta for parameter in self.parameters())
         super()._apply(function, recurse)  # type: ignore[no-untyped-call]  # torch has none
         if was_meta and not any(parameter.is_meta for parameter in self.parameters()):
@@ -95,7 +95,7 @@ class Unsent(Private, nn.Module):
 
 
 def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
-    """Remove hooks by their function: their handles do not survive a copy of the model."""
+    """Remove hooks by their function: their handles are lost when the model is copied."""
     for hooks in (
         holder._forward_pre_hooks,
         holder._forward_hooks,
@@ -109,5 +109,5 @@ def remove_hooks(holder: nn.Module, *functions: Callable[..., Any]) -> None:
 
 
 def is_locked(model: nn.Module) -> bool:
-    """Whether the model, or any part of it, carries a lock of any kind."""
+    """Whether the model, or any part of it, carries a lock."""
     return any(isinstance(getattr(m, ATTRIBUTE, None), Private) for m in model.modules())

@@ -1,4 +1,4 @@
-"""What every lock is asked as the defense of a FedML job, beside what it is asked on a model."""
+"""The interface of every lock as the defense of a FedML job, on top of that on a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Lock"]
 class Lock(ModelLock, Defense):
     """One kind of lock under one configuration.
 
-    A lock is a folder of this package, and one row of `model.LOCKS`.
+    Each lock has a folder of this package, and a row in `model.LOCKS`.
 
     Args:
         config: the YAML's `keylock:` section.
@@ -31,11 +31,10 @@ class Lock(ModelLock, Defense):
     """
 
     HAND_OVER = 10.0
-    """Seconds for which a rank waits until the one that had a silo before has released its
-    vault."""
+    """Seconds that a rank waits for the silo's previous rank to release its vault."""
 
     weakness: ClassVar[str] = ""
-    """What a user should know of this lock, in one line; empty where nothing is known."""
+    """The known weakness of this lock, in one line; empty if none is known."""
 
     def __init__(self, config: KeyLockConfig) -> None:
         self.config = config
@@ -46,12 +45,12 @@ class Lock(ModelLock, Defense):
 
     @property
     def robust_aggregation(self) -> str | None:
-        """FedML's own defense that is to run on the locked updates."""
+        """FedML's own defense to run on the locked updates."""
         return self.config.robust_aggregation
 
     @property
     def own_accuracy(self) -> bool:
-        """Whether silos test under their own lock."""
+        """Whether silos test models under their own lock."""
         return self.config.own_accuracy
 
     @property
@@ -60,10 +59,10 @@ class Lock(ModelLock, Defense):
         return self.config.log_training
 
     def plan(self, model: nn.Module) -> ModelCheck:
-        """`check`, for a model that must be lockable.
+        """Like `check`, for a model that must be lockable.
 
         Raises:
-            LockError: with every reason against it, on one line.
+            LockError: naming every reason why it cannot be locked, on one line.
 
         """
         checked = self.check(model)
@@ -72,15 +71,15 @@ class Lock(ModelLock, Defense):
         return checked
 
     def noised_numbers(self, model: nn.Module) -> int:
-        """Over how many numbers of a model an update's clip, and its noise, go; 0 without noise."""
+        """How many numbers of a model are clipped and noised; 0 without noise."""
         return 0
 
     def describe(self, model: nn.Module) -> Agreement:
-        """Every public name, the locked layers, and the settings that must be everyone's."""
+        """Every public name, the locked layers, and the settings that all ranks must share."""
         planned = self.plan(model)
-        # modules may have more in their state, which a job does not send
+        # a module's state may hold other things, which a job does not send
         state = {n: t for n, t in model.state_dict().items() if isinstance(t, Tensor)}
-        # each silo's own affair; of the group's secret, all but whether there is one
+        # settings of each silo alone; of the group's secret only whether there is one
         own = {"vault", "keep_history", "encrypt_vault", "own_accuracy", "log_training"}
         own |= {"checkpoint", "save_model", "first_model", "roster", "identity", "link_key"}
         grouped = {"group_key": None if self.config.group_key is None else "the silos' own"}
@@ -97,16 +96,16 @@ class Lock(ModelLock, Defense):
         )
 
     def protect(self, model: nn.Module, *, silo: int | None, agreement: Agreement) -> str:
-        """Lock the model, with the silo's own private state if its vault has any.
+        """Lock the model, with the silo's private state if its vault has one.
 
         Args:
             model: the job's.
-            silo: index of the silo; None in a rank that serves many in turn, where `enter_silo` is
-                to follow before every round.
-            agreement: what `describe` said of it.
+            silo: index of the silo; None in a rank that serves many in turn, which calls
+                `enter_silo` before every round.
+            agreement: what `describe` returned for it.
 
         Raises:
-            ConfigError: the vault is to be encrypted, and there is no passphrase.
+            ConfigError: the vault should be encrypted, and there is no passphrase.
             LockError: the model cannot be locked.
             VaultError: the vault cannot be read or written, or another process uses it.
 
@@ -120,7 +119,7 @@ class Lock(ModelLock, Defense):
         """Append a line to silo-N.log in the vault's folder, for its owner only.
 
         Raises:
-            VaultError: it cannot be written.
+            VaultError: the file cannot be written.
 
         """
         append_private(self.config.vault / f"silo-{silo}.log", line)
@@ -130,7 +129,7 @@ class Lock(ModelLock, Defense):
         """Lock the job's model, once, before it has a silo's private state."""
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Keep on disk what the round begins with, if wanted."""
+        """Save what the round begins with, if `keep_history` is set."""
         if self.config.keep_history:
             self._own_vault().keep(self.private_state(model), round_index=round_index)
 
@@ -138,7 +137,7 @@ class Lock(ModelLock, Defense):
         """Save the private state before anything is sent.
 
         Raises:
-            VaultError: it cannot be saved.
+            VaultError: the state cannot be saved.
 
         """
         self._own_vault().save(self.private_state(model), round_index=round_index + 1)
@@ -146,9 +145,9 @@ class Lock(ModelLock, Defense):
         return True
 
     def _claim(self, silo: int) -> Vault:
-        """Be the only process that writes the silo's vault, which is the rank's own from now on.
+        """Claim the silo's vault, so that no other process writes it.
 
-        Now, and not when a round is trained that could not be saved. Another rank that had this
+        This comes before training, so that no round is trained in vain. Another rank that had this
         silo in the last round may be about to release it.
         """
         vault = Vault(self.config.vault, silo, self._layout, self._cipher)
@@ -157,7 +156,7 @@ class Lock(ModelLock, Defense):
         return vault
 
     def _release_in_turn(self) -> None:
-        """Release the vault of a silo whose next round may be another rank's."""
+        """Release the vault of a silo that another rank may train next."""
         if self._in_turn and self._vault is not None:
             self._vault.release()
             self._vault = None

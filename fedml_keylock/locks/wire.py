@@ -1,4 +1,4 @@
-"""Locks at the wire: nothing in a silo changes, but what leaves it and what comes back."""
+"""The base of locks at the wire: they change only what a silo sends and receives."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["WireLock", "no_unknowns", "state_tensors"]
 
 
 class WireLock(Lock):
-    """A lock that is a handle on the model, which stays as it is."""
+    """A lock that attaches a handle to the model and leaves the model as it is."""
 
     HANDLE: ClassVar[type[Private]]
     """The class of the handle."""
     SENT: ClassVar[str]
     """How the model's numbers are sent, in one word."""
     SUMMARY: ClassVar[str]
-    """What becomes of the model's parameters."""
+    """What happens to the model's parameters."""
 
     # on a model
 
@@ -39,16 +39,16 @@ class WireLock(Lock):
 
     @abstractmethod
     def _locked_names(self, model: nn.Module) -> set[str]:
-        """The entries of the model's state that are locked.
+        """The entries of the model's state that the lock covers.
 
         Raises:
-            LockError: there are none, or one cannot be.
+            LockError: there are none, or one cannot be locked.
 
         """
 
     @abstractmethod
     def _handle(self, model: nn.Module, secret: bytes) -> Private:
-        """The handle of a silo that is alone."""
+        """The handle for a silo on its own, without a job."""
 
     def _check(self, model: nn.Module) -> ModelCheck:
         if hasattr(model, ATTRIBUTE):
@@ -76,11 +76,12 @@ class WireLock(Lock):
             raise LockError(f"lock: {self.SENT} needs a model with values: take it off meta before")
         self.plan(model)
         handle = self._handle(model, self._draw(uniform))
-        # not a module of the model: a sequence would run it, and everybody would count it
+        # not registered as a submodule: Sequential would run it, and parameter counts would include
+        # it
         object.__setattr__(model, ATTRIBUTE, handle)
 
     def _draw(self, uniform: Uniform | None) -> bytes:
-        """The secret of a silo that is alone."""
+        """The secret of a silo on its own."""
         if uniform is None:
             return os.urandom(32)
         return bytes((256 * uniform((32,))).byte().tolist())
@@ -95,12 +96,12 @@ class WireLock(Lock):
 
     @staticmethod
     def unlock(model: nn.Module) -> None:
-        """Take the handle off."""
+        """Remove the handle."""
         object.__delattr__(model, ATTRIBUTE)
 
     @classmethod
     def export(cls, model: nn.Module) -> nn.Module:
-        """The model computes as it is."""
+        """A copy without the handle: the model itself is plain."""
         plain = deep_copy(model).eval()
         cls.unlock(plain)
         return plain
@@ -109,17 +110,17 @@ class WireLock(Lock):
 
     @property
     def transforms_updates(self) -> bool:
-        """It does."""
+        """True: updates are transformed before they leave the silo."""
         return True
 
     @property
     def wraps_model(self) -> bool:
-        """It does not: the model is the job's own."""
+        """False: the model is the job's own."""
         return False
 
     @property
     def credentials(self) -> Credentials | None:
-        """What silos agree on secrets with."""
+        """The files with which silos agree on secrets."""
         own = self.config
         return Credentials(own.group_key, own.roster, own.identity, own.link_key)
 
@@ -127,12 +128,12 @@ class WireLock(Lock):
         """Nothing: the model is the job's own."""
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
-        """Nothing: what a silo keeps of a round is there when it is sent."""
+        """Nothing: what a silo keeps of a round is saved when it sends."""
         return True
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's state, without what else there may be in it.
+    """The tensors of a model's state, without other entries.
 
     Example:
         >>> sorted(state_tensors(nn.Linear(1, 1)))
@@ -143,7 +144,7 @@ def state_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def no_unknowns(_count: int, _generator: torch.Generator) -> dict[str, Tensor]:
-    """What there is to draw of unknowns in what silos compute.
+    """The secret variables for an attacker to draw: none, since silos compute in the clear.
 
     Example:
         >>> no_unknowns(2, torch.Generator())

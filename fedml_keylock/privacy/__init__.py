@@ -1,1 +1,1 @@
-"""Differential privacy of the average: what a job's noise is worth, and what it has spent."""
+"""Differential privacy of the average: what a job's noise guarantees, and what it has spent."""

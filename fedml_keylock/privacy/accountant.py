@@ -1,9 +1,9 @@
-"""What noise costs: epsilon by dp-accounting, and the multiplier that a wanted epsilon needs.
+"""Computes epsilon with dp-accounting, and the multiplier that a given epsilon needs.
 
 The noise under the seal is discrete. At integer orders the Renyi divergence of integer shifts of a
-discrete Gaussian, and of its Poisson-sampled one, is the continuous Gaussian's: sums of
-exp(-x^2 / 2 sigma^2) over the integers do not change when x is shifted by one. So only integer
-orders are used here, and no privacy loss distributions, for which this is not so.
+discrete Gaussian, also Poisson-sampled, equals the continuous Gaussian's: the sum of
+exp(-x^2 / 2 sigma^2) over the integers does not change when x is shifted by one. So this module
+uses integer orders only, and no privacy loss distributions, for which this does not hold.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .noise_config import NoiseConfig
 __all__ = ["Spending", "epsilon_of", "multiplier_for", "rounds_within", "spending_of"]
 
 ORDERS = (*range(2, 65), *range(68, 257, 4), *range(288, 1025, 32))
-"""Of Renyi divergences. The best one for an epsilon of 100 is 2, of 0.1 some hundreds."""
+"""Orders of Renyi divergences. The best for an epsilon of 100 is 2, for 0.1 some hundreds."""
 MOST = 10**6
-"""Rounds that are counted at most."""
+"""The most rounds that are counted."""
 LEAST = 1e-4
-"""The least multiplier that is looked for; a tenth of it is how near it is found."""
+"""The smallest multiplier to search for; a tenth of it is the tolerance of the search."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Spending:
         count: how many compositions.
 
     Raises:
-        ConfigError: one of them is out of range.
+        ConfigError: a value is out of range.
 
     Example:
         >>> Spending(2.6, count=20).rate
@@ -56,12 +56,12 @@ class Spending:
 
 
 def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
-    """Epsilon at delta of what was spent, by dp-accounting's Renyi accountant.
+    """Epsilon at delta, by dp-accounting's Renyi accountant.
 
     Neighbours are with and without one unit (dp-accounting's ADD_OR_REMOVE_ONE).
 
     Args:
-        spendings: composed with one another.
+        spendings: all are composed.
         delta: above 0 and below 1.
 
     Raises:
@@ -74,7 +74,7 @@ def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
         0.0
 
     """
-    if not 0 < delta < 1:  # of NaN dp-accounting says that it costs nothing
+    if not 0 < delta < 1:  # for NaN dp-accounting returns 0
         raise ConfigError(
             f"keylock.noise.delta: {delta!r} is not allowed: use one above 0, below 1"
         )
@@ -85,19 +85,19 @@ def epsilon_of(spendings: Iterable[Spending], delta: float) -> float:
     if not spent:
         return 0.0
     total = sum(one.count * _divergences(one.multiplier, one.rate) for one in spent)
-    # where its sums lose all digits, dp-accounting takes negative numbers, and NaN, for no cost
+    # where its sums lose all digits, dp-accounting takes negative numbers and NaN for no cost
     known = np.where(np.isfinite(total) & (total >= 0), total, np.inf)
     return float(rdp.compute_epsilon(ORDERS, known, delta)[0])
 
 
 def multiplier_for(epsilon: float, delta: float, *, rate: float = 1.0, count: int = 1) -> float:
-    """The least multiplier of which so many compositions cost no more than an epsilon.
+    """The smallest multiplier at which `count` compositions cost at most epsilon.
 
     Args:
         epsilon: above 0.
         delta: above 0 and below 1.
-        rate: as of `Spending`.
-        count: as of `Spending`.
+        rate: see `Spending`.
+        count: see `Spending`.
 
     Raises:
         ConfigError: there is none, an argument is out of range, or dp-accounting is not installed.
@@ -121,7 +121,7 @@ def multiplier_for(epsilon: float, delta: float, *, rate: float = 1.0, count: in
         )
     except (ValueError, library.mechanism_calibration.NoBracketIntervalFoundError):
         found = math.nan
-    # it does not know of what `epsilon_of` makes of lost digits
+    # its search does not know that `epsilon_of` counts lost digits as infinite
     fits = found > 0 and epsilon_of([Spending(found, rate, count)], delta) <= epsilon
     if not (fits and epsilon > 0):
         raise ConfigError(
@@ -137,10 +137,10 @@ def rounds_within(
     """How many rounds a budget allows.
 
     Args:
-        one: what a round costs.
+        one: the cost of a round.
         delta: above 0 and below 1.
         budget: an epsilon.
-        spent: before them.
+        spent: what was spent before.
         most: where to stop counting.
 
     Raises:
@@ -168,14 +168,14 @@ def rounds_within(
 
 
 def spending_of(noise: NoiseConfig, multiplier: float) -> Spending:
-    """What it costs a unit that its silo takes part in one round.
+    """The cost to a unit when its silo takes part in one round.
 
-    A clip that follows the norms costs nothing beside it: the noise on values is enlarged so that
-    it and the noise on the count make one multiplier.
+    A clip that follows the norms adds no cost: the noise on values is enlarged so that it and the
+    noise on the count together have the one multiplier.
 
     Args:
         noise: the section.
-        multiplier: the section's, or what was solved for.
+        multiplier: the section's, or the solved one.
 
     Example:
         >>> spending_of(NoiseConfig(clip=1, delta=1e-5, multiplier=2, buffer_clip=1), 2.0)
@@ -183,14 +183,14 @@ def spending_of(noise: NoiseConfig, multiplier: float) -> Spending:
 
     """
     if noise.unit == "silo":
-        # parameters and buffers are clipped, and drowned, each by themselves
+        # parameters and buffers are clipped and noised separately
         return Spending(multiplier, count=1 if noise.buffer_clip is None else 2)
     return Spending(multiplier, noise.rate or 1.0, noise.steps)
 
 
 @lru_cache(maxsize=256)
 def _divergences(multiplier: float, rate: float) -> Any:
-    """Of one composition, at each of ORDERS."""
+    """The Renyi divergences of one composition, at each of ORDERS."""
     return _accountant().compose(_event(multiplier, rate)).rdp
 
 

@@ -1,4 +1,4 @@
-"""A rank's accounts of its silos' privacy: planned, checked, and written before it is spent."""
+"""Keeps a rank's privacy accounts: plans a job, checks budgets, records each round before it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["Accounts"]
 
 @dataclass
 class Accounts:
-    """What a lock with noise asks before, in and after its rounds.
+    """The privacy accounts of a lock with noise, over a job.
 
     Attributes:
-        noise: the YAML's.
+        noise: the noise section of the YAML.
         colluders: how many silos may collude with the server.
-        folder: of the vault, where ledgers are.
-        budget: of the job; None until it is planned.
+        folder: of the vault, which holds the ledgers.
+        budget: of the job; None before `plan`.
 
     """
 
@@ -37,21 +37,21 @@ class Accounts:
 
     @property
     def multiplier(self) -> float | None:
-        """z; None until it is solved for, where the YAML gives epsilon."""
+        """z; None until it is solved for, if the YAML gives epsilon."""
         return self.noise.multiplier if self.budget is None else self.budget.multiplier
 
     def plan(self, schedule: Schedule) -> int:
-        """How many rounds are run; see `Budget.of`."""
+        """Plan how many rounds to run; see `Budget.of`."""
         self.budget = Budget.of(self.noise, self.colluders, schedule)
         if self.budget.stops:
             logging.info("%s", self.budget.stops)
         return self.budget.rounds
 
     def tell(self, numbers: int) -> None:
-        """Say once, before a job begins, what its noise is worth.
+        """Log once, before a job begins, what its noise guarantees.
 
         Args:
-            numbers: how many are noised.
+            numbers: how many numbers are noised.
 
         """
         if (budget := self.budget) is None:
@@ -61,10 +61,10 @@ class Accounts:
             logging.log(logging.WARNING if ratio > 1 else logging.INFO, "%s", ratio_in_words(ratio))
 
     def enter(self, silo: int) -> None:
-        """A silo is about to take part: check what it has spent.
+        """Check what a silo has spent before it takes part.
 
         Raises:
-            ConfigError: the rest of the job would pass the budget.
+            ConfigError: the rest of the job would exceed the budget.
             VaultError: its ledger cannot be read.
 
         """
@@ -74,15 +74,15 @@ class Accounts:
         self._entered.append(silo)
 
     def spend(self, silo: int) -> None:
-        """Write down what a silo is about to send; see `spend_entered`."""
+        """Record the cost of what a silo is about to send; see `spend_entered`."""
         self._entered = [silo]
         self.spend_entered()
 
     def spend_entered(self) -> None:
-        """Write down what all silos that have entered are about to send, before it is sent.
+        """Record the cost of what all entered silos are about to send, before it is sent.
 
         Raises:
-            UpdateRefused: one would pass its budget.
+            UpdateRefused: a silo would exceed its budget.
             VaultError: a ledger cannot be written.
 
         """
@@ -105,10 +105,10 @@ class Accounts:
         return PrivacyLoss(epsilon, noise.delta, noise.unit, page.rounds)
 
     def weigh(self, samples: float) -> float:
-        """A silo's weight: 1, or under `unit: example` how many it has, which must fit delta.
+        """A silo's weight: 1, or under `unit: example` its number of examples; checks delta.
 
         Raises:
-            ConfigError: it does not.
+            ConfigError: delta is too large for it.
 
         """
         if self.noise.unit == "silo":

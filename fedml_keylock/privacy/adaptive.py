@@ -1,4 +1,4 @@
-"""A clip that follows a quantile of the silos' norms, told by a noised count.
+"""Adapts the clip to a quantile of the silos' norms, by a noised count.
 
 Andrew, Thakkar, McMahan, Ramaswamy, "Differentially private learning with adaptive clipping", 2021
 (arXiv 1905.03871).
@@ -18,14 +18,14 @@ __all__ = ["QuantileClip", "vote"]
 BITS = 24
 """Significant bits of a clip."""
 LEAST, MOST = 2.0**-64, 2.0**64
-"""Between these a clip stays, however long it follows."""
+"""The bounds of a clip, however long it adapts."""
 
 
 def vote(norm: float, clip: float) -> int:
-    """What a silo adds to the count: 1 if its update is within the clip, else -1.
+    """A silo's vote: 1 if its update is within the clip, else -1.
 
-    The paper counts 1 and 0, less 1/2; this is twice that, a whole number. A silo that is left out
-    adds 0 to it, as to the updates: it moves the count by 1, and so the noise on it is `2 sigma_b`.
+    The paper counts 1 and 0, less 1/2; this is twice that, an integer. A silo that is left out adds
+    0 to the votes, as to the updates. So it changes the count by 1, and the noise is `2 sigma_b`.
 
     Example:
         >>> vote(0.5, 1.0), vote(2.0, 1.0)
@@ -37,15 +37,15 @@ def vote(norm: float, clip: float) -> int:
 
 @dataclass(frozen=True)
 class QuantileClip:
-    """How the next clip comes of the votes, and what noise updates and votes have.
+    """How votes set the next clip, and how the noise is split between updates and votes.
 
     Attributes:
         quantile: the share of updates that should be within the clip.
         rate: of the paper's geometric update.
         silos: how many vote in a round.
-        votes: the standard deviation of the noise in the sum of votes, `2 sigma_b`: without the
-            noise of colluding silos, as all multipliers.
-        multiplier: of the noise of the updates, in place of the whole's: a little more.
+        votes: the standard deviation of the noise in the sum of votes, `2 sigma_b`, without the
+            noise of colluding silos, like all multipliers.
+        multiplier: of the noise on updates, a little larger than that of both together.
 
     Example:
         >>> adaptive = QuantileClip.of(AdaptiveClip(), multiplier=1.0, silos=100)
@@ -64,15 +64,15 @@ class QuantileClip:
 
     @classmethod
     def of(cls, config: AdaptiveClip, multiplier: float, silos: int) -> QuantileClip:
-        """Split the noise that both together are accounted for (the paper's theorem 1).
+        """Split the noise of both together (the paper's theorem 1).
 
         Args:
             config: the section.
-            multiplier: z, of updates and votes together.
+            multiplier: z, for updates and votes together.
             silos: how many take part in a round.
 
         Raises:
-            ConfigError: the votes alone cost as much as both may.
+            ConfigError: the votes alone cost as much as both together may.
 
         """
         given = config.deviation
@@ -87,21 +87,21 @@ class QuantileClip:
         return cls(config.quantile, config.rate, silos, votes, rest)
 
     def next(self, clip: float, votes: float) -> float:
-        """The clip of the next round, the same on every machine.
+        """The next round's clip, the same on every machine.
 
         Args:
             clip: of this round.
-            votes: the noised sum of the silos' votes. Beyond what silos can vote it is noise, and
-                counts as their most, so that a clip changes by at most e^rate.
+            votes: the noised sum of the silos' votes. It is clamped to the range of votes, so that
+                a clip changes by at most e^rate.
 
         """
         share = min(max((votes / self.silos + 1) / 2, 0.0), 1.0)
-        # decimal rounds exp correctly everywhere, math.exp as the machine's library does
+        # decimal rounds exp correctly on every machine; math.exp depends on its library
         step = Context(prec=30).exp(Decimal(-self.rate * (share - self.quantile)))
         return _rounded(min(max(clip * float(step), LEAST), MOST))
 
 
 def _rounded(number: float) -> float:
-    """To BITS significant bits."""
+    """Round to BITS significant bits."""
     mantissa, exponent = math.frexp(number)
     return math.ldexp(round(math.ldexp(mantissa, BITS)), exponent - BITS)

@@ -1,4 +1,4 @@
-"""What a job's noise is worth, from its settings and from who takes part in which round."""
+"""Computes what a job's noise guarantees, from its settings and its schedule of silos."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["Budget", "check_examples", "honest_silos", "ratio_in_words"]
 class Budget:
     """A job's noise, solved for its rounds. It is public, and the same on every rank.
 
-    FedML's choice of silos is public, too, so that it hides nobody: what counts is in how many
-    rounds a silo does take part.
+    FedML's choice of silos is public too, so it gives no amplification by sampling: what counts is
+    the number of rounds in which a silo takes part.
 
     Attributes:
-        noise: the YAML's.
+        noise: the noise section of the YAML.
         colluders: how many silos may collude with the server.
-        schedule: who takes part in which round.
-        multiplier: z: the YAML's, or what its epsilon needs.
+        schedule: which silos take part in each round.
+        multiplier: z: the YAML's, or the one that its epsilon needs.
 
     """
 
@@ -40,22 +40,22 @@ class Budget:
 
     @classmethod
     def of(cls, noise: NoiseConfig, colluders: int, schedule: Schedule) -> Budget:
-        """Solve a job's noise.
+        """Solve for a job's noise.
 
         Args:
-            noise: the YAML's.
+            noise: the noise section of the YAML.
             colluders: as declared.
             schedule: of the job.
 
         Raises:
-            ConfigError: no noise is left without that of colluding silos, delta is as large as one
-                silo's share of all, stop_at is below what one round costs, no noise costs the
-                wanted epsilon, votes on the clip leave nothing for updates, or dp-accounting is not
+            ConfigError: only colluding silos would add noise, delta is as large as one over the
+                number of silos, stop_at is below the cost of one round, no noise reaches the wanted
+                epsilon, votes on the clip leave nothing for updates, or dp-accounting is not
                 installed.
 
         """
         made = cls(noise, colluders, schedule, noise.multiplier or 0.0)
-        made.honest  # noqa: B018  # there may be none
+        made.honest  # noqa: B018  # raises if no honest silo adds noise
         if noise.unit == "silo":
             _check_delta(noise.delta, schedule.silos, "silos")
         if noise.epsilon is not None:
@@ -63,7 +63,7 @@ class Budget:
             count = made.most_planned * one.count
             found = multiplier_for(noise.epsilon, noise.delta, rate=one.rate, count=count)
             made = replace(made, multiplier=found)
-        made.costs(1)  # also where nothing is solved, the job is not to find out later
+        made.costs(1)  # raises now, not later in the job, also if nothing is solved for
         made.on_updates  # noqa: B018  # likewise
         if schedule.rounds and not made.rounds:
             raise ConfigError(
@@ -74,24 +74,24 @@ class Budget:
 
     @property
     def one(self) -> Spending:
-        """What it costs to take part in one round."""
+        """The cost of taking part in one round."""
         return spending_of(self.noise, self.multiplier)
 
     @property
     def on_updates(self) -> float:
-        """Of the updates alone: a little more than z, where votes on the clip are noised, too."""
+        """The multiplier for updates alone: above z if votes on the clip are noised too."""
         if self.noise.adaptive is None:
             return self.multiplier
         return QuantileClip.of(self.noise.adaptive, self.multiplier, self.each).multiplier
 
     def costs(self, rounds: int) -> float:
-        """Epsilon of so many participations."""
+        """Epsilon after taking part in so many rounds."""
         spent = replace(self.one, count=rounds * self.one.count)
         return epsilon_of([spent], self.noise.delta)
 
     @cached_property
     def rounds(self) -> int:
-        """How many of the rounds are run: as many as no silo passes `stop_at` in."""
+        """How many rounds are run: as many as keep every silo within `stop_at`."""
         planned = self.schedule.rounds
         if self.noise.stop_at is None:
             return len(planned)
@@ -105,17 +105,17 @@ class Budget:
 
     @property
     def most(self) -> int:
-        """In how many of them the silo takes part that does so most often."""
+        """The largest number of run rounds in which one silo takes part."""
         return max(self.taken.values(), default=0)
 
     @property
     def taken(self) -> Counter[int]:
-        """By silo, in how many of them it takes part."""
+        """In how many run rounds each silo takes part."""
         return _taken(self.schedule.rounds[: self.rounds])
 
     @property
     def most_planned(self) -> int:
-        """As `most`, of all rounds that are planned."""
+        """Like `most`, of all planned rounds."""
         return max(_taken(self.schedule.rounds).values(), default=1)
 
     @property
@@ -130,7 +130,7 @@ class Budget:
 
     @property
     def stops(self) -> str:
-        """Why there are fewer rounds than planned, in one line; empty where there are not."""
+        """Why fewer rounds than planned are run, in one line; empty if all are."""
         if self.rounds == len(self.schedule.rounds):
             return ""
         return (
@@ -141,7 +141,7 @@ class Budget:
 
     @property
     def summary(self) -> str:
-        """What the noise is worth, in one line."""
+        """The guarantee of the noise, in one line."""
         noise = self.noise
         sum_of = f"the sum of {self.each} silos without that of {self.each - self.honest}"
         if noise.steps > 1:
@@ -156,23 +156,24 @@ class Budget:
         )
 
     def ratio(self, numbers: int) -> float | None:
-        """`noise_over_signal` under `unit: silo`; otherwise nobody knows before all examples."""
+        """`noise_over_signal` under `unit: silo`; else None, for want of all silos' examples."""
         return self.noise_over_signal(numbers) if self.noise.unit == "silo" else None
 
     def noise_over_signal(self, numbers: int, examples: int = 0) -> float:
-        """How long the noise in the average is, over the clip.
+        """The length of the noise in the average, divided by the clip.
 
-        The sum has deviation z clip in each number without the noise of the others, and
-        ``z clip sqrt(m / H)`` with all of it; the average a share 1/m of that. Over d numbers its
-        length is ``sqrt(d) z clip sqrt(m / H) / m``. The signal is the average of clipped updates
-        that all point the same way, the best case, which is as long as the clip: m updates that
-        have nothing in common average to ``clip / sqrt(m)`` only.
+        Without the noise of the other silos, the sum has deviation z clip in each number; with all
+        of it ``z clip sqrt(m / H)``. The average has 1/m of that, and over d numbers the length
+        ``sqrt(d) z clip sqrt(m / H) / m``. The signal is the average of clipped updates that all
+        point the same way, the best case, which is as long as the clip. m orthogonal updates
+        average to ``clip / sqrt(m)`` only.
 
-        Under `unit: example` it is that of one step, and the ``rate n`` examples of a batch stand
-        for the m silos. With several steps a round each silo adds all of the noise to its own sum.
+        Under `unit: example` it is that of one step, with the ``rate n`` examples of a batch in
+        place of the m silos. With several steps a round each silo adds all of the noise to its own
+        sum.
 
         Args:
-            numbers: d, how many are noised.
+            numbers: d, how many numbers are noised.
             examples: n, of all silos together, under `unit: example`.
 
         Example:
@@ -190,15 +191,15 @@ class Budget:
         return math.sqrt(numbers * silos) * self.on_updates / units
 
     def check_left(self, page: Page, silo: int, done: int) -> None:
-        """Check, before a silo trains, that what it has spent leaves the rest of this job.
+        """Check, before a silo trains, that its budget covers the rest of this job.
 
         Args:
             page: of its ledger.
             silo: its index.
-            done: how many rounds of this job are over.
+            done: how many rounds of this job have ended.
 
         Raises:
-            ConfigError: saying what was spent, and what fits.
+            ConfigError: naming what was spent, and how many rounds fit.
 
         """
         stop_at, delta = self.noise.stop_at, self.noise.delta
@@ -217,7 +218,7 @@ class Budget:
 def honest_silos(silos: int, colluders: int) -> int:
     """How many silos of a round add noise that an observer does not know.
 
-    Colluding silos know their own, and so does a silo that looks by itself.
+    Colluding silos know their own noise, and so does a silo that observes alone.
 
     Raises:
         ConfigError: there are none.
@@ -237,7 +238,7 @@ def honest_silos(silos: int, colluders: int) -> int:
 
 
 def check_examples(noise: NoiseConfig, number: float) -> None:
-    """Check, in a silo, that delta is less than one of its examples' share.
+    """Check, in a silo, that delta is below one over its number of examples.
 
     Raises:
         ConfigError: it is not.
@@ -248,7 +249,7 @@ def check_examples(noise: NoiseConfig, number: float) -> None:
 
 
 def ratio_in_words(ratio: float, unit: str = "silo") -> str:
-    """What noise over signal says.
+    """Explain the ratio of noise to signal.
 
     Example:
         >>> ratio_in_words(0.25)
@@ -268,15 +269,15 @@ def ratio_in_words(ratio: float, unit: str = "silo") -> str:
 
 
 def _taken(rounds: Iterable[Iterable[int]]) -> Counter[int]:
-    """By silo, in how many of these rounds it takes part."""
+    """In how many of these rounds each silo takes part."""
     return Counter(silo for silos in rounds for silo in silos)
 
 
 def _check_delta(delta: float, number: float, what: str) -> None:
     if not delta * number < 1:
-        # of examples the number is not said: the line reaches whoever started the job
+        # the number of examples is not named: the line reaches whoever started the job
         many = f"{number:g} {what}" if what == "silos" else f"this silo's {what}"
         raise ConfigError(
             f"keylock.noise.delta: {delta:g} is not allowed with {many}: it must be below 1 over "
-            "their number, or telling all of one of them would be within it"
+            "their number, or revealing one of them entirely would be within it"
         )

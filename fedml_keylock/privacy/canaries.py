@@ -1,12 +1,12 @@
-"""Epsilon as canaries show it: an estimate from one run beside the accountant's bound.
+"""Estimates epsilon from one run by canaries, beside the accountant's bound.
 
 Andrew, Kairouz, Oh, Oprea, McMahan, Suriyakumar, "One-shot empirical privacy estimation for
-federated learning", ICLR 2024 (arXiv 2302.03098). Canaries are random directions that are added to
-sums as further units are. Who sees a sum asks how far it goes along a canary, and along directions
-that were held out. The two are nearly Gaussians, and how well they are told apart is an epsilon.
+federated learning", ICLR 2024 (arXiv 2302.03098). Canaries are random directions, added to sums
+like further units. An observer of a sum projects it on each canary, and on directions that were
+held out. Both sets of projections are nearly Gaussian; how well they separate gives an epsilon.
 
-It is an estimate for one attacker, and no bound: another one may do better, and a bound holds for
-the worst of units.
+It is an estimate for one attacker, not a bound: another attacker may do better, and a bound holds
+for the worst unit.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CanaryEstimate:
-    """An estimate of epsilon, and no bound.
+    """An estimate of epsilon, not a bound.
 
     Attributes:
         epsilon: at delta.
-        low: of the 95 % interval of the separation (Hedges and Olkin 1985).
-        high: of the same.
-        delta: as asked.
-        separation: the difference of the two means over the standard deviation of both.
+        low: lower end of its interval, from the 95 % interval of the separation (Hedges and Olkin
+            1985).
+        high: upper end of the same.
+        delta: as given.
+        separation: the difference of the two means divided by the common standard deviation.
         count: of canaries.
-        bound: the accountant's epsilon of a unit that takes part as canaries do; None where it was
-            not asked for.
+        bound: the accountant's epsilon for a unit that takes part like a canary; None if not
+            computed.
 
     """
 
@@ -63,13 +64,13 @@ class CanaryEstimate:
 def directions(seed: bytes, count: int, size: int, *, first: int = 0) -> Iterator[Vector]:
     """Random unit vectors, uniform on the sphere and the same for the same seed.
 
-    One at a time: a thousand of a large model's size are in no memory.
+    One at a time: a thousand of a large model's size would not fit in memory.
 
     Args:
-        seed: secret, until the estimate is made.
+        seed: secret until the estimate is made.
         count: how many.
         size: entries of each.
-        first: the number of the first one; others are others.
+        first: index of the first one.
 
     Example:
         >>> a, b = directions(b"seed", 2, 10_000)
@@ -85,20 +86,20 @@ def directions(seed: bytes, count: int, size: int, *, first: int = 0) -> Iterato
 
 @dataclass
 class Canaries:
-    """The canaries of one job, and what its sums tell of them.
+    """The canaries of one job, and the statistics of its sums.
 
-    The statistic is linear in the sums. So it is enough to keep a weighted sum of them, and to ask
-    for its projections once. With noise of deviation s_t in each direction and a canary of length
-    a_t in round t, the best test of Gaussians weighs a round by a_t / s_t^2; s_t^2 is taken to be
-    the sum's own mean square, which is nearly all noise. Of who sees only the final model, all
-    rounds weigh the same. Canaries are noise to one another, too, the same in all rounds:
-    in R rounds of multiplier z the separation is sqrt(R) / sqrt(z^2 + R count / size).
+    The statistic is linear in the sums. So it suffices to keep a weighted sum, and to project it
+    once. With noise of deviation s_t in each direction and a canary of length a_t in round t, the
+    best test of Gaussians weights a round by a_t / s_t^2. s_t^2 is estimated by the sum's own mean
+    square, which is almost all noise. For an observer of the final model only, all rounds have the
+    same weight. Canaries are noise to one another as well, the same in all rounds: after R rounds
+    of multiplier z the separation is sqrt(R) / sqrt(z^2 + R count / size).
 
     Attributes:
         count: of canaries, and of held-out directions.
         size: entries of a sum.
         seed: of both.
-        rate: of each canary to be in a sum; which are is drawn for each sum.
+        rate: the probability of each canary to be in a sum, drawn for each sum.
 
     Example:
         >>> canaries = Canaries(100, 20_000, b"seed")
@@ -119,7 +120,7 @@ class Canaries:
     _final: Vector | float = field(default=0.0, repr=False)
 
     def added(self, clip: float) -> Vector:
-        """The sum of the canaries, each of length clip: what a round gets beside its units."""
+        """The sum of the canaries, each of length clip, to add to a round."""
         if self._added is None or self.rate < 1:
             self._added = np.zeros(self.size)
             drawn = np.random.default_rng().random(self.count) < self.rate
@@ -128,10 +129,10 @@ class Canaries:
         return clip * self._added
 
     def see(self, total: Vector, clip: float) -> None:
-        """Take note of a round's sum, of canaries whose length was clip.
+        """Record a round's sum, in which canaries have length clip.
 
         Args:
-            total: what an observer has, ``(size,)``: less what it knows of it.
+            total: the observer's sum ``(size,)``, without what the observer knows of it.
             clip: in the same unit.
 
         """
@@ -141,11 +142,11 @@ class Canaries:
             self._final = self._final + total
 
     def estimate(self, delta: float, *, final: bool = False) -> CanaryEstimate:
-        """What the sums tell.
+        """Estimate epsilon from the sums.
 
         Args:
             delta: of (epsilon, delta).
-            final: as who has only the final model, the sum of the sums.
+            final: whether the observer has only the final model, the sum of the sums.
 
         """
         seen = self._final if final else self._seen
@@ -160,15 +161,15 @@ class Canaries:
 
 
 def estimate(inserted: Vector, heldout: Vector, delta: float) -> CanaryEstimate:
-    """Epsilon at delta, of two Gaussians with the means of what was observed, and one deviation.
+    """Epsilon at delta for two Gaussians with the observed means and one common deviation.
 
-    Who adds a unit moves a sum and leaves its noise as it is, so that one deviation is right. With
-    one for each, as the paper has them, delta of 1e-5 asks for tails that few canaries do not show:
-    of 200 that were never added the estimate is 1.3 in place of 0.
+    Adding a unit shifts a sum and keeps its noise, so one deviation is right. With one for each, as
+    in the paper, a delta of 1e-5 depends on tails that few canaries show: for 200 canaries that
+    were never added, the estimate is 1.3 instead of 0.
 
     Args:
-        inserted: of each canary, how far the sum goes along it, ``(k,)``; in any unit.
-        heldout: the same of directions that were not added, ``(n,)``.
+        inserted: projection of the sum on each canary, ``(k,)``, in any unit.
+        heldout: the same for directions that were not added, ``(n,)``.
         delta: of (epsilon, delta).
 
     Raises:
@@ -196,7 +197,7 @@ def estimate(inserted: Vector, heldout: Vector, delta: float) -> CanaryEstimate:
 
 
 def epsilon_of_gaussians(separation: float, delta: float) -> float:
-    """Epsilon at delta that tells N(separation, 1) from N(0, 1), and no smaller one does.
+    """The smallest epsilon at delta that separates N(separation, 1) from N(0, 1).
 
     By the exact trade-off (Balle and Wang 2018, theorem 8). The Gaussian mechanism of multiplier z
     has a separation of 1 / z, and R rounds of it sqrt(R) / z.

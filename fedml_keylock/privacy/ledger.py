@@ -1,4 +1,4 @@
-"""What a silo has spent, on disk: later jobs on the same vault go on counting."""
+"""Records on disk what a silo has spent, so that later jobs on the same vault count on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ WAIT = 10.0
 
 @dataclass(frozen=True)
 class Page:
-    """What a ledger says.
+    """The content of a ledger.
 
     Attributes:
-        spent: each different kind once.
-        rounds: in how many rounds.
+        spent: each kind of cost once, with its count.
+        rounds: how many rounds were counted.
 
     """
 
@@ -37,7 +37,7 @@ class Page:
     rounds: int = 0
 
     def with_round(self, one: Spending) -> Page:
-        """What it says after another round, which costs this.
+        """The content after another round of this cost.
 
         Example:
             >>> Page().with_round(Spending(2.0)).with_round(Spending(2.0)).spent
@@ -56,9 +56,9 @@ class Ledger:
     """One silo's ledger, an owner-only file in the vault's folder.
 
     Attributes:
-        folder: of the vault; made when first written, for its owner only.
+        folder: of the vault; created on the first write, for its owner only.
         silo: index of the silo.
-        unit: what is protected: silo or example. The two do not add up.
+        unit: what is protected: silo or example. Costs of the two do not add up.
 
     Example:
         >>> import tempfile
@@ -81,15 +81,15 @@ class Ledger:
 
     @property
     def spent(self) -> list[Spending]:
-        """What was spent so far; see `read`."""
+        """All that was spent so far; see `read`."""
         return list(self.read().spent)
 
     def read(self) -> Page:
-        """What the file says; nothing was spent where there is none.
+        """The file's content; without a file nothing was spent.
 
         Raises:
-            VaultError: it cannot be read, is readable by others, is no ledger, is another silo's,
-                or counts another unit.
+            VaultError: the file cannot be read, is readable by others, is not a ledger, or belongs
+                to another silo or another unit.
 
         """
         if not os.path.lexists(self.path):
@@ -107,11 +107,11 @@ class Ledger:
         """Count a round, on disk before this returns.
 
         Args:
-            one: what it costs.
-            check: called with what the ledger would then say; raises to leave it as it was.
+            one: its cost.
+            check: called with the new content; raises to leave the file as it was.
 
         Raises:
-            VaultError: it cannot be read or written; it is as it was.
+            VaultError: the file cannot be read or written; it is unchanged.
 
         """
         make_folder(self.folder)
@@ -130,7 +130,7 @@ class Ledger:
 
 
 def ledgers_in(folder: Path, unit: str) -> list[Ledger]:
-    """The ledgers of a vault's folder, by silo; none where there is no folder.
+    """The ledgers in a vault's folder, by silo; empty if there is no folder.
 
     Example:
         >>> ledgers_in(Path("nowhere"), "silo")
@@ -144,7 +144,7 @@ def ledgers_in(folder: Path, unit: str) -> list[Ledger]:
 
 
 def _parsed(content: bytes, path: Path, silo: int) -> tuple[Page, str]:
-    """A file's page, and its unit."""
+    """A file's content, and its unit."""
     try:
         read = json.loads(content)
         if read["schema"] != SCHEMA or read["silo"] != silo:

@@ -1,4 +1,4 @@
-"""The `keylock: {noise: ...}` section: distributed differential privacy under `lock: sealed`."""
+"""The settings `keylock: {noise: ...}`: distributed differential privacy under `lock: sealed`."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class AdaptiveClip(Settings):
     section: ClassVar[str] = "keylock.noise.adaptive"
 
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """The share of updates that the clip should leave as they are."""
+    """The share of updates that the clip should not shorten."""
     rate: Positive = 0.2
-    """How fast it follows: it changes by at most e^rate in a round."""
+    """How fast the clip adapts: it changes by at most e^rate in a round."""
     deviation: Positive | None = None
     """Standard deviation of the noise on the count of unclipped updates. None: a twentieth of the
     silos, or twice the multiplier if that is more."""
 
 
 class NoiseConfig(Settings):
-    """How much noise silos add under the seal, and for what.
+    """How much noise silos add under the seal, and whom it protects.
 
     Example:
         >>> NoiseConfig(clip=1.0, multiplier=1.1, delta=1e-5).unit
@@ -46,33 +46,33 @@ class NoiseConfig(Settings):
     section: ClassVar[str] = "keylock.noise"
 
     clip: Positive
-    """The L2 norm that a unit's part in a sum is clipped to: a silo's update, over all that is
-    sent, or an example's gradient."""
+    """The L2 norm to which each unit is clipped: a silo's update, over all tensors sent, or an
+    example's gradient."""
     delta: Delta
     """Of (epsilon, delta)."""
     multiplier: Positive | None = None
-    """z: the standard deviation of the noise in the sum over clip, without the noise of colluding
-    silos, or of one silo."""
+    """z: the standard deviation of the noise in the sum, divided by clip. It leaves out the
+    noise of the colluding silos, of one silo at least."""
     epsilon: Positive | None = None
-    """In place of multiplier: what all rounds together may cost."""
+    """Instead of multiplier: the epsilon that all rounds together may cost."""
     unit: Literal["silo", "example"] = "silo"
-    """What is protected: that a silo took part, or that an example is among a silo's."""
+    """The protected unit: whether a silo took part, or whether an example is among a silo's."""
     stop_at: Positive | None = None
-    """Train no round after which epsilon would be above this."""
+    """Train no round after which epsilon would exceed this."""
     buffer_clip: Positive | None = None
-    """Of unit: silo: the L2 norm that the change of floating-point buffers, such as BatchNorm's
-    statistics, is clipped to. None: buffers stay at home, each silo has its own."""
+    """For unit: silo: the L2 norm to which the change of floating-point buffers is clipped, such as
+    BatchNorm's statistics. None: buffers are not sent, and each silo keeps its own."""
     adaptive: AdaptiveClip | None = None
-    """Of unit: silo: let the clip follow the updates' norms, from `clip` on."""
+    """For unit: silo: let the clip adapt to the updates' norms, starting from `clip`."""
     rate: Annotated[Positive, Field(le=1)] | None = None
-    """Of unit: example: the share of a silo's examples that is in a batch; each is drawn by itself,
-    in secret (Poisson sampling). 1: all of them."""
+    """For unit: example: the probability of each of a silo's examples to be in a batch, drawn
+    independently and in secret (Poisson sampling). 1: all of them."""
     steps: Count = 1
-    """Of unit: example: gradient steps a round. With one, silos share the noise; with more each
-    silo adds all of it at every step."""
+    """For unit: example: gradient steps a round. With one step, silos share the noise; with more,
+    each silo adds all of it at every step."""
     canaries: Natural = 0
-    """Random directions that silo 0 adds as further units, to estimate epsilon from the averages
-    (arXiv 2302.03098); 0 for none."""
+    """Number of random directions that silo 0 adds like further units, to estimate epsilon from the
+    averages (arXiv 2302.03098); 0 for none."""
 
     @model_validator(mode="after")
     def _goes_together(self) -> NoiseConfig:
@@ -85,11 +85,12 @@ class NoiseConfig(Settings):
             if getattr(self, name) is not None:
                 other = "example" if self.unit == "silo" else "silo"
                 raise ConfigError(
-                    f"keylock.noise.{name}: it is of unit: {other}; leave it out, or set that unit"
+                    f"keylock.noise.{name}: applies to unit: {other}; leave it out, or set that "
+                    "unit"
                 )
         if self.unit == "silo" and self.steps != 1:
             raise ConfigError(
-                "keylock.noise.steps: it is of unit: example; with unit: silo a silo trains as "
+                "keylock.noise.steps: applies to unit: example; with unit: silo a silo trains as "
                 "long as it likes"
             )
         if self.unit == "example" and self.rate is None:
@@ -99,8 +100,7 @@ class NoiseConfig(Settings):
             )
         if self.canaries == 1 or (self.canaries and self.steps > 1):
             raise ConfigError(
-                "keylock.noise.canaries: with steps above 1 there are no sums that tell of them; "
-                "leave it out"
+                "keylock.noise.canaries: with steps above 1 no sum contains them; leave it out"
                 if self.steps > 1
                 else "keylock.noise.canaries: one tells nothing; take some hundreds"
             )

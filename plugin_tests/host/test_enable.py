@@ -502,7 +502,7 @@ FedMLAttacker().init(types.SimpleNamespace(enable_defense=True, defense_type="ke
     )
     assert ended.status == 1
     assert ended.stderr.count("\n") == 1
-    assert ended.stderr.startswith("fedml-keylock: defense_type: keylock cannot be had: ")
+    assert ended.stderr.startswith("fedml-keylock: defense_type: keylock is not available: ")
 
 
 WITHOUT_PLACES = """

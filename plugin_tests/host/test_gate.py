@@ -217,7 +217,7 @@ def test_a_refused_entry_is_not_quoted(silo, wrap):
 
 @pytest.mark.parametrize("nonce", [None, "", "0" * 31, "0" * 33, "g" * 32, "A" * 32, 7, b"0" * 32])
 def test_what_is_no_job_nonce_is_refused(nonce):
-    with pytest.raises(UpdateRefused, match="silo 0 came without the job nonce: the plugin is"):
+    with pytest.raises(UpdateRefused, match="silo 0 arrived without the job nonce: the plugin is"):
         check_nonce(nonce, who="silo 0")
 
 
@@ -378,7 +378,7 @@ def test_a_silo_admits_an_average_with_its_nonce():
         ({"model": {"k": torch.ones(1)}}, "k is not a public name"),
         ({"model": state(float("nan"))}, "w is not finite"),
         ({"model": state(scale=1.01)}, "scale is not the constant 1"),
-        ({JOB_NONCE: None}, "came without the job nonce"),
+        ({JOB_NONCE: None}, "arrived without the job nonce"),
     ],
 )
 def test_a_silo_refuses_any_other_model(changes, said):

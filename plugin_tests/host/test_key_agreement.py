@@ -127,7 +127,7 @@ def test_samples_are_read_as_fedml_reads_them(numbers, secret):
     session.agree([*[None] * 4, numbers])
     assert session._handshake.samples == 133.25
     session.check_samples(133.25)
-    with pytest.raises(HostError, match=r"dataset\[4\]\[0\], is another than when the job began"):
+    with pytest.raises(HostError, match=r"dataset\[4\]\[0\], has changed since the job began"):
         session.check_samples(133)
 
 
@@ -183,7 +183,7 @@ def test_what_reads_or_changes_single_updates_is_refused_where_they_are_sealed(
         (
             "simulation",
             "sp",
-            dict.fromkeys(("save_model", "checkpoint"), "in the open")
+            dict.fromkeys(("save_model", "checkpoint"), "is not sealed")
             | {"keep_history": "leave it out"},
         ),
         ("cross_silo", "MPI", {}),

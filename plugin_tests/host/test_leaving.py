@@ -155,7 +155,7 @@ def test_below_fedmls_manager_a_silo_sends_by_the_gate_or_not_at_all(with_fedml)
     lines = ended.stdout.splitlines()
     told = (
         "silo 0 (rank 1), round 0: the job's own code calls send of FedML's communicator, which "
-        "goes around keylock's gate; send a Message of FedML's by its manager's send_message"
+        "bypasses keylock's gate; send a Message of FedML's by its manager's send_message"
     )
     each = ["True ['Dup', 'Get_parent', 'bcast', 'isend']", told, told, "Message"]
     assert lines == [*each, *each, "1"]
@@ -390,4 +390,4 @@ def test_a_silo_of_a_defended_job_keeps_texts_from_fedml_init_on(with_fedml, tmp
     where = "its text is in the silo's own log, silo-1.log, as log_training is false"
     lines = ended.stdout.splitlines()
     assert lines[:3] == [f"ValueError, {where}"] * 2 + ["2"]
-    assert lines[3:] == ["label 7"] * 4 + ["ValueError, its text is kept nowhere: VaultError"]
+    assert lines[3:] == ["label 7"] * 4 + ["ValueError, its text was not kept: VaultError"]

@@ -58,7 +58,7 @@ def test_a_message_comes_once_in_its_order_and_where_it_belongs():
     sent = [server.protect(bytes([i]), 1) for i in range(3)]
     assert first.check(sent[1])[0] == b"\1"
     for one in (sent[1], sent[0]):
-        with pytest.raises(UpdateRefused, match=r"rank 0 to rank 1 came again"):
+        with pytest.raises(UpdateRefused, match=r"rank 0 to rank 1 arrived again"):
             first.check(one)
     with pytest.raises(UpdateRefused, match=r"rank 0 to rank 1 .*does not belong"):
         second.check(sent[2])

@@ -89,7 +89,7 @@ def test_notices_tell_none_either(job):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"noise": NOISE}, "keylock.colluders: needed beside noise"),
+        ({"noise": NOISE}, "keylock.colluders: needed with noise"),
         ({"noise": NOISE, "colluders": 1, "tell_samples": True}, "keylock.tell_samples: "),
         ({"noise": NOISE, "colluders": 1, "tell_accuracy": True}, "keylock.tell_accuracy: "),
         ({"noise": NOISE, "colluders": 1, "log_training": True}, "keylock.log_training: "),

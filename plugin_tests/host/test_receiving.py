@@ -121,5 +121,5 @@ def test_a_storage_names_no_place_but_those_of_models(place):
         return load(io.BytesIO(pickle.dumps(Stored(place))), message=SimpleNamespace, who="rank 2")
 
     assert read("cpu")._size() == 3
-    with pytest.raises(UpdateRefused, match="_load_from_bytes of other parts"):
+    with pytest.raises(UpdateRefused, match="_load_from_bytes with other arguments"):
         read(place)

@@ -342,11 +342,11 @@ def test_what_is_not_the_round_s_sum_is_refused_and_naming_the_round(job):
     subset = {n: t - updates[2][1][n] for n, t in total.items()}
     job.lie()
     for lie in (zeros, shifted, twice, subset, updates[1][1]):
-        with pytest.raises(UpdateRefused, match=r"^silo 0 .*round 0: the average that came is not"):
+        with pytest.raises(UpdateRefused, match=r"^silo 0 .*round 0: the average is not"):
             job.deliver(job.silos[0], job.from_server(lie))
     job.deliver(job.silos[0], job.from_server(total))  # nothing had changed
     job.upload(job.silos[0], 0)
-    with pytest.raises(UpdateRefused, match=r"round 1: the average that came is not"):
+    with pytest.raises(UpdateRefused, match=r"round 1: the average is not"):
         job.deliver(job.silos[0], job.from_server(total))
 
 

@@ -321,7 +321,7 @@ def test_a_silo_tells_its_defense_of_the_job_and_of_each_model(own, monkeypatch)
 
 def test_a_silo_refuses_a_model_without_a_job_nonce_and_says_who_it_is(own):
     session, model = own
-    said = r"^silo 1 \(rank 2\), round 0: the server's model came without the job nonce"
+    said = r"^silo 1 \(rank 2\), round 0: the server's model arrived without the job nonce"
     with pytest.raises(UpdateRefused, match=said):
         session.admit(from_server(model.state_dict(), nonce=None), NAMES, 0)
 

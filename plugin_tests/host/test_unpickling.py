@@ -176,8 +176,8 @@ HELD = {
     "a persistent id on the stack": (b"Vname\nQ.", "persistent id"),
     "an extension code": (b"\x82\x07.", "unregistered extension code 7"),
     "a name of many lines": (by_name("os", "a\nb\x1b") + b".", "os.a?b?"),
-    "objects by dtype": (pickle.dumps(np.dtype(object)), "numpy.dtype of other parts"),
-    "fields": (pickle.dumps(np.zeros(1, [("a", "f4")])), "numpy.dtype of other parts"),
+    "objects by dtype": (pickle.dumps(np.dtype(object)), "numpy.dtype with other arguments"),
+    "fields": (pickle.dumps(np.zeros(1, [("a", "f4")])), "numpy.dtype with other arguments"),
     "a masked array": (pickle.dumps(np.ma.array([1])), "numpy.ma.core._mareconstruct"),
     "sparse": (pickle.dumps(torch.ones(2).to_sparse()), "_rebuild_sparse_tensor"),
     "meta": (pickle.dumps(torch.ones(2, device="meta")), "_rebuild_meta_tensor"),
@@ -272,7 +272,7 @@ OTHER = {
 @pytest.mark.parametrize("thing", OTHER)
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_what_is_known_is_held_to_its_form(thing, protocol):
-    told(pickle.dumps(OTHER[thing], protocol), "of other parts")
+    told(pickle.dumps(OTHER[thing], protocol), "with other arguments")
 
 
 def again(module, name, shared, times, more=b""):
@@ -365,7 +365,10 @@ def test_a_storage_has_the_bytes_that_came():
     load_it = torch.storage._load_from_bytes
     assert read(pickle.dumps(Calls(load_it, (whole,))))._size() == 4
     for data in (whole[:-1], whole[:-16], whole + b"\0", whole[:-24]):
-        told(pickle.dumps(Calls(load_it, (data,))), "torch.storage._load_from_bytes of other parts")
+        told(
+            pickle.dumps(Calls(load_it, (data,))),
+            "torch.storage._load_from_bytes with other arguments",
+        )
 
 
 def test_what_holds_itself_is_refused():
@@ -566,7 +569,7 @@ elif rank == 2:
             "rank 0: rank 2: a message held posix.system, which no model or number needs; nothing "
             "of it was run",
         ),
-        (False, 1, 0, "rank 0: rank 2: a message came in the name of rank 1"),
+        (False, 1, 0, "rank 0: rank 2: a message arrived in the name of rank 1"),
         (False, 0, 1, "rank 1: rank 2: a silo sent a message to a silo"),
     ],
 )
@@ -669,12 +672,12 @@ def test_of_grpc_nothing_is_run(with_fedml, tmp_path):
     assert ended.stdout == (
         "the server: a message held posix.mkdir, which no model or number needs; "
         "nothing of it was run\n"
-        "rank 1: a message came in the name of rank 2\n"
+        "rank 1: a message arrived in the name of rank 2\n"
         "rank 1: a silo sent a message to a silo\n"
         "[5]\n"
-        "a message came without the tag of keylock.link_key: it was changed on the way, or its "
-        "sender has another link_key or none\n"
-        "rank 2: a message came in the name of rank 1\n"
+        "a message arrived without the tag of keylock.link_key: it was changed on the network, or "
+        "its sender has another link_key or none\n"
+        "rank 2: a message arrived in the name of rank 1\n"
     )
 
 

@@ -173,7 +173,7 @@ def test_what_the_attack_is_not_made_for_is_refused(digits, make_update):
     secrets = Secrets(names, given={name: torch.ones(1, 64) for name in names})
     with pytest.raises(AttackError, match="private state of level 'oracle'; it runs at: obliv"):
         reconstruct([update], model, replace(KNOWN, level="oracle", secrets=secrets))
-    with pytest.raises(AttackError, match="does not replay"):
+    with pytest.raises(AttackError, match="does not simulate"):
         reconstruct([update], model, replace(KNOWN, training=LocalTraining(1, epochs=2)))
     with pytest.raises(AttackError, match="no linear layer with 7 outputs"):
         reconstruct([update], MLP(), replace(KNOWN, classes=7))

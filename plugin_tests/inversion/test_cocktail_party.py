@@ -110,7 +110,7 @@ def test_a_bad_separation_is_no_result(pictures, make_update, net, settings):
 @pytest.mark.parametrize(
     ("changes", "width", "message"),
     [
-        ({"training": LocalTraining(2)}, 128, "cocktail_party .* does not replay"),
+        ({"training": LocalTraining(2)}, 128, "cocktail_party .* does not simulate"),
         ({}, 8, "a batch below both dimensions of the first layer, 8 and 3072: 8"),
     ],
 )

@@ -124,7 +124,7 @@ def test_other_refusals_say_what_it_is():
     for knowledge, message in (
         (replace(KNOWN, level="adaptive"), "no use for the kind of level 'adaptive'"),
         (replace(KNOWN, input_shape=(1, 4, 4)), "input_shape is the"),
-        (replace(KNOWN, training=LocalTraining(1)), "does not replay"),
+        (replace(KNOWN, training=LocalTraining(1)), "does not simulate"),
         (replace(KNOWN, input_shape=(65,)), r"does not take tokens of shape \(1, 65\)"),
     ):
         with pytest.raises(AttackError, match=message):

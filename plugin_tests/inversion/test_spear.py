@@ -163,7 +163,7 @@ def test_a_set_of_directions_that_is_wrong_is_repaired():
         (lambda: mlp(activation=nn.Identity), {}, "needs a ReLU"),
         (lambda: mlp(bias=False), {}, "has no bias"),
         (lambda: mlp(3), {}, "a batch below both dimensions of the first layer, 3 and 784: 4"),
-        (mlp, {"training": LocalTraining(2)}, "does not replay"),
+        (mlp, {"training": LocalTraining(2)}, "does not simulate"),
         (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(1352, 10)), {},
          r"0 \(Conv2d\), is not linear"),
     ],

@@ -67,7 +67,7 @@ def test_a_silo_that_gives_away_too_much_sends_nothing(run_example):
     assert job.ours, job.output[-3000:]
     for line in job.ours:  # silos that find it at the same moment may each say it
         for word in (
-            "round 0: its update gives away too much: ssim_aligned 0.",
+            "round 0: its update leaks too much: ssim_aligned 0.",
             "by inverting_gradients, and gradient_inversion.abort_above allows 0.3",
         ):
             assert word in line

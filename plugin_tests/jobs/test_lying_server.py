@@ -21,7 +21,7 @@ SILOS, ROUNDS = 3, 3
 WITHIN = 90
 """Seconds for the whole job, of which it takes most to start, on a busy machine too."""
 
-NO_SUM = "the average that came is not the sum of what the silos sent in this round"
+NO_SUM = "the average is not the sum of what the silos sent in this round"
 NO_AVERAGE = "the server sent a model that is no average of the silos'"
 LIES = {
     # case, round: what is said, and of which round

@@ -13,7 +13,7 @@ from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.locks.job_key import JobKey
-from fedml_keylock.locks.rotated.turns import Turns, parts_of
+from fedml_keylock.locks.rotated.round_rotation import RoundRotation, parts_of
 from fedml_keylock.locks.vault.file import Stored
 
 ROUNDS = 3
@@ -37,7 +37,7 @@ def kept(job, silo=0):
 def opened(job, state, round_index, silo=0):
     """A state of a round, as a silo that has the key reads it."""
     key = JobKey.from_tensor(kept(job, silo)["key"])
-    return {**state, **Turns(parts_of(Net()), key, round_index).opened(state)}
+    return {**state, **RoundRotation(parts_of(Net()), key, round_index).rotate_back(state)}
 
 
 def assert_near(one, other, tolerance=2e-4):

@@ -198,14 +198,14 @@ def test_what_a_handle_sends_is_other_numbers_and_comes_back(net):
     state = state_of(sealed)
     sent, _ = sealed.keylock.seal(state)
     opened = sealed.keylock.open(sent).state
-    turned = rotated.keylock.rotate(state)
-    restored = rotated.keylock.restore(turned, round_index=0)
+    rotated_state = rotated.keylock.rotate(state)
+    restored = rotated.keylock.restore(rotated_state, round_index=0)
     for name, tensor in state.items():
         assert sent[name].dtype == torch.int32
         assert torch.equal(opened[name], tensor)  # it has not moved
         assert torch.allclose(restored[name], tensor, atol=1e-6)
         if tensor.is_floating_point() and tensor.numel() > 1:
-            assert not torch.allclose(turned[name], tensor, atol=1e-3), name
+            assert not torch.allclose(rotated_state[name], tensor, atol=1e-3), name
 
 
 class Own(nn.Module):

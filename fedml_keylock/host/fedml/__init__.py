@@ -1,8 +1,8 @@
-"""Every part of FedML that is named anywhere, and nothing else: the only package to import fedml.
+"""Names every part of FedML that this package uses; the only package that imports fedml.
 
-`activate()` makes our names known to FedML; the job's YAML flag decides whether they do anything.
-FedML's parts are imported where they are used: another release may lack them, and that is to be
-said as the misfit that it is.
+`activate()` registers our names with FedML; the job's YAML decides whether they do anything.
+FedML's parts are imported where they are used, so that a release without them is reported as
+unsupported.
 """
 
 from .activation import activate, activate_or_guard, deactivate, is_active, misfit, seams

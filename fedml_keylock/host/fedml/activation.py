@@ -1,4 +1,4 @@
-"""Put every seam into FedML, or take it out."""
+"""Installs and removes every seam in FedML."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["activate", "activate_or_guard", "deactivate", "is_active", "misfit",
 
 
 def activate() -> None:
-    """Put the seams in. Idempotent.
+    """Install the seams. Idempotent.
 
     Raises:
-        HostError: this FedML is not one that was tested, or a seam does not fit; nothing changed.
+        HostError: this FedML was not tested, or a seam does not fit; nothing has changed.
 
     Example:
         >>> activate(); is_active()
@@ -40,13 +40,13 @@ def activate() -> None:
 
 
 def activate_or_guard() -> str | None:
-    """Put the seams in, or else what stops a job that asks for them. For the start-up file.
+    """Install the seams, or else guards that stop jobs that ask for the defense.
 
-    A program that merely imports fedml is not to end because this package does not fit it; a job
-    that asks for the defense is not to run without it.
+    For the start-up file. A program that merely imports fedml must not end because this package
+    does not fit. A job that asks for the defense must not run without it.
 
     Returns:
-        What is to be said at once: why nothing could be put in. None otherwise.
+        What to print at once: why nothing could be installed. None otherwise.
 
     Example:
         >>> activate_or_guard() is None, is_active()
@@ -67,7 +67,7 @@ def activate_or_guard() -> str | None:
 
 
 def deactivate() -> None:
-    """Take the seams out: FedML is as it was, attribute by attribute. Idempotent."""
+    """Remove the seams: FedML is as before, attribute by attribute. Idempotent."""
     HOOKS.remove()
     _patches.restore()
     _guard.restore()
@@ -75,12 +75,12 @@ def deactivate() -> None:
 
 
 def is_active() -> bool:
-    """Whether the seams are in."""
+    """Whether the seams are installed."""
     return _patches.applied
 
 
 def misfit() -> str | None:
-    """Why this FedML cannot be defended, naming it and what was tested; None if it can.
+    """Why this FedML is not supported, naming it and the tested releases; None if it is.
 
     Example:
         >>> misfit() is None
@@ -91,16 +91,16 @@ def misfit() -> str | None:
     try:
         problems = Patches(seams()).problems()
         current_job.entry_names()
-    except (ImportError, AttributeError) as error:  # another release, with other parts
+    except (ImportError, AttributeError) as error:  # another release with other parts
         problems = [str(error)]
     return unsupported(version, problems)
 
 
 def seams() -> tuple[Seam, ...]:
-    """Every function of FedML that is wrapped, and the parameters it must have.
+    """Every function of FedML to wrap, with the parameters it must have.
 
     Raises:
-        ImportError: this FedML does not have a module or class that holds one.
+        ImportError: this FedML lacks a module or class that holds one.
 
     """
     rooms = (security, cross_silo, aggregation, receiving, reporting, sp)

@@ -1,4 +1,4 @@
-"""Where FedML averages, tests and keeps a model on its server."""
+"""Wraps FedML's averaging, and how its server tests and keeps a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["seams"]
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of FedML's averaging, and of what its servers do with an average, is wrapped."""
+    """Seams of FedML's averaging, and of what its servers do with an average."""
     from fedml.cross_silo.server.fedml_aggregator import FedMLAggregator
     from fedml.ml.aggregator.agg_operator import FedMLAggOperator
     from fedml.simulation.mpi.fedavg.FedAVGAggregator import FedAVGAggregator
@@ -44,7 +44,7 @@ def seams() -> tuple[Seam, ...]:
 
 @around
 def _agg(original: Function, args: Any, raw_grad_list: Any) -> Any:
-    session = current()  # FedML's own defenses average with arguments of their own
+    session = current()  # FedML's own defenses call this with arguments of their own
     if isinstance(session, ServerSession) and session.seals:
         with final():
             return session.add_up(raw_grad_list)
@@ -77,7 +77,7 @@ def _keep(original: Function, self: FedMLAggregator, model_parameters: Any) -> N
     session = begin(self.args)
     if isinstance(session, ServerSession) and session.is_sealed:
         session.tell_sealed()
-        return  # words are no weights: the server's own model stays the first one
+        return  # sealed words are not weights: the server's own model stays the first one
     original(self, _whole(session, model_parameters))
 
 
@@ -98,7 +98,7 @@ def _aggregate_in_one(original: Function, self: FedAvgAPI, w_locals: Any) -> Any
 
 
 def _whole(session: Session | None, average: Any) -> Any:
-    """An average with integers where the model has them, in a job under a defense."""
+    """An average with integers where the model has them, in a defended job."""
     if session is None or session.defense is None or not isinstance(average, Mapping):
         return average  # a job's own aggregator may return anything
     return session.with_integers(average)

@@ -1,4 +1,4 @@
-"""Where a rank sends below FedML's manager: what passes its gate there, and what is refused."""
+"""Checks what a rank sends below FedML's manager, and refuses what bypasses the gate."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _HARMLESS = re.compile(
     "(?i)i?recv|i?m?probe|improbe|i?barrier|get_(?!.*parent).*|is_.*|abort|compare|handle|group|"
     "info|name|rank|size|topology|free|set_name"
 )
-"""What of a communicator sends nothing of its caller's, and makes no other communicator."""
+"""Methods of a communicator that send nothing of the caller's and make no other communicator."""
 
 _SENDS = ("send", "isend", "ssend", "issend", "bsend", "ibsend")
-"""What sends a Python object to one rank."""
+"""Methods that send a Python object to one rank."""
 
 _passed: ContextVar[Any] = ContextVar("passed", default=None)
-"""The message that has passed the gate and is being sent."""
+"""The message that passed the gate and is being sent."""
 
 
 @contextmanager
 def gated(session: Session, message: Any) -> Iterator[None]:
-    """Have a message of FedML's pass the session's gate, send it within, and say that it is sent.
+    """Pass one of FedML's messages through the session's gate, and report it sent afterwards.
 
     Raises:
-        UpdateRefused: it must not leave.
+        UpdateRefused: the message must not leave.
 
     """
     receiver, who = int(message.get_receiver_id()), f"{session.who}: what it would send"
@@ -55,16 +55,17 @@ def gated(session: Session, message: Any) -> Iterator[None]:
 
 
 def guarded(session: SiloSession) -> type[MPI.Intracomm]:
-    """MPI's communicators as a silo's code may use them.
+    """A communicator class that a silo's code may use.
 
-    They send messages of FedML's, which pass the gate. All else that they have receives, waits or
-    says something, or is refused. `mpi4py.MPI.COMM_WORLD` is not one of them, and anybody has it.
+    It sends FedML's messages after they pass the gate. Its methods that receive, wait or inform
+    work as usual; all others are refused. Code can still reach `mpi4py.MPI.COMM_WORLD`, which is
+    unguarded.
     """
     from fedml.core.distributed.communication.message import Message
     from mpi4py import MPI
 
     class Guarded(MPI.Intracomm):
-        """Of this session."""
+        """The communicator of this session."""
 
     def sending(name: str) -> Any:
         send = getattr(MPI.Intracomm, name)
@@ -90,6 +91,6 @@ def guarded(session: SiloSession) -> type[MPI.Intracomm]:
 def _refuse(session: SiloSession, name: str) -> NoReturn:
     with final():
         raise HostError(
-            f"{session.who}: the job's own code calls {name} of FedML's communicator, which goes "
-            "around keylock's gate; send a Message of FedML's by its manager's send_message"
+            f"{session.who}: the job's own code calls {name} of FedML's communicator, which "
+            "bypasses keylock's gate; send a Message of FedML's by its manager's send_message"
         )

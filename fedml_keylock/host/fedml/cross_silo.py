@@ -1,4 +1,4 @@
-"""Jobs of many processes: a server and silos that send each other messages."""
+"""Wraps FedML's jobs of many processes, in which a server and silos exchange messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["seams"]
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of a job's beginning, of its silos, of its server and of its messages is wrapped."""
+    """Seams of a job's start, of its silos, of its server and of its messages."""
     from fedml.core.alg_frame.client_trainer import ClientTrainer
     from fedml.core.distributed.communication.mpi.com_manager import MpiCommunicationManager
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
@@ -39,9 +39,9 @@ def seams() -> tuple[Seam, ...]:
     job = ("args", "device", "dataset", "model", "client_trainer", "server_aggregator")
     runner = ("self", *job, "algorithm_flow")
     messages = ("self", "msg_type", "msg_params")
-    # below FedML's manager, so that nothing that it sends goes around them
+    # below FedML's manager, so that nothing that it sends bypasses them
     senders: list[type] = [MpiCommunicationManager]
-    if find_spec("grpc"):  # fedml has it in an extra
+    if find_spec("grpc"):  # fedml has grpc in an extra
         from fedml.core.distributed.communication.grpc.grpc_comm_manager import GRPCCommManager
 
         senders.append(GRPCCommManager)
@@ -52,7 +52,7 @@ def seams() -> tuple[Seam, ...]:
         Seam(FedMLTrainer, "update_model", ("self", "weights"), _update_model),
         Seam(FedMLTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
         Seam(TrainerDistAdapter, "update_dataset", ("self", "client_index"), _same_dataset),
-        # FedML's MPI simulation has classes of its own for the same
+        # FedML's MPI simulation has classes of its own for the same purpose
         Seam(FedAVGTrainer, "train", ("self", "round_idx"), _simulated_train),
         Seam(FedAVGTrainer, "update_dataset", ("self", "client_index"), _update_dataset),
         *(Seam(each, "send_message", ("self", "msg"), _send_message) for each in senders),
@@ -64,7 +64,7 @@ def seams() -> tuple[Seam, ...]:
 
 @around
 def _trainer_constructor(original: Function, self: ClientTrainer, model: Any, args: Any) -> None:
-    # a job's own trainer may make its optimizer right after this, long before the runner has the
+    # a job's own trainer may make its optimizer right after this, long before the runner gets the
     # model; both trainer and aggregator are constructed on every rank
     session = begin(args)
     if isinstance(session, SiloSession):
@@ -103,7 +103,7 @@ def _runner_constructor(
 
 
 def _greeting() -> bytes:
-    """A message that FedML's silo ignores: without the plugin it reads hellos as its own."""
+    """A message that FedML's silo ignores: without the plugin it would read hellos as messages."""
     from fedml.core.distributed.communication.message import Message
     from fedml.cross_silo.client.message_define import MyMessage
 
@@ -126,7 +126,7 @@ def _train(original: Function, self: FedMLTrainer, round_idx: Any = None) -> Any
 
 @around
 def _simulated_train(original: Function, self: Any, round_idx: Any = None) -> Any:
-    _report(self)  # the model comes before the silo here, and after the last round it does not
+    _report(self)  # here the model arrives before the silo; after the last round it does not
     return _train(original)(self, round_idx)
 
 
@@ -137,7 +137,7 @@ def _update_model(original: Function, self: FedMLTrainer, weights: Any) -> None:
 
 
 def _report(trainer: Any) -> None:
-    """Have a silo report how well the model that it was just given does under its own lock."""
+    """Make a silo report the accuracy of the model that it just received, under its own lock."""
     session = begin(trainer.args)
     if isinstance(session, SiloSession):
         session.report_accuracy(trainer.trainer, trainer.test_local, trainer.device)
@@ -160,7 +160,7 @@ def _same_dataset(original: Function, self: TrainerDistAdapter, client_index: An
     if begin(self.args) is None or client_index is None:
         original(self, client_index)
     else:
-        # FedML takes silo 0 for none, and gives the rank the data of silo rank - 1 in its place
+        # FedML takes silo 0 for "none", and gives the rank the data of silo rank - 1 instead
         self.trainer.update_dataset(int(client_index))
 
 
@@ -189,10 +189,10 @@ def _receive_message(
     sender, receiver = msg_params.get_sender_id(), msg_params.get_receiver_id()
     if session is not None and session.defense is not None:
         carriers = model_types(to_server=not isinstance(session, SiloSession))
-        who = f"{session.who}: what came from rank {sender!r:.20}"
+        who = f"{session.who}: a message from rank {sender!r:.20}"
         with final():
             check_type(msg_params.get_params(), msg_type, carriers, who=who)
-    # FedML tells itself that the connection is up; whoever sends may write his name as both
+    # FedML tells itself that the connection is up; any sender can put its own rank in both fields
     if session is not None and not (msg_type == ready and sender == receiver):
         silo = session if isinstance(session, SiloSession) else None
         with final():
@@ -205,10 +205,10 @@ def _receive_message(
 
 
 def _loads(silo: Any, msg_type: Any) -> bool:
-    """Whether FedML's silo loads a model of a message of this type.
+    """Whether FedML's silo loads a model from a message of this type.
 
-    What it does not load must not count as received. FedML's server sends the first model again
-    where a silo says twice that it is there.
+    A model that it does not load must not count as received. FedML's server sends the first model
+    again if a silo reports twice that it is online.
     """
     from fedml.cross_silo.client.message_define import MyMessage
 

@@ -1,4 +1,4 @@
-"""The job that this process takes part in."""
+"""Holds the job that this process takes part in."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = [
 ]
 
 _job: tuple[Any, Session | None] | None = None
-"""Its arguments, and its session if they ask for one."""
+"""The job's arguments, and its session if they ask for one."""
 _told = False
 
 
 def tell_undefended() -> None:
-    """From now on say of a job that it asks for nothing: it was started for the plugin's sake."""
+    """Warn from now on about a job without the defense: it was started with the plugin."""
     global _told
     _told = True
 
 
 def begin(args: Any) -> Session | None:
-    """The session of the job with these arguments; made when first asked for."""
+    """The session of the job with these arguments; created on the first call."""
     global _job
     if _job is None or _job[0] is not args:
         keep_errors(args)
@@ -57,12 +57,12 @@ def begin(args: Any) -> Session | None:
 
 
 def current() -> Session | None:
-    """The session of this process's job, if it has begun one."""
+    """The session of this process's job, if one has begun."""
     return None if _job is None else _job[1]
 
 
 def _tell(wandb: bool, metrics: dict[str, Any]) -> None:
-    """Send metrics where FedML sends its own: its platform, and wandb where it is enabled."""
+    """Send metrics where FedML sends its own: to its platform, and to wandb if enabled."""
     from fedml import mlops
 
     mlops.log(metrics)
@@ -74,24 +74,24 @@ def _tell(wandb: bool, metrics: dict[str, Any]) -> None:
 
 
 def keep_errors(args: Any) -> None:
-    """In a silo of a defended job over MPI keep what errors say; see `errors.keep_texts`."""
+    """In a silo of a defended job over MPI, withhold errors' texts; see `errors.keep_texts`."""
     is_silo = our_defense(args) is not None and int(getattr(args, "rank", 0) or 0) > 0
     if is_silo and getattr(args, "comm", None) is not None:
         keep_texts(partial(_keep, args))
 
 
 def _keep(args: Any, text: str) -> str | None:
-    """Keep a text in the silo's own log; say where, or None where the job lets it out."""
+    """Write a text to the silo's own log and return where; None if the job lets it out."""
     try:
         session = current()
-        defense = session.defense if session else _defense(args)  # it may not have begun
+        defense = session.defense if session else _defense(args)  # the session may not have begun
         if defense is None or defense.log_training:
             return None
         silo = getattr(session, "silo", None)
         silo = int(args.rank) - 1 if silo is None else silo
         defense.note(text, silo=silo)
     except Exception as error:  # a job that cannot begin has no log
-        return f"its text is kept nowhere: {type(error).__name__}"
+        return f"its text was not kept: {type(error).__name__}"
     return f"its text is in the silo's own log, silo-{silo}.log, as log_training is false"
 
 
@@ -101,7 +101,7 @@ def _defense(args: Any) -> Defense | None:
 
 
 def forget() -> None:
-    """Another job may follow."""
+    """Forget the job: another may follow."""
     global _job, _told
     _job, _told = None, False
     keep_texts(None)
@@ -109,7 +109,7 @@ def forget() -> None:
 
 @contextmanager
 def final() -> Iterator[None]:
-    """End the job at once when a gate refuses: FedML swallows what is raised in some handlers."""
+    """End the job at once when a gate refuses: FedML swallows exceptions in some handlers."""
     try:
         yield
     except KeyLockError as error:
@@ -119,7 +119,7 @@ def final() -> Iterator[None]:
 
 
 def entry_names() -> EntryNames:
-    """How FedML names the entries of its messages."""
+    """FedML's names for the entries of its messages."""
     from fedml.core.distributed.communication.message import Message
     from fedml.cross_silo.server.message_define import MyMessage
 
@@ -131,7 +131,7 @@ def entry_names() -> EntryNames:
 
 
 def model_types(*, to_server: bool) -> tuple[int, ...]:
-    """Types of FedML's messages that carry a model."""
+    """FedML's types of messages that carry a model."""
     from fedml.cross_silo.server.message_define import MyMessage
 
     if to_server:

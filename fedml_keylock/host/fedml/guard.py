@@ -1,4 +1,4 @@
-"""What is put into a FedML that does not fit: a stop for the jobs that ask for the defense."""
+"""Stops jobs that ask for the defense under an unsupported FedML."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _GUARDED = (
     ("fedml.core.security.fedml_defender", "FedMLDefender", "init"),
     ("fedml.runner", "FedMLRunner", "__init__"),
 )
-"""Where FedML reads the flags, and where a job begins: a server and a silo pass by one of them."""
+"""Where FedML reads the flags, and where a job begins: every server and silo passes one of them."""
 
 
 def guards(problem: str, abort: AbortOnError) -> tuple[Seam, ...]:
-    """A seam for each place of FedML's that a job's arguments pass by, as far as there are any.
+    """Seams at each existing place of FedML that a job's arguments pass.
 
     Args:
-        problem: why this FedML cannot be defended.
-        abort: makes one line of the error, where nobody catches it.
+        problem: why this FedML is not supported.
+        abort: prints an uncaught error in one line.
 
     Example:
         >>> [seam.name for seam in guards("fedml 1.0 was not tested", AbortOnError())]
@@ -65,13 +65,13 @@ def _guarded(
 
 
 def _refuse(problem: str, abort: AbortOnError, values: Iterable[Any]) -> None:
-    """Stop the job if one of the values is its arguments and they ask for what cannot be had."""
+    """Stop the job if one of the values is its arguments, and they ask for the defense."""
     for value in values:
         defense = our_defense(value)
         if defense is None and not our_attack(value):
             continue
         flag = f"attack_type: {INVERSION}" if defense is None else f"defense_type: {defense}"
-        error = HostError(f"{flag} cannot be had: {problem}")
+        error = HostError(f"{flag} is not available: {problem}")
         if in_mpi_job():
             end_job(error)
         abort.install()

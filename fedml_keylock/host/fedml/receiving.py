@@ -1,4 +1,4 @@
-"""Where FedML takes and unpickles what other ranks send, before any gate sees it."""
+"""Wraps how FedML receives and unpickles messages, before any gate sees them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["seams", "with_pickle"]
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of the making of FedML's receivers is wrapped."""
+    """Seams of how FedML makes its receivers."""
     from fedml.core.distributed.fedml_comm_manager import FedMLCommManager
 
     return (Seam(FedMLCommManager, "_init_manager", ("self",), _init_manager),)
@@ -46,9 +46,9 @@ def _init_manager(original: Function, self: FedMLCommManager) -> None:
 
 
 def _undefended(comm: Any) -> Any:
-    """The same communicator, which says so if other ranks of the job are defended.
+    """The same communicator, which ends the job if other ranks are defended.
 
-    FedML would unpickle what silos tell one another, and end in a traceback.
+    Otherwise FedML would unpickle what silos tell one another, and end in a traceback.
     """
     from mpi4py import MPI
 
@@ -78,10 +78,10 @@ def _undefended(comm: Any) -> Any:
 def _careful(comm: Any, session: Session) -> Any:
     """The same communicator, which reads FedML's messages without running anything in them.
 
-    In a silo it sends nothing else than messages of FedML's.
+    In a silo it sends only FedML's messages.
 
-    Not by `MPI.pickle`: that is a job's own to set, does not say what it was, and does not know
-    who sent what it reads.
+    `MPI.pickle` would not do: the job may replace it, it hides its former value, and it does not
+    know who sent what it reads.
     """
     from fedml.core.distributed.communication.message import Message
     from mpi4py import MPI
@@ -100,7 +100,7 @@ def _careful(comm: Any, session: Session) -> Any:
             arrived = self.Mprobe(source, tag, status)
             size, file = status.Get_count(MPI.BYTE), io.BytesIO()
             file.seek(size)
-            file.write(b"\0")  # there is room now, and what is behind a pickle is not read
+            file.write(b"\0")  # allocates the memory; bytes behind a pickle are not read
             with file.getbuffer() as room:
                 arrived.Recv([room, size, MPI.BYTE], status)
             file.seek(0)
@@ -116,9 +116,9 @@ def _careful(comm: Any, session: Session) -> Any:
 
 
 def _check_sender(message: Any, source: int, *, server: bool) -> None:
-    """Refuse what a silo sends in another's name, and to another silo: FedML takes both.
+    """Refuse what a silo sends in another's name or to another silo: FedML accepts both.
 
-    A silo's update would replace another's, and a silo would train on a model of another one's.
+    Otherwise one silo could replace another's update, or send another silo a model to train.
 
     Raises:
         UpdateRefused: naming the rank that sent it.
@@ -128,16 +128,16 @@ def _check_sender(message: Any, source: int, *, server: bool) -> None:
         raise UpdateRefused(f"rank {source}: a silo sent a message to a silo")
     named = message.get_params().get(message.MSG_ARG_KEY_SENDER)
     if named != source or message.get_sender_id() != source:
-        raise UpdateRefused(f"rank {source}: a message came in the name of rank {named!r:.20}")
+        raise UpdateRefused(f"rank {source}: a message arrived in the name of rank {named!r:.20}")
 
 
 def _make_careful(manager: Any, session: Session) -> None:
-    """Give FedML's loop over gRPC messages, in this manager, another `pickle`."""
+    """Make FedML's loop over gRPC messages, in this manager, use another `pickle`."""
     from fedml.core.distributed.communication.message import Message
 
     def careful(data: bytes) -> Any:
         with final():
-            if session.link is None:  # whoever sends says who he is
+            if session.link is None:  # the sender names itself
                 read = load(io.BytesIO(data), message=Message, who=session.who)
                 sender = read.get_sender_id()
             else:
@@ -151,10 +151,10 @@ def _make_careful(manager: Any, session: Session) -> None:
 
 
 def with_pickle(function: Function, **calls: Callable[..., Any]) -> FunctionType:
-    """A function of FedML's over gRPC, with another `pickle`.
+    """A copy of FedML's gRPC function that uses another `pickle`.
 
     Raises:
-        HostError: it has none.
+        HostError: the function uses none.
 
     """
     if "pickle" not in function.__code__.co_names:

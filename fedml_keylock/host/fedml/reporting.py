@@ -1,4 +1,4 @@
-"""What of FedML carries models, data or texts out beside its messages."""
+"""Wraps what carries models, data or texts out of FedML beside its messages."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _UPLOADS = (
     "upload_file",
     "upload_file_with_progress",
 )
-"""What puts something into FedML's object store: models, what they take, artifacts and logs."""
+"""Functions that put something into FedML's object store: models, their inputs, artifacts, logs."""
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of FedML's storage and of its log is wrapped."""
+    """Seams of FedML's storage and of its log."""
     from fedml.core.distributed.communication.s3.remote_storage import S3Storage
     from fedml.core.mlops.mlops_runtime_log import MLOpsRuntimeLog
 
@@ -40,7 +40,7 @@ def seams() -> tuple[Seam, ...]:
 @around
 def _log_constructor(original: Function, self: MLOpsRuntimeLog, args: Any) -> None:
     original(self, args)
-    HOOKS.stay()  # its own hook logs the whole traceback, and lets the other ranks wait
+    HOOKS.stay()  # FedML's hook logs the whole traceback, and leaves the other ranks waiting
 
 
 @around
@@ -52,5 +52,5 @@ def _upload(original: Function, *args: Any, **kwargs: Any) -> Any:
         f"{session.who}: FedML's {original.__name__} would put a model or a file into its object "
         "store, past keylock's gate; nothing was sent"
     )
-    logging.warning("%s", error)  # FedML catches it in places, and goes on
+    logging.warning("%s", error)  # FedML catches it in some places, and goes on
     raise error

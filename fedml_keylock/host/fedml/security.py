@@ -1,4 +1,4 @@
-"""FedML's own defender and attacker: where our names are known, and beside what they run."""
+"""Registers our names with FedML's defender and attacker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["seams"]
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of FedML's security package is wrapped."""
+    """Seams of FedML's security package."""
     from fedml.core.security.fedml_attacker import FedMLAttacker
     from fedml.core.security.fedml_defender import FedMLDefender
 
@@ -38,7 +38,7 @@ def _defender_init(original: Function, self: FedMLDefender, args: Any) -> None:
         try:
             original(self, args)
         except Exception as error:
-            # FedML's word for an unknown name; it does not say which, nor what there is
+            # FedML's error for an unknown name; it names neither that name nor the known ones
             if "defense_type is not defined" not in str(error):
                 raise
             raise ConfigError(
@@ -57,7 +57,7 @@ def _defender_init(original: Function, self: FedMLDefender, args: Any) -> None:
 
 
 def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session: Session) -> None:
-    """Have FedML make its own defense beside the lock, from the settings that it always reads."""
+    """Make FedML's own defense beside the lock, from the settings that FedML reads anyway."""
     theirs = copy.copy(args)
     theirs.defense_type = session.robust_aggregation
     try:
@@ -72,13 +72,13 @@ def _fedmls_own(original: Function, defender: FedMLDefender, args: Any, session:
 
 
 class _LeavesAggregation:
-    """What FedML's servers ask of a defender that leaves aggregation as it is."""
+    """A defender for FedML's servers that leaves aggregation as it is."""
 
     def get_malicious_client_idxs(self) -> list[int]:
         return []
 
     def run(self, updates: Sequence[Any], aggregate: Function, _auxiliary: Any) -> Any:
-        """As the MPI simulation's server has it."""
+        """Aggregate like the MPI simulation's server."""
         return aggregate(updates)
 
 

@@ -1,4 +1,4 @@
-"""Simulation in one process: one trainer and one model serve the server and every silo in turn."""
+"""Wraps FedML's simulation in one process: one trainer and model serve all silos in turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["seams"]
 
 
 def seams() -> tuple[Seam, ...]:
-    """What of FedML's single-process FedAvg is wrapped."""
+    """Seams of FedML's single-process FedAvg."""
     from fedml.simulation.sp.fedavg.client import Client
     from fedml.simulation.sp.fedavg.fedavg_api import FedAvgAPI
 
@@ -44,7 +44,7 @@ def _train(original: Function, self: Client, w_global: Any) -> Any:
 
 
 def _train_on(original: Function, self: Client, data: Any) -> Any:
-    # FedML loads the model once more: as the lock now gives it
+    # FedML loads the model once more: in the form that the lock gives it
     with replaced(self, "local_training_data", data):
         return original(self, self.model_trainer.get_model_params())
 

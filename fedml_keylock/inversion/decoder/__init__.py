@@ -1,1 +1,1 @@
-"""A decoder from updates to images, trained on updates of public images under simulated locks."""
+"""Decodes updates to images, by a network trained on updates simulated from public images."""

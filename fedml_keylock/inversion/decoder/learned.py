@@ -1,4 +1,4 @@
-"""Images read off updates by a decoder that was trained on simulated ones."""
+"""Reconstructs images by a decoder that was trained on simulated updates."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from .simulation import Simulation
 
 __all__ = ["LearnedAttack"]
 
-_FEWEST = 20  # public images: below that there is nothing to hold out
+_FEWEST = 20  # public images: with fewer there is nothing to hold out
 
 
 @checked
 class LearnedAttack(LearningSettings):
-    """A decoder from updates to images, trained on as many simulated updates as it takes.
+    """A decoder from updates to images, trained on as many simulated updates as needed.
 
     Wu et al., "Learning to invert", 2022 (arXiv 2210.10880); the simulated locks are ours. The
-    attacker has public images of the same kind. At every step he takes some, each under a lock
-    drawn as a new silo's is, computes what a silo would have sent of it, rounded as a silo rounds
-    it, and trains the decoder to give the image back. The silos' own updates come last, all at
-    once.
+    attacker has public images of the same kind. In every step some of them get a lock each, drawn
+    like a new silo's. The attacker computes the updates that silos would have sent, rounded as
+    silos round them, and trains the decoder to return the images. The silos' own updates are
+    decoded at the end, all at once.
 
-    The decoder sees the label; every layer's gradient, at norm 1, so that it does not matter how
-    sure of itself a model is; and of a linear layer that saw one vector, whose gradient is an outer
-    product, that vector and the gradient of its output (as ``analytic.linear_input``).
+    The decoder sees the label and every layer's gradient, at norm 1, so that the model's confidence
+    does not matter. For a linear layer with one input vector, the gradient is an outer product: the
+    decoder sees that vector and the gradient of the layer's output (as ``analytic.linear_input``).
 
-    A lock that was trained with the model is not like a new one: the public weights fit it. So a
-    share of the simulated locks are tuned on the public images first, the public weights held
+    A lock that was trained with the model differs from a new one: the public weights fit it. So a
+    share of the simulated locks is tuned on the public images first, with the public weights held
     fixed.
 
     Example:
@@ -51,7 +51,7 @@ class LearnedAttack(LearningSettings):
     needs: ClassVar[frozenset[str]] = frozenset({"public data"})
     """Data to train a decoder on."""
     uses: ClassVar[frozenset[str]] = frozenset({"kind", "public data"})
-    """The kind of the lock too, to simulate it."""
+    """Also the kind of the lock, to simulate it."""
 
     def reconstruct(
         self,
@@ -64,16 +64,16 @@ class LearnedAttack(LearningSettings):
     ) -> Reconstruction:
         """Train a decoder for each state that the server had sent, and apply it.
 
-        The cost is not the update's own: it is the decoder's error on simulated updates of public
-        images that were held out, the same for all updates from one state; the history is that
-        error over training. The decoder is kept as it was where it was least. Nothing can diverge.
+        The cost is not the update's own. It is the decoder's error on simulated updates of held-out
+        public images, the same for all updates from one state; the history is that error during
+        training. The decoder with the lowest error is kept. Nothing can diverge.
 
         It takes updates of one image each, at level ``simulating``.
 
         Raises:
-            AttackError: the level, the batch or the public data is not of that kind; or updates,
-                model and knowledge do not fit together, before any work is done. Or a decoder's
-                error became NaN or infinite.
+            AttackError: the level, the batch or the public data do not suit it; or updates, model
+                and knowledge do not fit together, before any work is done; or a decoder's error
+                became NaN or infinite.
 
         """
         check_level(self, knowledge.level)
@@ -82,7 +82,7 @@ class LearnedAttack(LearningSettings):
                 f"{self.name} needs a batch of 1, not {knowledge.batch}: its decoder gives one "
                 "image an update; use an attack that searches"
             )
-        assert knowledge.public is not None  # or Knowledge would not have this level
+        assert knowledge.public is not None  # Knowledge requires it at this level
         if len(knowledge.public.images) < _FEWEST:
             raise AttackError(
                 f"{self.name} needs at least {_FEWEST} public images, not "
@@ -105,13 +105,13 @@ class LearnedAttack(LearningSettings):
 
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
             with torch.random.fork_rng():
-                torch.manual_seed(seed)  # of the decoder's start, which torch draws without asking
+                torch.manual_seed(seed)  # for the decoder's initial weights
                 decoder, errors = train_decoder(self, simulation, report)
             sent = {name: value[rows] for name, value in observation.targets.items()}
             with torch.no_grad():
                 seen = simulation.features(sent, labels[rows, 0], rates)
                 images[rows] = decoder(seen)
-                # of a protected state the head's gradient says nothing
+                # the head's gradient of a protected state tells nothing
                 if knowledge.update_transform is not None and knowledge.labels is None:
                     labels[rows, 0] = simulation.likeliest(seen)
             history.append(errors)

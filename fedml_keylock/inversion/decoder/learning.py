@@ -1,4 +1,4 @@
-"""How updates are simulated and a decoder is trained on them."""
+"""Holds the settings of the learned attack's simulation and training."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class LearningSettings:
     """The settings of ``LearnedAttack``.
 
     Attributes:
-        name: what a report calls it.
+        name: name of the attack in reports.
         steps: of the decoder's training, by Adam with decoupled weight decay.
-        batch_size: simulated updates a step.
-        learning_rate: the greatest: it rises over a tenth of the steps, then falls to 0.
-        locks: drawn at once, and combined with the images anew at every step.
+        batch_size: simulated updates in a step.
+        learning_rate: the highest: it rises for a tenth of the steps, then falls to 0.
+        locks: how many locks are drawn once, and combined anew with the images at every step.
         tuned: share of the locks that are tuned; 1 suits trained weights, 0 those of a first round.
-        tuning: steps of Adam by which they are tuned.
+        tuning: how many steps of Adam tune them.
         warp: public images are rotated, scaled, sheared and moved by up to this share of half their
-            size before they are simulated; 0 takes them as they are, as rows of a table are taken.
-        held_out: share of the public images that the decoder is not trained on.
+            size before they are simulated; 0 leaves them unchanged, as for rows of a table.
+        held_out: share of the public images that is kept out of training.
         decoder: makes the decoder; None for ``ConvDecoder``.
 
     Example:

@@ -1,4 +1,4 @@
-"""The decoder, and how it is trained."""
+"""Defines the decoder network, and trains it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .simulation import Simulation
 
 __all__ = ["ConvDecoder", "train_decoder"]
 
-_WINDOW = 7  # pixels, of the structural similarity that a decoder is trained for
-_POINTS = 20  # of the held-out error's history
+_WINDOW = 7  # pixels, of the structural similarity in the training loss
+_POINTS = 20  # in the history of the held-out error
 
 
 class ConvDecoder(nn.Module):
-    """Two hidden layers, and convolutions from a quarter of an image's size to all of it.
+    """Two hidden layers, then convolutions from a quarter of an image's size to its full size.
 
-    A row of a table comes of the hidden layers alone.
+    For a row of a table it has the hidden layers only.
 
     Args:
-        features: of an update.
+        features: how many features an update has.
         input_shape: ``(c, h, w)`` or ``(features,)``.
         hidden: width of the hidden layers.
         channels: of the smallest map.
@@ -60,7 +60,7 @@ class ConvDecoder(nn.Module):
             )
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(b, features)`` to ``(b, *input_shape)``, of any size: the attack bounds them."""
+        """``(b, features)`` to ``(b, *input_shape)``, without bounds: the attack adds them."""
         made: Tensor = self.hidden(features)
         if not self.grid:
             return made.view(-1, *self.input_shape)
@@ -69,7 +69,7 @@ class ConvDecoder(nn.Module):
 
 
 class _Bounded(nn.Module):
-    """A decoder's output on [0, 1]; a decoder that says nothing gives the mean public image."""
+    """Bounds a decoder's output to [0, 1]; an output of 0 gives the mean public image."""
 
     mean: Tensor
 
@@ -91,7 +91,7 @@ class _Bounded(nn.Module):
 def train_decoder(
     attack: LearningSettings, simulation: Simulation, report: Callable[[int], None]
 ) -> tuple[nn.Module, Tensor]:
-    """The decoder where its held-out error was least, and that error ``(t,)`` over training."""
+    """The decoder at its lowest held-out error, and that error ``(t,)`` during training."""
     factory = attack.decoder or ConvDecoder
     made = factory(simulation.width, tuple(simulation.knowledge.input_shape))
     decoder = _Bounded(made.to(simulation.images), simulation.mean)
@@ -123,7 +123,7 @@ def train_decoder(
 
 
 def _rate(steps: int, step: int) -> float:
-    """Of the greatest learning rate: up over a tenth of the steps, then down along a cosine."""
+    """The learning rate's factor: rises for a tenth of the steps, then falls along a cosine."""
     rise = max(1, steps // 10)
     if step < rise:
         return (step + 1) / rise
@@ -131,10 +131,10 @@ def _rate(steps: int, step: int) -> float:
 
 
 def _error(made: Tensor, truth: Tensor) -> Tensor:
-    """Five times the mean squared error, and one minus the structural similarity of images.
+    """Five times the mean squared error, plus one minus the structural similarity of images.
 
-    The similarity is that of Wang et al. 2004 in the uniform window that the paper has first: an
-    average pooling, many times as fast to differentiate as the Gaussian one that is scored by.
+    The similarity is that of Wang et al. 2004 in the paper's first window, a uniform one. It is an
+    average pooling, much faster to differentiate than the Gaussian one that scores use.
     """
     error = 5 * F.mse_loss(made, truth)
     if made.dim() < 4 or min(made.shape[2:]) < _WINDOW:

@@ -1,4 +1,4 @@
-"""Updates of public images, simulated, and what a decoder sees of an update."""
+"""Simulates updates of public images, and computes what a decoder sees of an update."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .learning import LearningSettings
 
 __all__ = ["Simulation"]
 
-_WIDEST = 4096  # entries of a layer that a decoder sees as they are
-_EDGE = 5.0  # deviations from the simulations' mean: what is further is as good as there
-_TOGETHER = 25  # locks that are tuned at once
-_GUESSED, _NEAR = 2000, 25  # simulated updates, and how many of them decide on a label
+_WIDEST = 4096  # entries of the widest layer that a decoder sees unchanged
+_EDGE = 5.0  # deviations from the simulations' mean at which features are clamped
+_TOGETHER = 25  # locks that are tuned together
+_GUESSED, _NEAR = 2000, 25  # simulated updates, and how many neighbours vote on a label
 
 
 class Simulation:
-    """Updates of public images from one state, and what a decoder sees of an update."""
+    """Updates of public images, simulated from one state, and what a decoder sees of an update."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Simulation:
         self.objective = Objective(
             model=observation.model,
             knowledge=knowledge,
-            layout=Layout({}),  # nothing is searched: only gradients are asked for
+            layout=Layout({}),  # nothing is searched: only gradients are needed
             state=torch.zeros(1, dtype=torch.long, device=like.device),
             public=public,
             fixed={name: value[index : index + 1] for name, value in observation.fixed.items()},
@@ -60,7 +60,7 @@ class Simulation:
             rates=rates,
         )
         self.objective, _ = probe(self.objective, twice=False)
-        data: PublicData = knowledge.public  # type: ignore[assignment]  # reconstruct has looked
+        data: PublicData = knowledge.public  # type: ignore[assignment]  # reconstruct checked it
         low, high = knowledge.bounds
         order = self._below(len(data.images), None)
         self.images = ((data.images.to(like) - low) / (high - low)).clamp(0, 1)[order]
@@ -78,7 +78,7 @@ class Simulation:
         self.width = first.shape[1]
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        """Public images on [0, 1] that a decoder may be trained on, warped, and their labels."""
+        """Public images on [0, 1] for training, warped, and their labels."""
         rows = self.held + self._below(len(self.labels) - self.held, count)
         images = self.images[rows]
         if self.warp and images.dim() == 4:
@@ -86,7 +86,7 @@ class Simulation:
         return images, self.labels[rows]
 
     def held_out(self) -> tuple[Tensor, Tensor]:
-        """The others, as they are: each so often that it is seen under more locks than one."""
+        """The held-out images, not warped; each is repeated, to be seen under several locks."""
         rows = torch.arange(max(self.held, 128), device=self.labels.device) % self.held
         return self.images[rows], self.labels[rows]
 
@@ -106,9 +106,9 @@ class Simulation:
 
     @torch.no_grad()
     def _updates(self, images: Tensor, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """What silos would send of these images, each under a lock that is taken at random.
+        """What silos would send for these images, each under a random lock.
 
-        And at which learning rate, ``(b,)``.
+        Also the learning rates, ``(b,)``.
         """
         low, high = self.knowledge.bounds
         count, training = len(images), self.knowledge.training
@@ -117,7 +117,7 @@ class Simulation:
         if self.locks:
             lock = self._below(len(next(iter(self.locks.values()))), count)
             private = {name: value[lock] for name, value in self.locks.items()}
-        # of one image there is one order
+        # one image has only one order
         order = None if training is None else labels.new_zeros(count, training.epochs, 1)
         state = torch.zeros_like(labels)
         objective = replace(self.objective, state=state, rates=rates, order=order)
@@ -148,34 +148,34 @@ class Simulation:
         return self._standardised(torch.cat([_unit(part) for part in parts], 1))
 
     def likeliest(self, seen: Tensor) -> Tensor:
-        """For each update the label that most of the simulated ones have that look most like it."""
+        """The most common label of each update's nearest simulated updates."""
         images, labels = self.draw(_GUESSED)
         near = torch.cdist(seen, self.seen(images, labels)).topk(_NEAR, largest=False).indices
         return labels[near].mode(1).values
 
     def _observed(self, before: dict[str, Tensor], after: dict[str, Tensor]) -> Tensor:
-        """What an update transform leaves to be observed of states, the labels not among it."""
+        """What an update transform leaves observable of states, without the labels."""
         assert self.knowledge.update_transform is not None
         left = self.knowledge.update_transform.observable(before, after)
-        # they span orders of magnitude
+        # features span orders of magnitude
         size = left.abs().clamp(min=torch.finfo(left.dtype).tiny).log()
         return self._standardised(torch.cat([left, left.sign(), size], 1).to(self.images))
 
     def _states(
         self, sent: dict[str, Tensor], rates: Tensor
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What the server had sent, and what came back."""
+        """The states that the server sent, and those that silos sent back."""
         before = {n: self.objective.public[n].expand_as(value) for n, value in sent.items()}
         return before, {n: before[n] - _wide(rates, value) * value for n, value in sent.items()}
 
     def _standardised(self, seen: Tensor) -> Tensor:
-        # with less than a clamp, one odd layer of a silo's own update would outweigh all others
+        # without a clamp, one odd layer of a silo's update would outweigh all others
         return ((seen - self.centre) / self.spread).clamp(-_EDGE, _EDGE)
 
     def _narrowed(self, name: str, entries: Tensor) -> Tensor:
-        """A layer of more entries than a decoder can take, as random signed sums of them.
+        """Random signed sums of a layer's entries, if it has more than a decoder can take.
 
-        They keep distances, about (count sketch: Charikar et al., ICALP 2002).
+        They roughly preserve distances (count sketch: Charikar et al., ICALP 2002).
         """
         size = entries.shape[1]
         if size <= _WIDEST:
@@ -187,7 +187,7 @@ class Simulation:
         return entries.new_zeros(len(entries), _WIDEST).index_add(1, place, entries * sign)
 
     def _below(self, limit: int, count: int | None) -> Tensor:
-        """``count`` random integers below a limit; all of them once, in random order, for None."""
+        """``count`` random integers below a limit; for None all of them once, in random order."""
         g = self.generator
         if count is None:
             made = torch.randperm(limit, generator=g, device=g.device)
@@ -203,11 +203,11 @@ class Simulation:
         return F.grid_sample(images, places, padding_mode="border", align_corners=False)
 
     def _draw(self, attack: LearningSettings) -> dict[str, Tensor]:
-        """Name to ``(locks, *shape)``; nothing where nothing is private."""
+        """Name to ``(locks, *shape)``; empty if nothing is private."""
         secrets = self.knowledge.secrets
         if secrets is None:
             return {}
-        assert secrets.draw is not None  # or Knowledge would not have this level
+        assert secrets.draw is not None  # Knowledge requires it at this level
         drawn = secrets.draw(attack.locks, self.generator)
         parameters = dict(self.objective.model.named_parameters())
         for name in secrets.names:
@@ -224,7 +224,7 @@ class Simulation:
         return locks
 
     def _tuned(self, locks: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
-        """Locks that fit the public weights, as a silo's do that was trained with them."""
+        """Locks that fit the public weights, as if trained with them."""
         model, (low, high) = self.objective.model, self.knowledge.bounds
         shared = {**self.objective.public, **self.objective.fixed}
         shared = {name: value[0] for name, value in shared.items()}
@@ -247,7 +247,7 @@ class Simulation:
 
 
 def _outer_products(objective: Objective) -> dict[str, str | None]:
-    """Weight to bias of the linear layers that see one vector of one image: once, one row."""
+    """Weight to bias of linear layers that see one vector once, from one image or row."""
     knowledge = objective.knowledge
     if knowledge.training is not None:  # several local steps add up several products
         return {}
@@ -264,14 +264,14 @@ def _outer_products(objective: Objective) -> dict[str, str | None]:
 
 
 def _factors(weight: Tensor, bias: Tensor | None) -> list[Tensor]:
-    """The two vectors whose outer product a gradient ``(b, out, in)`` is: of output and input.
+    """The output's and the input's factor of an outer product ``(b, out, in)``.
 
-    Zeros where a silo's gradient was too small for what it sent.
+    Zeros where a silo's gradient was too small for the precision of what it sent.
     """
-    if bias is None:  # then the input is known but for its size and sign
+    if bias is None:  # then the input is known up to its size and sign
         rows = torch.arange(len(weight), device=weight.device)
         found = _unit(weight[rows, weight.square().sum(2).argmax(1)])
-        # what comes of an activation is mostly above 0
+        # outputs of an activation are mostly positive
         found = torch.where(found.sum(1, keepdim=True) < 0, -found, found)
         return [(weight @ found[..., None])[..., 0], found]
     found = weight.new_zeros(len(weight), weight.shape[2])
@@ -282,20 +282,20 @@ def _factors(weight: Tensor, bias: Tensor | None) -> list[Tensor]:
 
 
 def _unit(rows: Tensor) -> Tensor:
-    """Each row at norm 1, or 0 if it is 0."""
+    """Scale each row to norm 1; a row of 0 stays 0."""
     tiny = torch.finfo(rows.dtype).tiny
-    # scaled first, or the squares of small entries would be rounded to 0
+    # scaled first, because squares of small entries could underflow
     rows = rows / rows.abs().amax(1, keepdim=True).clamp(min=tiny)
     made: Tensor = rows / rows.norm(dim=1, keepdim=True).clamp(min=tiny)
     return made
 
 
 def _rounded(sent: Tensor, before: Tensor, rates: Tensor) -> Tensor:
-    """``(b, *shape)`` as the difference of two states of limited precision gives it."""
+    """Round gradients ``(b, *shape)`` as the difference of two states of limited precision does."""
     rates = _wide(rates, sent)
     return (before - (before - rates * sent)) / rates
 
 
 def _wide(rates: Tensor, like: Tensor) -> Tensor:
-    """``(b,)`` as ``(b, 1, ...)``, to be multiplied with what is like this."""
+    """Reshape ``(b,)`` to ``(b, 1, ...)``, to multiply with a tensor like this."""
     return rates.view(-1, *[1] * (like.dim() - 1))

@@ -1,4 +1,4 @@
-"""Labels read off the gradient of the last linear layer, one file a way."""
+"""Recovers labels from the gradient of the last linear layer, one file for each method."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ None, and the images in each update. An AttackError refuses shapes that do not f
 that is not finite or all zero.
 """
 ILRG = "ilrg"
-"""The recovery that wants the head's own weights beside its gradient: `labels_by_restoration`."""
+"""The recovery that also needs the head's own weights: `labels_by_restoration`."""
 
 
 def find_labels(
@@ -59,22 +59,22 @@ def find_labels(
     recovery: str = "bias",
     started: Callable[[str], Tensor] | None = None,
 ) -> Tensor:
-    """The labels behind each update: as they are known, or else by what it says of the head.
+    """The labels behind each update: the known ones, or else those that the head's gradient shows.
 
     Args:
-        model: whose head it is.
+        model: with the head.
         gradients: name to ``(u, *shape)``.
         knowledge: the attacker's.
-        recovery: one of ``RECOVERIES`` or ``ILRG``, for more images than one; of one the label is
+        recovery: one of ``RECOVERIES`` or ``ILRG``, for several images; for one image the label is
             exact.
-        started: for ``ILRG``: a parameter's name to ``(u, *shape)``, what each update started from.
+        started: for ``ILRG``: a parameter's name to ``(u, *shape)``, each update's initial values.
 
     Returns:
-        ``(u, n)`` labels: the known ones as they are, or found ones, sorted.
+        ``(u, n)`` labels: the known ones unchanged, or recovered ones, sorted.
 
     Raises:
-        AttackError: none are known, and there is no such head, or it says nothing, as under another
-            loss than cross entropy.
+        AttackError: none are known, and there is no such head, or its gradient shows none, as under
+            losses other than cross entropy.
 
     Example:
         >>> import torch
@@ -117,7 +117,7 @@ def find_labels(
 def labels_if_any(
     model: nn.Module, gradients: Mapping[str, Tensor], knowledge: Knowledge
 ) -> Tensor:
-    """`find_labels`, ``(u, n)``, or -1 for each where the loss hides them.
+    """`find_labels`, ``(u, n)``, or -1 for each if the loss hides them.
 
     For attacks whose inputs do not depend on labels.
     """
@@ -127,15 +127,15 @@ def labels_if_any(
 
 
 _SOFTMAX = 1e-2
-"""What the rows of a head's gradient may add up to, of the greatest entry, before a softmax."""
+"""Largest sum of the rows of a head's gradient before a softmax, relative to its largest entry."""
 _ONLY = "labels are read off the gradient of cross entropy"
 
 
 def not_recovered(knowledge: Knowledge) -> str | None:
-    """Why the head's gradient does not tell labels under this loss; None if it does.
+    """Why the head's gradient does not show labels under this loss; None if it does.
 
-    Weights of classes and smoothed labels change what each label adds to the gradient: of one
-    image either still leaves it to be read.
+    Class weights and smoothed labels change each label's part of the gradient. With either, the
+    label of one image can still be read.
 
     Example:
         >>> from ..loss import loss_of

@@ -1,4 +1,4 @@
-"""The last linear layer of a model, what an update says of it, and labels from counts."""
+"""Finds a model's last linear layer and its gradients in an update, and makes labels of counts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["check_gradients", "find_head", "head_gradients", "labels_of_counts"]
 def find_head(model: nn.Module, classes: int) -> tuple[str, str | None]:
     """Names of the weight and bias (or None) of the last linear layer with one output a class.
 
-    An AttackError where no linear layer of the model has that many outputs.
+    Raises an AttackError if no linear layer of the model has that many outputs.
 
     Example:
         >>> find_head(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), classes=3)
@@ -42,8 +42,8 @@ def head_gradients(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)``.
 
-    They are among an update's gradients, name to ``(u, *shape)``. The bias may be None. An
-    AttackError where the model has no such head, or the update does not hold it.
+    They are taken from an update's gradients, name to ``(u, *shape)``. The bias may be None. Raises
+    an AttackError if the model has no such head, or the update does not contain it.
 
     Example:
         >>> model = nn.Linear(4, 3, bias=False)
@@ -59,7 +59,7 @@ def head_gradients(
 
 
 def check_gradients(weight: Tensor, bias: Tensor | None, batch: int) -> None:
-    """Refuse what no way of recovering labels can read, by an AttackError.
+    """Raise an AttackError for gradients that no method of recovering labels can use.
 
     The arguments are those of ``labels.RECOVERIES``.
     """
@@ -84,7 +84,7 @@ def check_gradients(weight: Tensor, bias: Tensor | None, batch: int) -> None:
 def labels_of_counts(counts: Tensor) -> Tensor:
     """Sorted labels ``(u, n)`` from how often each class occurs: ``(u, classes)`` integers.
 
-    An AttackError refuses counts below 0, and rows that do not sum to the same n.
+    Raises an AttackError for counts below 0, and for rows that do not sum to the same n.
 
     Example:
         >>> labels_of_counts(torch.tensor([[2, 0, 1], [0, 3, 0]]))

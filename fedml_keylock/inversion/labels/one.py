@@ -1,4 +1,4 @@
-"""The label of an update of one image: exact."""
+"""Recovers the label of an update of one image, exactly."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["label_of_one", "label_of_smoothed"]
 
 
 def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The label of each update that was computed from one image (iDLG, Zhao et al. 2020).
+    """The label of each update of one image (iDLG, Zhao et al. 2020).
 
-    With softmax and cross entropy the gradient of logit i is ``p_i - y_i``: negative for the true
-    class alone. It is the bias's gradient itself; and the weight's gradient is its outer product
-    with the head's input, so the true class's row points against the rows of all others.
+    With softmax and cross entropy the gradient of logit i is ``p_i - y_i``, negative only for the
+    true class. It is the bias's gradient itself. The weight's gradient is its outer product with
+    the head's input, so the true class's row points against all other rows.
 
     From the gradients of the head's weight ``(u, classes, features)`` and bias ``(u, classes)``, or
     of the weight alone, ``(u,)`` labels.
@@ -28,7 +28,7 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if bias is not None:
         return bias.argmin(1)
     products = weight @ weight.transpose(1, 2)
-    # the diagonal is a row's own square: it says nothing of the others
+    # the diagonal is a row's own square, and shows nothing of the others
     products = products - torch.diag_embed(products.diagonal(dim1=1, dim2=2))
     return products.sum(2).argmin(1)
 
@@ -36,14 +36,14 @@ def label_of_one(weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def label_of_smoothed(bias: Tensor | None, smoothing: float) -> Tensor:
     """The label of each update of one image, under cross entropy with smoothed labels.
 
-    The gradient of logit i is ``p_i - (1 - s) y_i - s / C``. Of other classes it is not below
-    ``-s / C``, so that what is below is the label's. Where nothing is below, the model is surer of
-    the image than the smoothed label, and any class may be it.
+    The gradient of logit i is ``p_i - (1 - s) y_i - s / C``. For other classes it is at least
+    ``-s / C``, so an entry below is the label's. If none is below, the model is more confident than
+    the smoothed label, and any class may be the label.
 
     From the gradient of the head's bias ``(u, classes)``, ``(u,)`` labels.
 
     Raises:
-        AttackError: the head has no bias, or a model is that sure.
+        AttackError: the head has no bias, or the model is that confident.
 
     Example:
         >>> label_of_smoothed(torch.tensor([[0.30, -0.31, 0.01]]), 0.1)

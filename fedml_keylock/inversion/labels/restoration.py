@@ -1,4 +1,4 @@
-"""Labels of a batch by what the model says of each class's mean features."""
+"""Recovers a batch's labels from the model's predictions for each class's mean features."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from .head import check_gradients, labels_of_counts
 __all__ = ["labels_by_restoration"]
 
 _NOTHING = 1e-12
-"""Of the greatest entry of the bias's gradient: what is not divided by."""
+"""Smallest divisor, relative to the largest entry of the bias's gradient."""
 
 
 def labels_by_restoration(
     weight: Tensor, bias: Tensor | None, batch: int, *, head: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """The counts that solve what the gradients say, with the model's own predictions.
+    """The counts that solve the gradients' equations, with the model's own predictions.
 
     Ma, Sun, Cui, Li and Guo, "Instance-wise batch label restoration via gradients in federated
-    learning" (iLRG), ICLR 2023. Row i of the weight's gradient over entry i of the bias's is about
-    the mean of the features of class i; the head makes of it that class's mean prediction ``p_i``.
-    The bias's gradient b then says of the counts k that ``sum_j k_j p_j[i] - k_i = n b_i``, and
-    they sum to n. The system is solved by the pseudoinverse, and what is below 0 is 0.
+    learning" (iLRG), ICLR 2023. Row i of the weight's gradient divided by entry i of the bias's is
+    about the mean features of class i; the head gives that class's mean prediction ``p_i``. The
+    bias's gradient b then states of the counts k that ``sum_j k_j p_j[i] - k_i = n b_i``, and they
+    sum to n. The pseudoinverse solves this system, and negative counts become 0.
 
-    What it restores of an instance is how many of its class there are, and not which is which. It
-    needs no activations that are not negative. It assumes that the images of a class have about the
-    same features, that the head's outputs are the model's, and that the model is not sure: of a
-    trained one the system says little, and ``labels_by_bias`` finds twice as many.
+    It restores how many instances of each class there are, not which is which. It needs no
+    non-negative activations. It assumes that the images of a class have similar features, that the
+    head's outputs are the model's, and that the model is not confident: for a trained one the
+    system shows little, and ``labels_by_bias`` finds twice as many.
 
-    It differs from the source in this: the counts are rounded to the nearest that sum to n, where
-    the source does not always bring them to the sum.
+    Difference from the source: the counts are rounded to the closest ones that sum to n; the
+    source's do not always.
 
-    Takes, returns and refuses what ``RECOVERIES`` says, and a head without a bias; and beside it
-    the head's weight ``(u, classes, features)`` and bias ``(u, classes)``, as each update started.
+    For arguments, results and errors see ``RECOVERIES``; also refuses a head without a bias. It
+    also takes the head's weight ``(u, classes, features)`` and bias ``(u, classes)``, from which
+    each update started.
 
     Example:
         >>> from torch.nn.functional import cross_entropy, linear
@@ -56,7 +57,7 @@ def labels_by_restoration(
     own, shift = (part.detach().double() for part in head)
     some = bias.abs() > _NOTHING * bias.abs().amax(1, keepdim=True)
     features = weight / bias.where(some, torch.inf)[..., None]
-    # (u, j, i): what the head says of class i, of the features of class j
+    # (u, j, i): the head's prediction of class i for the features of class j
     predicted = (features @ own.transpose(1, 2) + shift[:, None]).softmax(2)
     classes = bias.shape[1]
     system = predicted.transpose(1, 2) - torch.eye(classes).to(bias)
@@ -68,7 +69,7 @@ def labels_by_restoration(
         over = counts.sum(1) - batch
         if not over.any():
             break
-        # one at a time, where rounding took it furthest
+        # one at a time, where rounding changed it most
         error = counts - found
         most = error.masked_fill(counts == 0, -torch.inf).argmax(1)
         least = error.argmin(1)

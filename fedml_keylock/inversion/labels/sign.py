@@ -1,4 +1,4 @@
-"""Labels of a batch by the sign of the head's gradient, none of them twice."""
+"""Recovers a batch's labels by the sign of the head's gradient, each class at most once."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["labels_by_sign"]
 
 
 def labels_by_sign(weight: Tensor, bias: Tensor | None, batch: int) -> Tensor:
-    """The n classes whose row of the weight's gradient reaches furthest below 0.
+    """The n classes with the most negative entry in their row of the weight's gradient.
 
     Yin et al., "See through gradients", CVPR 2021 (arXiv 2104.07586), section on batch label
     restoration: ``argsort(min over features)[:n]``.
 
-    It assumes that the head's inputs are not negative (ReLU, sigmoid), for then only a class that
+    It assumes that the head's inputs are not negative (ReLU, sigmoid), since then only a class that
     is present can have a negative entry; and that **no label occurs twice**: the n labels that it
-    returns always differ. Training does not matter to it.
+    returns always differ. It works for trained models as well.
 
-    Takes, returns and refuses what ``RECOVERIES`` says, and fewer classes than images, of which
-    some label must repeat; the bias is not used.
+    For arguments, results and errors see ``RECOVERIES``; also refuses fewer classes than images,
+    where some label must repeat. The bias is not used.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Optimisers over many independent candidates at once, each a row of one matrix."""
+"""Optimisers for many independent candidates at once, each a row of one matrix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["BatchedOptimizer"]
 
 
 class BatchedOptimizer(ABC):
-    """What the search needs of an optimiser.
+    """The interface of an optimiser in the search.
 
     Attributes:
         stopped: ``(b,)`` rows that will not move again; empty before the first step.
@@ -32,15 +32,15 @@ class BatchedOptimizer(ABC):
         """The next ``(b, d)`` iterate, from this one and the gradient at it."""
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep only these rows."""
         for name in self.ROWS:
             setattr(self, name, getattr(self, name)[rows])
 
     def state(self) -> dict[str, Tensor]:
-        """All that it remembers, for a checkpoint."""
+        """Its whole state, for a checkpoint."""
         return {name: getattr(self, name) for name in self.ROWS}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from a state."""
         for name in self.ROWS:
             setattr(self, name, state[name])

@@ -1,4 +1,4 @@
-"""Adam over a batch of independent candidates, each a row of one matrix."""
+"""Adam for a batch of independent candidates, each a row of one matrix."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class BatchedAdam(BatchedOptimizer):
 
     Args:
         learning_rate: ``(d,)``.
-        signed: ``(d,)`` booleans: columns of which Adam sees the gradient's sign only.
-        low: ``(d,)`` least values; every iterate is clamped to them.
-        high: ``(d,)`` greatest values.
+        signed: ``(d,)`` booleans: columns for which Adam sees only the gradient's sign.
+        low: ``(d,)`` lower bounds; every iterate is clamped to them.
+        high: ``(d,)`` upper bounds.
         milestones: after each of these many steps every learning rate falls to a tenth.
 
     Example:
@@ -70,10 +70,10 @@ class BatchedAdam(BatchedOptimizer):
         return (x - rate * mean / (square.sqrt() + 1e-8)).clamp(self.low, self.high)
 
     def state(self) -> dict[str, Tensor]:
-        """All that it remembers."""
+        """Its whole state."""
         return super().state() | {"count": torch.tensor(self.count)}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from a state."""
         super().load(state)
         self.count = int(state["count"])

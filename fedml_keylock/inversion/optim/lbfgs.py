@@ -1,4 +1,4 @@
-"""L-BFGS over a batch of independent candidates, each a row of one matrix."""
+"""L-BFGS for a batch of independent candidates, each a row of one matrix."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class BatchedLBFGS(BatchedOptimizer):
 
     Args:
         learning_rate: length of a step, in directions.
-        tolerance: 1 is ``torch.optim.LBFGS``'s: a pair is remembered if y.s is above 1e-10, a row
-            stops when no entry of its gradient is above 1e-7 or its direction promises less than
-            1e-9. For a cost on another scale, all three times this.
-        history: how many pairs are remembered. A pair that a row refuses for its curvature takes up
-            a place and has no effect; ``torch.optim.LBFGS`` would keep an older one instead.
+        tolerance: at 1 like ``torch.optim.LBFGS``: a pair is stored if y.s exceeds 1e-10, and a row
+            stops when no entry of its gradient exceeds 1e-7 or its direction promises less than
+            1e-9. For a cost on another scale it multiplies all three.
+        history: how many pairs are stored. A pair that a row rejects for its curvature takes a
+            place without effect; ``torch.optim.LBFGS`` would keep an older one instead.
 
     Example:
         >>> x = torch.tensor([[3.0, -2.0], [1.0, 5.0]])
@@ -68,17 +68,17 @@ class BatchedLBFGS(BatchedOptimizer):
         return x + self.moved
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
+        """Keep only these rows."""
         super().select(rows)
         self._pairs = [(s[rows], y[rows], inverse[rows]) for s, y, inverse in self._pairs]
 
     def state(self) -> dict[str, Tensor]:
-        """All that it remembers."""
+        """Its whole state."""
         pairs = zip(("s", "y", "inverse"), zip(*self._pairs, strict=True), strict=False)
         return super().state() | {name: torch.stack(parts) for name, parts in pairs}
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Go on from there."""
+        """Continue from a state."""
         super().load(state)
         if "s" in state:
             self._pairs = list(zip(state["s"], state["y"], state["inverse"], strict=True))
@@ -86,7 +86,7 @@ class BatchedLBFGS(BatchedOptimizer):
     def _remember(self, s: Tensor, y: Tensor) -> None:
         curvature = (y * s).sum(1, keepdim=True)
         good = curvature > 1e-10 * self.tolerance
-        # a refused pair gets weight 0 in both loops; zeros keep an inf or NaN of its out of them
+        # a rejected pair gets weight 0 in both loops; zeros keep its inf or NaN out of them
         s, y = torch.where(good, s, 0), torch.where(good, y, 0)
         inverse = torch.where(good, 1 / curvature, 0)
         self.scale = torch.where(good, curvature / (y * y).sum(1, keepdim=True), self.scale)

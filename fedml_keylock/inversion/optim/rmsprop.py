@@ -1,4 +1,4 @@
-"""RMSprop over a batch of independent candidates, each a row of one matrix."""
+"""RMSprop for a batch of independent candidates, each a row of one matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["BatchedRMSprop"]
 
 
 class BatchedRMSprop(BatchedOptimizer):
-    """RMSprop as ``torch.optim.RMSprop`` has it, with a learning rate for each column.
+    """RMSprop like ``torch.optim.RMSprop``, with a learning rate for each column.
 
     Args:
         learning_rate: ``(d,)``.

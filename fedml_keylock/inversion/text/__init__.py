@@ -1,1 +1,1 @@
-"""Texts in order, from the gradients of a transformer's first two self-attention layers."""
+"""Recovers texts in order, from the gradients of a transformer's first two attention layers."""

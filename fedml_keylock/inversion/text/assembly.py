@@ -1,4 +1,4 @@
-"""Texts, put together of the tokens that a first layer shows by what a second layer shows."""
+"""Assembles texts from the first attention layer's tokens, checked against the second layer."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from ...errors import AttackError
 __all__ = ["Distances", "by_descent", "by_prefix"]
 
 Distances = Callable[[Tensor], Tensor]
-"""How far what tokens ``(n, length)`` become is from the second layer's span."""
+"""Distances of tokens ``(n, length)`` from the second layer's span, after the first layer."""
 
 
 def by_prefix(
     options: Tensor, distances: Distances, *, tolerance: float, most: int
 ) -> list[Tensor]:
-    """The texts of a causal model, exactly: a token depends on nothing that comes after it.
+    """The texts of a causal model, exactly: a token depends on none that comes after it.
 
-    Every prefix that was found is tried with each token that its next place may have. What has no
-    continuation is the end of a text.
+    Every prefix found so far is tried with each possible next token. A prefix without a
+    continuation is a whole text.
 
     Args:
-        options: ``(vocabulary, length)``, whether a place may have a token.
+        options: ``(vocabulary, length)``, whether a token may stand at a place.
         distances: of the last token of each prefix, ``(n,)``.
-        tolerance: the distance up to which a prefix is kept.
+        tolerance: the largest distance of a prefix that is kept.
         most: how many prefixes may be kept at once.
 
     Returns:
         The texts, longest last.
 
     Raises:
-        AttackError: more prefixes than that are kept: the search is infeasible.
+        AttackError: more than ``most`` prefixes would be kept: the search is infeasible.
 
     """
     texts: list[Tensor] = []
@@ -74,21 +74,21 @@ def by_descent(
 ) -> list[Tensor]:
     """The texts of an encoder, by search: each token depends on all others of its text.
 
-    From each option of one place and random ones of the others, one of these after the other takes
-    the option with which the whole text is nearest to the span, until none changes. A text counts
-    if all of it is
-    within the tolerance, so that what is found is right; not all need be found.
+    A search starts from each option of one place and random options of the others. In turn each
+    place takes the option with which the whole text is closest to the span, until none changes. A
+    text counts only if all of its tokens are within the tolerance, so found texts are right; some
+    may be missed.
 
     Args:
-        options: ``(vocabulary, length)``, whether a place may have a token.
+        options: ``(vocabulary, length)``, whether a token may stand at a place.
         distances: of each token of whole texts, ``(n, length)``.
-        tolerance: the distance up to which a text's tokens are taken for true.
-        count: texts that are looked for.
-        restarts: searches for each length, from the longest; the first from the first place.
-        generator: of the starts.
+        tolerance: the largest distance of a token that is taken for true.
+        count: how many texts are looked for.
+        restarts: searches for each length, from the longest; the first fixes the first place.
+        generator: for the starts.
 
     Returns:
-        The texts, no more than ``count``.
+        At most ``count`` texts.
 
     """
     found: list[Tensor] = []
@@ -114,7 +114,7 @@ def by_descent(
 
 
 def _descended(texts: Tensor, anchor: int, choices: list[Tensor], distances: Distances) -> Tensor:
-    """Texts ``(n, length)`` after the descent; the anchor's tokens stay."""
+    """Texts ``(n, length)`` after the descent; tokens at the anchor stay."""
     length = texts.shape[1]
     for _ in range(2 * length):
         before = texts.clone()

@@ -1,4 +1,4 @@
-"""A transformer's self-attention layers: what their gradients span, and what goes into them."""
+"""Finds a transformer's self-attention layers, their inputs, and what their gradients span."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["AttentionLayer", "attention_layers"]
 _FUSED = ("c_attn", "query_key_value", "qkv_proj")
 _VALUE = ("v_proj", "value", "v_lin", "v")
 _QUERY = ("q_proj", "query", "q_lin", "q")
-"""What transformers calls the projections of its self-attention layers."""
+"""Names in transformers for the query projections of self-attention layers."""
 _NUMBERS = 2**22
-"""How many numbers of inputs are made at once."""
+"""The most numbers of inputs to compute at once."""
 
 
 class _ReachedError(Exception):
-    """The layer was reached: the rest of the model need not run."""
+    """Raised when the layer is reached: the rest of the model need not run."""
 
 
 class AttentionLayer:
@@ -32,7 +32,7 @@ class AttentionLayer:
 
     Attributes:
         name: its name in the model.
-        projections: by name, those that are looked at; each gets the layer's own input.
+        projections: those that are used, by name; each gets the layer's own input.
 
     """
 
@@ -41,7 +41,7 @@ class AttentionLayer:
 
     @torch.no_grad()
     def inputs(self, tokens: Tensor) -> Tensor:
-        """What the layer gets for token ids ``(n, length)``: ``(n, length, width)``."""
+        """The layer's input for token ids ``(n, length)``: ``(n, length, width)``."""
         got: list[Tensor] = []
 
         def keep(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -62,16 +62,16 @@ class AttentionLayer:
         return torch.cat(found)
 
     def span(self, gradients: Mapping[str, Tensor], *, causal: bool) -> Span:
-        """What a model's gradients, by the names of its weights, say of the layer's inputs.
+        """The span of the layer's inputs, from a model's gradients by weight name.
 
-        Of a causal model the value projection's has every input that the loss depends on, the
-        query's lacks the first of each text. Of an encoder that attends to all tokens nearly alike
-        the value's is nearly the same for each, and the query's is not. The other one is taken too
-        where it has fewer rows than inputs are wide: grouped queries, or an adapter. Each counts
-        for the same.
+        In a causal model the value projection's gradient contains every input that the loss depends
+        on; the query's lacks the first of each text. In an encoder whose attention is nearly
+        uniform the value's is nearly the same for each token, and the query's is not. The other
+        projection is added if the first has fewer rows than inputs are wide: grouped queries, or an
+        adapter. Both have equal weight.
 
         Raises:
-            AttackError: the layer is frozen, or its gradient is zero or of no known kind.
+            AttackError: the layer is frozen, or its gradient is zero or of an unknown form.
 
         """
         rows = []
@@ -110,14 +110,14 @@ class AttentionLayer:
 
 
 def _inner(module: nn.Module) -> nn.Module:
-    """The layer itself, where an adapter is around it."""
+    """The layer itself, inside any adapter."""
     inner = getattr(module, "base_layer", module)
     assert isinstance(inner, nn.Module)
     return inner
 
 
 def _weights(name: str, module: nn.Module) -> list[str]:
-    """Names of the weights that the layer's input is multiplied with."""
+    """Names of the weights that multiply the layer's input."""
     adapters = getattr(module, "lora_A", None)
     if adapters is not None:
         return [f"{name}.lora_A.{adapter}.weight" for adapter in adapters]
@@ -125,7 +125,7 @@ def _weights(name: str, module: nn.Module) -> list[str]:
 
 
 def _rows(name: str, module: nn.Module, gradients: Mapping[str, Tensor]) -> list[Tensor]:
-    """A projection's gradients ``(m, width)``, with the inputs in their rows' space."""
+    """A projection's gradients ``(m, width)``, whose row space contains the inputs."""
     found = [gradients[one] for one in _weights(name, module) if one in gradients]
     if hasattr(module, "lora_A") or isinstance(module, nn.Linear):
         return found
@@ -133,10 +133,10 @@ def _rows(name: str, module: nn.Module, gradients: Mapping[str, Tensor]) -> list
 
 
 def attention_layers(model: nn.Module, tokens: Tensor) -> list[AttentionLayer]:
-    """The self-attention layers of a model in the order in which they run on ``(1, length)`` ids.
+    """A model's self-attention layers, in the order in which they run on ``(1, length)`` ids.
 
     Raises:
-        AttackError: there are fewer than two, or the model does not take such tokens.
+        AttackError: there are fewer than two, or the model does not accept such tokens.
 
     """
     known = (*_FUSED, *_VALUE, *_QUERY)

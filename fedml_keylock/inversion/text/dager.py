@@ -1,4 +1,4 @@
-"""Whole texts, in order, from the gradient of a transformer: DAGER."""
+"""DAGER: recovers whole texts, in order, from the gradient of a transformer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .span import Span
 __all__ = ["DagerAttack"]
 
 _TOKENS = 1024
-"""How many of the vocabulary are tried at once."""
+"""How many tokens of the vocabulary are tried at once."""
 
 
 @checked
@@ -31,27 +31,27 @@ class DagerAttack:
     """The texts of a batch, exactly, from the gradient of a transformer.
 
     Petrov, Dimitrov, Baader, Mueller and Vechev, NeurIPS 2024 (arXiv 2405.15586). The gradient of a
-    linear layer is a sum of its inputs: it spans them and nothing else while they are fewer than
-    the layer is wide. In the first self-attention layer an input is a token and its place: each
-    that there is is tried. In the second it is a token and what came before it, by which texts are
-    put together: prefix by prefix and exactly in a causal model, by search in an encoder.
+    linear layer is a sum over its inputs: it spans exactly them, while they are fewer than the
+    layer is wide. In the first self-attention layer an input is a token at a place: every
+    combination is tried. In the second layer it is a token and what came before it. This orders the
+    tokens into texts: prefix by prefix and exactly in a causal model, by search in an encoder.
 
-    Where a layer norm has no more to do than to scale a token's and a place's sum, the first layer
-    shows no more dimensions than there are tokens and places, and so any token at any place when
-    they recur enough: the second layer tells.
+    If a layer norm only scales the sum of token and place, the first layer shows no more dimensions
+    than there are tokens and places. When tokens recur often enough, any token then fits any place,
+    and the second layer decides.
 
-    It differs from the source in this: it looks at the value projection, which has one input more a
-    text than the query; the rank is where singular values fall most, not by a tolerance; the last
-    token of a causal model's text, which no attention layer shows, is read off the output layer;
-    and an encoder's texts are searched for by descent from random starts.
+    Differences from the source: it uses the value projection, which has one input more a text than
+    the query; the rank is where singular values fall most, not by a tolerance; the last token of a
+    causal model's text, which no attention layer shows, is read from the output layer; and an
+    encoder's texts are found by descent from random starts.
 
-    It makes no images, so that it is no ``Attack`` that a FedML job can name.
+    It returns no images, so a FedML job cannot name it as an ``Attack``.
 
     Attributes:
-        name: what a report calls it.
-        tolerance: the most that an input may be away from a span, relative to its size, to be
-            taken for there. It is less where the gradient's rounding is.
-        most: how many beginnings of texts are followed in a causal model.
+        name: name of the attack in reports.
+        tolerance: the largest distance of an input from a span, relative to its size, at which it
+            counts as contained. It is lowered to the gradient's rounding.
+        most: how many prefixes are followed in a causal model.
         restarts: of an encoder's search, for each length and first token.
 
     Example:
@@ -66,9 +66,9 @@ class DagerAttack:
     restarts: Count = 8
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it looks at what was sent."""
+    """Nothing: it uses the sent gradients."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: there is no lock in the way, or nothing is found."""
+    """Nothing: no lock affects it, or it finds nothing."""
 
     def reconstruct(
         self,
@@ -79,25 +79,25 @@ class DagerAttack:
         generator: torch.Generator | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TokenReconstruction:
-        """The texts of each update, which is one plain SGD step on all of them, without dropout.
+        """The texts of each update of one plain SGD step on all of them, without dropout.
 
         ``knowledge`` has the ``(length,)`` of the longest text as ``input_shape``, the size of the
-        vocabulary as ``classes``, the number of texts as ``batch``, and level ``oblivious``. What a
-        model does not train must have its true value in ``model``.
+        vocabulary as ``classes``, the number of texts as ``batch``, and level ``oblivious``. Frozen
+        parts of the model must have their true values in ``model``.
 
-        The cost is the greatest distance of a found text's tokens from the second layer's span: of
-        a true one, about the gradient's rounding. Two texts that are the same are found once, and
-        one that another begins with is not found, so that there may be fewer than the batch has;
-        adapters alone do not show a causal model's last tokens.
+        The cost is the largest distance of a found text's tokens from the second layer's span: for
+        a true text, about the gradient's rounding. Equal texts are found once, and a text that is a
+        prefix of another is not found, so there may be fewer than in the batch. Adapters alone do
+        not show a causal model's last tokens.
 
         Raises:
-            AttackError: the level or what the silo did is not of that kind, the model has no two
-                self-attention layers that are known, or they are frozen or have no gradient; the
-                batch has as many tokens as the layers are wide, or more than an adapter's rank; or
-                the search is infeasible, or finds nothing. Then there is no result.
+            AttackError: the level or the silo's training does not suit it, the model lacks two
+                known self-attention layers, or they are frozen or without gradient; the batch has
+                as many tokens as the layers are wide, or more than an adapter's rank; or the search
+                is infeasible, or finds nothing. Then there is no result.
 
         """
-        # it asks for name, needs and uses alone, and this result has no images
+        # it only uses name, needs and uses; this result has no images
         check_level(self, knowledge.level)  # type: ignore[arg-type]
         if len(knowledge.input_shape) != 1:
             raise AttackError(
@@ -159,7 +159,7 @@ class DagerAttack:
         within = behind.tolerance(self.tolerance)
         if causal:
             texts = by_prefix(options, of_last, tolerance=within, most=self.most)
-            if torch.allclose(places, places[:, :1], rtol=0, atol=1e-6):  # of any place alike
+            if torch.allclose(places, places[:, :1], rtol=0, atol=1e-6):  # without positions
                 texts = _without_repeats(texts)
         else:
             texts = by_descent(
@@ -170,7 +170,7 @@ class DagerAttack:
                 restarts=self.restarts,
                 generator=generator or torch.Generator().manual_seed(0),
             )
-        # rounding may leave more than there were
+        # rounding may leave more texts than there were
         costs = sorted((float(distances(text[None]).max()), at) for at, text in enumerate(texts))
         texts = [texts[at] for _, at in costs[: knowledge.batch]]
         if not texts:
@@ -183,10 +183,10 @@ class DagerAttack:
 
 
 def _check_options(options: Tensor, span: Span, behind: Span) -> None:
-    """Refuse spans in which everything is, or nothing, or not all that there was."""
+    """Refuse spans that contain every token, none, or not all true ones."""
     for which, one in (("first", span), ("second", behind)):
         width = one.basis.shape[1]
-        if one.rank >= width - 1:  # all that a layer norm leaves
+        if one.rank >= width - 1:  # the most that a layer norm leaves
             raise AttackError(
                 f"the {which} self-attention layer's gradient has rank {one.rank}, of a width of "
                 f"{width}: every token is in its span; the batch has too many tokens for this "
@@ -206,17 +206,17 @@ def _check_options(options: Tensor, span: Span, behind: Span) -> None:
 
 
 def _without_repeats(texts: list[Tensor]) -> list[Tensor]:
-    """Without texts of one token, again and again, with which another text begins.
+    """Without texts of one repeated token with which another text begins.
 
-    Without positions attention makes of a token that only has the same before it what it makes of
-    the token alone, so that each text's first one passes for a text of any length.
+    Without positions, attention maps a token preceded only by copies of itself to the same result
+    as the token alone. So each text's first token passes for a text of any length.
     """
     told = {int(text[0]) for text in texts if (text != text[0]).any()}
     return [text for text in texts if (text != text[0]).any() or int(text[0]) not in told]
 
 
 def _is_causal(layer: AttentionLayer, tokens: Tensor) -> bool:
-    """Whether a token's input to the second layer does not depend on what comes after it."""
+    """Whether a token's input to the second layer is independent of later tokens."""
     texts = tokens[:1].repeat(2, 1)
     if texts.shape[1] < 2:
         return True
@@ -226,7 +226,7 @@ def _is_causal(layer: AttentionLayer, tokens: Tensor) -> bool:
 
 
 def _output_layer(model: nn.Module, length: int) -> str | None:
-    """Name of the output layer's weight of a model that predicts each next token, or None."""
+    """Name of the output layer's weight in a model that predicts each next token, or None."""
     getter = getattr(model, "get_output_embeddings", None)
     head = getter() if getter is not None else None
     if head is None:

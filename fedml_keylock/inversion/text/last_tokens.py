@@ -1,4 +1,4 @@
-"""The last token of each text of a causal model: nothing but the output layer knows of it."""
+"""Recovers the last token of each text of a causal model from the output layer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..outputs import logits_of
 __all__ = ["with_last_tokens"]
 
 _TRIED = 8
-"""How many tokens are tried for each text."""
+"""How many candidates are tried for each text."""
 _ENOUGH = 1e-4
-"""The distance from the gradient, relative to its size, at which nothing is left to explain."""
+"""Relative distance from the gradient at which nothing is left to explain."""
 
 
 def with_last_tokens(
@@ -24,18 +24,17 @@ def with_last_tokens(
     texts: Sequence[Tensor],
     gradients: Mapping[str, Tensor],
 ) -> list[Tensor]:
-    """Texts and the token after each, of a model that was trained to predict the next token.
+    """Texts with the token after each, for a model trained to predict the next token.
 
-    The gradient of the output layer is the sum of what the model made of each place, times what it
-    should not have said less what it should have. All places but the last are known: what they do
-    not explain names the token. Of the likeliest, those are taken with which the whole gradient is
-    nearest to what was sent.
+    The gradient of the output layer is a sum over places: the place's output times the error of its
+    prediction. All places but the last are known, and what they do not explain names the token. Of
+    the likeliest candidates, those are taken whose whole gradient is closest to what was sent.
 
     Args:
-        model: at the weights that were sent, without dropout.
+        model: with the weights that the server sent, without dropout.
         name: of the output layer's weight in the gradients, ``(vocabulary, width)``.
         texts: each without its last token.
-        gradients: what was sent, by the names of the model's parameters.
+        gradients: the sent gradients, by the names of the model's parameters.
 
     """
     parameters = dict(model.named_parameters())
@@ -57,7 +56,7 @@ def with_last_tokens(
     rest = gradients[name] - gradient_of(unknown, [name])[0]
     last = [_last(model, head, text) for text in texts]
     logits, seen = (torch.stack([each[part] for each in last]) for part in (0, 1))
-    # of each last place: (what it said - the token) times what it is made of
+    # for each last place: (prediction - token) times the head's input
     said = torch.linalg.lstsq(seen.T.double(), count * rest.T.double(), driver="gelsd").solution
     scores = logits.softmax(1) - said
     likely = list(scores.topk(min(_TRIED, scores.shape[1])).indices)
@@ -76,7 +75,7 @@ def with_last_tokens(
 def _nearest(
     chosen: list[Tensor], likely: Sequence[Tensor], cost: Callable[[Sequence[Tensor]], float]
 ) -> list[Tensor]:
-    """One text after the other takes the last token with the lowest cost, until none changes."""
+    """Choose the last token with the lowest cost, text by text, until none changes."""
     changed = True
     best = cost(chosen)
     while changed and best > _ENOUGH:
@@ -92,7 +91,7 @@ def _nearest(
 
 @torch.no_grad()
 def _last(model: nn.Module, head: nn.Module, text: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the last place, the model's scores ``(vocabulary,)`` and the head's input ``(width,)``."""
+    """At the last place, the model's scores ``(vocabulary,)`` and the head's input ``(width,)``."""
     got: list[Tensor] = []
     hook = head.register_forward_pre_hook(lambda _module, inputs: got.append(inputs[0]))
     try:

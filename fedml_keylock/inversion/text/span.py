@@ -1,4 +1,4 @@
-"""The space that a linear layer's gradient spans: inputs lie in it, and little else does."""
+"""Computes the space that a linear layer's gradient spans, which contains the layer's inputs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["Span", "span_of"]
 
 _GAP = 10.0
-"""How many times a singular value must be the next one, for a rank to be told."""
+"""Least ratio of two successive singular values at which a rank is recognised."""
 _LEAST = 1e-5
 """The rounding of an input itself."""
 
@@ -18,7 +18,7 @@ class Span:
 
     Attributes:
         basis: ``(rank, width)``, orthonormal.
-        blur: the gradients' rounding beside the weakest input: inputs are off by less.
+        blur: the gradients' rounding relative to the weakest input: the largest error of inputs.
 
     """
 
@@ -27,11 +27,11 @@ class Span:
 
     @property
     def rank(self) -> int:
-        """How many inputs it was made of, if they were fewer than the width."""
+        """How many inputs it contains, if they were fewer than the width."""
         return len(self.basis)
 
     def distance(self, inputs: Tensor) -> Tensor:
-        """How far inputs ``(..., width)`` are from it, relative to their size: ``(...)``."""
+        """Relative distance of inputs ``(..., width)`` from the span: ``(...)``."""
         inputs = inputs.to(self.basis)
         rest: Tensor = inputs - (inputs @ self.basis.T) @ self.basis
         size: Tensor = inputs.norm(dim=-1).clamp(min=torch.finfo(inputs.dtype).tiny)
@@ -39,16 +39,15 @@ class Span:
         return distance
 
     def tolerance(self, most: float) -> float:
-        """The distance up to which an input is taken to lie in it: no more than ``most``."""
+        """The largest distance at which an input counts as contained: at most ``most``."""
         return min(most, max(_LEAST, self.blur))
 
 
 def span_of(rows: Tensor) -> Span:
-    """The span of rows, without their rounding.
+    """The span of rows, without their rounding errors.
 
-    The rank is where the singular values fall most: a gradient's rounding has a full rank, and a
-    tolerance that suits one gradient does not suit another. It is full where they fall nowhere by
-    ten times.
+    The rank is where the singular values fall most: a gradient's rounding errors have full rank,
+    and no one tolerance suits every gradient. It is full if they fall nowhere by a factor of ten.
 
     From rows ``(m, width)`` in their own precision, a basis in double precision.
 
@@ -61,7 +60,7 @@ def span_of(rows: Tensor) -> Span:
 
     """
     _, values, basis = torch.linalg.svd(rows.double(), full_matrices=False)
-    # what is below the rounding of the greatest has no falls that say anything
+    # below the rounding of the largest value, falls mean nothing
     floor = values[:1] * torch.finfo(rows.dtype).eps / 10
     values = values.clamp(min=torch.maximum(floor, floor.new_tensor(1e-300)))
     falls = values[:-1] / values[1:]

@@ -1,1 +1,1 @@
-"""What is optimised in the images' place, and how images are made from it."""
+"""Parametrisations: the variables that are optimised in place of images, and images from them."""

@@ -1,4 +1,4 @@
-"""Images that a generator makes: its weights are searched, or what is fed into it."""
+"""Parametrises images by a generator: searches its weights, or its input."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ _LABELS = "generator.labels."
 
 @checked
 class GeneratorWeights(Parametrisation):
-    """The weights of a generator of images and of one of labels (GRNN, Ren et al. 2022, section 3).
+    """The weights of one generator of images and one of labels (GRNN, Ren et al. 2022, section 3).
 
-    Each candidate has generators and noise of its own: a vector for each image, drawn once and
-    fed into both. The label's is one linear layer. The image's makes 4x4 feature maps by a
-    transposed convolution and doubles them until they are as large as the image: nearest-neighbour
-    upsampling, 3x3 convolution, batch normalisation by batch statistics, gated linear unit. A
-    sigmoid ends it, which is spread over the bounds.
+    Each candidate has generators and noise of its own: a vector for each image, drawn once, for
+    both generators. That of labels is one linear layer. That of images makes 4x4 feature maps by a
+    transposed convolution, and doubles their size until it reaches the image's: nearest-neighbour
+    upsampling, 3x3 convolution, batch normalisation by batch statistics, gated linear unit. A final
+    sigmoid is scaled to the bounds.
 
-    It makes squares whose side is a power of two, 8 or more, as the source's does; of an image of
-    another size it makes the next larger square, and its centre is used.
+    It makes squares whose side is a power of two, 8 or more, like the source. For an image of
+    another size it makes the next larger square, and uses its centre.
 
     Attributes:
         width: channels before the last doubling, d in the source's code; twice as many at each
             smaller size.
         inputs: length of a noise vector.
-        deviation: of the normal weights that it starts from; biases start at 0. The source's code
-            means 0.02, but sets it on the blocks and not on the layers in them, which keep torch's
-            own start.
+        deviation: of the normal initial weights; biases start at 0. The source's code intends 0.02,
+            but sets it on blocks and not on the layers in them, which keep torch's own
+            initialisation.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(1, 28, 28), classes=10, batch=2)
@@ -61,7 +61,7 @@ class GeneratorWeights(Parametrisation):
     makes_labels = True
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """The noise, then each layer's weights; AttackError if the input is no image."""
+        """The noise, then each layer's weights; AttackError if the input is not an image."""
         if len(knowledge.input_shape) != 3:
             raise AttackError(
                 f"a generator makes images (c, h, w), not {tuple(knowledge.input_shape)}"
@@ -92,8 +92,8 @@ class GeneratorWeights(Parametrisation):
         return starts
 
     def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
-        """What the generators make of the noise."""
-        # noise stands still for every optimiser, also for one that knows no rates
+        """The generators' outputs for the noise."""
+        # the noise stays fixed in every optimiser, also in one without rates
         noise = unknowns[_NOISE].detach()
         weights = {
             name.removeprefix(_IMAGES): value
@@ -121,7 +121,7 @@ class GeneratorWeights(Parametrisation):
 
 @lru_cache(maxsize=8)
 def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Module:
-    """``(n, inputs, 1, 1)`` -> ``(n, channels, s, s)``, s 4 times 2^doublings; without weights."""
+    """``(n, inputs, 1, 1)`` -> ``(n, channels, s, s)``, s = 4 * 2^doublings; without weights."""
     planes = [width * 2**level for level in reversed(range(doublings))]
     layers: list[nn.Module] = [nn.ConvTranspose2d(inputs, 2 * planes[0], 4, device="meta")]
     layers.append(nn.GLU(1))
@@ -137,20 +137,20 @@ def _network(inputs: int, width: int, channels: int, doublings: int) -> nn.Modul
 
 @checked
 class Latent(Parametrisation):
-    """What is fed into a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
+    """The input of a trained generator (GGL, Li et al. 2022, arXiv 2203.15696).
 
-    Searched latents start from N(0, I), which the generator was trained on. At 0 a generator can
-    have a gradient that is exactly 0.
+    Latents start from N(0, I), on which the generator was trained. At 0 a generator's gradient may
+    be exactly 0.
 
     Attributes:
         generator: maps ``(m, *shape)`` latents to ``(m, *input_shape)`` images. A copy of it is
-            used, in eval mode; nothing of it is trained. One that takes more than a latent (a
-            class) needs a module around it that supplies the rest.
+            used in eval mode, and not trained. A generator with further inputs (a class) needs a
+            wrapper that supplies them.
         shape: of one image's latent, ``(128,)`` or ``(100, 1, 1)`` for instance.
-        output_range: least and greatest value of its images; spread over ``Knowledge.bounds``.
+        output_range: lowest and highest value of its images; scaled to ``Knowledge.bounds``.
         divergence: weight of the prior on latents: the Kullback-Leibler divergence from N(0, 1) of
-            a normal distribution with the mean and the variance of a latent's entries, the mean
-            over the images (the source's regulariser R(G; z), as its published code has it).
+            a normal distribution with the mean and variance of a latent's entries, averaged over
+            the images (the source's regulariser R(G; z), as in its published code).
 
     Example:
         >>> decoder = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Unflatten(1, (1, 4, 4)))
@@ -180,7 +180,7 @@ class Latent(Parametrisation):
         object.__setattr__(self, "generator", mine)
 
     def __repr__(self) -> str:
-        # with the weights: a checkpoint knows by it that another generator was searched
+        # with its weights, so that a checkpoint recognises another generator
         state = self.generator.state_dict().values()
         return (
             f"Latent({type(self.generator).__name__} {fingerprint('', state)}, {self.shape}, "
@@ -188,7 +188,7 @@ class Latent(Parametrisation):
         )
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """One unknown; AttackError if the generator takes or makes things of another shape."""
+        """One variable; AttackError if the generator's input or output has another shape."""
         latent = torch.zeros(1, 1, *self.shape)
         try:
             with torch.no_grad():
@@ -218,14 +218,14 @@ class Latent(Parametrisation):
         return low + (made.to(latent) - least) * ((high - low) / (greatest - least)), None
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
-        """The standard deviation that it was drawn with."""
+        """The standard deviation of its initial values."""
         return {"latent": 1.0}
 
     def penalty(self, unknowns: Unknowns) -> Tensor:
         """``(b,)``: how far the entries of each latent are from a standard normal sample."""
         entries = unknowns["latent"].flatten(2)
         mean, variance = entries.mean(2), entries.var(2, unbiased=False)
-        # the source's 1e-10: a variance of 0 is far from 1, and not infinitely far
+        # the source's 1e-10: a variance of 0 is far from 1, but not infinitely far
         distance = (mean.square() + variance - 1 - (variance + 1e-10).log()) / 2
         return self.divergence * distance.mean(1)
 

@@ -1,4 +1,4 @@
-"""What the images of a candidate are made from: the unknowns that are optimised in their place."""
+"""Defines the variables that are optimised in place of images, and the plainest: pixels."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ Start = Literal["normal", "standard", "uniform"]
 
 @runtime_checkable
 class Parametrisation(Protocol):
-    """How unknowns become images."""
+    """How variables become images."""
 
     @property
     def makes_labels(self) -> bool:
-        """Whether ``decode`` gives labels too."""
+        """Whether ``decode`` returns labels too."""
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """Name to shape of one candidate's unknowns; AttackError if it makes no such images."""
+        """Name to shape of one candidate's variables; AttackError if it cannot make such images."""
 
     def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
-        """Name to ``(count, *shape)`` starts."""
+        """Name to ``(count, *shape)`` initial values."""
 
     def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
         """``(b, n, *input_shape)`` images; ``(b, n, classes)`` labels before `relaxed`, or None."""
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
-        """Name to what one learning rate is in its unit; 0 for what is drawn and stays."""
+        """Name to the unit of a learning rate; 0 for variables that stay as drawn."""
 
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """Name to least and greatest value, for those that have any."""
+        """Name to lowest and highest value, for variables with bounds."""
         return {}
 
     def penalty(self, unknowns: Unknowns) -> Tensor:
-        """``(b,)``: what to add to the objective, beside cost and priors."""
+        """``(b,)``: an addition to the objective, beside cost and priors."""
         first = next(iter(unknowns.values()))
         return first.new_zeros(len(first))
 
@@ -53,8 +53,8 @@ class Pixels(Parametrisation):
     """The images themselves.
 
     Attributes:
-        start: ``normal``: the middle of the bounds and a quarter of their width as deviation.
-            ``standard``: mean 0 and deviation 1 whatever the bounds, as DLG has it. ``uniform``
+        start: ``normal``: around the middle of the bounds, with a quarter of their width as
+            deviation. ``standard``: mean 0 and deviation 1 for any bounds, as in DLG. ``uniform``:
             between the bounds.
 
     Example:
@@ -67,7 +67,7 @@ class Pixels(Parametrisation):
     makes_labels = False
 
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
-        """One unknown."""
+        """One variable."""
         return {"images": (knowledge.batch, *knowledge.input_shape)}
 
     def draw(self, count: int, knowledge: Knowledge, generator: Generator) -> dict[str, Tensor]:
@@ -83,7 +83,7 @@ class Pixels(Parametrisation):
         return {"images": (low + high) / 2 + (high - low) / 4 * draw}
 
     def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
-        """As they are."""
+        """Unchanged."""
         return unknowns["images"], None
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Rows of a table as unknowns: columns of numbers, and categories as one-hot groups of columns."""
+"""Parametrises rows of a table: columns of numbers, and categories as one-hot groups."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ __all__ = ["TableRows"]
 
 @checked
 class TableRows(Parametrisation):
-    """Rows with some columns of numbers, and some that together say one of several categories.
+    """Rows with columns of numbers, and groups of columns that each encode a category.
 
     The softmax relaxation of TabLeak (Vero, Balunovic, Dimitrov and Vechev, ICML 2023, arXiv
     2210.01785): a categorical feature's columns are the softmax of logits, so that they are never
-    negative and sum to 1. Numbers are kept within ``Knowledge.bounds`` by the optimiser's box,
-    where the source has a sigmoid.
+    negative and sum to 1. The optimiser's box keeps numbers within ``Knowledge.bounds``, where the
+    source has a sigmoid.
 
-    A result holds the softmax itself, which says how sure the attacker is of a category: the
+    A result holds the softmax itself, which shows the attacker's confidence in a category: the
     entropy of the source's section 4.2.
 
     Attributes:
-        categories: for each categorical feature the columns of its one-hot group. Columns in none
-            are numbers.
+        categories: for each categorical feature the columns of its one-hot group. Columns in no
+            group are numbers.
 
     Raises:
         ConfigError: a group has fewer than two columns, skips one, or shares one with another.
@@ -55,7 +55,7 @@ class TableRows(Parametrisation):
     def shapes(self, knowledge: Knowledge) -> dict[str, tuple[int, ...]]:
         """Numbers and logits of the rows.
 
-        An AttackError where the inputs are no rows, have no such columns, or the bounds leave out
+        Raises an AttackError if the inputs are not rows, lack these columns, or the bounds exclude
         the 0 or the 1 of a one-hot group.
         """
         if len(knowledge.input_shape) != 1:
@@ -88,7 +88,7 @@ class TableRows(Parametrisation):
         return {"numbers": low + (high - low) * made["numbers"], "logits": 2 * made["logits"] - 1}
 
     def decode(self, unknowns: Unknowns, knowledge: Knowledge) -> tuple[Tensor, Tensor | None]:
-        """Every column in its place."""
+        """Assemble every column in its place."""
         chosen = [column for group in self.categories for column in group]
         numbers = [column for column in range(knowledge.input_shape[0]) if column not in chosen]
         groups = torch.split(unknowns["logits"], [len(group) for group in self.categories], dim=-1)
@@ -97,10 +97,10 @@ class TableRows(Parametrisation):
         return torch.cat(parts, dim=-1)[..., place], None
 
     def rates(self, knowledge: Knowledge) -> dict[str, float]:
-        """Numbers as pixels have it: about a column's deviation. Logits as they are."""
+        """For numbers as for pixels, about a column's deviation. Logits unscaled."""
         low, high = knowledge.bounds
         return {"numbers": (high - low) / 4, "logits": 1.0}
 
     def box(self, knowledge: Knowledge) -> dict[str, tuple[float, float]]:
-        """The bounds, of numbers alone."""
+        """The bounds, for numbers only."""
         return {"numbers": knowledge.bounds}

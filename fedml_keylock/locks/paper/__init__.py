@@ -1,5 +1,5 @@
-"""The published key-lock module (arXiv 2305.04095): gamma and beta of a private key, on layers.
+"""The published key-lock module (arXiv 2305.04095): layers scaled and shifted by a private key.
 
-It changes what a silo computes: behind a normalisation, each channel is scaled and shifted by
-numbers that only the silo has, and that are trained there. What is sent is the rest of the model.
+Behind a normalisation, each channel is scaled by gamma and shifted by beta. Both depend on numbers
+that only the silo has, and that train there. The silo sends the rest of the model.
 """

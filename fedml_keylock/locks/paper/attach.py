@@ -1,4 +1,4 @@
-"""Attach the lock to a model and take it off again. The model keeps its identity and its class."""
+"""Attaches the lock to a model and removes it. The model keeps its identity and its class."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from .private_state import keep_private, lock_tensors, show_public
 __all__ = ["DDP_IGNORES", "attach", "detach", "info_of", "is_statistic"]
 
 DDP_IGNORES = "_ddp_params_and_buffers_to_ignore"
-"""The attribute by which a model tells DistributedDataParallel what not to send."""
+"""The attribute by which a model tells DistributedDataParallel which tensors not to send."""
 
 
 def attach(
     model: nn.Module, config: KeyLockConfig, *, key: Tensor | None, uniform: Uniform
 ) -> None:
-    """Put locks on the layers of a model that was checked; see ``model.lock_model``.
+    """Put locks on the layers of a model that passed `check`; see ``model.lock_model``.
 
     Raises:
         LockError: the key does not fit. The model is unchanged.
@@ -35,7 +35,7 @@ def attach(
     if key is not None:
         _check_key(key, config)
     sites = sites_of(model, config)
-    # everything that can fail is made before the model is touched
+    # make everything that can fail before the model is touched
     like = {site.holder: _weight(model, site.layers[0]) for site in sites}
     meta = any(weight.is_meta for weight in like.values())
     if meta and config.chained:
@@ -67,7 +67,7 @@ def attach(
 
 
 def info_of(model: nn.Module) -> LockInfo:
-    """What the locks on a locked model's layers are, and how many channels are dead under them."""
+    """Describe the locks on a model's layers, and count the channels that are dead under them."""
     found = list(locks(model))
     gammas = [gamma for gamma, _ in lock_values(model).values() if not gamma.is_meta]
     private = sum(p.numel() for _, _, lock in locks(model) for p in lock.parameters())
@@ -85,10 +85,10 @@ def info_of(model: nn.Module) -> LockInfo:
 
 
 def detach(model: nn.Module) -> None:
-    """Take the locks out, and give locked normalisation layers their own weight and bias back.
+    """Remove the locks, and give locked normalisation layers their own weight and bias back.
 
     Raises:
-        LockError: this is part of a locked model, or holds one.
+        LockError: the model is part of a locked model, or holds one.
 
     """
     if not hasattr(model, DDP_IGNORES):
@@ -108,7 +108,7 @@ def detach(model: nn.Module) -> None:
 
 
 def is_statistic(name: str) -> bool:
-    """Whether a private tensor tells of the silo's data, and not of the lock on it."""
+    """Whether a private tensor comes from the silo's data, not from its lock."""
     return ".keylock." not in f".{name}" or name.rsplit(".", 1)[-1].startswith("running_")
 
 
@@ -123,18 +123,18 @@ def _put(holder: nn.Module, lock: KeyLock) -> None:
                 tensor.fill_(constant)
             tensor.requires_grad_(False)
     lock.fused = put_under_lock(holder)
-    # torch leaves these two without types
+    # torch does not annotate these two
     holder.register_state_dict_post_hook(show_public)  # type: ignore[no-untyped-call]
     holder.register_load_state_dict_pre_hook(keep_private)  # type: ignore[no-untyped-call]
 
 
 def _shapes(shape: tuple[int, ...]) -> Tensor:
-    """What a lock on meta is made of: it is drawn when it gets memory."""
+    """A placeholder for a lock on meta, which draws its values when it gets memory."""
     return torch.empty(shape, device="meta")
 
 
 def _weight(model: nn.Module, layer: str) -> Tensor:
-    # not its attribute `weight`: a reparametrised layer may hold a stale one
+    # not the attribute `weight`: a reparametrised layer may hold an outdated one
     return next(model.get_submodule(layer).parameters())
 
 

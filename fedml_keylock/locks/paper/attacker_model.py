@@ -1,7 +1,7 @@
-"""The lock as an attacker sees it: gamma and beta as plain unknowns, without a key.
+"""Builds the attacker's model: gamma and beta as plain secret variables, without a key.
 
-An attacker has no use for the key: whatever it is, the model's gradient depends on it only through
-gamma and beta (arXiv 2305.04095 evaluates only one that does not notice this).
+An attacker does not need the key: the model's gradient depends on it only through gamma and beta.
+(arXiv 2305.04095 evaluates only an attacker who does not notice this.)
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .chain import detach_chain, lock_values
 from .module import EPS, KeyLock, apply_lock, locks
 from .private_state import keep_private, show_public
 
-__all__ = ["RevealedLock", "attacker_model", "draw_gammas_and_betas", "gammas_and_betas"]
+__all__ = ["AttackerLock", "attacker_model", "draw_gammas_and_betas", "gammas_and_betas"]
 
 
-class RevealedLock(nn.Module):
-    """A lock with gamma ``(c,)`` and beta ``(c,)`` as parameters; at first no lock at all.
+class AttackerLock(nn.Module):
+    """A lock with gamma ``(c,)`` and beta ``(c,)`` as parameters; initially it changes nothing.
 
-    It keeps no running statistics: an attacker replays a training step, which normalises by the
+    It keeps no running statistics: an attacker simulates a training step, which normalises by the
     batch.
     """
 
@@ -38,11 +38,11 @@ class RevealedLock(nn.Module):
         self.beta = nn.Parameter(torch.zeros(lock.channels))
 
     def scale(self) -> Tensor:
-        """Gamma, for a normalisation layer that reads it."""
+        """Gamma, for a normalisation layer that applies it."""
         return self.gamma
 
     def shift(self) -> Tensor:
-        """Beta, for a normalisation layer that reads it."""
+        """Beta, for a normalisation layer that applies it."""
         return self.beta
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ def attacker_model(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, 
     """A copy of the public model with gamma and beta as plain parameters where silos have locks.
 
     Returns:
-        The model, and the names of those of its parameters that are the attacker's unknowns.
+        The model, and the names of its parameters that are the attacker's secret variables.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3))
@@ -69,20 +69,20 @@ def attacker_model(model: nn.Module, config: KeyLockConfig) -> tuple[nn.Module, 
 
     """
     copy = deep_copy(model)
-    # the lock is put on by the silos' own code, so that it stands where theirs does
+    # the silos' own code attaches the lock, so that its position is the same
     attach(copy, config, key=None, uniform=secret_uniform)
-    detach_chain(copy)  # to him each gamma and beta is an unknown, whatever it is made of
+    detach_chain(copy)  # for an attacker each gamma and beta is a variable of its own
     unknowns = []
     for name, holder, lock in list(locks(copy)):
-        holder.keylock = revealed = RevealedLock(lock).to(next(lock.parameters()))
-        # the layer's class runs whatever lock is there
+        holder.keylock = attacker = AttackerLock(lock).to(next(lock.parameters()))
+        # the layer's class runs any lock that is attached
         remove_hooks(holder, show_public, keep_private)
-        unknowns += [under(name, f"keylock.{n}") for n, _ in revealed.named_parameters()]
+        unknowns += [under(name, f"keylock.{n}") for n, _ in attacker.named_parameters()]
     return copy, tuple(unknowns)
 
 
 def gammas_and_betas(model: nn.Module) -> dict[str, Tensor]:
-    """The unknowns of `attacker_model`, as they are in a locked model. Private, like the lock."""
+    """The secret variables of `attacker_model` in a locked model. Private, like the lock."""
     state: dict[str, Tensor] = {}
     for name, (gamma, beta) in lock_values(model).items():
         prefix = under(name, "keylock.")
@@ -93,12 +93,12 @@ def gammas_and_betas(model: nn.Module) -> dict[str, Tensor]:
 def draw_gammas_and_betas(
     model: nn.Module, config: KeyLockConfig, count: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The unknowns of locks that nobody has, drawn as a new silo's are: an attacker's starts.
+    """Random initial values for the secret variables, drawn like those of a new silo.
 
     Args:
         model: the public model.
         config: how silos lock it.
-        count: how many locks.
+        count: how many draws.
         generator: the attacker's.
 
     Returns:
@@ -111,7 +111,7 @@ def draw_gammas_and_betas(
         torch.Size([4, 6])
 
     """
-    # the key's length has no part in the distribution of gamma and beta, and long keys take time
+    # gamma and beta have the same distribution for every key length, and long keys take time
     short = config.model_copy(update={"key_length": 8})
     draws = []
     for _ in range(count):

@@ -1,7 +1,7 @@
-"""The chained lock: a layer's gamma and beta are the next layer's keys (arXiv 2305.04095).
+"""Runs the chained lock: a layer's gamma and beta are the next layer's keys (arXiv 2305.04095).
 
-The whole chain is computed once, at the start of the model's forward pass, and each lock finds its
-values there; computed lock by lock it would take time quadratic in the number of layers.
+The chain is computed once, at the start of the model's forward pass, and each lock finds its values
+there. Lock by lock it would take time quadratic in the number of layers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Values = tuple[Tensor, Tensor]
 
 
 def next_values(lock: KeyLock, before: Values | None) -> Values:
-    """Gamma and beta ``(c,)`` of a lock, from those of the one before it.
+    """Gamma and beta ``(c,)`` of a lock, from those of the previous lock.
 
     Example:
         >>> from fedml_keylock.locks import KeyLockConfig
@@ -37,7 +37,7 @@ def next_values(lock: KeyLock, before: Values | None) -> Values:
 
 
 def lock_values(model: nn.Module) -> dict[str, Values]:
-    """Gamma and beta ``(c,)`` of every lock of a model, by its holder's name."""
+    """Gamma and beta ``(c,)`` of every lock of a model, by the name of its holder."""
     values: dict[str, Values] = {}
     before = None
     for name in getattr(model, CHAIN, ()):
@@ -46,7 +46,7 @@ def lock_values(model: nn.Module) -> dict[str, Values]:
 
 
 def attach_chain(model: nn.Module, holders: tuple[str, ...]) -> None:
-    """Let a model hand each lock its key in every forward pass."""
+    """Make a model compute each lock's key in every forward pass."""
     setattr(model, CHAIN, holders)
     model.register_forward_pre_hook(hand_out)
     model.register_forward_hook(take_back, always_call=True)
@@ -61,13 +61,13 @@ def detach_chain(model: nn.Module) -> None:
 
 
 def hand_out(model: nn.Module, _inputs: Any) -> None:
-    """Forward pre-hook of a chained model; at module level, so that a copy runs its own chain."""
+    """Forward pre-hook of a chained model, at module level: a copied model runs its own chain."""
     for name, values in lock_values(model).items():
         _lock(model, name).values = values
 
 
 def take_back(model: nn.Module, _inputs: Any, _output: Any) -> None:
-    """Forward hook of a chained model, called after an exception too: values are of one pass."""
+    """Forward hook of a chained model, also called after an exception: drops the pass's values."""
     for name in getattr(model, CHAIN):
         _lock(model, name).values = None
 

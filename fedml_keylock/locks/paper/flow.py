@@ -1,7 +1,7 @@
-"""What runs behind what in a model: which normalisation a layer's output goes into.
+"""Finds which normalisation a layer's output goes into.
 
-A model whose control flow depends on its data cannot be traced; then the order of registration, in
-which nearly every model lists its layers, has to do.
+A model whose control flow depends on its data cannot be traced. Then the order of registration is
+used instead, in which almost every model lists its layers.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ KEEPS = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d),
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
 }
-"""Operations that leave values and dimensions where they are."""
+"""Operations that change neither values nor dimensions."""
 LAYOUT = KEEPS | {
     *(torch.permute, torch.transpose, torch.reshape, torch.flatten, torch.squeeze),
     *(torch.unsqueeze, torch.movedim, torch.swapaxes),
     *("permute", "transpose", "reshape", "view", "flatten", "squeeze", "unsqueeze"),
     *("movedim", "swapaxes", nn.Flatten, nn.Unflatten),
 }
-"""Operations that leave a channel's scale and shift as they are."""
+"""Operations that keep a channel's scale and shift."""
 JOINS = {
     *(operator.add, operator.iadd, torch.add, "add", "add_"),
     *(torch.cat, torch.concat, torch.concatenate, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
     *(F.max_pool1d, F.max_pool2d, F.max_pool3d),
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d),
 }
-"""Operations behind which a batch norm still takes out a channel's scale and shift."""
+"""Operations after which a batch norm still removes a channel's scale and shift."""
 MEANS = {torch.mean, "mean"}
 ADAPTIVE_POOLS = {
     *(F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
@@ -49,14 +49,14 @@ ADAPTIVE_POOLS = {
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
     *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
 }
-"""Operations that, with an output size of 1, leave no map, only a value a channel."""
+"""Operations that, with an output size of 1, leave one value a channel instead of a map."""
 SHAPES = {"size", "dim", "numel", "shape", "ndim", "dtype", "device", "is_cuda", "layout"}
-"""Methods and attributes of a tensor that tell its form."""
+"""Methods and attributes of a tensor that return its shape, type or device."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation behind a layer: its module's name, and where its channels are (1 or -1)."""
+    """A normalisation behind a layer: its module's name, and its channel dimension (1 or -1)."""
 
     name: str
     channel_dim: int
@@ -64,14 +64,14 @@ class Norm:
 
 @dataclass(frozen=True)
 class Flow:
-    """How a model runs.
+    """The order and connections of a model's layers.
 
     Attributes:
-        order: every convolution, linear layer and embedding, as first run.
-        behind: layer to the normalisations that its output goes into, all of them; a layer whose
-            output also goes elsewhere is not in it.
+        order: every convolution, linear layer and embedding, in order of execution.
+        behind: for each layer, all normalisations that its output goes into; layers whose output
+            also goes elsewhere are left out.
         pooled: layers that get one value a channel and no map: squeeze-and-excitation gates.
-        last: layers behind which nothing is learned: heads.
+        last: layers with no trainable layer behind them: heads.
 
     """
 
@@ -82,7 +82,7 @@ class Flow:
 
 
 def flow_of(model: nn.Module) -> Flow:
-    """Trace a model; where that fails, read its order of registration.
+    """Trace a model; if that fails, use its order of registration.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
@@ -95,7 +95,7 @@ def flow_of(model: nn.Module) -> Flow:
 
 
 def asks_for_shape(node: fx.Node) -> bool:
-    """Whether a node of a traced model asks for a tensor's form, and does not pass its values on.
+    """Whether a traced node reads only a tensor's shape, type or device, not its values.
 
     Example:
         >>> nodes = fx.symbolic_trace(lambda x: x.T.view(x.shape)).graph.nodes
@@ -107,7 +107,7 @@ def asks_for_shape(node: fx.Node) -> bool:
 
 
 def norm_channels(norm: nn.Module) -> int:
-    """How many channels a normalisation scales; 0 when it scales more than channels.
+    """How many channels a normalisation scales; 0 if it scales other dimensions too.
 
     Example:
         >>> norm_channels(nn.GroupNorm(2, 8))
@@ -123,7 +123,7 @@ def norm_channels(norm: nn.Module) -> int:
 
 
 class _Reader:
-    """Reads a traced graph."""
+    """Reads the flow from a traced graph."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self.modules = dict(model.named_modules())
@@ -137,7 +137,7 @@ class _Reader:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
 
     def what(self, node: fx.Node) -> Any:
-        """What a node does: a module's class, a function, or a method's name."""
+        """The operation of a node: a module's class, a function, or a method's name."""
         module = self.module(node)
         return node.target if module is None else type(module)
 
@@ -152,7 +152,7 @@ class _Reader:
         )
 
     def pooled(self) -> set[fx.Node]:
-        """Nodes that are one value a channel."""
+        """Nodes whose output is one value a channel."""
         found: set[fx.Node] = set()
         for node in self.nodes:
             inputs = node.all_input_nodes
@@ -167,7 +167,7 @@ class _Reader:
         return found
 
     def leads_on(self) -> set[fx.Node]:
-        """Nodes behind which something is learned."""
+        """Nodes with a trainable layer behind them."""
         found: set[fx.Node] = set()
         for node in reversed(self.nodes):
             if any(n in found or isinstance(self.module(n), LEARNED) for n in node.users):
@@ -177,8 +177,8 @@ class _Reader:
     def norms_behind(self, name: str) -> tuple[Norm, ...]:
         """The norms that a layer's output goes into; none if it also goes elsewhere.
 
-        Straight into them, or for batch norms, through sums, concatenations and pools: a shift on
-        the layer's own output would be taken out again there, and often a scale.
+        Directly, or for batch norms, through sums, concatenations and pools: these norms would
+        remove a shift on the layer's own output, and often a scale.
         """
         found: dict[str, Norm] = {}
         straight = True
@@ -193,7 +193,7 @@ class _Reader:
                 module = self.modules[norm]
                 found[norm] = Norm(norm, _channel_dim(layer, module, moved=moved))
                 straight = straight and direct and norm_channels(module) == out_channels(layer)
-        # a batch norm takes a channel's scale and shift out; the others mix channels
+        # a batch norm removes a channel's scale and shift; the other norms mix channels
         batch = isinstance(layer, CONVOLUTIONS) and all(
             isinstance(self.modules[n], _BatchNorm) for n in found
         )
@@ -223,16 +223,16 @@ class _Reader:
 
 
 def _channel_dim(layer: nn.Module, norm: nn.Module, *, moved: bool) -> int:
-    """Where a norm behind a layer has its channels, 1 or -1.
+    """The channel dimension of a norm behind a layer, 1 or -1.
 
     Args:
-        layer: whose output it gets.
+        layer: the one whose output the norm gets.
         norm: the normalisation.
-        moved: whether the output's layout is changed on the way.
+        moved: whether the output's layout changes on the way.
 
     """
     if isinstance(norm, (nn.LayerNorm, nn.RMSNorm)):
-        # over the last dimension, unless its class is made for maps and gets one as it is
+        # the last dimension, unless the norm's class is made for maps and gets one unchanged
         plain = type(norm).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
         if moved or plain:
             return -1
@@ -240,7 +240,7 @@ def _channel_dim(layer: nn.Module, norm: nn.Module, *, moved: bool) -> int:
 
 
 def out_channels(layer: nn.Module) -> int:
-    """How many channels a convolution or linear layer makes.
+    """How many output channels a convolution or linear layer has.
 
     Example:
         >>> out_channels(nn.ConvTranspose2d(2, 5, 3))
@@ -251,9 +251,9 @@ def out_channels(layer: nn.Module) -> int:
 
 
 def _registered(model: nn.Module) -> Flow:
-    """The flow of a model whose modules without children run in the order of registration."""
+    """The flow of a model if its modules without children run in the order of registration."""
     leaves = [(n, m) for n, m in model.named_modules() if not any(True for _ in m.children())]
-    # attention calls the weights of this one and not the module
+    # attention uses this layer's weights and never calls it
     unused = nn.modules.linear.NonDynamicallyQuantizableLinear
     kinds = (*LOCKABLE, *EMBEDDINGS)
     order = [n for n, m in leaves if isinstance(m, kinds) and not isinstance(m, unused)]

@@ -1,4 +1,4 @@
-"""Sees whether a lock takes part in a round of training: a lock that does not protects nothing."""
+"""Checks that a lock takes part in training: a lock without gradients protects nothing."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ __all__ = ["Watch"]
 
 
 class Watch:
-    """Sees whether each lock of a model gets gradients in a round, and whether they move it.
+    """Watches whether each lock gets gradients in a round, and whether its values change.
 
-    A lock without gradients stands on a layer that the model does not run: it protects nothing.
-    One that has them and does not move is unknown to the optimizer: it costs accuracy in silence.
+    A lock without gradients sits on a layer that the model does not run: it protects nothing. A
+    lock with gradients that does not change is missing from the optimizer, which costs accuracy
+    silently.
     """
 
     VISIBLE: ClassVar[float] = 1e-3
-    """A gradient, as a share of its parameter, from which a step must show in float32."""
+    """The least gradient, relative to its parameter, at which a step must show in float32."""
 
     def __init__(self, model: nn.Module) -> None:
         public = [p for n, p in model.named_parameters() if ".keylock." not in f".{n}"]
         trained = [p for p in public if p.requires_grad]
-        # the last one, where every forward pass ends; it may be a bias, which an optimizer made by
-        # name leaves out, and therefore the last matrix too
+        # the last parameter, where every forward pass ends; it may be a bias, which an optimizer
+        # made by name leaves out, so the last matrix as well
         self._kept = {"": _kept([*trained[-1:], *[p for p in trained if p.dim() > 1][-1:]])}
         watched = {"": trained[-1]} if trained else {}
         for name, _, lock in locks(model):
-            # one vector that moves is enough: gamma and beta are made of two each
+            # one changed vector is enough: gamma and beta have two each
             self._kept[name or "the model"] = _kept([p for p in lock.parameters() if p.dim() < 2])
             watched[name or "the model"] = lock.bias_beta
         self._scale = {n: float(p.detach().abs().max().clamp(min=1.0)) for n, p in watched.items()}
@@ -46,17 +47,18 @@ class Watch:
 
     def _see(self, name: str, gradient: Tensor) -> None:
         self._seen[name] = count = self._seen.get(name, 0) + 1
-        # the first ones, then fewer and fewer: on a small model to look at each one would be felt
+        # look at the first gradients, then ever fewer: on a small model every look costs time
         if count & (count - 1) == 0 and self._largest.get(name, 0.0) < self.VISIBLE:
             share = float(gradient.abs().max()) / self._scale[name]
             self._largest[name] = max(share, self._largest.get(name, 0.0))
 
     def finish(self, round_index: int) -> bool:
-        """Whether anything happened to the model; LockError when the lock had no part in it."""
+        """Whether the model trained at all; raises LockError if the lock took no part in it."""
         for handle in self._handles:
             handle.remove()
         if _still(self._kept.pop("")):
-            # a silo without data, a step too small to see, or a trainer that only makes gradients
+            # a silo without data, a step too small to see, or a trainer that only computes
+            # gradients
             if "" in self._largest and all(map(_still, self._kept.values())):
                 logging.warning(
                     "round %d took no step, neither of the model nor of its lock; a trainer that "

@@ -1,4 +1,4 @@
-"""Kinds of layers."""
+"""Names the kinds of layers that a lock distinguishes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LOCKABLE = (*CONVOLUTIONS, nn.Linear)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 LEARNED = (*LOCKABLE, *NORMS, nn.MultiheadAttention, nn.RNNBase)
 PARAMETRIC = (*LEARNED, *EMBEDDINGS)
-"""Modules that are nodes of their own in a trace, whatever class of the user's extends them."""
+"""Modules that are single nodes in a trace, also when the user's class extends them."""
 OWN = ("forward", "__call__", "_conv_forward", "weight", "bias")
-"""What makes a class of the user's compute something else than the class of torch's under it."""
+"""Attributes that, if overridden, change what the layer computes."""
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer computes what torch's class does, from parameters of its own.
+    """Whether a layer computes what torch's class does, from its own parameters.
 
-    Not so with a forward of the user's, with a hook in front of it, or with a weight that is made
-    of other parameters. Hooks behind it get what it computes.
+    False for a layer with a forward of the user's, a forward pre-hook, or a reparametrised weight.
+    Forward hooks do not matter: they get the layer's output.
 
     Example:
         >>> is_plain(nn.Conv2d(1, 2, 3))

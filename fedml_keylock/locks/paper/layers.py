@@ -1,8 +1,8 @@
-"""A layer under a lock: its class becomes one derived from its own, as in torch's parametrisations.
+"""Puts a layer under a lock: its class becomes a subclass, as in torch's parametrisations.
 
-The module, its name, its parameters and `isinstance` stay. It is a class and not a forward hook
-because a compiled model does not notice a hook that was added later: it would go on without the
-lock, in silence. A changed class it notices.
+The module, its name, its parameters and `isinstance` stay the same. A subclass is used rather than
+a forward hook because a compiled model ignores hooks added later, and would silently run without
+the lock. It does notice a changed class.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Locked(Private):
 
 
 class _LockedOutput(_Locked):
-    """Gives what it computes to its lock."""
+    """Passes its output to its lock."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         output = super().forward(*args, **kwargs)  # type: ignore[misc]  # the layer's own class has it
@@ -34,9 +34,9 @@ class _LockedOutput(_Locked):
 
 
 class _LockedNorm(_LockedOutput):
-    """A normalisation layer: gamma and beta stand where its own weight and bias did.
+    """A normalisation layer that uses gamma and beta in place of its weight and bias.
 
-    It computes as ever, in one fused call. Its public constants, 1 and 0, are in `_parameters`.
+    It still computes in one fused call. Its public constants, 1 and 0, are in `_parameters`.
     """
 
     @property
@@ -46,7 +46,7 @@ class _LockedNorm(_LockedOutput):
 
     @weight.setter
     def weight(self, constant: Tensor) -> None:
-        """DataParallel's replicas are handed the public constants: they have no use for them."""
+        """Ignore the public constants, which DataParallel assigns to its replicas."""
 
     @property
     def bias(self) -> Tensor:
@@ -55,14 +55,15 @@ class _LockedNorm(_LockedOutput):
 
     @bias.setter
     def bias(self, constant: Tensor) -> None:
-        """As for weight."""
+        """Ignored, like weight."""
 
 
 def _from_lock(holder: Any, what: str, *own: Any) -> Any:
     try:
         made = getattr(holder.keylock, what)(*own)
     except AttributeError as error:
-        # torch would take an AttributeError for "look in the parameters", and compute without lock
+        # torch takes an AttributeError as "not an attribute, try parameters", and would skip the
+        # lock
         raise LockError(f"a locked {type(holder).__name__} has lost its lock ({error})") from error
     return made
 
@@ -74,9 +75,9 @@ def _locked_class(kind: Any, base: Any) -> Any:
 
 
 def put_under_lock(holder: nn.Module) -> bool:
-    """Let a layer run its `keylock`; whether it applies gamma and beta itself.
+    """Make a layer run its `keylock`; return whether the layer applies gamma and beta itself.
 
-    A normalisation layer with a weight and a bias does. Of any other the lock gets the output.
+    A normalisation layer with weight and bias does. For any other layer the lock gets the output.
 
     Example:
         >>> put_under_lock(nn.InstanceNorm2d(4)), put_under_lock(nn.BatchNorm2d(4))
@@ -87,10 +88,10 @@ def put_under_lock(holder: nn.Module) -> bool:
         public_parameter(holder, "weight"),
         public_parameter(holder, "bias"),
     )
-    own: Any = type(holder)  # torch's stubs say that a module's class cannot be hashed
+    own: Any = type(holder)  # torch's stubs say that a module's class is not hashable
     kind: Any = _LockedNorm if fused else _LockedOutput
     holder.__class__ = _locked_class(own, kind)
-    # torch's fused transformer layers go around a module's forward, unless it has a hook
+    # torch's fused transformer layers bypass a module's forward, unless it has a hook
     holder.register_forward_hook(seen)
     return fused
 
@@ -116,7 +117,7 @@ def seen(_module: nn.Module, _inputs: object, _output: object) -> None:
 
 
 def public_parameter(holder: nn.Module, name: str) -> nn.Parameter | None:
-    """A layer's own parameter, and not what its lock puts in its place; None when it has none.
+    """A layer's own parameter, not the one its lock substitutes; None if there is none.
 
     Example:
         >>> public_parameter(nn.InstanceNorm2d(4), "weight") is None

@@ -28,7 +28,7 @@ __all__ = ["PaperLock"]
 
 
 class PaperLock(Lock):
-    """Locks on layers: a private module of each silo's own, which is trained there and kept.
+    """Locks on layers: each silo trains and keeps a private module of its own.
 
     Example:
         >>> PaperLock(KeyLockConfig(lock="paper", layers=["stem", "head.*"], chained=True)).title
@@ -49,7 +49,7 @@ class PaperLock(Lock):
 
     @property
     def title(self) -> str:
-        """How reports name it: "keylock:paper:first"."""
+        """The name in reports: "keylock:paper:first"."""
         layers = self.config.layers
         named = layers if isinstance(layers, str) else ",".join(layers)
         return ":".join(["keylock", "paper", named] + ["chained"] * self.config.chained)
@@ -74,17 +74,17 @@ class PaperLock(Lock):
 
     @staticmethod
     def info(model: nn.Module) -> LockInfo:
-        """The locked layers, and how many channels are dead."""
+        """Describe the locked layers, and how many channels are dead."""
         return info_of(model)
 
     @staticmethod
     def unlock(model: nn.Module) -> None:
-        """Take the locks off their layers."""
+        """Remove the locks from their layers."""
         detach(model)
 
     @staticmethod
     def private_tensors(model: nn.Module) -> dict[str, Tensor]:
-        """The locks' own tensors, and the running statistics that stay in the silo."""
+        """The locks' own tensors, and the running statistics that are not shared."""
         return private_state.private_tensors(model)
 
     @staticmethod
@@ -94,12 +94,12 @@ class PaperLock(Lock):
 
     @staticmethod
     def export(model: nn.Module) -> nn.Module:
-        """Every lock folded into the layers."""
+        """A copy with every lock folded into its layer."""
         return fold(model)
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
-        """Gamma and beta of every lock: the model depends on the key through nothing else."""
+        """Gamma and beta of every lock: the model depends on the key only through them."""
         return gammas_and_betas(model)
 
     @staticmethod
@@ -115,11 +115,11 @@ class PaperLock(Lock):
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
-        """The global model and one silo's lock."""
+        """Name the global model's round and the silo whose lock it has."""
         return f"silo {silo}'s lock before round {round_index}", f"silo {silo}'s private lock"
 
     def _redraw(self, model: nn.Module, uniform: Uniform | None) -> None:
-        """Replace the locks' values by fresh ones; the silo's statistics stay."""
+        """Draw new values for the locks; the silo's statistics stay."""
         own = self.private_state(model)
         fresh = deep_copy(model)
         detach(fresh)
@@ -130,7 +130,7 @@ class PaperLock(Lock):
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
-        """A fresh lock with a silo's statistics, so that it fails for its key alone."""
+        """The model with a silo's statistics and a fresh lock: only its key is wrong."""
         candidate = own()
         self._redraw(candidate, uniform)
         return candidate
@@ -138,17 +138,17 @@ class PaperLock(Lock):
     # as a job's defense
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
-        """Lock the job's model; remember the locks, so that others in their place are noticed."""
-        # what a silo begins with whose vault is empty, where the model has another one's lock
+        """Lock the job's model, and remember the locks to notice if they are replaced."""
+        # the start for a silo with an empty vault, when the model holds another silo's lock
         self._plain = deep_copy(model) if self._in_turn else None
         info = self.lock(model)
         self._locks = [lock for _, _, lock in locks(model)]
         return info
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Put a silo's private state into a locked model: its vault's, or a fresh lock's.
+        """Load a silo's private state into a locked model: from its vault, or of a fresh lock.
 
-        Only values change: an optimizer may hold the model's parameters already.
+        Only values change: an optimizer may already hold the model's parameters.
 
         Raises:
             VaultError: the vault cannot be read or written, or another process uses it.
@@ -159,7 +159,7 @@ class PaperLock(Lock):
             state, round_index = vault.load()
             self.load_private(model, state)
             return f"goes on from {vault.path}, round {round_index}"
-        if self._plain is not None:  # what is in the model is another silo's
+        if self._plain is not None:  # the model holds another silo's lock
             fresh = deep_copy(self._plain)
             self.lock(fresh)
             self.load_private(model, self.private_state(fresh))
@@ -167,7 +167,7 @@ class PaperLock(Lock):
         return f"private state in {vault.path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Start to watch the lock train."""
+        """Start to watch the lock's training."""
         self._watch = Watch(model)
         super().begin_round(model, round_index=round_index)
 
@@ -175,10 +175,10 @@ class PaperLock(Lock):
         """Check that the lock took part in training, and save it before anything is sent.
 
         Returns:
-            Whether anything happened to the model: a gradient reached it, or it has changed.
+            Whether the model trained: a gradient reached it, or it has changed.
 
         Raises:
-            LockError: no gradient reached a lock, or the optimizer did not know its parameters.
+            LockError: no gradient reached a lock, or its parameters are not in the optimizer.
             VaultError: the private state cannot be saved.
 
         """
@@ -189,21 +189,21 @@ class PaperLock(Lock):
         return trained
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """The public model with gamma and beta as plain parameters, and no key."""
+        """The public model with gamma and beta as plain parameters, without a key."""
         revealed, names = attacker_model(model, self.config)
         return Surrogate(revealed, names, partial(draw_gammas_and_betas, model, self.config))
 
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """A copy of a silo's locked model, and its gamma and beta: for its own audit."""
+        """A copy of the silo's locked model, and its gamma and beta: for the silo's own audit."""
         copy = deep_copy(model)
         self.lock(copy)
         self.load_private(copy, self.private_state(protected))
         return copy, gammas_and_betas(copy)
 
     def _check_locks(self, model: nn.Module, round_index: int) -> None:
-        """Refuse a model that the job's own code has unlocked, or unlocked and locked again."""
+        """Refuse a model that the job's code has unlocked, or unlocked and locked again."""
         if [id(lock) for _, _, lock in locks(model)] != [id(lock) for lock in self._locks]:
             raise LockError(
                 f"the model was unlocked or locked anew before the end of round {round_index}, and "

@@ -1,4 +1,4 @@
-"""The lock itself: a key, the weights that make gamma and beta of it, and how they are applied."""
+"""The lock module: a key, the weights that map it to gamma and beta, and their use on a layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..private import Unsent
 __all__ = ["EPS", "KeyLock", "apply_lock", "draw_key", "locks"]
 
 EPS = 1e-5
-"""Of the norm that a lock brings."""
+"""Epsilon of a norm that a lock adds."""
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
@@ -24,35 +24,35 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 GAMMA_SPREAD = 0.7
-"""How far from 1 a new gamma lies at the most. Away from 1, so that another lock does not do; away
-from 0, where relu would leave a channel dead, and its vanishing gradient would show that to the
+"""Largest distance of a new gamma from 1. Away from 1, so that another silo's lock does not work;
+away from 0, where relu would kill a channel, and its zero gradient would show that to the
 server."""
 BETA_SPREAD = 0.3
-"""Standard deviation of a new beta; under relu, of the value whose magnitude it is."""
+"""Standard deviation of a new beta; under relu, before its magnitude is taken."""
 
 
 class KeyLock(Unsent):
     """One holder's lock: ``gamma = act(W_gamma k + b_gamma)``, ``beta = act(W_beta k + b_beta)``.
 
-    Everything in it is private. Its parameters are trained in the silo like any other of the
-    model, and are in `parameters()`; `state_dict()` leaves them all out, and pickling raises.
+    Everything in it is private. Its parameters train in the silo with the model's, and are in
+    `parameters()`; `state_dict()` leaves them all out, and pickling raises.
 
-    For a fixed key, only ``W k`` has any effect, and the gradient of W is a column times the key's
-    transpose, so that training never moves W in any other direction. Of W is therefore kept its
-    part along the key: ``W = w d^T`` with ``d`` the key's direction, one number a channel, whatever
-    the key's length. It is the published formula, at the cost of a vector, and its step size does
-    not depend on the key's length. In a chained lock the key is the gamma and beta of the lock
-    before it, and changes in training: there W is whole.
+    For a fixed key only ``W k`` matters, and the gradient of W is a column times the key's
+    transpose. So training moves W only along the key, and only this part of it is stored: ``W = w
+    d^T`` with the key's direction ``d``, one number a channel for any key length. This is the
+    published formula at the cost of a vector, and its step size does not depend on the key's
+    length. In a chained lock the key is the previous lock's gamma and beta, which change in
+    training: there W is stored whole.
 
     Args:
         channels: how many channels the holder has.
-        config: which module, activation and key length.
+        config: the activation and the key length.
         normalise: None on a normalisation layer; "batch" or "layer" on a layer that has none behind
-            it, where the lock brings its own (its statistics are private).
+            it, where the lock adds its own (its statistics are private).
         channel_dim: 1 for ``(n, c, ...)``, -1 for ``(..., c)``.
-        key: ``(K,)``; drawn from the system's entropy when not given.
-        keys: for a chained lock, the gamma and beta of the one before it.
-        uniform: where random numbers come from; anything but the default is for attackers.
+        key: ``(K,)``; None draws it from the system's entropy.
+        keys: for a chained lock, the previous lock's gamma and beta.
+        uniform: the source of random numbers; pass another than the default only for attackers.
 
     Example:
         >>> config = KeyLockConfig(lock="paper", key_length=16)
@@ -90,9 +90,9 @@ class KeyLock(Unsent):
         self.channel_dim = channel_dim
         self.activation = config.activation
         self.chained = keys is not None
-        # what the chain last handed to this lock, in a forward pass of its model
+        # the values that the chain gave this lock in the current forward pass
         self.values: tuple[Tensor, Tensor] | None = None
-        # what the holder's own weight and bias were, for unlock_model
+        # the holder's own weight and bias, for unlock_model
         self.before: dict[str, tuple[Tensor, bool]] = {}
         self.fused = False
         self.layers: tuple[str, ...] = ()  # names of the layers that it locks
@@ -121,11 +121,11 @@ class KeyLock(Unsent):
         self._config = config
 
     def scale(self, key: Tensor | None = None) -> Tensor:
-        """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); of a chained lock, from this key."""
+        """Gamma ``(c,)`` (arXiv 2305.04095, equation 5); a chained lock needs its key."""
         return self._make("gamma", key)
 
     def shift(self, key: Tensor | None = None) -> Tensor:
-        """Beta ``(c,)`` (arXiv 2305.04095, equation 6); of a chained lock, from this key."""
+        """Beta ``(c,)`` (arXiv 2305.04095, equation 6); a chained lock needs its key."""
         return self._make("beta", key)
 
     def _make(self, name: str, key: Tensor | None) -> Tensor:
@@ -146,10 +146,10 @@ class KeyLock(Unsent):
         return self.values[0 if name == "gamma" else 1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Lock a layer's output; the shape stays."""
-        # a fused holder has applied gamma and beta as its own weight and bias
+        """Lock a layer's output; the shape stays the same."""
+        # a fused holder has already applied gamma and beta as its own weight and bias
         if self.normalise == "batch":
-            # one fused call, with gamma and beta in the place of an affine norm's own
+            # one fused call, with gamma and beta as an affine norm's weight and bias
             x = F.batch_norm(
                 x,
                 self.running_mean,
@@ -166,21 +166,21 @@ class KeyLock(Unsent):
         return x
 
     def fresh(self) -> KeyLock:
-        """Another of the same kind, newly drawn; not of a chained one."""
+        """A new lock of the same kind with fresh random values; not for a chained one."""
         return KeyLock(
             self.channels, self._config, normalise=self.normalise, channel_dim=self.channel_dim
         )
 
     def extra_repr(self) -> str:
-        """What kind of lock it is; never its values."""
+        """Describe the kind of lock; never its values."""
         own = f", own {self.normalise} norm" if self.normalise else ""
         key = "chained" if self.key is None else f"key_length={self.key.numel()}"
         return f"{self.channels}, {key}{own}"
 
 
 def _wanted(name: str, channels: int, activation: str, uniform: Uniform) -> Tensor:
-    """What goes into the activation ``(c,)`` for a new lock's gamma or beta."""
-    if activation == "sigmoid":  # its range is (0, 1), which holds no such gamma
+    """The input ``(c,)`` of the activation for a new lock's gamma or beta."""
+    if activation == "sigmoid":  # its range (0, 1) holds no such gamma
         return normal((channels,), uniform)
     if name == "gamma":
         wanted = 1 + GAMMA_SPREAD * (2 * uniform((channels,)) - 1)
@@ -221,10 +221,11 @@ def apply_lock(x: Tensor, gamma: Tensor, beta: Tensor, *, channel_dim: int) -> T
 def draw_key(length: int, uniform: Uniform = secret_uniform) -> Tensor:
     """A key ``(length,)``: uniform numbers scaled to unit length.
 
-    The reference draws the same uniform numbers and leaves them as they are, so that the lock's
-    step size grows with the key's length: a gradient step on W moves W k by |k|^2 times the step
-    that gamma would take by itself (|k|^2 is about 341 for 1,024 numbers), and training diverges
-    when every layer is locked. At unit length a learning rate that suits the model suits the lock.
+    The reference leaves the uniform numbers unscaled, so that the lock's step size grows with the
+    key's
+    length: a gradient step on W moves W k by |k|^2 times the step of gamma alone (|k|^2 is about
+    341 for 1,024 numbers). Training diverges when every layer is locked. At unit length, a learning
+    rate that suits the model suits the lock.
 
     Example:
         >>> round(float(draw_key(1024).norm()), 3)

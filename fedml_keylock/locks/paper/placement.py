@@ -1,4 +1,4 @@
-"""Which layers of a model can be locked, where each lock goes, and why something cannot."""
+"""Decides which layers of a model can be locked, and where each lock goes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .kinds import CONVOLUTIONS, EMBEDDINGS, LOCKABLE
 __all__ = ["Site", "check_layers", "sites_of"]
 
 PINNED = {"weight": 1.0, "bias": 0.0}
-"""What a locked normalisation layer's own parameters are fixed at."""
+"""Values at which a locked normalisation layer's own parameters are fixed."""
 PER_EXAMPLE = "_forward_counter"
-"""What opacus puts on every parameter that it watches."""
+"""The attribute that opacus puts on every parameter that it watches."""
 STATISTICS = {"running_mean": 0.0, "running_var": 1.0, "num_batches_tracked": 0.0}
-"""What its running statistics are shown as, unless they are shared on purpose."""
+"""The public values of its running statistics, unless they are shared on purpose."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Site:
     """Where one lock goes.
 
     Attributes:
-        layers: names of the convolutions or linear layers that it locks, the first one first.
-        holder: name of the module that the lock hangs on: the normalisation behind the layers, or
-            the layer itself where there is none.
+        layers: names of the convolutions or linear layers that it locks, in order.
+        holder: name of the module that carries the lock: the normalisation behind the layers, or
+            the layer itself if there is none.
         channels: how many channels the holder's output has.
-        channel_dim: 1 or -1, where they are.
-        normalise: the norm that the lock must bring: "batch", "layer" or None.
+        channel_dim: their dimension, 1 or -1.
+        normalise: the norm that the lock must add: "batch", "layer" or None.
 
     """
 
@@ -47,9 +47,9 @@ class Site:
 
 
 def check_layers(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
-    """What locking this model's layers so would do, and everything that stands against it.
+    """What locking this model's layers would do, and every reason why it cannot be locked.
 
-    Nothing is changed.
+    The model is not changed.
 
     Example:
         >>> config = KeyLockConfig(lock="paper")
@@ -74,10 +74,10 @@ def check_layers(model: nn.Module, config: KeyLockConfig) -> ModelCheck:
 
 
 def sites_of(model: nn.Module, config: KeyLockConfig) -> tuple[Site, ...]:
-    """Where the locks go, in the order in which the model runs.
+    """Where the locks go, in order of execution.
 
     Raises:
-        LockError: with every reason against it, on one line.
+        LockError: naming every reason why the model cannot be locked, on one line.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6))
@@ -96,7 +96,7 @@ def _placed(
 ) -> ModelCheck | tuple[tuple[Site, ...], dict[str, str], tuple[str, ...]]:
     """The sites, the convolutions left out on purpose and why, and all layers in order.
 
-    Or, where something stands against it, what that is.
+    If the model cannot be locked, the reasons instead.
     """
     if any(hasattr(parameter, PER_EXAMPLE) for parameter in model.parameters()):
         reason = (
@@ -121,7 +121,7 @@ def _placed(
 
 
 def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIssue | None:
-    """What makes a model's first layer give its input away, whatever stands behind it."""
+    """Why a model's first layer reveals its input behind any lock; None if it does not."""
     if not flow.order:
         name = type(model).__name__
         return LockIssue("", f"{name} has no convolution or linear layer to lock")
@@ -144,7 +144,7 @@ def _front(model: nn.Module, flow: Flow, kinds: dict[str, nn.Module]) -> LockIss
 def _chosen(
     config: KeyLockConfig, flow: Flow, kinds: dict[str, nn.Module]
 ) -> tuple[list[str], dict[str, str]]:
-    """The layers to lock, and for each convolution that is left out on purpose, why."""
+    """The layers to lock, and for each convolution left out on purpose, why."""
     convolutions = [name for name in flow.order if isinstance(kinds[name], CONVOLUTIONS)]
     if config.layers == "first":
         return convolutions[:1], {}
@@ -166,7 +166,7 @@ def _chosen(
 def _layer_issues(
     model: nn.Module, config: KeyLockConfig, kinds: dict[str, nn.Module], chosen: list[str]
 ) -> list[LockIssue]:
-    """What the configuration names and the model does not have."""
+    """Names in the configuration that the model does not have."""
     lockable = [n for n, m in kinds.items() if isinstance(m, LOCKABLE)]
     issues = [
         LockIssue(
@@ -189,7 +189,7 @@ def _layer_issues(
 
 
 def _sites(model: nn.Module, names: list[str], flow: Flow) -> list[Site]:
-    """One lock a holder: a norm behind several layers locks them all."""
+    """One lock for each holder: a norm behind several layers locks them all."""
     locked: dict[str, list[str]] = {}
     dims: dict[str, int] = {}
     for name in names:

@@ -1,8 +1,8 @@
-"""What of a locked model is public, what is private, and the hooks that hold the line.
+"""Separates a locked model's public state from its private state, by hooks.
 
-Public is every name that the unlocked model has. On a locked normalisation layer the public values
-say nothing: weight 1, bias 0, and (unless they are shared on purpose) running mean 0, running
-variance 1, no batches seen.
+Every name of the unlocked model is public. On a locked normalisation layer the public values are
+constants: weight 1, bias 0, and (unless shared on purpose) running mean 0, running variance 1, no
+batches seen.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def private_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put private state back into a model that is locked in the same way.
+    """Load private state into a model that is locked in the same way.
 
     Raises:
-        VaultError: the state is that of another lock; the model is unchanged.
+        VaultError: the state belongs to another lock; the model is unchanged.
 
     """
     own = private_tensors(model)
@@ -52,7 +52,7 @@ def load_private(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def lock_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a model's locks themselves, by their names in the model; not copies."""
+    """The tensors of a model's locks, by their names in the model; not copies."""
     return {
         under(name, f"keylock.{own}"): tensor
         for name, _, lock in locks(model)
@@ -69,13 +69,13 @@ def _hidden_statistics(holder: nn.Module) -> list[str]:
 
 
 def show_public(holder: nn.Module, state: dict[str, Any], prefix: str, _metadata: object) -> None:
-    """The state-dict hook of a locked layer: private running statistics are not in the state."""
+    """State-dict hook of a locked layer: leaves private running statistics out of the state."""
     for name in _hidden_statistics(holder):
         state[prefix + name] = torch.full_like(state[prefix + name], STATISTICS[name])
 
 
 def keep_private(holder: nn.Module, state: dict[str, Any], prefix: str, *_others: object) -> None:
-    """The load hook of a locked layer: what comes in does not replace what is private or pinned."""
+    """Load hook of a locked layer: keeps private and fixed values from being overwritten."""
     lock = holder.keylock
     assert isinstance(lock, KeyLock)
     own: dict[str, Tensor | None] = {name: public_parameter(holder, name) for name in lock.before}

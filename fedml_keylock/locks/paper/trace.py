@@ -1,4 +1,4 @@
-"""Trace a model symbolically (torch.fx): no data, no arithmetic, no change to the model."""
+"""Traces a model symbolically (torch.fx), without data and without changing the model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Tracer", "optional_arguments", "traced", "untouched"]
 
 
 class Tracer(fx.Tracer):
-    """Goes into every module but torch's own and those that a lock may stand on.
+    """Traces into every module except torch's own and those that can carry a lock.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
@@ -26,27 +26,27 @@ class Tracer(fx.Tracer):
     """
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        """Whether a module is one node, whatever it computes with."""
+        """Whether a module is a single node."""
         if isinstance(module, PARAMETRIC):
             return True
         return super().is_leaf_module(module, qualified_name)
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """As torch's; a module that cannot be traced and has nothing to lock in it is one node."""
+        """Like torch's; a module that cannot be traced and has nothing to lock becomes one node."""
         has_layers = any(isinstance(m, PARAMETRIC) for m in module.modules())
         if has_layers or self.is_leaf_module(module, ""):
             return super().call_module(module, forward, args, kwargs)
         before = list(self.graph.nodes)
         try:
             return super().call_module(module, forward, args, kwargs)
-        except Exception:  # the module is anyone's code, and it may object to a proxy in any way
+        except Exception:  # user code may reject a proxy in any way
             for node in reversed(list(self.graph.nodes)[len(before) :]):
                 self.graph.erase_node(node)
             return self.create_proxy("call_module", self.path_of_module(module), args, kwargs)
 
 
 def optional_arguments(model: nn.Module) -> dict[str, Any]:
-    """What a model's forward may be given, with the values that it takes otherwise.
+    """The optional arguments of a model's forward, with their defaults.
 
     Example:
         >>> optional_arguments(nn.ConvTranspose2d(1, 1, 3))
@@ -62,10 +62,10 @@ def optional_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def traced(model: nn.Module, *, training: bool = True) -> fx.Graph | None:
-    """The graph of a model, given nothing that is optional; None where it cannot be traced.
+    """The graph of a model without optional arguments; None if it cannot be traced.
 
     Args:
-        model: it is not changed.
+        model: stays unchanged.
         training: in which mode; an auxiliary head runs in training only.
 
     Example:
@@ -78,13 +78,13 @@ def traced(model: nn.Module, *, training: bool = True) -> fx.Graph | None:
         model.train(training)
         try:
             return Tracer().trace(model, given)
-        except Exception:  # a foreign forward may fail in any way; then nothing is known
+        except Exception:  # user code may fail in any way; then nothing is known
             return None
 
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put back what a forward pass changes of the model: attributes, buffers, training flags.
+    """Undo what a forward pass changes in the model: attributes, buffers, training flags.
 
     Example:
         >>> import torch

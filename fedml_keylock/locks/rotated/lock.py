@@ -1,4 +1,4 @@
-"""`lock: rotated`: what leaves a silo is rotated: a server compares what it cannot read."""
+"""`lock: rotated`: the server compares rotated states that it cannot read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..private import ATTRIBUTE
 from ..wire import WireLock, no_unknowns, state_tensors
 from .rotation import Rotation
 from .rotation_transform import RotationTransform
-from .turns import digest, integers_of, parts_of
+from .round_rotation import digest, integers_of, parts_of
 
 __all__ = ["RotatedLock"]
 
@@ -30,8 +30,8 @@ __all__ = ["RotatedLock"]
 class RotatedLock(WireLock):
     """`lock: rotated`: for FedML's robust aggregators, which compare updates by their distances.
 
-    All silos rotate the whole state by one secret orthogonal matrix, another one each round. What
-    is left to be seen are lengths and distances. It is for an honest-but-curious server.
+    All silos rotate the whole state by one secret orthogonal matrix, a new one each round. Lengths
+    and distances remain visible. It is for an honest-but-curious server.
 
     Example:
         >>> RotatedLock(KeyLockConfig(lock="rotated")).title
@@ -43,8 +43,8 @@ class RotatedLock(WireLock):
     SENT = "rotated"
     SUMMARY = "are rotated as one vector before they are sent"
     weakness: ClassVar[str] = (
-        "lock: rotated leaves lengths and distances of updates to be seen, and labels in part; it "
-        "is for robust_aggregation under an honest-but-curious server: lock: sealed hides all"
+        "lock: rotated shows the server lengths and distances of updates, and some labels; it is "
+        "for robust_aggregation with an honest-but-curious server: lock: sealed hides everything"
     )
 
     def __init__(self, config: KeyLockConfig) -> None:
@@ -57,7 +57,7 @@ class RotatedLock(WireLock):
 
     @property
     def title(self) -> str:
-        """How reports name it: "keylock:rotated"."""
+        """The name in reports: "keylock:rotated"."""
         return ":".join(["keylock", "rotated"] + ["group"] * (self.config.group_key is not None))
 
     @property
@@ -80,7 +80,7 @@ class RotatedLock(WireLock):
 
     @staticmethod
     def private_tensors(model: nn.Module) -> dict[str, Tensor]:
-        """The job's key, and what tells its models from others."""
+        """The job's key, and a sample of its weights, to recognise its models."""
         return _on(model).tensors
 
     @staticmethod
@@ -90,7 +90,7 @@ class RotatedLock(WireLock):
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
-        """The key, and the rounds of the model that was received last and of the one sent next."""
+        """The key, and the rounds of the last received model and of the next sent one."""
         return _on(model).variables
 
     def load_public(
@@ -103,7 +103,7 @@ class RotatedLock(WireLock):
     ) -> None:
         """Load the average of a round; see `Lock.load_public`."""
         rotation = _on(model)
-        # a job that was ended within a round has left the average of the one before
+        # a job that ended within a round leaves the average of the previous one
         last = (
             {rotation.round, max(0, rotation.round - 1)} if round_index is None else {round_index}
         )
@@ -126,7 +126,7 @@ class RotatedLock(WireLock):
         round_index: int | None,
         source: Path,
     ) -> None:
-        """Rotate the average of the round before back; the first model is open."""
+        """Rotate the previous round's average back; the first model was not rotated."""
         rotation = _on(model)
         if round_index != 0:
             last = rotation.round if round_index is None else round_index - 1
@@ -135,13 +135,13 @@ class RotatedLock(WireLock):
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
-        """The average of a round, in the open."""
+        """The average of a round, in the clear."""
         return f"rotated back by silo {silo}", "the model that the server cannot read"
 
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
-        """The public state, rotated back by another key."""
+        """The public state, rotated back with a wrong key."""
         candidate = deep_copy(model)
         self.lock(candidate, uniform=uniform)
         restored = _on(candidate).restore(state_tensors(model), round_index=0)
@@ -152,35 +152,34 @@ class RotatedLock(WireLock):
     # as a job's defense
 
     def share(self, secrets: JobSecrets) -> None:
-        """Take what the silos have agreed on, which a file's secret is part of if there is one."""
+        """Set the secret that the silos have agreed on; it includes the group's file, if any."""
         self._secret = secrets.group
 
     def begin_job(self, nonce: bytes) -> None:
-        """Take the server's nonce of this job.
+        """Set the job nonce from the server.
 
-        Where the secret is a file's, jobs that start from the same model would have the same key
-        without it.
+        Without it, jobs with the same key file and the same first model would have the same key.
         """
         self._nonce = nonce
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
-        """Nothing is done to the model; the key follows with the first model that comes."""
+        """Nothing in the model changes; the key is derived from the server's first model."""
         self.plan(model)
         self._rotation = Rotation(parts_of(model))
         return self.info(model)
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Claim the silo's vault: what is in it belongs to another job."""
+        """Claim the silo's vault; an existing one must be of the same lock."""
         self._silo = silo
         vault = self._claim(silo)
-        if vault.exists():  # another model's or lock's is refused, and not written over
+        if vault.exists():  # refuse to overwrite the vault of another model or lock
             Rotation(parts_of(model)).load(vault.load()[0])
         return f"private state in {vault.path}"
 
     def open(
         self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
     ) -> Mapping[str, Tensor]:
-        """The first model as it is, and every average as it was before it was rotated."""
+        """Accept the first model as it is, and rotate every average back."""
         rotation = self._begun()
         if round_index < 0:
             if not self._secret:
@@ -199,7 +198,7 @@ class RotatedLock(WireLock):
     def seal(
         self, model: nn.Module, payload: Mapping[str, Tensor], *, samples: float
     ) -> Mapping[str, Tensor]:
-        """A whole state, rotated; one in each round."""
+        """Rotate a whole state; once in each round."""
         rotation = self._begun()
         if self._sent.get(self._silo, -1) >= rotation.round:
             raise UpdateRefused(
@@ -216,33 +215,33 @@ class RotatedLock(WireLock):
         return rotated
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """The public model: nothing of it is private but how its state is rotated."""
+        """The public model: only the rotation of its state is private."""
         return Surrogate(copy_of(model), (), no_unknowns, RotationTransform.of(model))
 
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The silo's own model, and what opens its states."""
+        """The silo's own model, and the key that rotates its states back."""
         rotation = self._begun()
         return copy_of(protected), {} if rotation.key is None else rotation.variables
 
     def _begun(self) -> Rotation:
         if self._rotation is None:
-            raise HostError("a model came before the job's own was locked")
+            raise HostError("a model arrived before the job's own was locked")
         return self._rotation
 
     def _check_integers(self, state: Mapping[str, Tensor]) -> None:
-        """Refuse integers that training has changed: they are sent as they are.
+        """Refuse integers that training has changed: integers are not rotated.
 
         Raises:
-            UpdateRefused: naming the first. How many batches a norm has seen may change.
+            UpdateRefused: naming the first. BatchNorm's count of batches may change.
 
         """
-        for name, came in self._integers.items():
+        for name, first in self._integers.items():
             sent = state.get(name)
             if sent is None or (name.endswith("num_batches_tracked") and sent.numel() == 1):
                 continue
-            if not torch.equal(sent.cpu(), came.cpu()):
+            if not torch.equal(sent.cpu(), first.cpu()):
                 raise UpdateRefused(
                     f"{name} has integers that training has changed, and integers are not rotated: "
                     "use lock: sealed, or keep it out of the state (persistent=False)"

@@ -1,4 +1,4 @@
-"""A random orthogonal matrix, of any size, as something that can be applied and undone."""
+"""Makes random orthogonal matrices of any size, to apply and to undo."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from torch import Tensor
 
 from ..entropy import Stream, haar
 
-__all__ = ["Turn"]
+__all__ = ["OrthogonalMatrix"]
 
 BLOCK = 256
-"""Rows of the matrices that a large turn is made of; up to twice this size it is a single one."""
+"""Rows of the blocks in a large matrix; up to twice this size it is a single block."""
 PASSES = 5
-"""Passes of a large turn, at the least. Each mixes blocks of BLOCK numbers. After three the numbers
-at the ends, which a pass may leave out, are still to be told from others; after five a turned unit
-vector looks like a uniform one at every size that was tried (513 to 61,000)."""
+"""Least number of passes for a large matrix. Each pass mixes blocks of BLOCK numbers. After three,
+the numbers at the ends, which a pass may leave out, can still be told from others. After five, a
+rotated unit vector looks uniform at every size that was tried (513 to 61,000)."""
 
 
-class Turn:
-    """``Q x`` and ``Q^T y`` for one random orthogonal Q of ``(size, size)``.
+class OrthogonalMatrix:
+    """A random orthogonal matrix Q of ``(size, size)``: ``Q x`` and ``Q^T y``.
 
-    Up to 512 numbers Q is uniform over the orthogonal group (Mezzadri 2007). A uniform one of the
-    millions of a model cannot be stored; there it is a product of five passes or more, each of
-    secret signs, a secret uniform matrix on blocks of 256, and a transposition with its rows in
-    secret order. It is computed in float64: what is lost is the rounding of what is sent.
+    Up to 512 numbers Q is uniform over the orthogonal group (Mezzadri 2007). A uniform one for the
+    millions of numbers of a model cannot be stored. There it is a product of five passes or more,
+    each of secret signs, a secret uniform matrix on blocks of 256, and a transposition with its
+    rows in secret order. It is computed in float64, so that only the rounding of what is sent is
+    lost.
 
     Args:
         size: how many numbers.
-        stream: of secret bytes; the same one gives the same Q.
+        stream: of secret bytes; the same stream gives the same Q.
 
     Example:
-        >>> turn, x = Turn(1000, Stream(b"secret")), torch.rand(1000)
-        >>> bool((turn.undo(turn.apply(x)) - x).abs().max() < 1e-12)
+        >>> matrix, x = OrthogonalMatrix(1000, Stream(b"secret")), torch.rand(1000)
+        >>> bool((matrix.undo(matrix.apply(x)) - x).abs().max() < 1e-12)
         True
-        >>> round(float(turn.apply(x).norm() / x.double().norm()), 6)
+        >>> round(float(matrix.apply(x).norm() / x.double().norm()), 6)
         1.0
 
     """
@@ -74,6 +75,6 @@ class Turn:
         return y
 
     def _window(self, x: Tensor, index: int) -> Tensor:
-        """What a pass mixes: whole blocks, from the start and from the end in turns."""
+        """The numbers that a pass mixes: whole blocks, alternately from the start and the end."""
         start = 0 if index % 2 == 0 else self.size - self._inside
         return x[start : start + self._inside]

@@ -1,4 +1,4 @@
-"""One silo's hold on a job's rotations: what it sends is rotated, what comes is rotated back."""
+"""Rotates what one silo sends and rotates back what it receives, under the job's key."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from torch import Tensor
 from ...errors import HostError, VaultError
 from ..job_key import JobKey
 from ..private import Private
-from .turns import Part, Turns
+from .round_rotation import Part, RoundRotation
 
 __all__ = ["Rotation"]
 
 SAMPLE = 1024
-"""Numbers of a model that are remembered of it, at the most."""
+"""How many numbers of a model are remembered at most."""
 LIKE = 0.2
-"""The least cosine of the weights of two rounds of a job; that of 1,024 numbers of a model and of
-noise is below it in all but one of 10 billion cases."""
+"""The least cosine between the weights of two rounds of a job. Between 1,024 numbers of a model and
+noise it is smaller in all but one of 10 billion cases."""
 
 
 @dataclass
 class Rotation(Private):
-    """The job's key, and the round that the silo is in. Private.
+    """The job's key, and the silo's current round. Private.
 
     Attributes:
         parts: of the state.
-        key: of the job; None before the first model came.
-        round: index of the round that is sent next.
-        sample: some numbers of the state that was sent last, to notice the wrong round's key.
+        key: of the job; None before the first model is received.
+        round: index of the next round to send.
+        sample: some numbers of the last sent state, to notice decoding with the wrong round's key.
 
     """
 
@@ -42,39 +42,39 @@ class Rotation(Private):
     sample: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
 
     def rotate(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A whole state as it is sent in this round.
+        """Rotate a whole state for this round.
 
         Raises:
             UpdateRefused: an entry is missing.
 
         """
-        # FedML takes a plain dict for one state a silo
-        rotated = OrderedDict({**state, **self._turns(self.round).turned(state)})
+        # FedML takes a plain dict for the state of one silo
+        rotated = OrderedDict({**state, **self._round_rotation(self.round).rotate(state)})
         self.sample = self._sample_of(state)
         return rotated
 
     def restore(self, state: Mapping[str, Tensor], *, round_index: int) -> dict[str, Tensor]:
-        """The average of a round, as it was before it was rotated.
+        """Rotate the average of a round back.
 
         Raises:
             UpdateRefused: an entry is missing.
 
         """
-        return OrderedDict({**state, **self._turns(round_index).opened(state)})
+        return OrderedDict({**state, **self._round_rotation(round_index).rotate_back(state)})
 
     def is_like(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether a state can be of the same job as the one that was sent last.
+        """Whether a state can be of the same job as the last sent one.
 
-        What was rotated back by another round's key is noise, of no direction that the model has.
+        Decoded with another round's key it is noise, in no direction of the model.
         """
         sample = self._sample_of(state)
         if len(sample) != len(self.sample):
-            return not len(self.sample)  # nothing was remembered
+            return not len(self.sample)  # nothing to compare with
         return bool(F.cosine_similarity(sample, self.sample, dim=0) >= LIKE)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What the vault keeps."""
+        """The tensors for the vault."""
         key = torch.zeros(0, dtype=torch.uint8) if self.key is None else self.key.tensor
         return {
             "rotated.key": key,
@@ -84,16 +84,16 @@ class Rotation(Private):
 
     @property
     def variables(self) -> dict[str, Tensor]:
-        """What opens states: the key, the round that was received last and the one sent next."""
+        """What an audit rotates states back with: the key, the last received and the next round."""
         assert self.key is not None
         rounds = {"before": self.round - 1, "after": self.round}
         return {"key": self.key.tensor, **{n: torch.tensor(r) for n, r in rounds.items()}}
 
     def load(self, kept: Mapping[str, Tensor]) -> None:
-        """Take what the vault kept.
+        """Load the tensors from the vault.
 
         Raises:
-            VaultError: it is of another lock; nothing has changed.
+            VaultError: they belong to another lock; nothing has changed.
 
         """
         odd = sorted(self.tensors.keys() ^ kept.keys())
@@ -107,12 +107,12 @@ class Rotation(Private):
         self.round = int(kept["rotated.round"])
         self.sample = kept["rotated.sample"].clone()
 
-    def _turns(self, round_index: int) -> Turns:
+    def _round_rotation(self, round_index: int) -> RoundRotation:
         if self.key is None:
             raise HostError("the lock has not seen the job's first model, and has no key to use")
-        return Turns(self.parts, self.key, round_index)
+        return RoundRotation(self.parts, self.key, round_index)
 
     def _sample_of(self, state: Mapping[str, Tensor]) -> Tensor:
-        """Some numbers of a state's parameters, evenly spread."""
+        """Some numbers of a state's parameters, evenly spaced."""
         flat = torch.cat([state[n].detach().cpu().flatten().float() for n in self.parts[0].names])
         return flat[torch.linspace(0, len(flat) - 1, min(len(flat), SAMPLE)).long()]

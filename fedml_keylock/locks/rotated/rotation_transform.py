@@ -1,4 +1,4 @@
-"""A locked state as whoever audits it has it: concealed, revealed, and what is left to be seen."""
+"""Shows an audit a state as it is rotated, rotated back, and observed by an attacker."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from ...types import ClientUpdate
 from ..job_key import JobKey
-from .turns import OPEN, Part, Turns, parts_of
+from .round_rotation import UNROTATED, Part, RoundRotation, parts_of
 
 __all__ = ["RotationTransform"]
 
 
 @dataclass(frozen=True)
 class RotationTransform:
-    """What a lock on the whole state makes of updates: see ``types.UpdateTransform``.
+    """The update transform of rotation: see ``types.UpdateTransform``.
 
     Attributes:
         parts: of the model's state.
@@ -38,10 +38,10 @@ class RotationTransform:
 
     @classmethod
     def of(cls, model: nn.Module) -> RotationTransform:
-        """That of a model's lock.
+        """The transform for a model.
 
         Raises:
-            LockError: it has nothing to lock.
+            LockError: the model has nothing to lock.
 
         """
         return cls(parts_of(model))
@@ -49,37 +49,37 @@ class RotationTransform:
     def protect(
         self, update: ClientUpdate, generator: torch.Generator
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
-        """The update as it is sent in a first round, whose model the server knows.
+        """The update as sent in a first round, whose model the server knows.
 
-        In later rounds the server has less: what it had sent is turned too.
+        In later rounds the server knows less: the model that it sent is rotated too.
         """
         root = torch.randint(256, (32,), generator=generator, dtype=torch.uint8)
-        place = {"before": torch.tensor(OPEN), "after": torch.tensor(0)}
-        turned = Turns(self.parts, JobKey.from_tensor(root), 0).turned(update.after)
-        return replace(update, after={**update.after, **turned}), {"key": root, **place}
+        place = {"before": torch.tensor(UNROTATED), "after": torch.tensor(0)}
+        rotated = RoundRotation(self.parts, JobKey.from_tensor(root), 0).rotate(update.after)
+        return replace(update, after={**update.after, **rotated}), {"key": root, **place}
 
     def read(self, update: ClientUpdate) -> ClientUpdate:
-        """The update as it is: rotated states have the model's names and shapes."""
+        """The update unchanged: rotated states have the model's names and shapes."""
         return update
 
     def recover(
         self, update: ClientUpdate, private: Mapping[str, Tensor], *, colluding: bool = False
     ) -> ClientUpdate:
-        """The update as it was before it was rotated: a colluding silo has the key too."""
+        """The update before rotation: a colluding silo has the key too."""
         key = JobKey.from_tensor(private["key"])
         sent, received = dict(update.after), dict(update.before)
-        sent |= Turns(self.parts, key, int(private["after"])).opened(sent)
-        received |= Turns(self.parts, key, int(private["before"])).opened(received)
+        sent |= RoundRotation(self.parts, key, int(private["after"])).rotate_back(sent)
+        received |= RoundRotation(self.parts, key, int(private["before"])).rotate_back(received)
         return replace(update, before=received, after=sent)
 
     def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-        """All that a uniform turn leaves of updates ``(b, parts)``: how long each part has become.
+        """What a uniform rotation leaves visible of updates ``(b, parts)``: each part's new length.
 
-        A vector that a uniform orthogonal matrix has turned is, but for its length, chance.
+        A vector rotated by a uniform orthogonal matrix is random but for its length.
 
         Args:
             before: what the server had sent, name to ``(b, *shape)``.
-            after: what came back, likewise.
+            after: what the silo sent back, likewise.
 
         """
         seen = [
@@ -98,5 +98,5 @@ class RotationTransform:
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Updates as they are: their lengths, which are all that is seen, need no rotation."""
+        """Updates as they are: their lengths, all that is visible, need no rotation."""
         return dict(after)

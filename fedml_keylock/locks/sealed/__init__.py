@@ -1,4 +1,4 @@
-"""Exact secure aggregation at the wire: a server adds what it cannot read, silos verify the sum.
+"""Exact secure aggregation: the server adds up updates that it cannot read; silos verify the sum.
 
-docs/protocol.md has the messages, the keys and the argument.
+docs/protocol.md has the messages, the keys and the argument for security.
 """

@@ -1,4 +1,4 @@
-"""Canaries in a release: further units that one silo adds, and what the sums tell of them."""
+"""Adds canaries to one silo's sums, and estimates epsilon from the averages."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ __all__ = ["CanaryRelease", "CanaryWatch", "released"]
 
 
 class CanaryRelease(Release):
-    """A release to which canaries are added, after its clip and its noise.
+    """A release with canaries added after clipping and noise.
 
-    They are nobody's data, and no part of what the release's norm is checked for.
+    Canaries are nobody's data, and do not count in the release's norm.
 
     Args:
         release: the silo's own.
         canaries: of the job.
-        clip: the length of each, as a unit's.
-        names: of the tensors that they are in, together one vector, with how many entries each has.
+        clip: the length of each canary, the same as the clip of a unit.
+        names: the tensors that hold the canaries, together one vector, and their numbers of
+            entries.
 
     """
 
@@ -53,20 +54,20 @@ class CanaryRelease(Release):
 
     @property
     def public(self) -> Sequence[float]:
-        """As the release's own."""
+        """The same as of the silo's own release."""
         return self.release.public
 
     def scale(self, shares: Shares) -> float:
-        """As the release's own."""
+        """The same as of the silo's own release."""
         return self.release.scale(shares)
 
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
-        """The release's own."""
+        """The words of the silo's own release."""
         self._own[entry.name] = []
         return self.release.words(entry)
 
     def sent(self, entry: Entry, words: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Noised words with the canaries' steps on them."""
+        """The noised words with the canaries added."""
         if entry.name not in self._added:
             return words
         own = self._own[entry.name]
@@ -75,22 +76,22 @@ class CanaryRelease(Release):
         return np.add(words, self._added[entry.name][start : start + len(words)])
 
     def vote(self) -> tuple[int, Grid] | None:
-        """The release's own."""
+        """The vote of the silo's own release."""
         return self.release.vote()
 
     def check(self) -> None:
-        """Check the release's own norm."""
+        """Check the norm of the silo's own release."""
         self.release.check()
 
     def see(self, state: Mapping[str, Tensor], encoding: Encoding) -> None:
-        """Take note of the round's average, as a colluding silo sees it: less all that it sent.
+        """Record the round's average as a colluding silo sees it: without what this silo sent.
 
         Args:
-            state: the average, as it was opened.
+            state: the average, after opening.
             encoding: of the round.
 
         """
-        if not encoding.scale:  # a learning rate of 0: the average says nothing
+        if not encoding.scale:  # with a learning rate of 0 the average shows nothing
             return
         parts = []
         for name in self._names:
@@ -101,17 +102,17 @@ class CanaryRelease(Release):
 
 
 def _steps(part: NDArray[np.float64], grid: Grid, most: float) -> NDArray[np.int32]:
-    """Numbers in steps of a grid, clamped to what it has room for."""
+    """Round numbers to steps of a grid, clamped to its range."""
     exact: NDArray[np.float64] = np.clip(part, -most, most) * 2.0**-grid.exponent
     return np.rint(exact).astype(np.int32)
 
 
 @dataclass
 class CanaryWatch:
-    """The canaries of a job, in the silo that adds them.
+    """The canaries of a job, held by the silo that adds them.
 
     Attributes:
-        config: the YAML's section.
+        config: the noise section of the YAML.
 
     """
 
@@ -126,10 +127,10 @@ class CanaryWatch:
         noise: JobNoise,
         payload: Mapping[str, Tensor],
     ) -> Callable[[Mapping[str, Tensor]], Release]:
-        """The same release, with canaries.
+        """Add canaries to a release.
 
         Args:
-            release: of the payload, from the base that it is a difference from.
+            release: makes the payload's release from the base of the difference.
             noise: of the job.
             payload: name to tensor.
 
@@ -160,16 +161,19 @@ class CanaryWatch:
         return of
 
     def see(self, state: Mapping[str, Tensor], record: Record | None) -> None:
-        """Take note of a round's average, where canaries are in it."""
+        """Record a round's average if canaries were added to it."""
         if self._sent is not None and record is not None:
             self._sent.see(state, record.encoding)
             self._sent, self._rounds = None, self._rounds + 1
 
     def estimate(self, multiplier: float) -> CanaryEstimate | None:
-        """Of all rounds so far, with the accountant's bound; None where no average was seen.
+        """Estimate epsilon from all rounds so far, beside the accountant's bound.
 
         Args:
             multiplier: of the noise.
+
+        Returns:
+            None if no average was seen.
 
         """
         if self._canaries is None or not self._rounds:
@@ -182,13 +186,13 @@ class CanaryWatch:
 def released(
     noise: JobNoise, payload: Mapping[str, Tensor], canaries: CanaryWatch | None, silo: int
 ) -> Callable[[Mapping[str, Tensor]], Release] | None:
-    """What a silo releases of a payload; the first silo of a round adds the canaries, if any.
+    """What a silo releases of a payload; the round's first silo adds the canaries, if any.
 
     Args:
         noise: of the job.
         payload: name to tensor.
         canaries: of the job.
-        silo: by its place among those that have agreed, from 0.
+        silo: its index among the silos that have agreed on keys, from 0.
 
     """
     release = noise.release(payload)

@@ -1,4 +1,4 @@
-"""Updates as integers: fixed point, of the difference from what all silos have received."""
+"""Encodes updates as integers: fixed point, of the difference from the last global model."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .shares import Shares
 __all__ = ["CHUNK", "Counts", "Encoding", "chunks", "exponent_of", "size_of"]
 
 CHUNK = 1 << 18
-"""Words that are worked on at once: they stay in the processor's cache."""
+"""Words processed at once: few enough for the processor's cache."""
 HEADROOM = 4
 """Bits: a matrix may grow to 2^4 times its largest number in a round before entries clip."""
 HEADROOM_VECTOR = 22
-"""The same of vectors and scalars, which have two words an entry."""
+"""The same for vectors and scalars, which take two words an entry."""
 LEAST = -960
-"""The exponent below which steps follow no size: of float64 they would leave its range."""
+"""The smallest exponent of a tensor's size: smaller steps would leave float64's range."""
 
 
 @dataclass
 class Counts:
-    """What did not fit into its range while a payload was encoded.
+    """Counts entries that did not fit their range while a payload was encoded.
 
     Attributes:
-        clipped: entries beyond what their tensor may grow to in a round.
+        clipped: entries that grew beyond the range of their tensor in a round.
         infinite: entries that are NaN or infinite.
-        names: tensors with either, for the silo's own log.
+        names: tensors with such entries, for the silo's own log.
 
     """
 
@@ -43,7 +43,7 @@ class Counts:
     names: list[str] = field(default_factory=list)
 
     def add(self, name: str, clipped: int, infinite: int) -> None:
-        """Count those of some entries of a tensor."""
+        """Add the counts of some entries of a tensor."""
         self.clipped += clipped
         self.infinite += infinite
         if (clipped or infinite) and name not in self.names:
@@ -52,14 +52,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Fixed point on a grid that all silos derive from the payload that they have received.
+    """A fixed-point grid that all silos derive from the payload that they received.
 
     Attributes:
-        base: what was received and opened, name to tensor: only differences from it are encoded.
+        base: the received and opened payload, name to tensor; only differences from it are encoded.
         entries: of the base.
-        steps: of each entry, the exponent e of its step 2^e; 0 for integers.
+        steps: for each entry, the exponent e of its step 2^e; 0 for integers.
         shares: of the participants.
-        scale: what sums of noised words times their step are multiplied by in the average.
+        scale: factor in the average for sums of noised words times their step.
 
     """
 
@@ -80,18 +80,18 @@ class Encoding:
     ) -> Encoding:
         """The encoding of differences from a base.
 
-        A step follows the largest number of its tensor, rounded up to a power of two, which is the
-        same on every machine; of a tensor of zeros it follows 1.
+        A step is set by the largest number of its tensor, rounded up to a power of two, which is
+        the same on every machine. For a tensor of zeros that number counts as 1.
 
         Args:
-            base: what was received.
+            base: the received payload.
             shares: of the participants.
-            sizes: the exponents that steps follow, by name; None for those of the base.
-            noised: the exponents of the steps of what is noised, by name.
+            sizes: the exponents that set the steps, by name; None for those of the base.
+            noised: the exponents of the steps of noised tensors, by name.
             scale: see the attribute.
 
         Raises:
-            UpdateRefused: a tensor is of numbers that cannot be added up.
+            UpdateRefused: a tensor's type cannot be added up.
 
         Example:
             >>> base = {"w": torch.full((2, 2), 0.7)}
@@ -123,32 +123,32 @@ class Encoding:
 
     @property
     def noised(self) -> bool:
-        """Whether any of it is noised."""
+        """Whether any tensor is noised."""
         return any(entry.kind == "noised" for entry in self.entries)
 
     @property
     def words(self) -> int:
-        """How many words a payload takes."""
+        """How many words a payload has."""
         return sum(math.prod(entry.wire_shape) for entry in self.entries)
 
     def encode(
         self, entry: Entry, step: int, payload: Tensor, place: int, counts: Counts
     ) -> Iterator[NDArray[np.int32]]:
-        """The words of one tensor, in their order on the wire, some at a time.
+        """Yield the words of one tensor, in their order on the wire, in chunks.
 
         Args:
             entry: of the tensor.
             step: the exponent of its step.
             payload: the tensor, of the entry's shape and type.
-            place: of the silo among the participants.
-            counts: of what is clipped.
+            place: index of the silo among the participants.
+            counts: collects what is clipped.
 
         """
         own = real(payload).cpu().reshape(-1)
         base = real(self.base[entry.name]).cpu().reshape(-1)
-        pieces = range(0, entry.numel, CHUNK)
+        starts = range(0, entry.numel, CHUNK)
         if entry.kind == "matrix":
-            for start in pieces:
+            for start in starts:
                 part = slice(start, start + CHUNK)
                 yield self._rounded(entry, step, own[part], base[part], place, counts).numpy()
             return
@@ -156,7 +156,7 @@ class Encoding:
             (self._integers if entry.kind == "integer" else self._rounded)(
                 entry, step, own[start : start + CHUNK], base[start : start + CHUNK], place, counts
             )
-            for start in pieces
+            for start in starts
         ]
         low = self.shares.low_bits
         yield from ((words & (2**low - 1)).to(torch.int32).numpy() for words in wide)
@@ -166,19 +166,20 @@ class Encoding:
         self,
         entry: Entry,
         step: int,
-        pieces: Iterable[NDArray[np.int32]],
+        in_chunks: Iterable[NDArray[np.int32]],
         *,
         share: float = 1.0,
     ) -> Tensor:
-        """The average of a tensor from the sums of its words.
+        """Decode a tensor's average from the sums of its words.
 
-        It has the base's device and type. Where all silos sent the base it is that, bit for bit.
+        It has the base's device and type. Where all silos sent the base, it equals the base bit for
+        bit.
 
         Args:
             entry: of the tensor.
             step: the exponent of its step.
-            pieces: the words, in their order on the wire, some at a time.
-            share: n / n_i for the words of one silo, which are its share of the average.
+            in_chunks: the words, in their order on the wire, in chunks.
+            share: for the words of one silo, n / n_i, the inverse of its share of the average.
 
         """
         base = self.base[entry.name]
@@ -186,9 +187,9 @@ class Encoding:
         made = torch.empty_like(flat)
         rows: Iterable[tuple[NDArray[np.int32], NDArray[np.int32]]]
         if entry.kind in ("matrix", "noised"):
-            rows = ((words, words[:0]) for words in pieces)
+            rows = ((words, words[:0]) for words in in_chunks)
         else:
-            wide = np.concatenate([np.empty(0, np.int32), *pieces])
+            wide = np.concatenate([np.empty(0, np.int32), *in_chunks])
             rows = zip(chunks(wide[: entry.numel]), chunks(wide[entry.numel :]), strict=True)
         start = 0
         for low, high in rows:
@@ -207,7 +208,7 @@ class Encoding:
         high: NDArray[np.int32],
         share: float,
     ) -> Tensor:
-        """Some entries of a base, moved by their words; a matrix has no high ones."""
+        """Some entries of a base, moved by their words; a matrix has no high words."""
         if entry.kind == "integer":
             sums = torch.from_numpy(low.astype(np.int64))
             sums += torch.from_numpy(high.astype(np.int64)) << self.shares.low_bits
@@ -226,25 +227,25 @@ class Encoding:
             moved += above * 2.0 ** (step + self.shares.low_bits)
             still = moved == 0
         since = base
-        # a sum is the cheapest look; that of finite numbers may be infinite, which costs only time
+        # a sum is the cheapest test; a sum of finite numbers may overflow, which only costs time
         if not math.isfinite(float(base.sum())):
             odd, begun = ~torch.isfinite(base), self._begun(entry)
             since = torch.where(odd, 0.0, base)
-            # where nothing can begin, nothing has
+            # a bound of 0 leaves no room for numbers to begin: the base stays
             still = torch.where(odd, (moved > begun * 2.0**step) | (begun == 0), still)
         if share != 1:
             moved *= share
         moved += since
         new = moved.to(entry.dtype)
-        if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may come out of float64 as another one
+        if still.any():  # -0.0 + 0.0 is 0.0, and a NaN may change its bits through float64
             new = torch.where(still, base, new)
         return new
 
     def _begun(self, entry: Entry) -> int:
-        """The largest sum of numbers that begin where the base has none, such as an observer's.
+        """The largest sum for entries that start to be finite where the base is not.
 
-        A silo that keeps what the base has there sends its bound, at least four times as much. So a
-        larger sum says that one of them does, and FedML's average is none either.
+        A silo that keeps the base's non-finite value sends its bound, at least four times as much.
+        So a larger sum means that one of them does, and FedML's average is not finite there either.
         """
         least = min(map(self.shares.bound, range(len(self.shares.samples))))
         return (least if entry.kind == "matrix" else least << self.shares.low_bits) // 4
@@ -257,7 +258,7 @@ class Encoding:
         moved -= base.double()
         infinite, largest, odd = 0, _largest(moved), None
         if not math.isfinite(largest):
-            # what came infinite, such as a causal mask, is kept, or else begins from 0
+            # a value that is not finite, such as in a causal mask, is kept, or else starts from 0
             odd = ~torch.isfinite(base)
             kept = odd & ((own == base) | (own.isnan() & base.isnan()))
             moved = torch.where(odd, own.double(), moved)
@@ -283,7 +284,7 @@ class Encoding:
         counts.add(entry.name, clipped, infinite)
         if not wide:
             return moved.to(torch.int32)
-        # float64 may round the bound of two words up: the integers are clipped once more
+        # float64 may round the bound of two words up: clip the integers once more
         return moved.to(torch.int64).clamp_(-bound, bound)
 
     def _integers(
@@ -299,7 +300,7 @@ class Encoding:
 
 
 def chunks(words: NDArray[np.int32]) -> Iterator[NDArray[np.int32]]:
-    """Words, CHUNK at a time."""
+    """Split words into chunks of CHUNK."""
     return (words[start : start + CHUNK] for start in range(0, len(words), CHUNK))
 
 
@@ -311,7 +312,7 @@ def size_of(tensor: Tensor) -> int:
 
 
 def _largest(flat: Tensor) -> float:
-    """The largest magnitude of a vector's entries, in one pass; NaN or infinite if one of them is.
+    """The largest magnitude in a vector, in one pass; NaN or infinite if an entry is.
 
     Example:
         >>> _largest(torch.tensor([1.0, -3.0])), _largest(torch.tensor([1.0, math.nan]))
@@ -325,6 +326,6 @@ def _largest(flat: Tensor) -> float:
 
 
 def exponent_of(size: float) -> int:
-    """The least e with ``2^e >= size``, of LEAST and more; 0 for a size of 0."""
+    """The smallest e >= LEAST with ``2^e >= size``; 0 for a size of 0."""
     mantissa, exponent = math.frexp(size)
     return max(exponent - (mantissa == 0.5), LEAST)

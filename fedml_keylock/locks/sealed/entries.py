@@ -1,4 +1,4 @@
-"""The tensors of a payload, and in what form each is encoded: by names, shapes and types only."""
+"""Chooses how each tensor of a payload is encoded: by name, shape and type only."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Kind = Literal["matrix", "vector", "double", "integer", "noised"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a payload, and how it is encoded.
+    """One tensor of a payload, and its encoding.
 
     Attributes:
         name: in the payload.
-        shape: its own, of complex numbers with a last dimension of 2; on the wire ``(2, *shape)``
-            where it takes two words an entry.
-        dtype: its own, of complex numbers that of their parts.
-        kind: ``matrix`` takes one word an entry; ``vector`` (floating point that extends in one
-            dimension or none, such as biases and scales of channels), ``double`` (float64) and
-            ``integer`` two. What has two dimensions is a matrix, also of one row. ``noised`` takes
-            one, whatever it is.
-        complex: it is of complex numbers.
+        shape: of the tensor; complex numbers add a last dimension of 2. On the wire it is ``(2,
+            *shape)`` where entries take two words.
+        dtype: of the tensor; for complex numbers, of their parts.
+        kind: ``matrix`` takes one word an entry. ``vector`` (floating point that extends in at most
+            one dimension, such as biases and scales of channels), ``double`` (float64) and
+            ``integer`` take two. A tensor of two dimensions is a matrix, even with one row.
+            ``noised`` takes one, for any tensor.
+        complex: whether its numbers are complex.
 
     """
 
@@ -52,12 +52,12 @@ class Entry:
 
 
 def entries_of(state: Mapping[str, Tensor]) -> tuple[Entry, ...]:
-    """How the tensors of a payload are encoded, in the order of their names.
+    """How the tensors of a payload are encoded, sorted by name.
 
-    It depends on names, shapes and types, and on no value.
+    It depends on names, shapes and types, never on values.
 
     Raises:
-        UpdateRefused: a tensor is of quantised numbers, or of 8 bits of floating point.
+        UpdateRefused: a tensor is quantised, or floating point of 8 bits.
 
     Example:
         >>> state = {"w": torch.zeros(2, 3), "b": torch.zeros(2), "n": torch.tensor(4)}

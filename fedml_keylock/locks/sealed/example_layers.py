@@ -1,4 +1,4 @@
-"""Which layers and losses give gradients of single examples, and what opacus leaves."""
+"""Checks which layers and losses allow per-example gradients, and cleans up after opacus."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["WHO", "OneByOne", "check_layers", "clean", "inputs_forgotten", "trai
 WHO = "keylock.noise: unit: example"
 _OF_A_BATCH = ("activations", "max_batch_len")
 _LEFT = (*_OF_A_BATCH, "ft_compute_sample_grad", "autograd_grad_sample_hooks")
-"""What opacus leaves at layers: the last inputs of its silo among them."""
+"""Attributes that opacus leaves on layers; they include the last inputs."""
 _LEFT_AT_PARAMETERS = ("grad_sample", "_current_grad_sample", "_forward_counter")
 
 
 def check_layers(model: nn.Module) -> None:
-    """Check that gradients of single examples can be had of a model.
+    """Check that per-example gradients can be computed for a model.
 
     Raises:
-        ConfigError: opacus is missing, or a layer of the model's is one that it cannot do.
+        ConfigError: opacus is missing, or does not support a layer of the model.
 
     """
     for name, module in model.named_modules():
@@ -42,11 +42,11 @@ def check_layers(model: nn.Module) -> None:
 
 
 def _problems(module: nn.Module) -> Iterator[str]:
-    """What opacus says against a layer, and what it puts in its place."""
+    """The problems that opacus reports for a layer, and its replacement."""
     validators = _opacus().validators.ModuleValidator
     trains = any(p.requires_grad for p in module.parameters(recurse=False))
     known = next((kind for kind in type(module).__mro__ if kind in validators.VALIDATORS), None)
-    # of frozen ones it depends on whether they are in training when they are called: see OneByOne
+    # frozen layers matter only if they are in training mode when called: see OneByOne
     mixes = isinstance(module, _BatchNorm) and not any(True for _ in module.parameters())
     if known and (trains or mixes):
         for error in validators.VALIDATORS[known](module):
@@ -61,11 +61,11 @@ def _problems(module: nn.Module) -> Iterator[str]:
 
 
 class OneByOne(TorchFunctionMode):
-    """Refuses what makes an example's gradient depend on the others of its batch.
+    """Rejects operations that make an example's gradient depend on others of its batch.
 
-    Of all that may, it knows batch norms, losses whose mean is over classes' weights or over the
-    examples that are not ignored, and losses that are sums: of a sum each example's gradient is
-    taken to be as often longer as there are examples in the batch.
+    It knows batch norms, losses whose mean depends on class weights or on ignored targets, and
+    losses that are sums. opacus takes the loss for a mean: under a sum it would scale each
+    example's gradient by the size of the batch.
     """
 
     def __torch_function__(
@@ -75,10 +75,10 @@ class OneByOne(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Look at a call, and make it.
+        """Check a call, and make it.
 
         Raises:
-            LockError: it is one of these.
+            LockError: the operation is one of these.
 
         """
         named = kwargs or {}
@@ -96,7 +96,7 @@ class OneByOne(TorchFunctionMode):
 
 
 def _of_many(func: Callable[..., Any], given: Mapping[str, Any]) -> str:
-    """What of a call makes one example's result depend on others'; nothing if nothing does."""
+    """Why a call makes one example's result depend on others; empty if it does not."""
     if func is F.batch_norm:
         mixes = given["training"]
         return "batch_norm depends on all of a batch; use GroupNorm instead" if mixes else ""
@@ -121,31 +121,31 @@ def _opacus() -> Any:
 
 
 def training(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """A model's parameters that train, by name.
+    """A model's trainable parameters, by name.
 
     Example:
         >>> [name for name, _ in training(nn.Linear(1, 1))]
         ['weight', 'bias']
 
     """
-    # under all of its names, as all of them are sent
+    # a shared parameter under each of its names, since each is sent
     named = model.named_parameters(remove_duplicate=False)
     return ((name, parameter) for name, parameter in named if parameter.requires_grad)
 
 
 def inputs_forgotten(model: nn.Module) -> None:
-    """Drop the inputs of layers that opacus holds."""
+    """Drop the layer inputs that opacus holds."""
     for module in model.modules():
         for name in _OF_A_BATCH:
             vars(module).pop(name, None)
 
 
 def clean(model: nn.Module, before: Mapping[nn.Module, set[str]]) -> None:
-    """Take away what opacus has left at a model.
+    """Remove what opacus left on a model.
 
     Args:
-        model: without its hooks.
-        before: of each layer, the names of its attributes before.
+        model: after its hooks were removed.
+        before: for each layer, the names of its attributes before opacus.
 
     """
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Gradients of single examples, clipped each, while a silo trains a round as it always does."""
+"""Clips per-example gradients during a silo's ordinary local training."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ from .noise import MARGIN
 __all__ = ["ExampleGradients", "clipped_sums"]
 
 CHUNK = 1 << 19
-"""Numbers of examples' gradients that are clipped at once, in float64."""
+"""How many gradient entries are clipped at once, in float64."""
 Draw = Callable[[int], NDArray[Any]]
 
 
 class ExampleGradients:
-    """Clips the gradient of each example, for the time of a round's local training.
+    """Clips the gradient of each example during a round's local training.
 
-    While it is attached, opacus' hooks are on the model's layers, and before an optimizer of the
-    model takes a step, the gradient that it is to follow is replaced. Each example's gradient, over
-    all parameters that train, is clipped and truncated toward zero to a grid: so the integer sums
-    of two data sets that differ in one example differ by a norm of at most clip / 2^exponent. That
-    stands on an example's gradient being its own: opacus finds it in the loss of a batch, which
-    must be a mean of terms of one example each: of a sum, an example more would make all others'
-    gradients longer. What mixes the examples of a batch (see `OneByOne`, which knows the usual
-    ways; mixup and contrastive losses it does not) has no place in it.
+    While it is attached, opacus' hooks are on the model's layers. Before the optimizer steps, the
+    gradient is replaced. Each example's gradient, over all trainable parameters, is clipped and
+    truncated toward zero to a grid. So the integer sums of two data sets that differ in one example
+    differ by a norm of at most clip / 2^exponent.
 
-    opacus keeps the gradient of each example of a batch: so much memory as the batch has examples
-    times the parameters'.
+    This holds only if an example's gradient depends on no other. opacus derives it from the batch's
+    loss, which must be a mean of one term per example: with a sum, one more example would lengthen
+    all gradients. `OneByOne` rejects the usual operations that mix examples; it does not detect
+    mixup and contrastive losses.
+
+    opacus keeps the gradient of every example of a batch: the memory of the parameters times the
+    batch size.
 
     Args:
-        model: the job's own, which stays what it is.
+        model: the job's own, whose class and layers stay the same.
         clip: L2 norm.
         exponent: e of the grid's step 2^e.
-        expected: rate * n, how many examples a batch has in the mean.
-        counts: of each batch of the round how many examples count; of none the batch has one
-            example, which does not.
-        draw: so many numbers of noise, in steps, which are added at each step; None for none.
+        expected: rate * n, the expected number of examples in a batch.
+        counts: how many examples count in each batch of the round; an empty batch has one example,
+            which does not count.
+        draw: draws `count` numbers of noise, in steps, added at each step; None for no noise.
 
     Attributes:
         sums: after a step, name to int64 tensor: the sum over examples, in steps, without noise.
         learning_rate: of the last step.
-        taken: how many steps were taken.
+        steps: how many steps the optimizer has taken.
 
     """
 
@@ -77,13 +78,13 @@ class ExampleGradients:
         self._attached = ExitStack()
         self.sums: dict[str, Tensor] = {}
         self.learning_rate = math.nan
-        self.taken = 0
+        self.steps = 0
 
     def attach(self) -> None:
-        """Put the hooks on.
+        """Attach the hooks.
 
         Raises:
-            ConfigError: opacus is missing, or cannot do one of the layers.
+            ConfigError: opacus is missing, or does not support a layer.
 
         """
         check_layers(self._model)
@@ -91,11 +92,11 @@ class ExampleGradients:
 
         with ExitStack() as stack:
             stack.enter_context(warnings.catch_warnings())
-            # of the first layer, whose inputs need no gradient
+            # from the first layer, whose inputs need no gradient
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
             stack.callback(clean, self._model, {m: set(vars(m)) for m in self._model.modules()})
             for module in self._model.modules():
-                if getattr(module, "inplace", False) is True:  # which backward hooks do not allow
+                if getattr(module, "inplace", False) is True:  # backward hooks do not allow it
                     stack.callback(setattr, module, "inplace", True)
                     module.inplace = False  # type: ignore[assignment]
             stack.callback(GradSampleModule(self._model).to_standard_module)
@@ -106,38 +107,38 @@ class ExampleGradients:
             self._attached = stack.pop_all()
 
     def detach(self) -> None:
-        """Take the hooks off: the model is as it was but for its numbers. Idempotent."""
+        """Remove the hooks: the model is as before, but for its numbers. Idempotent."""
         self._attached.close()
 
     def check(self) -> None:
-        """After the training: check that it was that of the batches.
+        """After training: check that the trainer used exactly the given batches.
 
         Raises:
-            LockError: of some batch no step was taken, or the parameters have changed otherwise.
+            LockError: a batch had no step, or the parameters changed in another way.
 
         """
-        if self.taken < len(self._counts):
+        if self.steps < len(self._counts):
             raise LockError(
-                f"{WHO}: of {len(self._counts)} batches the trainer took a step by {self.taken}: "
+                f"{WHO}: of {len(self._counts)} batches the trainer took a step by {self.steps}: "
                 "it must train the model that FedML gives it, on the data that it is given, by an "
                 "optimizer of torch's"
             )
         self._check_unchanged(self._values())
 
     def check_sent(self, payload: Mapping[str, Tensor]) -> None:
-        """Check that what is sent of parameters is what the last step has left.
+        """Check that the parameters to send are those after the last step.
 
         Raises:
-            LockError: it is not.
+            LockError: they differ.
 
         """
         self._check_unchanged({n: t for n, t in payload.items() if n in self._last})
 
     def check_step(self, base: Mapping[str, Tensor], payload: Mapping[str, Tensor]) -> None:
-        """Check that a payload is what a step of plain SGD makes of a base, to rounding.
+        """Check that a payload is the base after one step of plain SGD, to rounding.
 
         Raises:
-            LockError: naming the first tensor that is not.
+            LockError: naming the first tensor that differs.
 
         """
         rate = self.learning_rate
@@ -149,23 +150,24 @@ class ExampleGradients:
             room = 8 * torch.finfo(since.dtype).eps * (since.double().abs() + step.abs())
             if not ((now.double() - (since.double() - step)).abs() <= room).all():
                 raise LockError(
-                    f"{WHO}: {name} is not what plain SGD makes of it in a step: with steps: 1 no "
-                    "momentum, weight decay or other optimizer, which steps: 2 and more allow"
+                    f"{WHO}: {name} is not what plain SGD makes of it in a step: with steps: 1 "
+                    "use no momentum, weight decay or other optimizer; steps: 2 and more allow "
+                    "them"
                 )
 
     def _before(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         if self._stepping or held.isdisjoint(map(id, self._parameters.values())):
-            return  # of an optimizer that has another one the step is one
+            return  # an optimizer that calls another takes one step
         with torch.no_grad():
-            if self.taken == len(self._counts):
+            if self.steps == len(self._counts):
                 raise LockError(
-                    f"{WHO}: the trainer takes a step beyond the {self.taken} of a round that "
+                    f"{WHO}: the trainer takes a step beyond the {self.steps} of a round that "
                     "keylock.noise.steps declares: set epochs: 1, use one optimizer, or declare it"
                 )
             self._check_unchanged(self._values())
             samples = self._gathered(held)
-            count = self._counts[self.taken]
+            count = self._counts[self.steps]
             self.sums = clipped_sums(
                 {name: sample[:count] for name, sample in samples.items()},
                 self._clip,
@@ -178,7 +180,7 @@ class ExampleGradients:
                     drawn = torch.from_numpy(self._draw(total.numel()))
                     total += drawn.reshape(total.shape).to(total.device)
                 parameter.grad = (total * self._scale).to(parameter)
-            self.taken += 1
+            self.steps += 1
             self._forget()
             self._stepping = optimizer
 
@@ -187,18 +189,18 @@ class ExampleGradients:
             return
         if any(p.grad_sample is not None for p in self._parameters.values()):  # type: ignore[attr-defined]
             raise LockError(
-                f"{WHO}: the optimizer has asked for gradients within its step, as of a closure, "
-                "and followed them as they are: call backward() first, and step() without one"
+                f"{WHO}: the optimizer computed gradients within its step, as with a closure, and "
+                "used them unclipped: call backward() first, and step() without a closure"
             )
         self._last, self._stepping = self._values(), None
 
     def _gathered(self, held: set[int]) -> dict[str, Tensor]:
-        """Of each parameter that trains, the gradients of the batch's examples, ``(b, *shape)``."""
-        size = max(1, self._counts[self.taken])
+        """For each trainable parameter, the gradients of the batch's examples, ``(b, *shape)``."""
+        size = max(1, self._counts[self.steps])
         found = {}
         for name, parameter in self._parameters.items():
             sample, grad = parameter.grad_sample, parameter.grad  # type: ignore[attr-defined]
-            if sample is None and (grad is None or not grad.any()):  # it took no part
+            if sample is None and (grad is None or not grad.any()):  # not used in this batch
                 sample = parameter.new_zeros((size, *parameter.shape))
             elif id(parameter) not in held:
                 raise LockError(
@@ -229,8 +231,8 @@ class ExampleGradients:
                 value.cpu(), self._last[name]
             ):
                 raise LockError(
-                    f"{WHO}: {name} has changed otherwise than by an optimizer's step, which no "
-                    "noise would cover: change parameters by the optimizer only"
+                    f"{WHO}: {name} has changed other than by an optimizer's step, which noise "
+                    "does not cover: change parameters only by the optimizer"
                 )
 
     def _forget(self) -> None:
@@ -243,19 +245,19 @@ class ExampleGradients:
 
 
 def clipped_sums(samples: Mapping[str, Tensor], clip: float, exponent: int) -> dict[str, Tensor]:
-    """The sum over examples of their gradients, each clipped and truncated to a grid.
+    """Sum the examples' gradients, each clipped and truncated to a grid.
 
     Args:
-        samples: of each parameter ``(b, *shape)``, a gradient for each of b examples. One that is
-            not finite counts as none.
+        samples: for each parameter ``(b, *shape)``, one gradient for each of b examples. A gradient
+            that is not finite counts as 0.
         clip: L2 norm of an example's gradient, over all parameters together.
         exponent: e of the grid's step 2^e.
 
     Returns:
-        Of each parameter an int64 tensor, in steps.
+        For each parameter an int64 tensor, in steps.
 
     Raises:
-        LockError: an example's integers are longer than the clip.
+        LockError: an example's integers exceed the clip.
 
     Example:
         >>> clipped_sums({"w": torch.tensor([[3.0, 4.0], [0.1, 0.0]])}, clip=1.0, exponent=-2)
@@ -288,7 +290,7 @@ def clipped_sums(samples: Mapping[str, Tensor], clip: float, exponent: int) -> d
 
 
 def _is_mean(sample: Tensor, grad: Tensor | None) -> bool:
-    """Whether a gradient is the mean of samples, to rounding."""
+    """Whether a gradient is the mean of the samples, to rounding."""
     if grad is None:
         return False
     size = torch.linalg.vector_norm(sample.flatten(1), 1, dim=0).max() / len(sample)

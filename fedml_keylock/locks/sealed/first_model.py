@@ -1,4 +1,4 @@
-"""Whether the first model is the one that a silo expects, and what is said of it."""
+"""Checks whether the server's first model is the one that a silo expects."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["FirstModel"]
 
 @dataclass
 class FirstModel:
-    """What a silo compares the server's first model with.
+    """The first model that a silo expects.
 
     Attributes:
-        wanted: ``keylock.first_model``: own, a digest in hexadecimal or a file; None for any.
+        wanted: ``keylock.first_model``: own, a digest in hexadecimal, or a file; None for any.
 
     """
 
@@ -30,10 +30,10 @@ class FirstModel:
     _own: dict[str, bytes] = field(default_factory=dict)
 
     def remember(self, state: Mapping[str, Tensor]) -> None:
-        """Remember the model that this silo built, name by name: a part of it may come.
+        """Remember the model that this silo built, by name: the server may send a part of it.
 
         Raises:
-            ConfigError: the file of the wanted one cannot be read.
+            ConfigError: the file of the wanted model cannot be read.
 
         """
         self._own = {name: digest_of({name: tensor}) for name, tensor in state.items()}
@@ -47,14 +47,14 @@ class FirstModel:
                 ) from None
 
     def check(self, state: Mapping[str, Tensor], digest: bytes) -> None:
-        """Refuse a first model that is not the wanted one, and log whose it is.
+        """Refuse a first model that is not the wanted one, and log where it comes from.
 
         Args:
             state: the first model.
-            digest: of it.
+            digest: of the first model.
 
         Raises:
-            UpdateRefused: it is another one.
+            UpdateRefused: it is another model.
 
         """
         own = all(self._own.get(name) == digest_of({name: t}) for name, t in state.items())

@@ -1,4 +1,4 @@
-"""Discrete Gaussian noise, exact for all that can be told: integers by table, from a keystream."""
+"""Draws discrete Gaussian noise from a keystream by table, exact to 2^-100."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .keystream import Keystream
 __all__ = ["MOST", "REACH", "DiscreteGaussian"]
 
 REACH = 13
-"""Deviations that a table goes to each side: less than 2^-125 lies beyond."""
+"""How many deviations a table covers to each side: less than 2^-125 lies beyond."""
 MOST = 2.0**16
-"""The largest deviation: its draws are below 2^20."""
+"""The largest deviation: its draws stay below 2^20."""
 _ALONE = 64.0
-"""Below this deviation one table draws it; above, two draws make one."""
+"""Up to this deviation one table lookup makes a draw; above it, two do."""
 _BITS = 128
 """Probabilities are multiples of 2^-128."""
 _FIXED = 256
@@ -28,18 +28,18 @@ _FIXED = 256
 class DiscreteGaussian:
     """Integers x with probability proportional to ``exp(-x^2 / (2 sigma^2))``.
 
-    A draw of a large deviation is ``fine + stretch * coarse`` of two draws of one small deviation
-    s, which is a discrete Gaussian of ``sigma^2 = s^2 (1 + stretch^2)`` up to a factor of
-    ``1 +- 2 exp(-2 pi^2 (sigma / (1 + stretch^2))^2)``, here less than 2^-100, in every
-    probability (Micciancio and Walter 2017, "Gaussian sampling over the integers"). A small
-    draw is looked up by 16 bits in a table, or where these do not decide by 112 more, so that its
-    probabilities are those of the distribution to 2^-128 each (Marsaglia 1963, in two levels).
+    For a large deviation a draw is ``fine + stretch * coarse``, of two draws of one small deviation
+    s. It is a discrete Gaussian of ``sigma^2 = s^2 (1 + stretch^2)``, up to a factor of
+    ``1 +- 2 exp(-2 pi^2 (sigma / (1 + stretch^2))^2)`` in every probability, here within 2^-100
+    (Micciancio and Walter 2017, "Gaussian sampling over the integers"). A small draw is looked up
+    by 16 bits in a table, or by 112 more bits where these do not decide. Each of its probabilities
+    is exact to 2^-128 (Marsaglia 1963, in two levels).
 
     Args:
         sigma: the standard deviation, up to MOST.
 
     Raises:
-        ValueError: the deviation is no positive number up to MOST.
+        ValueError: the deviation is not positive, or above MOST.
 
     Example:
         >>> drawn = DiscreteGaussian(1000.0).draw(10_000, Keystream(bytes(32)))
@@ -57,7 +57,7 @@ class DiscreteGaussian:
         reach = len(counts) // 2
         values = np.arange(-reach, reach + 1, dtype=np.int32)
         often = np.array([count >> (_BITS - 16) for count in counts])
-        self._table = np.full(1 << 16, reach + 1, dtype=np.int32)  # which no draw is
+        self._table = np.full(1 << 16, reach + 1, dtype=np.int32)  # a value that no draw has
         self._decided = int(often.sum())
         self._table[: self._decided] = np.repeat(values, often)
         self._undecided = reach + 1
@@ -66,11 +66,11 @@ class DiscreteGaussian:
         self._low = np.array([bound & (2**64 - 1) for bound in rest], dtype=np.uint64)
 
     def draw(self, count: int, stream: Keystream) -> NDArray[np.int32]:
-        """So many independent draws, ``(count,)``.
+        """`count` independent draws, ``(count,)``.
 
         Args:
             count: how many.
-            stream: of a secret that serves nothing else.
+            stream: from a key with no other use.
 
         """
         drawn = self._small(count, stream)
@@ -92,10 +92,10 @@ class DiscreteGaussian:
         return drawn
 
     def _looked_up(self, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> NDArray[np.int64]:
-        """How many bounds are at most ``2^64 high + low``: the place of a value."""
+        """Index of a value: how many bounds are at most ``2^64 high + low``."""
         found = np.searchsorted(self._high, high, side="left")
         equal = np.flatnonzero(self._high[found] == high)
-        while len(equal):  # next to never
+        while len(equal):  # almost never
             equal = equal[self._low[found[equal]] <= low[equal]]
             found[equal] += 1
             equal = equal[self._high[found[equal]] == high[equal]]
@@ -103,7 +103,7 @@ class DiscreteGaussian:
 
 
 def _weights(sigma: float, stretch: int) -> list[int]:
-    """Probabilities times 2^128 of a small draw, from the least value to the largest."""
+    """Probabilities of a small draw times 2^128, from the smallest value to the largest."""
     with localcontext() as context:
         context.prec = 100
         small = Decimal(sigma) ** 2 / (1 + stretch**2)  # its variance
@@ -119,7 +119,7 @@ def _weights(sigma: float, stretch: int) -> list[int]:
 
 
 def _halves(ratio: int, bend: int, reach: int) -> Iterator[int]:
-    """``exp(-x^2 / (2 s^2))`` of x = 0, 1, ... reach, in fixed point of 256 bits."""
+    """``exp(-x^2 / (2 s^2))`` for x = 0, 1, ... reach, in fixed point of 256 bits."""
     weight = 1 << _FIXED
     for _ in range(reach + 1):
         yield weight

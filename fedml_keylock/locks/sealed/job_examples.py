@@ -1,4 +1,4 @@
-"""A job's noise under `unit: example`: secret batches, clipped gradients, and what is sealed."""
+"""Runs a job's noise under `unit: example`: secret batches, clipped gradients, sealed sums."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ __all__ = ["ExampleSums", "JobExamples", "largest"]
 
 
 def largest(rate: float, examples: float) -> int:
-    """More examples than a batch has: a sum of them is clamped beyond.
+    """A number of examples that no batch reaches: sums are clamped to it.
 
     Args:
-        rate: of each example to be in a batch.
-        examples: of the silo that has most.
+        rate: the probability of each example to be in a batch.
+        examples: of the silo with the most data.
 
     Example:
         >>> largest(0.01, 20_000)
@@ -52,11 +52,11 @@ class ExampleSums(Release):
 
     Attributes:
         sums: name to int64 tensor.
-        grid: of all of them.
-        most: what they are clamped to, in steps.
-        rate: of each example to be in the batch.
+        grid: of all tensors.
+        most: the bound that they are clamped to, in steps.
+        rate: the probability of each example to be in the batch.
         learning_rate: of the step.
-        settings: further numbers that all silos must have in common.
+        settings: further numbers that must be the same in all silos.
 
     """
 
@@ -72,22 +72,22 @@ class ExampleSums(Release):
 
     @property
     def public(self) -> Sequence[float]:
-        """Settings, and the learning rate."""
+        """The settings and the learning rate."""
         return [*self.settings, self.rate, self.learning_rate]
 
     def scale(self, shares: Shares) -> float:
-        """A step against the mean over a batch of as many examples as is to be expected."""
+        """A step divided by the expected number of examples in a batch."""
         return -self.learning_rate / (self.rate * shares.total)
 
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
-        """The sums, clamped."""
+        """The clamped sums."""
         flat = self.sums[entry.name].reshape(-1)
         for start in range(0, len(flat), CHUNK):
             part = flat[start : start + CHUNK].clamp(-self.most, self.most)
             yield part.to(torch.int32).numpy()
 
     def vote(self) -> None:
-        """None is sent."""
+        """No vote is sent."""
 
     def check(self) -> None:
         """Nothing: each example's gradient was checked before it was added."""
@@ -95,10 +95,10 @@ class ExampleSums(Release):
 
 @dataclass
 class JobExamples(JobNoise):
-    """What a silo knows of its job's noise under `unit: example`.
+    """A silo's view of its job's noise under `unit: example`.
 
-    With one step a round the sum of its clipped gradients is sealed, with this silo's share of the
-    noise. With more the silo adds all of the noise at each step, and seals what it trained.
+    With one step a round, the silo seals the sum of its clipped gradients with its share of the
+    noise. With more steps, it adds all of the noise at each step, and seals the trained model.
     """
 
     weighs: ClassVar[bool] = True
@@ -117,24 +117,26 @@ class JobExamples(JobNoise):
         return self.config.steps > 1
 
     def look(self, model: nn.Module) -> None:
-        """See what the model is, and that gradients of single examples can be had of it."""
+        """Inspect the model, and check that per-example gradients can be computed for it."""
         super().look(model)
         check_layers(model)
 
     def begin(self, model: nn.Module) -> None:
-        """Take the model that is about to train."""
+        """Use the model that is about to train."""
         self._detach()
         self._model = model
 
     def batches(self, data: Any, told: Callable[[float], Sequence[float]]) -> list[Any]:
-        """Draw a round's batches of the silo's data, and watch the model train on them.
+        """Draw a round's batches from the silo's data, and attach the per-example hooks.
 
         Args:
             data: the silo's.
-            told: tells the other silos how many examples there are, and gives all silos' numbers.
+            told: tells the other silos this silo's number of examples, and returns those of all
+                silos.
 
         Raises:
-            ConfigError: no batches can be drawn of the data, or opacus cannot do the model.
+            ConfigError: no batches can be drawn from the data, or opacus does not support the
+                model.
 
         """
         assert self._model is not None
@@ -163,7 +165,7 @@ class JobExamples(JobNoise):
         return given
 
     def end(self) -> None:
-        """After the training: take the hooks off, and keep what is to be sealed."""
+        """After training: remove the hooks, and keep what is to be sealed."""
         gradients, sums = self._gradients, None
         assert gradients is not None
         self._detach()
@@ -179,11 +181,11 @@ class JobExamples(JobNoise):
     def outgoing(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], samples: float
     ) -> Mapping[str, Tensor]:
-        """A payload whose buffers stay at home.
+        """The payload without its buffers, which are not sent.
 
         Raises:
-            LockError: the silo weighs otherwise than by its examples, or what trained is not what
-                the steps have left.
+            LockError: the silo's weight is not its number of examples, or the parameters are not
+                those after the last step.
 
         """
         if not self._trained:
@@ -196,13 +198,13 @@ class JobExamples(JobNoise):
             )
         gradients.check_sent(payload)
         self._check_rest(payload, base, gradients.sums)
-        came = {name: base[name] for name in payload if name in self._buffers and name in base}
-        return {**payload, **came}
+        received = {name: base[name] for name in payload if name in self._buffers and name in base}
+        return {**payload, **received}
 
     def release(
         self, payload: Mapping[str, Tensor]
     ) -> Callable[[Mapping[str, Tensor]], Release] | None:
-        """What is sent of a payload, from the base that it is a difference from."""
+        """What is sent of a payload, given the base of the difference."""
         gradients, sums, _ = self._trained.popleft()
 
         def of(base: Mapping[str, Tensor]) -> Release:
@@ -213,10 +215,10 @@ class JobExamples(JobNoise):
         return None if sums is None else of
 
     def audited(self, update: ClientUpdate) -> Release:
-        """What is sent of one step on some pictures: their mean, as if a batch had no others.
+        """What is sent after one step on some pictures: their mean, as if the batch had no others.
 
-        Of one picture it is what a silo sends of it. Of several the mean is clipped, which leaves
-        it at least as long as the mean of clipped ones.
+        For one picture this is what a silo sends. For several, the mean is clipped, which leaves it
+        at least as long as the mean of clipped gradients.
         """
         clip, count = update.learning_rate * self.clip, max(1.0, update.samples)
         every = self.of_round
@@ -231,7 +233,7 @@ class JobExamples(JobNoise):
 
     @property
     def done(self) -> str:
-        """What was done to what was sealed last, for the silo's own log."""
+        """Describe the steps behind the last sealed message, for the silo's own log."""
         mean = (self.config.rate or 0.0) * self._examples
         steps = self.config.steps
         return f"{steps} step{'s' * (steps != 1)} by batches of about {mean:.3g} examples"
@@ -243,6 +245,6 @@ class JobExamples(JobNoise):
 
 
 def _noise(grid: Grid) -> Callable[[int], NDArray[np.int32]]:
-    """Draws noise from the system's entropy."""
+    """A function that draws noise from the system's entropy."""
     gaussian, stream = DiscreteGaussian(grid.deviation), Keystream(os.urandom(32))
     return lambda count: gaussian.draw(count, stream)

@@ -1,4 +1,4 @@
-"""A job's noise, round by round: what of a silo's payload is clipped, noised, or stays at home."""
+"""Decides, round by round, which tensors are clipped and noised, and which are not sent."""
 
 from __future__ import annotations
 
@@ -23,21 +23,20 @@ __all__ = ["JobNoise"]
 
 @dataclass
 class JobNoise:
-    """What a silo knows of its job's noise under `unit: silo`.
+    """A silo's view of its job's noise under `unit: silo`.
 
     Attributes:
-        config: the YAML's.
+        config: the noise section of the YAML.
         colluders: how many silos may collude with the server.
-        multiplier: z of a round; None until the job's rounds are known, where the YAML gives
-            epsilon.
-        silos: how many take part in a round; 0 until they are known.
+        multiplier: z of a round; None until the job's rounds are known, if the YAML gives epsilon.
+        silos: how many take part in a round; 0 until known.
         clip: of the round; it may follow the updates.
         update: what was sealed last, before noise.
 
     """
 
     weighs: ClassVar[bool] = False
-    """Whether silos weigh by their numbers of examples."""
+    """Whether silos weight their updates by their numbers of examples."""
 
     config: NoiseConfig
     colluders: int
@@ -54,7 +53,7 @@ class JobNoise:
         self.clip = self.config.clip
 
     def look(self, model: nn.Module) -> None:
-        """See which names are buffers of the model, and which parameters do not train."""
+        """Record which names are buffers of the model, and which parameters do not train."""
         every = model.named_parameters(remove_duplicate=False)
         self._frozen = {name for name, parameter in every if not parameter.requires_grad}
         self._buffers = {name for name, _ in model.named_buffers(remove_duplicate=False)}
@@ -64,13 +63,13 @@ class JobNoise:
         """How much noise is added in the round.
 
         Raises:
-            ConfigError: that is not known yet, or too many silos may collude.
+            ConfigError: it is not known yet, or too many silos may collude.
 
         """
         honest = honest_silos(self.silos, self.colluders)
         if self.multiplier is None:
             raise ConfigError(
-                "keylock.noise.epsilon: how many rounds it is for is known in a job only; give "
+                "keylock.noise.epsilon: the number of rounds is known only in a job; give "
                 "multiplier"
             )
         clips = {"update": self.clip}
@@ -95,7 +94,7 @@ class JobNoise:
             self.clip = adaptive.next(self.clip, votes)
 
     def parts(self, payload: Mapping[str, Tensor]) -> dict[str, str]:
-        """Of each name that is noised, which clip it is under."""
+        """The clip of each noised name: `update` or `buffer`."""
         found = {}
         for name, tensor in payload.items():
             numbers = tensor.is_floating_point() or tensor.is_complex()
@@ -107,10 +106,10 @@ class JobNoise:
         return found
 
     def begin(self, model: nn.Module) -> None:
-        """Called before a silo trains a round; of this unit it trains as it likes."""
+        """Called before a silo trains a round; nothing under this unit."""
 
     def batches(self, data: Any, told: Callable[[float], Sequence[float]]) -> Any:
-        """What the silo trains on in a round: its data."""
+        """The silo's data for a round, unchanged under this unit."""
         return data
 
     def end(self) -> None:
@@ -119,19 +118,19 @@ class JobNoise:
     def outgoing(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], samples: float
     ) -> Mapping[str, Tensor]:
-        """The payload of which something is released or sealed; of this unit all of it."""
+        """The part of the payload to release or seal; under this unit all of it."""
         return payload
 
     def release(
         self, payload: Mapping[str, Tensor]
     ) -> Callable[[Mapping[str, Tensor]], Release] | None:
-        """What is sent of a payload, from the base that it is a difference from.
+        """What is sent of a payload, given the base of the difference.
 
-        None where it is sealed as it is, because noise is in it already.
+        None if the payload is sealed as it is, because it has noise already.
         """
         noise, parts = self.of_round, self.parts(payload)
         if "update" not in parts.values():
-            raise UpdateRefused("nothing of what it would send trains, and noise hides nothing")
+            raise UpdateRefused("nothing of what it would send trains, so noise would hide nothing")
 
         def of(base: Mapping[str, Tensor]) -> Release:
             self._check_rest(payload, base, parts)
@@ -143,7 +142,7 @@ class JobNoise:
     def _check_rest(
         self, payload: Mapping[str, Tensor], base: Mapping[str, Tensor], parts: Mapping[str, Any]
     ) -> None:
-        """Check that nothing has changed that is not noised and does not stay at home."""
+        """Check that no tensor has changed that is neither noised nor kept in the silo."""
         for name in payload.keys() - parts.keys() - self._buffers:
             if name not in base or not torch.equal(payload[name].cpu(), base[name].cpu()):
                 raise UpdateRefused(
@@ -152,18 +151,18 @@ class JobNoise:
                 )
 
     def audited(self, update: ClientUpdate) -> Release:
-        """What is sent of an update that an audit has made."""
+        """What is sent of an update that an audit made."""
         payload = {**update.before, **update.after}
         return ClippedUpdate(self.of_round, update.before, payload, self.parts(payload))
 
     @property
     def done(self) -> str:
-        """What was done to the update that was sealed last, for the silo's own log."""
+        """Describe what was done to the last sealed update, for the silo's own log."""
         update = self.update
         if update is None:
             return "nothing was noised"
         if update.infinite:
-            return "the update has numbers that are NaN or infinite: none was sent, but noise"
+            return "the update has numbers that are NaN or infinite: only noise was sent"
         clips = update.noise.clips
         return ", ".join(
             f"the {part}'s norm {norm:.3g} under a clip of {clips[part]:.3g}"
@@ -171,7 +170,7 @@ class JobNoise:
         )
 
     def keep(self, payload: Mapping[str, Tensor]) -> None:
-        """Keep what stays at home, to be put back by `opened`."""
+        """Save the tensors that are not sent; `opened` puts them back."""
         away = self.parts(payload)
         self._home = {
             name: payload[name].detach().clone()
@@ -180,7 +179,7 @@ class JobNoise:
         }
 
     def opened(self, opened: Opened) -> Mapping[str, Tensor]:
-        """What FedML is to load: the average, and this silo's own buffers."""
+        """What FedML loads: the average, and this silo's own buffers."""
         self.follow(opened)
         own = {name: tensor for name, tensor in self._home.items() if name in opened.state}
         return {**opened.state, **own}

@@ -1,4 +1,4 @@
-"""Secret words: AES-256-CTR keystreams, each under a key that HKDF derives for one purpose."""
+"""Derives keys by HKDF, and expands each into an AES-256-CTR keystream for one purpose."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ZEROS = bytes(1 << 21)
 
 
 def framed(*parts: bytes) -> bytes:
-    """Parts in one, each behind its length in 8 bytes: no two lists of parts give the same bytes.
+    """Join parts, each after its length in 8 bytes, so that different lists give different bytes.
 
     Example:
         >>> framed(b"a", b"bc") == framed(b"ab", b"c")
@@ -25,7 +25,7 @@ def framed(*parts: bytes) -> bytes:
 
 
 def derive(secret: bytes, label: str, *context: bytes) -> bytes:
-    """A key of 32 bytes for one purpose; see `entropy.hkdf`.
+    """Derive a key of 32 bytes for one purpose; see `entropy.hkdf`.
 
     Args:
         secret: 32 bytes.
@@ -60,15 +60,15 @@ class Keystream:
         self._encryptor = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def words(self, count: int) -> NDArray[np.int32]:
-        """The next so many words of 32 bits, ``(count,)``, little-endian."""
+        """The next `count` words of 32 bits, ``(count,)``, little-endian."""
         return np.frombuffer(self._draw(4 * count), dtype="<i4")
 
     def shorts(self, count: int) -> NDArray[np.uint16]:
-        """The next so many words of 16 bits, ``(count,)``, little-endian and unsigned."""
+        """The next `count` unsigned words of 16 bits, ``(count,)``, little-endian."""
         return np.frombuffer(self._draw(2 * count), dtype="<u2")
 
     def longs(self, count: int) -> NDArray[np.int64]:
-        """The next so many words of 64 bits, ``(count,)``, little-endian."""
+        """The next `count` words of 64 bits, ``(count,)``, little-endian."""
         return np.frombuffer(self._draw(8 * count), dtype="<i8")
 
     def _draw(self, size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`lock: sealed`: exact secure aggregation at the wire, verified by the silos."""
+"""`lock: sealed`: exact secure aggregation that silos verify."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ __all__ = ["SealedLock"]
 
 
 class SealedLock(WireLock):
-    """`lock: sealed`: nothing in the silo changes; what leaves it are words that only silos open.
+    """`lock: sealed`: the model stays as it is; updates leave the silo as words only silos open.
 
     Example:
         >>> SealedLock(KeyLockConfig()).title
@@ -74,7 +74,7 @@ class SealedLock(WireLock):
 
     @property
     def title(self) -> str:
-        """How reports name it."""
+        """The name in reports."""
         return "keylock:sealed"
 
     @property
@@ -103,7 +103,7 @@ class SealedLock(WireLock):
 
     @staticmethod
     def private_tensors(model: nn.Module) -> dict[str, Tensor]:
-        """The record of the round that was sealed last; nothing before."""
+        """The record of the last sealed round; empty before the first."""
         record = _on(model).record
         return {} if record is None else record.tensors
 
@@ -114,7 +114,7 @@ class SealedLock(WireLock):
 
     @staticmethod
     def secret_variables(model: nn.Module) -> dict[str, Tensor]:
-        """The record of a round, which for an audit holds what opens the silo's own message."""
+        """A round's record; for an audit it includes the keys that open the silo's own message."""
         return SealedLock.private_tensors(model)
 
     def check_fit(
@@ -124,12 +124,12 @@ class SealedLock(WireLock):
         constants: Mapping[str, float],
         source: Path,
     ) -> None:
-        """Nothing of a sealed checkpoint, which opens or does not."""
+        """Nothing: a sealed checkpoint opens or does not."""
         if TRAILER not in state:
             super().check_fit(model, state, constants, source)
 
     def needs_vault(self, state: Mapping[str, Tensor]) -> bool:
-        """A sealed checkpoint needs it; what `save_model` wrote is open."""
+        """True for a sealed checkpoint; files of `save_model` are open."""
         return TRAILER in state
 
     def load_public(
@@ -161,7 +161,7 @@ class SealedLock(WireLock):
         round_index: int | None,
         source: Path,
     ) -> None:
-        """Load what the silo had opened when the round began, or open the last sum."""
+        """Load the model that the silo had opened when the round began, or open the last sum."""
         record = _on(model).record
         if record is not None and round_index is not None:
             state = record.encoding.base
@@ -172,13 +172,13 @@ class SealedLock(WireLock):
 
     @staticmethod
     def deployed(model: nn.Module, *, silo: int, round_index: int) -> tuple[str, str]:
-        """The average of a round, in the open."""
+        """The average of a round, in the clear."""
         return f"opened by silo {silo}", "the model that the server cannot read"
 
     def as_outsider(
         self, model: nn.Module, own: Callable[[], nn.Module], uniform: Uniform | None
     ) -> nn.Module:
-        """The model that words give to whoever has no key: noise, of the model's own size."""
+        """The model as read from the words without keys: noise of the model's size."""
         outside = deep_copy(model)
         noise = noise_like(state_tensors(model), uniform)
         outside.load_state_dict(with_versions(noise, model.state_dict()))
@@ -188,12 +188,12 @@ class SealedLock(WireLock):
 
     @property
     def seals(self) -> bool:
-        """It does."""
+        """True: the server gets sealed words."""
         return True
 
     @property
     def adds_noise(self) -> bool:
-        """Under `noise:`."""
+        """True with `noise:`."""
         return self._noise is not None
 
     @property
@@ -203,16 +203,16 @@ class SealedLock(WireLock):
 
     @property
     def tells_accuracy(self) -> bool:
-        """Whether what silos measure leaves them."""
+        """Whether silos' own accuracies leave them."""
         return self.config.tell_accuracy
 
     @property
     def multiplier(self) -> float | None:
-        """The noise in a sum over the clip; None without noise, and before it is solved for."""
+        """The noise in a sum divided by the clip; None without noise, or before `schedule`."""
         return self._accounts.multiplier if self._accounts else None
 
     def schedule(self, schedule: Schedule) -> int:
-        """Solve the job's noise, and stop where its budget ends; see `Budget.of`."""
+        """Solve for the job's noise, and stop where its budget ends; see `Budget.of`."""
         if self._accounts is None or self._noise is None:
             return super().schedule(schedule)
         rounds = self._accounts.plan(schedule)
@@ -220,24 +220,24 @@ class SealedLock(WireLock):
         return rounds
 
     def weigh(self, samples: float) -> float:
-        """Under noise 1, as a share is to be public; see `Accounts.weigh`."""
+        """The silo's weight; 1 under noise, as weights are public; see `Accounts.weigh`."""
         return self._accounts.weigh(samples) if self._accounts else samples
 
     def privacy_loss(self, silo: int) -> PrivacyLoss | None:
-        """What a silo has spent so far, with earlier jobs of its vault."""
+        """What a silo has spent so far, including earlier jobs of its vault."""
         return self._accounts.loss(silo) if self._accounts else None
 
     def privacy_estimate(self) -> CanaryEstimate | None:
-        """What canaries tell of epsilon, in the silo that adds them."""
+        """The canaries' estimate of epsilon, in the silo that adds them."""
         if self._canaries is None or self.multiplier is None:
             return None
         return self._canaries.estimate(self.multiplier)
 
     def share(self, secrets: JobSecrets) -> None:
-        """Take what the silos have agreed on.
+        """Set the secrets that the silos have agreed on.
 
         Raises:
-            ConfigError: there are fewer silos than the colluding ones leave out of two.
+            ConfigError: colluding silos would leave fewer than two others.
 
         """
         colluders = self.config.colluders
@@ -249,7 +249,7 @@ class SealedLock(WireLock):
             self._noise.silos = 1 + len(secrets.pairs)
 
     def lock_for_job(self, model: nn.Module) -> LockInfo:
-        """Nothing is done to the model; remember what it is before the server sends its own."""
+        """Only remember the model before the server sends its own; nothing in it changes."""
         self.plan(model)
         self.remember(model)
         if self._accounts is not None:
@@ -257,7 +257,7 @@ class SealedLock(WireLock):
         return self.info(model)
 
     def noised_numbers(self, model: nn.Module) -> int:
-        """What of the model trains."""
+        """How many of the model's numbers train."""
         if self._noise is None:
             return 0
         state = state_tensors(model)
@@ -266,16 +266,16 @@ class SealedLock(WireLock):
         return sum(tensor.numel() * (1 + tensor.is_complex()) for tensor in update)
 
     def remember(self, model: nn.Module) -> None:
-        """Remember what this silo's own first model is."""
+        """Remember this silo's own first model."""
         self._first.remember(state_tensors(model))
         if self._noise is not None:
             self._noise.look(model)
 
     def enter_silo(self, model: nn.Module, *, silo: int) -> str:
-        """Claim the silo's vault, if anything is to be written to it.
+        """Claim the silo's vault if anything is to be written to it.
 
         Raises:
-            ConfigError: the final model or the silo's own log could not be written.
+            ConfigError: the final model or the silo's own log cannot be written.
 
         """
         self._silo = silo
@@ -291,16 +291,16 @@ class SealedLock(WireLock):
         return f"opens checkpoints by {self._claim(silo).path}"
 
     def begin_round(self, model: nn.Module, *, round_index: int) -> None:
-        """Nothing, but under noise of single examples."""
+        """Nothing, except under noise of single examples."""
         if self._noise is not None:
             self._noise.begin(model)
 
     def batches(self, data: Any, *, silo: int) -> Any:
-        """The silo's data; under noise of single examples secret batches of it."""
+        """The silo's data; under noise of single examples, secret batches drawn from it."""
         return data if self._noise is None else self._noise.batches(data, self._begun().told)
 
     def end_round(self, model: nn.Module, *, round_index: int) -> bool:
-        """Nothing, but under noise of single examples."""
+        """Nothing, except under noise of single examples."""
         if self._noise is not None:
             self._noise.end()
         return True
@@ -312,10 +312,10 @@ class SealedLock(WireLock):
         rounds, release = self._begun(), None
         if self._noise is not None:
             self._noise.look(model)
-            if not self._in_turn:  # else what it would be put back for is another silo's
+            if not self._in_turn:  # in turn, the next round of this rank is another silo's
                 self._noise.keep(payload)
             payload = self._noise.outgoing(payload, rounds.base, samples)
-            # one rank of the job adds canaries, whichever silo it serves in the round
+            # one rank of the job adds the canaries, whichever silo it serves in the round
             release = released(self._noise, payload, self._canaries, rounds.secrets.silo)
         if self._accounts is not None:
             self._accounts.spend(self._silo)
@@ -342,7 +342,7 @@ class SealedLock(WireLock):
     def open(
         self, model: nn.Module, message: Mapping[str, Tensor], *, round_index: int
     ) -> Mapping[str, Tensor]:
-        """What FedML loads in place of what came: the first model as it is, then verified sums."""
+        """What FedML loads: the first model as it is, then verified averages."""
         rounds = self._begun()
         if TRAILER not in message:
             again = rounds.begun
@@ -354,8 +354,8 @@ class SealedLock(WireLock):
         done = rounds.round - 1
         check_counts(opened, done)
         if opened.counts.clipped:
-            # not on standard output, which the server's host reads: whoever chose the model chose
-            # what clips in it
+            # not on standard output, which the server's host reads: a server that chose the model
+            # chose what clips in it
             self.note(
                 f"round {done}: {opened.counts.clipped} numbers of all silos' updates were clipped "
                 "to the range of a round",
@@ -367,7 +367,7 @@ class SealedLock(WireLock):
         return with_versions(state, model.state_dict())
 
     def finish(self, rounds: int, *, silo: int) -> None:
-        """After the last round: compare with the other silos, and write the open model."""
+        """After the last round: compare models with the other silos, and write the open model."""
         held = self._begun()
         held.agreed()
         if self.config.save_model is not None:
@@ -375,7 +375,7 @@ class SealedLock(WireLock):
             logging.info("silo %d: the final model is in %s", silo, self._final(silo))
 
     def add_up(self, messages: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-        """On the server: the sum of a round's messages, and its checkpoint."""
+        """On the server: add up a round's messages, and write the checkpoint."""
         return add_up(messages)
 
     def rehearse(
@@ -383,7 +383,7 @@ class SealedLock(WireLock):
         base: Mapping[str, Tensor],
         updates: Sequence[tuple[float, Mapping[str, Tensor]]],
     ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-        """One round of all silos in one process, with secrets of its own."""
+        """Run one round of all silos in one process, with secrets of its own."""
         if self._accounts is not None:
             self._accounts.spend_entered()
         config = self.config
@@ -393,7 +393,7 @@ class SealedLock(WireLock):
         """On the server: check that a checkpoint can be written.
 
         Raises:
-            ConfigError: it cannot.
+            ConfigError: the file cannot be written.
 
         """
         if self.config.checkpoint is not None:
@@ -405,7 +405,7 @@ class SealedLock(WireLock):
             write_checkpoint(self.config.checkpoint, total, round_index=round_index)
 
     def surrogate(self, model: nn.Module) -> Surrogate:
-        """The public model: nothing of it is private."""
+        """The public model: no part of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
         if self._noise is not None:
             self._noise.look(model)
@@ -415,9 +415,9 @@ class SealedLock(WireLock):
     def twin(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-        """The silo's own model, and what opens the message that was sealed last.
+        """The silo's own model, opened from its last sealed message.
 
-        From now on that is kept, in memory only.
+        From the first call on, the keys that open its messages are kept, in memory only.
         """
         private: Mapping[str, Tensor] = {}
         if self._rounds is not None:

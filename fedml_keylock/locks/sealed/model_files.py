@@ -1,4 +1,4 @@
-"""Sealed checkpoints of the server, and open models of the silos, as safetensors files."""
+"""Writes the server's sealed checkpoints and the silos' open models, as safetensors files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
 
 ROUND = "round"
 CHECKPOINT, FINAL = "keylock.checkpoint:", "keylock.save_model:"
-"""How messages call the two files."""
+"""Names of the two files in messages."""
 
 
 def write_checkpoint(path: Path, total: Mapping[str, Tensor], *, round_index: int) -> None:
-    """Write the sum of a round as the server has it: whole or not at all, for its owner only.
+    """Write the sealed sum of a round, whole or not at all, for its owner only.
 
     Args:
         path: of the file.
@@ -47,12 +47,12 @@ def write_checkpoint(path: Path, total: Mapping[str, Tensor], *, round_index: in
 
 
 def write_model(path: Path, state: Mapping[str, Tensor], *, rounds: int) -> None:
-    """Write the open model of a silo: a safetensors file that anyone can load, for its owner only.
+    """Write a silo's open model: a safetensors file that any tool can load, for its owner only.
 
     Args:
         path: of the file.
         state: the opened average.
-        rounds: that it was trained for.
+        rounds: how many rounds it was trained for.
 
     """
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
@@ -61,14 +61,14 @@ def write_model(path: Path, state: Mapping[str, Tensor], *, rounds: int) -> None
 
 
 def check_place(path: Path, *, what: str) -> None:
-    """Check, before a job trains for hours, that a file can be written where it is to be.
+    """Check before training that a file can be written to its place.
 
     Args:
         path: of the file.
-        what: how messages call it.
+        what: name of the file in messages.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: the file cannot be written.
 
     """
     try:
@@ -96,19 +96,19 @@ def open_checkpoint(
     """The model in a sealed checkpoint.
 
     Args:
-        record: of a silo's vault.
-        total: sealed.
+        record: from a silo's vault.
+        total: the sealed sum.
         round_index: of the checkpoint.
-        source: where it is from, for messages.
+        source: where it comes from, for messages.
 
     Raises:
-        ConfigError: the record is of another round or job.
+        ConfigError: the record belongs to another round or job.
 
     """
     if TRAILER not in total:
         raise ConfigError(f"{source}: it is not sealed; load it as it is")
     if tuple(total[TRAILER].tolist()) == record.came:
-        return dict(record.encoding.base)  # what the vault's round began with
+        return dict(record.encoding.base)  # the model that the vault's round began with
     if round_index is not None and round_index != record.round:
         raise ConfigError(
             f"{source}: it is of round {round_index}, and the vault opens the last checkpoint "

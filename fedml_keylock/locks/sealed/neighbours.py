@@ -1,4 +1,4 @@
-"""Which silos share a pairwise mask: a circulant graph that no server and no leader can choose."""
+"""Chooses which silos share a pairwise mask: a circulant graph that nobody can influence."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from ...errors import ConfigError
 __all__ = ["MOST_COMPLETE", "SPARSE", "check_colluders", "neighbours", "reach"]
 
 MOST_COMPLETE = 64
-"""Participants up to which each has a mask with all others where nothing is declared."""
+"""Up to so many participants, each shares a mask with all others if nothing is declared."""
 SPARSE = 16
-"""Beyond them: neighbours to each side, which hold against 31 colluding silos."""
+"""Beyond that: neighbours to each side, which tolerate 31 colluding silos."""
 
 
 def reach(participants: int, colluders: int | None) -> int:
-    """How many neighbours to each side a silo needs, t with 2 t > colluders.
+    """How many neighbours t to each side a silo needs, so that 2 t > colluders.
 
-    The graph in which everyone has t neighbours to each side stays connected when any 2 t - 1 are
-    taken out (its connectivity is 2 t): the masks of the others still hide all but their sum.
+    If everyone has t neighbours to each side, the graph has connectivity 2 t: it stays connected
+    when any 2 t - 1 silos are removed. Then the others' masks still hide all but their sum.
 
     Args:
         participants: m, of the round.
-        colluders: how many silos may collude with the server; None for as many as a complete
-            graph, or SPARSE neighbours to each side beyond MOST_COMPLETE participants, hold off.
+        colluders: how many silos may collude with the server. None for as many as a complete graph
+            tolerates, or SPARSE neighbours to each side beyond MOST_COMPLETE participants.
 
     Example:
         >>> reach(100, 30), reach(10, None), reach(3, 1)
@@ -37,10 +37,10 @@ def reach(participants: int, colluders: int | None) -> int:
 
 
 def neighbours(place: int, participants: int, steps: int) -> tuple[int, ...]:
-    """The places of those with whom the silo at a place shares a mask, in order.
+    """The indices of the silos that share a mask with the silo at `place`, in order.
 
     Args:
-        place: of the silo among the participants, from 0.
+        place: index of the silo among the participants, from 0.
         participants: m.
         steps: neighbours to each side; see `reach`.
 
@@ -54,14 +54,14 @@ def neighbours(place: int, participants: int, steps: int) -> tuple[int, ...]:
 
 
 def check_colluders(silos: int, colluders: int | None) -> None:
-    """Check that colluding silos leave two, and warn of two silos, and of undeclared many.
+    """Check that colluding silos leave two others; warn if there are two silos, or undeclared many.
 
     Args:
         silos: of the job.
-        colluders: how many may collude with the server; None where it is not declared.
+        colluders: how many may collude with the server; None if not declared.
 
     Raises:
-        ConfigError: what they leave is a single silo's update.
+        ConfigError: the others would be a single silo.
 
     Example:
         >>> check_colluders(3, 1)

@@ -1,4 +1,4 @@
-"""Noise under the seal: what a silo sends of an update that is clipped and noised."""
+"""Clips a silo's update and adds noise to it before it is sealed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .shares import Shares
 __all__ = ["ClippedUpdate", "Grid", "Noise", "Release", "RoundNoise"]
 
 LEAST = 16
-"""Steps that one silo's deviation has at least."""
+"""Least deviation of one silo's noise, in steps."""
 TAIL = 14
-"""Deviations that a word has room for: no draw is further out."""
+"""How many deviations of noise a word has room for; no draw is further out."""
 MARGIN = 1 - 2.0**-30
-"""Of a clip: what float64 may round."""
+"""Factor on a clip, to allow for float64's rounding."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Fixed point of noised numbers, the same in all silos.
+    """Fixed point for noised numbers, the same in all silos.
 
     Attributes:
         exponent: e of the step 2^e.
         deviation: of one silo's noise, in steps.
-        bound: what a silo's words are clamped to, which no sum of all silos' leaves 32 bits by.
+        bound: the bound on a silo's words, so that the sum of all silos fits 32 bits.
 
     """
 
@@ -50,7 +50,7 @@ class Grid:
 
     @classmethod
     def of(cls, deviation: float, silos: int, most: float) -> Grid:
-        """The finest grid on which sums stay within 32 bits.
+        """The finest grid on which the sum of all silos fits 32 bits.
 
         Args:
             deviation: of one silo's noise.
@@ -58,8 +58,8 @@ class Grid:
             most: the largest number before noise.
 
         Raises:
-            ConfigError: the noise is too little for so many silos: a step would be more than a
-                sixteenth of its deviation.
+            ConfigError: the noise is too small for so many silos: a step would exceed a sixteenth
+                of its deviation.
 
         Example:
             >>> Grid.of(1.0, silos=3, most=1.0).exponent
@@ -72,23 +72,23 @@ class Grid:
         if steps < LEAST:
             raise ConfigError(
                 f"keylock.noise: noise of {deviation:.2g} in each of {silos} silos, on numbers up "
-                f"to {most:.2g}, has no room in 32 bits; raise multiplier"
+                f"to {most:.2g}, does not fit 32 bits; raise multiplier"
             )
         return cls(exponent, steps, bound)
 
 
 @dataclass(frozen=True)
 class RoundNoise:
-    """How much noise the silos of a job add in a round: public, and the same in all of them.
+    """How much noise the silos add in a round: public, and the same in all of them.
 
     Attributes:
-        multiplier: z of what is clipped.
+        multiplier: z of the clipped part.
         silos: m, how many take part.
-        honest: H, how many of them add noise that an observer does not know.
-        clips: by the part of what is sent, ``update`` or ``buffer``, the norm it is clipped to.
-        votes: the deviation of the noise on the sum of votes, 1 or -1 for an update within its clip
-            or beyond; 0 where nobody votes.
-        canaries: random directions of the clip's length that one silo adds.
+        honest: H, how many of them add noise that the observer does not know.
+        clips: the clipping norm of each part, ``update`` or ``buffer``.
+        votes: the deviation of the noise on the sum of votes; 0 if nobody votes. A vote is 1 for an
+            update within its clip, else -1.
+        canaries: how many random directions of the clip's length one silo adds.
 
     """
 
@@ -103,26 +103,26 @@ class RoundNoise:
         """The grid of a part.
 
         Args:
-            part: of what is sent.
+            part: ``update`` or ``buffer``.
             most: its largest number before noise, in clips.
 
         """
         clip = self.clips[part]
         own = self.multiplier * clip / math.sqrt(self.honest)
-        # no entry of the canaries' sum is larger, unless there are next to no entries
+        # canaries' sums have no larger entry, unless the tensor has almost no entries
         return Grid.of(own, self.silos, (most + math.sqrt(self.canaries)) * clip)
 
     @property
     def vote_grid(self) -> Grid:
-        """The grid of votes."""
+        """The grid for votes."""
         return Grid.of(self.votes / math.sqrt(self.honest), self.silos, 1.0)
 
 
 class Release(ABC):
-    """What a silo releases in a round under noise, before the noise.
+    """What a silo releases in a round under noise, before the noise is added.
 
     Attributes:
-        grids: of each name that is noised; all other names are sent as unchanged.
+        grids: of each noised name; all other names are sent as unchanged.
 
     """
 
@@ -141,42 +141,42 @@ class Release(ABC):
     @property
     @abstractmethod
     def public(self) -> Sequence[float]:
-        """What all silos must have in common for their sum to mean anything."""
+        """Numbers that must be the same in all silos for their sum to make sense."""
 
     @abstractmethod
     def scale(self, shares: Shares) -> float:
-        """What a sum of words times their step is multiplied by in the average."""
+        """Factor in the average for a sum of words times their step."""
 
     @abstractmethod
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
-        """A tensor's words, some at a time: of a size for which the grid has room."""
+        """Yield a tensor's words in chunks, within the grid's bound."""
 
     def sent(self, entry: Entry, words: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Words of a tensor with noise on them, in their order, as they leave the silo."""
+        """A tensor's noised words as they leave the silo, in order."""
         return words
 
     @abstractmethod
     def vote(self) -> tuple[int, Grid] | None:
-        """A word to be added up beside them, and its grid; None where nobody votes."""
+        """A word to add up beside the tensors, and its grid; None if nobody votes."""
 
     @abstractmethod
     def check(self) -> None:
-        """After all words were given: check their norm.
+        """After all words: check their norm.
 
         Raises:
-            LockError: it is above the clip.
+            LockError: the norm exceeds the clip.
 
         """
 
 
 class Noise:
-    """Discrete Gaussian noise of one message, from the system's entropy."""
+    """Draws the discrete Gaussian noise of one message from the system's entropy."""
 
     def __init__(self) -> None:
         self._stream = Keystream(os.urandom(32))
 
     def over(self, words: NDArray[np.int32], grid: Grid) -> NDArray[np.int32]:
-        """Words with this silo's share of noise on each, ``(count,)``."""
+        """Add this silo's share of noise to each word, ``(count,)``."""
         drawn = _gaussian(grid.deviation).draw(len(words), self._stream)
         drawn += words
         return drawn
@@ -191,15 +191,15 @@ def _gaussian(deviation: float) -> DiscreteGaussian:
 class ClippedUpdate(Release):
     """A silo's update, clipped as a whole and truncated toward zero to the grid.
 
-    The integer norm is at most the clip's, whatever the number of entries; so truncation costs no
-    privacy. An update that is not finite is released as none.
+    The integer norm is at most the clip, for any number of entries, so truncation costs no privacy.
+    An update that is not finite is released as zero.
 
     Attributes:
         noise: of the round.
-        base: what the update is a difference from.
+        base: the model that the update is a difference from.
         payload: name to tensor.
-        parts: of each name that is noised, ``update`` or ``buffer``.
-        norms: by part, the L2 norm before clipping.
+        parts: ``update`` or ``buffer`` for each noised name.
+        norms: the L2 norm before clipping, by part.
 
     """
 
@@ -222,7 +222,7 @@ class ClippedUpdate(Release):
 
     @property
     def public(self) -> Sequence[float]:
-        """Clips and deviations."""
+        """The clips and deviations."""
         every, clips = self.noise, self.noise.clips
         return [every.multiplier, every.honest, every.votes, *(clips[p] for p in sorted(clips))]
 
@@ -232,11 +232,11 @@ class ClippedUpdate(Release):
         return not all(map(math.isfinite, self.norms.values()))
 
     def scale(self, shares: Shares) -> float:
-        """A mean: shares are public, and all the same."""
+        """That of a plain mean: weights are public, and all equal."""
         return 1 / len(shares.samples)
 
     def words(self, entry: Entry) -> Iterator[NDArray[np.int32]]:
-        """The clipped difference in steps, toward zero."""
+        """The clipped difference in steps, truncated toward zero."""
         part = self.parts[entry.name]
         norm, clip = self.norms[part], self.noise.clips[part]
         factor = 0.0 if self.infinite else min(1.0, clip * MARGIN / norm if norm else 1.0)
@@ -249,7 +249,7 @@ class ClippedUpdate(Release):
             yield moved.numpy().astype(np.int32)
 
     def vote(self) -> tuple[int, Grid] | None:
-        """Whether the update was within its clip."""
+        """Vote whether the update was within its clip."""
         if not self.noise.votes:
             return None
         grid = self.noise.vote_grid
@@ -257,15 +257,15 @@ class ClippedUpdate(Release):
         return round(math.ldexp(cast, -grid.exponent)), grid
 
     def check(self) -> None:
-        """Check the norm of what was given."""
+        """Check the norm of the released words."""
         for part, square in self._sent.items():
             clip = self.noise.clips[part]
             if square > math.ldexp(clip, -self.noise.grid(part).exponent) ** 2:
                 raise LockError(f"the clipped {part} is longer than its clip of {clip:g}")
-        self._sent = dict.fromkeys(self._sent, 0.0)  # it may be asked for once more
+        self._sent = dict.fromkeys(self._sent, 0.0)  # words may be asked for once more
 
     def _moved(self, name: str) -> Iterator[Tensor]:
-        """What a tensor has moved by, in float64, some entries at a time."""
+        """The change of a tensor, in float64, in chunks."""
         own = real(self.payload[name]).detach().cpu().reshape(-1)
         base = real(self.base[name]).detach().cpu().reshape(-1)
         for start in range(0, len(own), CHUNK):
@@ -273,5 +273,5 @@ class ClippedUpdate(Release):
             moved = own[start : start + CHUNK].to(torch.float64, copy=True)
             moved -= since
             if not math.isfinite(float(since.sum())):
-                moved[~torch.isfinite(since)] = 0.0  # what came infinite stays what it is
+                moved[~torch.isfinite(since)] = 0.0  # entries that were not finite stay as they are
             yield moved

@@ -1,4 +1,4 @@
-"""What silos tell one another before each round, past the server, and who differs."""
+"""Compares the silos' views of the job before each round, past the server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _FORM = struct.Struct(">Q32s32sd")
 
 @dataclass(frozen=True)
 class Notice:
-    """Where a silo stands.
+    """One silo's view of the job.
 
     Attributes:
         round: index of the round.
-        chain: 32 bytes, of all that it has received so far.
-        schema: 32 bytes, of the names, shapes and types that it is about to send, and of what silos
-            must have in common under noise.
+        chain: digest of everything received so far, 32 bytes.
+        schema: digest, 32 bytes, of the names, shapes and types to send, and of what silos must
+            have in common under noise.
         samples: its weight in the average.
 
     """
@@ -37,7 +37,7 @@ class Notice:
     samples: float
 
     def packed(self) -> bytes:
-        """The notice as bytes.
+        """The notice in bytes.
 
         Example:
             >>> note = Notice(1, bytes(32), bytes(32), 100.0)
@@ -49,7 +49,7 @@ class Notice:
 
     @classmethod
     def unpacked(cls, packed: bytes) -> Notice:
-        """The notice that `packed` gave."""
+        """The inverse of `packed`."""
         return cls(*_FORM.unpack(packed))
 
 
@@ -61,23 +61,23 @@ def compare(
     sending: str = "sends other names, shapes or types",
     meanwhile: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Tell every other silo where this one stands, and check that all stand there.
+    """Tell every other silo this one's view, and check that all views are the same.
 
-    Each notice is encrypted for the two silos that it is between.
+    Each notice is encrypted for its one receiver.
 
     Args:
         own: this silo's.
-        secrets: what the silos have agreed on. Where nothing reaches them past the server, silos
-            that differ have other keys, and no average of theirs opens.
-        label: of the keys: under one, in one round, there is one notice each way.
-        sending: what a silo does whose schema is another one.
-        meanwhile: what this silo does while the notices of others are on their way.
+        secrets: what the silos have agreed on. Without a channel past the server, silos that differ
+            derive different keys, and no average opens.
+        label: of the keys: one label has one notice each way in a round.
+        sending: what a silo does whose schema differs, in words.
+        meanwhile: work for this silo while the notices of others are on their way.
 
     Returns:
         The samples of all silos, in their order.
 
     Raises:
-        UpdateRefused: naming the silo that differs, and in what.
+        UpdateRefused: naming the silo that differs, and how.
 
     """
     if secrets.exchange is None:
@@ -95,10 +95,10 @@ def compare(
         for silo in secrets.pairs
     }
     found = {secrets.silo: own}
-    for silo, came in secrets.exchange(sealed, meanwhile).items():
+    for silo, received in secrets.exchange(sealed, meanwhile).items():
         try:
             opened = _cipher(secrets, silo, label).decrypt(
-                _nonce(silo, secrets.silo), came, secrets.transcript
+                _nonce(silo, secrets.silo), received, secrets.transcript
             )
         except InvalidTag:
             raise UpdateRefused(
@@ -118,7 +118,7 @@ def compare(
 
 
 def _cipher(secrets: JobSecrets, silo: int, label: str) -> ChaCha20Poly1305:
-    # secrets change with every round, so that a key encrypts one notice each way
+    # secrets change with every round, so a key encrypts one notice each way
     return ChaCha20Poly1305(derive(secrets.pairs[silo], label, secrets.transcript))
 
 

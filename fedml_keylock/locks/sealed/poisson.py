@@ -1,4 +1,4 @@
-"""Secret Poisson batches of a silo's data: each example is in a batch, or not, by itself."""
+"""Draws secret Poisson batches: each example of a silo is in a batch independently."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Examples:
 
     Attributes:
         dataset: with indices.
-        indices: of the silo's examples in it, each once.
-        collate: makes a batch of examples; None for torch's own.
-        workers: processes that load them.
+        indices: of the silo's examples in the dataset, each once.
+        collate: makes a batch from examples; None for torch's own.
+        workers: how many processes load examples.
 
     """
 
@@ -49,10 +49,10 @@ class Examples:
 
     @classmethod
     def of(cls, data: Any) -> Examples:
-        """What is in a silo's data.
+        """The examples in a silo's data.
 
         Raises:
-            ConfigError: its examples cannot be told one from another.
+            ConfigError: single examples cannot be accessed.
 
         Example:
             >>> import torch
@@ -71,13 +71,13 @@ class Examples:
         return len(self.indices)
 
     def batches(self, chosen: Sequence[Sequence[int]]) -> list[Any]:
-        """Batches of chosen examples, by their places among the silo's.
+        """Batches of the chosen examples, by their indices among the silo's.
 
-        Where none was chosen it is a batch of the first example, which is not to count.
+        An empty batch becomes one of the first example, which must not count.
 
         Raises:
-            ConfigError: an example has another shape in a batch than alone: padded to the longest
-                of a batch, it would have another gradient for each that is in it.
+            ConfigError: an example's shape depends on the batch: padded to the longest of a batch,
+                it would have another gradient with each of the others.
 
         """
         places = [[self.indices[place] for place in batch or (0,)] for batch in chosen]
@@ -102,7 +102,7 @@ class Examples:
 
 
 def drawn(count: int, rate: float) -> list[int]:
-    """Which of so many examples are in a batch: each by itself, by the system's entropy.
+    """Choose which of `count` examples are in a batch: each independently, by system entropy.
 
     Args:
         count: how many there are.
@@ -121,7 +121,7 @@ def drawn(count: int, rate: float) -> list[int]:
 
 
 def _indices(loader: DataLoader[Any]) -> Sequence[int]:
-    """Of a loader's examples in its dataset, in any order."""
+    """The indices of a loader's examples in its dataset, in any order."""
     sampler = loader.sampler
     if isinstance(loader.dataset, IterableDataset):
         raise _not_drawn(f"the silo's {type(loader.dataset).__name__} has no indices")
@@ -129,7 +129,7 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
         raise _not_drawn(f"the silo's loader has batches by {_kind(loader.batch_sampler)}")
     if isinstance(sampler, SubsetRandomSampler):
         return sorted({*map(int, sampler.indices)})
-    size = len(loader.dataset)  # type: ignore[arg-type]  # a sampler has asked for it
+    size = len(loader.dataset)  # type: ignore[arg-type]  # the sampler has used it already
     whole = isinstance(sampler, RandomSampler) and (sampler.replacement, len(sampler)) == (0, size)
     if not whole and not isinstance(sampler, SequentialSampler):
         raise _not_drawn(f"the silo's loader samples by {_kind(sampler)}")
@@ -137,12 +137,12 @@ def _indices(loader: DataLoader[Any]) -> Sequence[int]:
 
 
 def _shapes(batch: Any) -> list[tuple[int, ...]]:
-    """Of one example in each tensor of a batch."""
+    """The shape of one example in each tensor of a batch."""
     return [tuple(t.shape[1:]) for t in tree_leaves(batch) if isinstance(t, Tensor)]
 
 
 def _is_batch(batch: Any) -> bool:
-    """Whether it is one of tensors with an example a row."""
+    """Whether it is a batch of tensors with one example a row."""
     if not isinstance(batch, (list, tuple)) or not batch:
         return False
     if not all(isinstance(part, Tensor) and part.dim() for part in batch):

@@ -1,4 +1,4 @@
-"""What a silo may keep of a round: what opens its sum, and for audits its own message."""
+"""Stores what opens a round's sum, and for audits what opens the silo's own message."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BASE = "base."
 
 @dataclass(frozen=True)
 class Record:
-    """Of one round. It opens the round's sum and no silo's message, unless it has the covers.
+    """The keys of one round. They open the round's sum, but no silo's message without the covers.
 
     Attributes:
         encoding: of the round.
         round: its index.
-        place: of the silo among the participants.
+        place: index of the silo among the participants.
         pad_key: of S_0.
         tag_key: of the round.
-        covers: keys and signs of what lies over this silo's own message; empty but for audits.
-        came: the last words of the sum that the round began with, by which its checkpoint is
-            known; empty in the first round.
+        covers: keys and signs of the keystreams over this silo's own message; empty but for audits.
+        came: the last words of the sum that the round began with, which identify its checkpoint;
+            empty in the first round.
 
     """
 
@@ -56,13 +56,13 @@ class Record:
         own: bool = False,
         came: tuple[int, ...] = (),
     ) -> Record:
-        """From what a round was sealed with.
+        """The record of a round, from what it was sealed with.
 
         Args:
             encoding: of the round.
             keys: of the round.
             round_index: of the round.
-            own: keep what opens this silo's own message too.
+            own: whether to keep the keys that open this silo's own message.
             came: see the attribute.
 
         """
@@ -72,20 +72,20 @@ class Record:
 
     @property
     def pads(self) -> int:
-        """How many of the covers, at their end, are pads; the others are pairwise masks."""
+        """How many of the covers are pads, at the end; the others are pairwise masks."""
         return 1 if self.place + 1 == len(self.encoding.shares.samples) else 2
 
     def open(self, total: Mapping[str, Tensor]) -> Opened:
         """Verify and open the round's sum.
 
         Raises:
-            UpdateRefused: it is not that.
+            UpdateRefused: it is not that round's sum.
 
         """
         return open_sum(self.encoding, total, pad_key=self.pad_key, tag_key=self.tag_key)
 
     def uncover(self, message: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The silo's own payload, to rounding, from its message. For audits."""
+        """Recover the silo's own payload, to rounding, from its message. For audits."""
         encoding = self.encoding
         share = encoding.shares.total / encoding.shares.samples[self.place]
         streams = [(Keystream(key), sign) for key, sign in self.covers]
@@ -105,7 +105,7 @@ class Record:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """The record as the vault keeps it, name to tensor."""
+        """The record as the vault stores it, name to tensor."""
         keys = [list(key) for key in (self.pad_key, self.tag_key, *(k for k, _ in self.covers))]
         signs = [sign for _, sign in self.covers]
         if signs and self.pads == 1:  # all silos' records have the same shapes
@@ -125,10 +125,10 @@ class Record:
 
     @classmethod
     def from_tensors(cls, kept: Mapping[str, Tensor]) -> Record:
-        """The record that `tensors` described.
+        """The inverse of `tensors`.
 
         Raises:
-            VaultError: it is none.
+            VaultError: the tensors are not a record.
 
         """
         try:

@@ -1,4 +1,4 @@
-"""One sealed round of all silos in one process, as FedML's simulation runs it."""
+"""Runs one sealed round of all silos in one process, as in FedML's simulation."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def rehearse(
     noise: JobNoise | None = None,
     canaries: CanaryWatch | None = None,
 ) -> tuple[list[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-    """The messages of a round whose silos have agreed on secrets of its own, and the average.
+    """The messages of one round, sealed with secrets of its own, and their average.
 
     Args:
-        base: what the silos have received.
-        updates: of each silo, its samples and its payload.
+        base: the payload that the silos received.
+        updates: the samples and the payload of each silo.
         colluders: as declared.
-        scale: the largest number of tensors that no silo has received.
-        noise: of the job, if there is any.
+        scale: the largest number in tensors that no silo has received.
+        noise: of the job, if any.
         canaries: of the job, which the first silo adds.
 
     """
@@ -72,10 +72,10 @@ def rehearse(
 
 
 def check_counts(opened: Opened, round_index: int) -> None:
-    """Check that no silo has sent numbers that are NaN or infinite.
+    """Check that no silo sent numbers that are NaN or infinite.
 
     Raises:
-        UpdateRefused: naming the round, and no silo or tensor.
+        UpdateRefused: naming the round, but no silo or tensor.
 
     """
     if opened.counts.infinite:

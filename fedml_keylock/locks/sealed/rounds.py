@@ -1,4 +1,4 @@
-"""One silo's part in a sealed job, round by round: receive, seal once, open, and go on."""
+"""Runs one silo's part in a sealed job: each round it seals once and opens once."""
 
 from __future__ import annotations
 
@@ -31,20 +31,19 @@ Message = tuple[dict[str, Tensor], Counts]
 
 @dataclass
 class Rounds(Private):
-    """One silo's secrets, the payload that it has received last, and where it stands.
+    """One silo's secrets, its last received payload, and its round.
 
     A round has one order: `seal` once, then `open` once. Anything else is refused, so that no
-    keystream lies over two messages.
+    keystream covers two messages.
 
     Attributes:
         secrets: what the silos have agreed on.
-        colluders: how many silos may collude with the server; None where it is not declared.
-        scale: the largest number of tensors that no silo has received yet; None where they are
-            refused.
-        keep_own: keep what opens this silo's own messages, for audits.
+        colluders: how many silos may collude with the server; None if not declared.
+        scale: the largest number in tensors that are new to all silos; None to refuse these.
+        keep_own: whether to keep the keys that open this silo's own messages, for audits.
         round: index of the round, from 0.
-        base: what was received and opened last, of each name.
-        record: of the round that was sealed last.
+        base: the last received and opened tensor of each name.
+        record: of the last sealed round.
 
     """
 
@@ -63,21 +62,22 @@ class Rounds(Private):
     _numbers: list[float] = field(default_factory=list)
 
     def begin(self, first: Mapping[str, Tensor]) -> bytes:
-        """Take the first model, and bind every key to it.
+        """Accept the first model, and bind every key to it.
 
-        Until a message is sealed the same may come again. Later it would stand for an average.
+        The same model may arrive again until a message is sealed. Later it could pass for an
+        average.
 
         Returns:
-            Its digest, 32 bytes.
+            The model's digest, 32 bytes.
 
         Raises:
-            UpdateRefused: the job has begun with another one, or a message was sealed.
+            UpdateRefused: the job began with another model, or a message was sealed.
 
         """
         digest = digest_of(first)
         if not self._chain:
             self.base, self._chain = _kept(first), digest
-        elif self._used or digest != self._chain:  # which goes on with every round
+        elif self._used or digest != self._chain:  # the chain changes with every round
             raise UpdateRefused(
                 f"round {self.round}: the server sent a model that is no average of the silos'"
             )
@@ -85,20 +85,20 @@ class Rounds(Private):
 
     @property
     def begun(self) -> bool:
-        """Whether the first model has come."""
+        """Whether the first model has arrived."""
         return bool(self._chain)
 
     def told(self, samples: float) -> list[float]:
-        """Tell the other silos, before a round is trained, how many samples this one has.
+        """Tell the other silos this silo's number of samples before a round is trained.
 
         Returns:
-            The samples of all silos, and in a job that simulates them of all that there are.
+            The samples of all silos in the round; in a simulation, those of all silos of the job.
 
         Raises:
-            UpdateRefused: naming the silo that stands elsewhere.
+            UpdateRefused: naming the silo whose view differs.
 
         """
-        if not self.begun:  # one process, which receives nothing
+        if not self.begun:  # a simulation in one process receives nothing
             return [samples, *self.secrets.samples.values()]
         own = Notice(self.round, self._chain, schema_of(self.base), samples)
         self._numbers = compare(own, self.secrets, label="examples")
@@ -111,22 +111,22 @@ class Rounds(Private):
         samples: float = 1.0,
         release: Callable[[Mapping[str, Tensor]], Release] | None = None,
     ) -> Message:
-        """A payload as it leaves the silo in this round.
+        """Seal a payload for this round.
 
         Args:
             payload: name to tensor: a whole state, or any part of one.
             samples: this silo's weight in the average.
-            release: under noise, what is sent of it, from the base that it is a difference from.
+            release: under noise, makes what is sent from the base of the difference.
 
         Returns:
-            The message, and what had to be clipped in it.
+            The message, and the counts of clipped entries.
 
         Raises:
-            UpdateRefused: a message was sealed in this round already, or the silos do not agree.
+            UpdateRefused: this round has a sealed message already, or the silos do not agree.
 
         """
         if not self._chain:
-            raise HostError("a message was to be sealed before the first model came")
+            raise HostError("a message was to be sealed before the first model arrived")
         if self._used:
             raise UpdateRefused(
                 f"round {self.round}: it would send a second message in one round, whose "
@@ -134,7 +134,7 @@ class Rounds(Private):
             )
         base = self._base_of(payload, sized=release is None)
         released = None if release is None else release(base)
-        self._used = True  # whatever happens from here on, no second notice and no second message
+        self._used = True  # even after an error: no second notice, and no second message
         schema, sending = schema_of(base), "sends other names, shapes or types"
         if released is not None:
             schema = hashlib.sha256(schema + json.dumps([*released.public]).encode()).digest()
@@ -155,7 +155,7 @@ class Rounds(Private):
         early = []
 
         def meanwhile() -> None:
-            # with other numbers its keys are others, too, and it is thrown away
+            # if the numbers differ, so do the keys, and this message is thrown away
             if self._numbers:
                 early.append(made(self._numbers))
 
@@ -168,7 +168,7 @@ class Rounds(Private):
         return message
 
     def open(self, message: Mapping[str, Tensor]) -> Opened:
-        """Verify the sum of the silos' messages, and take it for what was received.
+        """Verify the sum of the silos' messages, and use it as the next base.
 
         Raises:
             UpdateRefused: it is not the sum of this round's messages; nothing has changed.
@@ -182,7 +182,7 @@ class Rounds(Private):
             opened = self.record.open(message)
         except UpdateRefused as error:
             raise UpdateRefused(f"round {self.round}: {error}") from None
-        # the first model and all words since: silos with the same chain have received the same
+        # digest of the first model and all words since: equal chains mean equal receipts
         self._chain = hashlib.sha256(framed(b"chain", self._chain, opened.digest)).digest()
         self.base, self.round = {**self.base, **_kept(opened.state)}, self.round + 1
         self._came = tuple(message[TRAILER].tolist())
@@ -191,12 +191,12 @@ class Rounds(Private):
         return opened
 
     def agreed(self) -> None:
-        """Check, after the last round, that all silos have opened the same.
+        """Check, after the last round, that all silos have opened the same model.
 
-        Where nothing reaches them past the server, there is nothing to compare.
+        Without a channel past the server there is nothing to compare.
 
         Raises:
-            UpdateRefused: naming the silo that has not.
+            UpdateRefused: naming the silo that differs.
 
         """
         samples = self.secrets.samples.get(self.secrets.silo, 1.0)
@@ -204,15 +204,15 @@ class Rounds(Private):
         compare(own, self.secrets, label="farewell")
 
     def _base_of(self, payload: Mapping[str, Tensor], *, sized: bool) -> Mapping[str, Tensor]:
-        """Of what was received, the tensors of a payload; zeros for what is new.
+        """The received tensors for the names of a payload; zeros for new names.
 
-        Their numbers must be known to have some size, unless a clip gives it to them.
+        With `sized`, the size of their numbers must be known; otherwise a clip sets it.
         """
         base: dict[str, Tensor] = {}
         for name, tensor in payload.items():
-            came = self.base.get(name)
-            if came is not None and came.shape == tensor.shape and came.dtype == tensor.dtype:
-                base[name] = came
+            known = self.base.get(name)
+            if known is not None and known.shape == tensor.shape and known.dtype == tensor.dtype:
+                base[name] = known
                 continue
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 raise UpdateRefused(
@@ -221,14 +221,14 @@ class Rounds(Private):
                 )
             if self.scale is None and sized:
                 what = "the server has not sent"
-                if came is not None and came.shape != tensor.shape:
+                if known is not None and known.shape != tensor.shape:
                     raise UpdateRefused(
                         f"{name}: is {tuple(tensor.shape)}, and the server has sent it as "
-                        f"{tuple(came.shape)}: send it in that shape, or under a name of its own; "
+                        f"{tuple(known.shape)}: send it in that shape, or under a name of its own; "
                         "where a first batch sets it, run the model once before FedML gets it"
                     )
-                if came is not None:
-                    what = f"is {tensor.dtype} and was sent by the server as {came.dtype}"
+                if known is not None:
+                    what = f"is {tensor.dtype} and was sent by the server as {known.dtype}"
                 raise UpdateRefused(
                     f"{name}: {what}, so that nothing says how large its numbers are: declare it "
                     "by keylock: {scale: LARGEST}"
@@ -237,9 +237,9 @@ class Rounds(Private):
         return base
 
     def _grown(self, base: Mapping[str, Tensor]) -> dict[str, int]:
-        """Of each name, the exponent of the largest number that a base of it has had so far.
+        """For each name, the exponent of the largest number that its base has had so far.
 
-        The average of gradients may be next to nothing in a round in which no silo's own is.
+        The average of gradients may be near zero in a round in which no silo's own is.
         """
         for name, tensor in base.items():
             if tensor.is_floating_point() or tensor.is_complex():
@@ -279,7 +279,7 @@ def digest_of(state: Mapping[str, Tensor]) -> bytes:
 
 
 def schema_of(state: Mapping[str, Tensor]) -> bytes:
-    """Names, shapes and types, in one digest of 32 bytes.
+    """One digest, 32 bytes, of names, shapes and types.
 
     Example:
         >>> import torch
@@ -295,7 +295,7 @@ def _lines(state: Mapping[str, Tensor]) -> list[bytes]:
 
 
 def _kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state's tensors in memory of their own: a job may train in place what it was given."""
+    """Copies of a state's tensors: a job may train in place what it received."""
     return {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
@@ -303,6 +303,6 @@ def _kept(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def ratcheted(secrets: JobSecrets) -> JobSecrets:
-    """The next round's secrets: the ones before cannot be derived from them."""
+    """The next round's secrets; earlier ones cannot be derived from them."""
     pairs = {silo: derive(secret, "ratchet") for silo, secret in secrets.pairs.items()}
     return replace(secrets, group=derive(secrets.group, "ratchet"), pairs=pairs)

@@ -1,4 +1,4 @@
-"""Sealed updates as whoever audits them has them: sealed, as the server reads them, and opened."""
+"""Shows an audit sealed updates as the server reads them, and as the silo opens them."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .shares import Shares
 __all__ = ["SealTransform", "noise_like"]
 
 FEATURES = 256
-"""Words that a learned attacker is given: they are all as good as any others."""
+"""How many words a learned attacker gets: none is better than another."""
 
 
 @dataclass(frozen=True)
 class SealTransform:
-    """What sealing makes of updates: see ``types.UpdateTransform``.
+    """The update transform of sealing: see ``types.UpdateTransform``.
 
     Attributes:
         entries: of the model's state.
-        silos: how many take part; from two on each has pairwise masks.
-        noise: of the job, if there is any.
+        silos: how many take part; from two on, each has pairwise masks.
+        noise: of the job, if any.
 
     Example:
         >>> from .entries import entries_of
@@ -53,7 +53,7 @@ class SealTransform:
     def protect(
         self, update: ClientUpdate, generator: torch.Generator
     ) -> tuple[ClientUpdate, dict[str, Tensor]]:
-        """The update as it is sent in a first round, whose model the server knows."""
+        """The update as sent in a first round, whose model the server knows."""
         drawn = torch.randint(256, (self.silos, 32), generator=generator, dtype=torch.uint8)
         group, *pairs = (bytes(row) for row in drawn.tolist())
         keys = RoundKeys(group, dict(enumerate(pairs, 1)), 0, self.silos, b"audit")
@@ -70,7 +70,7 @@ class SealTransform:
         return replace(update, after=message), private
 
     def read(self, update: ClientUpdate) -> ClientUpdate:
-        """The update as whoever has no key reads it: words as the fixed point that they may be.
+        """The update as read without keys: the words as fixed-point numbers.
 
         An update that is not sealed is read as it is.
         """
@@ -83,8 +83,8 @@ class SealTransform:
     ) -> ClientUpdate:
         """The update as its own silo knows it.
 
-        Or, colluding with another silo, as that one has it: under the pairwise masks of the others,
-        where there are any. Of two silos, the one that colludes has what the other sent.
+        For an attacker who colludes with another silo, as that silo reads it: under the pairwise
+        masks of the others, if any. Of two silos, the colluding one reads what the other sent.
         """
         record = Record.from_tensors(private)
         if colluding:
@@ -95,7 +95,7 @@ class SealTransform:
         )
 
     def observable(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Tensor:
-        """Some of what is sent, ``(b, FEATURES)`` in [-1, 1): it is uniform, whatever it hides."""
+        """Some sent words, ``(b, FEATURES)`` in [-1, 1): uniform, whatever the update is."""
         rows = [after[name].flatten(1) for name in sorted(after)]
         found = torch.cat([row.float() for row in rows], 1)[:, :FEATURES]
         size = found.abs().amax(1, keepdim=True).clamp(min=1e-12)
@@ -107,7 +107,7 @@ class SealTransform:
         after: Mapping[str, Tensor],
         generator: torch.Generator,
     ) -> dict[str, Tensor]:
-        """Updates as they are read without a key, for an attacker who simulates what silos send."""
+        """Updates as read without keys, for an attacker who simulates what silos send."""
         return {
             name: torch.rand(tensor.shape, generator=generator, device=generator.device).to(tensor)
             * 2
@@ -116,7 +116,7 @@ class SealTransform:
         }
 
     def _numbers(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Words as numbers in [-1, 1), with the shapes and types that the model has."""
+        """Words as numbers in [-1, 1), with the model's shapes and types."""
         if TRAILER not in state:
             return state
         numbers = {}
@@ -130,11 +130,11 @@ class SealTransform:
 
 
 def noise_like(state: Mapping[str, Tensor], uniform: Uniform | None) -> dict[str, Tensor]:
-    """The state that words give to whoever has no key: noise, of each tensor's own size.
+    """The state that somebody without keys reads from the words: noise of each tensor's size.
 
     Args:
         state: of the model.
-        uniform: where random numbers come from; None for torch's generator.
+        uniform: the source of random numbers; None for torch's generator.
 
     Example:
         >>> bool((noise_like({"w": torch.ones(9)}, None)["w"].abs() <= 1).all())

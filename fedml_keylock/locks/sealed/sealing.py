@@ -1,4 +1,4 @@
-"""One message of one silo in one round: words under pairwise masks and pads, with a tag."""
+"""Seals one silo's message under pairwise masks and pads, and opens the verified sum."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from .tag import TAG_WORDS, Tag, join_tags, split_tags
 __all__ = ["TRAILER", "TRAILER_WORDS", "Opened", "RoundKeys", "add_up", "open_sum", "seal"]
 
 TRAILER = "keylock.sealed"
-"""The entry of a message that holds its counters and its tags."""
+"""The entry of a message that holds its counters and tags."""
 COUNTERS = 2
-"""Words of the counters: entries clipped, and entries that are NaN or infinite. Under noise: the
-noised sum of votes for the clip, and nothing."""
+"""Number of counter words: clipped entries, and entries that are NaN or infinite. Under noise: the
+noised sum of votes for the clip, and 0."""
 TRAILER_WORDS = COUNTERS + TAG_WORDS
 
 
 @dataclass(frozen=True)
 class RoundKeys:
-    """The secrets of one round. A key of them makes the keystream of one message only.
+    """The secrets of one round. Each key makes the keystream of one message only.
 
     Attributes:
         group: 32 bytes that all participants have.
-        pairs: by the place of a neighbour, 32 bytes that only these two have.
-        place: of this silo among the participants, from 0.
-        participants: m, how many there are.
-        context: whatever all must agree on: every key is bound to it.
+        pairs: 32 bytes for each neighbour, by its place, that only the two have.
+        place: index of this silo among the participants, from 0.
+        participants: m, how many take part.
+        context: what all must agree on: every key is bound to it.
 
     """
 
@@ -48,21 +48,21 @@ class RoundKeys:
     context: bytes
 
     def pad_key(self, place: int) -> bytes:
-        """The key of S_l: the pads of all participants add up to S_0."""
+        """The key of pad S_l; the pads of all participants add up to S_0."""
         return derive(self.group, "pad", self.context, place.to_bytes(4, "big"))
 
     def mask_key(self, neighbour: int) -> bytes:
-        """The key of what the lower of two neighbours adds and the higher subtracts."""
+        """The key of a pairwise mask, which the lower neighbour adds and the higher subtracts."""
         low, high = sorted((self.place, neighbour))
         places = low.to_bytes(4, "big") + high.to_bytes(4, "big")
         return derive(self.pairs[neighbour], "mask", self.context, places)
 
     def tag_key(self) -> bytes:
-        """The key of the round's tag, which all participants' messages share."""
+        """The key of the round's tag, the same for all participants."""
         return derive(self.group, "tag", self.context)
 
     def covers(self) -> list[tuple[bytes, int]]:
-        """The key of every keystream that lies over this silo's words, with its sign."""
+        """The key and sign of every keystream that covers this silo's words."""
         found = [(self.mask_key(n), 1 if self.place < n else -1) for n in sorted(self.pairs)]
         found.append((self.pad_key(self.place), 1))
         if self.place + 1 < self.participants:
@@ -76,19 +76,19 @@ def seal(
     keys: RoundKeys,
     release: Release | None = None,
 ) -> tuple[dict[str, Tensor], Counts]:
-    """A payload as it leaves the silo: int32 words under the payload's own names, and TRAILER.
+    """Seal a payload: int32 words under the payload's own names, and TRAILER.
 
     Args:
         encoding: of the round.
         payload: name to tensor, with the names and shapes of the encoding's base.
-        keys: of the round; they serve no second message.
-        release: of a round under noise; of the payload nothing but what it gives is sent.
+        keys: of the round; never use them for a second message.
+        release: in a round under noise; only what it gives is sent of the payload.
 
     Raises:
-        LockError: what it gives is longer than its clip.
+        LockError: the release exceeds its clip.
 
     Returns:
-        The message, and what had to be clipped.
+        The message, and the counts of clipped entries.
 
     """
     tag, counts, noise = Tag(keys.tag_key()), Counts(), Noise()
@@ -100,29 +100,29 @@ def seal(
             secret = stream.words(len(words))
             (np.add if sign > 0 else np.subtract)(into, secret, out=into)
 
-    # FedML takes a plain dict for one state a silo
+    # FedML takes a plain dict for the state of one silo
     sealed: dict[str, Tensor] = OrderedDict()
     for entry, step in zip(encoding.entries, encoding.steps, strict=True):
         wire = torch.empty(entry.wire_shape, dtype=torch.int32)
         flat, start = wire.view(-1).numpy(), 0
         if release is None:
-            pieces = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
+            in_chunks = encoding.encode(entry, step, payload[entry.name], keys.place, counts)
         elif entry.name in release.grids:
             grid = release.grids[entry.name]
-            pieces = (
+            in_chunks = (
                 release.sent(entry, noise.over(words, grid)) for words in release.words(entry)
             )
-        else:  # as it came
-            came = encoding.base[entry.name]
-            pieces = encoding.encode(entry, step, came, keys.place, counts)
-        for words in pieces:
+        else:  # the base, unchanged
+            unchanged = encoding.base[entry.name]
+            in_chunks = encoding.encode(entry, step, unchanged, keys.place, counts)
+        for words in in_chunks:
             tag.update(words)
             cover(words, flat[start : start + len(words)])
             start += len(words)
         sealed[entry.name] = wire
     most = (2**31 - 1) // keys.participants
     counters = np.array([min(counts.clipped, most), min(counts.infinite, most)], dtype=np.int32)
-    if release is not None:  # nothing was counted: that would tell of one silo's numbers
+    if release is not None:  # no counts: they would reveal something of one silo's numbers
         release.check()
         if (vote := release.vote()) is not None:
             counters[:1] = noise.over(np.array(vote[:1], dtype=np.int32), vote[1])
@@ -135,14 +135,14 @@ def seal(
 
 @dataclass(frozen=True)
 class Opened:
-    """A sum that was verified.
+    """A verified sum.
 
     Attributes:
-        state: the average, name to tensor, in the order of the base: jobs load by place, too.
-        counts: of all participants together; nothing under noise.
+        state: the average, name to tensor, in the order of the base: some jobs load by position.
+        counts: of all participants together; 0 under noise.
         votes: under noise, the first counter.
-        digest: SHA-256 of the opened words. Not the tags: whoever has their key, as every silo
-            has, can make other words with the same.
+        digest: SHA-256 of the opened words. Not of the tags: every silo has their key, and could
+            make other words with the same tags.
 
     """
 
@@ -164,7 +164,7 @@ def open_sum(
         tag_key: of the round.
 
     Raises:
-        UpdateRefused: it is not the sum of what the participants have sealed in this round.
+        UpdateRefused: it is not the sum of this round's messages, one of each participant.
 
     """
     check_form(encoding, message)
@@ -184,8 +184,8 @@ def open_sum(
     tag.update(trailer[:COUNTERS])
     if join_tags(trailer[COUNTERS:], len(encoding.shares.samples)) != tag.value:
         raise UpdateRefused(
-            "the average that came is not the sum of what the silos sent in this round, with each "
-            "of them once: the server, or who stands between, has changed it; nothing was loaded"
+            "the average is not the sum of what the silos sent in this round, with each of them "
+            "once: the server, or somebody on the network, has changed it; nothing was loaded"
         )
     ordered = OrderedDict((name, state[name]) for name in encoding.base)
     if encoding.noised:
@@ -197,7 +197,7 @@ def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:
     """Check names, shapes and types of a sealed message.
 
     Raises:
-        UpdateRefused: naming the first entry that is not as it must be.
+        UpdateRefused: naming the first entry that does not fit.
 
     """
     wanted = {entry.name: entry.wire_shape for entry in encoding.entries}
@@ -213,10 +213,10 @@ def check_form(encoding: Encoding, message: Mapping[str, Tensor]) -> None:
 
 
 def add_up(messages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The server's part: the sum of the silos' words modulo 2^32, without a key.
+    """The server's part: add up the silos' words modulo 2^32, without keys.
 
     Raises:
-        UpdateRefused: they have other names, shapes or types than one another.
+        UpdateRefused: the messages differ in names, shapes or types.
 
     Example:
         >>> add_up([{"w": torch.tensor([2**31 - 1], dtype=torch.int32)}] * 2)["w"]
@@ -230,7 +230,7 @@ def add_up(messages: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         for name, words in message.items():
             if words.dtype != torch.int32 or words.shape != total[name].shape:
                 raise UpdateRefused(f"{name}: silos have sent it in several shapes or types")
-        # the first sum is a tensor of its own, and what a silo sent stays what it was
+        # the first addition makes a new tensor, so that the silo's message stays unchanged
         add = torch.add if message is more[0] else Tensor.add_
         for name, words in message.items():
             total[name] = add(total[name], words)

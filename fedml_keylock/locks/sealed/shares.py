@@ -1,4 +1,4 @@
-"""The participants' weights in an average, and how large their words may be."""
+"""Computes the participants' weights in an average, and the bounds of their words."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ...errors import UpdateRefused
 __all__ = ["Shares"]
 
 EXACT = 2.0**40
-"""Integers below are weights as they are: 64 bits hold all that is made of them."""
+"""Integers below this are used as weights directly: all that is computed with them fits 64 bits."""
 BITS = 24
-"""Of the largest weight otherwise, as in float32: an average of FedML's has no finer ones."""
+"""Bits of the largest weight otherwise, as in float32: FedML's average has no finer ones."""
 
 
 @dataclass(frozen=True)
 class Shares:
-    """The participants' weights in the average: FedAvg's, by their samples.
+    """The participants' weights in the average: FedAvg's, by numbers of samples.
 
     Attributes:
         samples: n_i of each participant, in order; positive integers.
@@ -29,10 +29,10 @@ class Shares:
 
     @classmethod
     def of(cls, numbers: Sequence[float]) -> Shares:
-        """From what silos say that they have, as the job's dataset has it: also fractions.
+        """Weights from the numbers of samples that silos report; fractions are allowed.
 
         Raises:
-            UpdateRefused: one of them is no weight: the bounds of all would sum to more than 2^31.
+            UpdateRefused: a number is not positive and finite, so the bounds would overflow.
 
         Example:
             >>> Shares.of([100, 50]).samples, Shares.of([1.5, 1]).samples
@@ -40,7 +40,7 @@ class Shares:
 
         """
         odd = [number for number in numbers if not 0 < number < math.inf]
-        if odd:  # of the others nothing is said: the line reaches whoever started the job
+        if odd:  # names no other number: the line reaches whoever started the job
             raise UpdateRefused(
                 f"a silo says that it has {odd[0]:g} samples, and each must have more than 0: start"
                 " the job without a silo that has no data"
@@ -52,14 +52,14 @@ class Shares:
 
     @property
     def total(self) -> int:
-        """n, the sum of all."""
+        """n, the sum of all weights."""
         return sum(self.samples)
 
     @property
     def low_bits(self) -> int:
-        """Bits of the low word of two: sums of all participants' stay below 2^31."""
+        """Bits in the low of two words, so that sums of all participants stay below 2^31."""
         return 31 - (len(self.samples) - 1).bit_length()
 
     def bound(self, place: int) -> int:
-        """What a word of a participant is clipped to: the bounds of all sum to less than 2^31."""
+        """The bound on a participant's words: the bounds of all add up to less than 2^31."""
         return self.samples[place] * (2**31 - 1 - len(self.samples)) // self.total

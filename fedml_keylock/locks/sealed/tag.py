@@ -1,4 +1,4 @@
-"""A linear tag over words: the sum of silos' tags is the tag of the sum of their words."""
+"""Computes a linear tag over words: the sum of silos' tags is the tag of the summed words."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .keystream import Keystream
 __all__ = ["TAG_WORDS", "Tag", "join_tags", "split_tags"]
 
 LIMB = 16
-"""Bits of a tag that one word carries: words of up to 32,768 silos add up below 2^31."""
+"""Bits of a tag in one word: sums over up to 32,768 silos stay below 2^31."""
 LIMBS = 64 // LIMB
 TAG_WORDS = 2 * LIMBS
-"""Words that the two tags of a message take."""
+"""Number of words for the two tags of a message."""
 
 
 class Tag:
-    """``t1 = sum r_j x_j`` and ``t2 = sum r_(j+1) x_j`` modulo 2^64, of words x in order.
+    """``t1 = sum r_j x_j`` and ``t2 = sum r_(j+1) x_j`` modulo 2^64, for words x in order.
 
-    The r are one secret keystream, the x signed words of 32 bits. Two Toeplitz rows: a sum that was
-    changed keeps both tags with probability 2^-66, since the difference of two signed words is at
-    most 2^31 times an odd number (each tag then misses 33 bits of 64).
+    The r are one secret keystream, the x signed words of 32 bits. The two tags are two Toeplitz
+    rows. A changed sum keeps both tags with probability 2^-66: the difference of two signed words
+    is at most 2^31 times an odd number, so each tag misses a change with probability 2^-33.
 
     Args:
-        key: 32 bytes, of one message.
+        key: 32 bytes, for one message.
 
     Example:
         >>> both, one, two = (Tag(bytes(32)) for _ in range(3))
@@ -41,7 +41,7 @@ class Tag:
         self._sums = [0, 0]
 
     def update(self, words: NDArray[np.int32]) -> None:
-        """Take in the next words, ``(k,)``."""
+        """Add the next words, ``(k,)``."""
         if not len(words):
             return
         secret, wide = self._stream.longs(len(words)), words.astype(np.int64)
@@ -51,12 +51,12 @@ class Tag:
 
     @property
     def value(self) -> tuple[int, int]:
-        """The two tags of all words so far, from 0 up to 2^64 - 1."""
+        """The two tags of all words so far, from 0 to 2^64 - 1."""
         return self._sums[0] % 2**64, self._sums[1] % 2**64
 
 
 def split_tags(value: tuple[int, int]) -> NDArray[np.int32]:
-    """Two tags as the words of a message, ``(TAG_WORDS,)``, LIMB bits each.
+    """Two tags as words of a message, ``(TAG_WORDS,)``, LIMB bits each.
 
     Example:
         >>> split_tags((1 << 16, 5)).tolist()
@@ -68,15 +68,15 @@ def split_tags(value: tuple[int, int]) -> NDArray[np.int32]:
 
 
 def join_tags(words: NDArray[np.int32], silos: int) -> tuple[int, int] | None:
-    """The sums of tags from the sums of their words: the inverse of `split_tags`, of many silos.
+    """The sums of tags from the sums of their words: the inverse of `split_tags` for many silos.
 
     Args:
         words: ``(TAG_WORDS,)``.
-        silos: how many have sent them.
+        silos: how many sent them.
 
     Returns:
-        None where so many silos' words have no such sums. A change of the words could otherwise
-        shift a tag by one of several numbers, as its sums wrap or not, and each is a guess.
+        None if no tags of so many silos have these sums. Otherwise a change of the words could
+        shift a tag by one of several numbers, as its sums wrap or not, and each would be a guess.
 
     Example:
         >>> join_tags(split_tags((3, 5)) + split_tags((2**64 - 1, 1)), 2)

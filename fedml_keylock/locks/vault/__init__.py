@@ -1,6 +1,6 @@
-"""Private state on disk, one owner-only file a silo: the only way that it leaves the process.
+"""Stores private state on disk, one owner-only file a silo. It leaves the process no other way.
 
-``silo.py`` is what a job uses, ``file.py`` the file's form, and ``cipher.py`` its encryption.
+A job uses ``silo.py``; ``file.py`` has the file format, and ``cipher.py`` the encryption.
 """
 
 from .cipher import Cipher

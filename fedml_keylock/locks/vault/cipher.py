@@ -1,4 +1,4 @@
-"""Encryption of a vault under a passphrase: scrypt, and AES-256-GCM over content and header."""
+"""Encrypts a vault under a passphrase: scrypt, and AES-256-GCM over content and header."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from ...errors import ConfigError, PrivateStateError, VaultError
 __all__ = ["PASSPHRASE", "Cipher", "Kdf"]
 
 PASSPHRASE = "FEDML_KEYLOCK_PASSPHRASE"  # noqa: S105  # the name of a variable
-"""The environment variable with the passphrase; with _FILE behind it, the one that names a file."""
+"""Environment variable with the passphrase; with _FILE appended, the one that names its file."""
 
 NAME = "aes-256-gcm"
 NONCE = 12
-"""Bytes, as GCM wants it; drawn anew for each save."""
+"""Bytes of GCM's nonce, which is drawn anew for each save."""
 SALT = 16
 MEMORY = 256 * 2**20
-"""Bytes that a file's header may make scrypt use: eight times what ours ask for."""
+"""Bytes that a file's header may make scrypt use: eight times our default."""
 LONGEST = 4096
-"""Bytes of the longest passphrase: more is another file than was meant."""
+"""Bytes of the longest passphrase: a longer file is probably the wrong one."""
 
 
 @dataclass(frozen=True)
 class Kdf:
-    """How a key is made of a passphrase: scrypt's salt and cost. Public, and in the file's header.
+    """How a key is derived from a passphrase: scrypt's salt and cost. Public, in the file's header.
 
     Attributes:
         salt: 16 bytes.
@@ -50,7 +50,7 @@ class Kdf:
     p: int = 1
 
     def entries(self) -> dict[str, str]:
-        """What of it stands in a header.
+        """Its entries in a file's header.
 
         Example:
             >>> Kdf(bytes(16)).entries()["n"]
@@ -62,10 +62,10 @@ class Kdf:
 
     @classmethod
     def of(cls, header: Mapping[str, str]) -> Kdf:
-        """Read it from a header, within bounds: a foreign file must not ask for gigabytes.
+        """Read it from a header, within bounds: a foreign file must not demand gigabytes.
 
         Raises:
-            VaultError: missing, of another kind, or out of bounds.
+            VaultError: an entry is missing, of another kind, or out of bounds.
 
         Example:
             >>> Kdf.of({"kdf": "scrypt", "n": "1073741824", "r": "8", "p": "1", "salt": "00" * 16})
@@ -83,9 +83,9 @@ class Kdf:
 
 
 class Cipher:
-    """Seals and opens the files of a vault under one passphrase. Shows it to nobody.
+    """Encrypts and decrypts a vault's files under one passphrase, which it never shows.
 
-    The key is derived when first needed and kept: once for all that one process writes, and once
+    The key is derived when first needed and kept: one for all files that a process writes, and one
     for each salt that it reads.
 
     Args:
@@ -113,18 +113,18 @@ class Cipher:
 
     @classmethod
     def from_environment(cls, variable: str = PASSPHRASE) -> Cipher:
-        """Take the passphrase from a variable, or from the owner-only file that another one names.
+        """Read the passphrase from a variable, or from the owner-only file that another one names.
 
-        A file is the better place: a process's environment can be read by whatever runs as the
-        same user, and `mpiexec` sends its own to every host of the job.
+        A file is safer: any process of the same user can read a process's environment, and
+        `mpiexec` sends its own to every host of the job.
 
         Args:
-            variable: its name; with ``_FILE`` behind it, that of the one that names the file. The
-                file may be a link. A newline at its end is not part of the passphrase.
+            variable: its name; with ``_FILE`` appended, the variable that names the file. The file
+                may be a link. A newline at its end is not part of the passphrase.
 
         Raises:
             ConfigError: neither is set, both are, or the passphrase is empty.
-            VaultError: the file is missing, or others may read it.
+            VaultError: the file is missing, or other users may read it.
 
         """
         names_file = f"{variable}_FILE"
@@ -150,7 +150,7 @@ class Cipher:
         """Encrypt content, and authenticate a header with it.
 
         Returns:
-            The header with what is needed to open it, and the sealed content.
+            The header with the entries needed to open it, and the sealed content.
 
         Raises:
             VaultError: the content is 2 GiB or more.
@@ -167,10 +167,10 @@ class Cipher:
         return whole, sealed
 
     def open(self, sealed: bytes, header: Mapping[str, str]) -> bytes:
-        """Decrypt what was sealed with this very header.
+        """Decrypt content that was sealed with exactly this header.
 
         Raises:
-            VaultError: another passphrase, or a bit of content or header has changed.
+            VaultError: the passphrase is another, or content or header have changed.
 
         """
         if header.get("cipher") != NAME:
@@ -199,7 +199,7 @@ def _authenticated(header: Mapping[str, str]) -> bytes:
 
 
 def _number(text: str | None) -> int:
-    """A short decimal number, or 0, which is out of all bounds."""
+    """A short decimal number; 0, which is out of bounds, for any other text."""
     return int(text) if text and len(text) < 12 and text.isascii() and text.isdigit() else 0
 
 

@@ -1,8 +1,8 @@
-"""The form of a vault's file: safetensors, whose metadata is the header, plain or sealed.
+"""Reads and writes a vault's file: safetensors, with the header as its metadata.
 
-Plain, the tensors are the private state, and the header ends in a checksum of both. Sealed, the one
-tensor is the ciphertext of a safetensors file with the state, and the header is authenticated with
-it. Nothing in either is ever executed. The header tells nothing private.
+In a plain file the tensors are the private state, and the header holds a checksum of both. In a
+sealed file the one tensor is the ciphertext of a safetensors file, authenticated with the header.
+Nothing in either is ever executed. The header holds nothing private.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ __all__ = ["SCHEMA", "Stored", "write_state"]
 SCHEMA = "fedml-keylock/vault/2"
 SEALED = "ciphertext"
 LONGEST_HEADER = 16 * 2**20
-"""Bytes: a hundred times what the largest models need. A foreign file may claim anything."""
+"""Bytes: a hundred times the need of the largest models. A foreign file may claim any size."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A vault's file as it was read, not decrypted yet.
+    """A vault's file as read, not yet decrypted.
 
     Attributes:
-        path: where it was read.
-        header: schema, silo, layout, round; cipher and its parameters when it is sealed. It can be
-            trusted after `state` only.
+        path: of the file.
+        header: schema, silo, layout, round; for a sealed file cipher and its parameters. Trust it
+            only after `state` has succeeded.
         content: the whole file.
 
     """
@@ -53,12 +53,13 @@ class Stored:
         """Read a file of a vault.
 
         Raises:
-            VaultError: missing, truncated, foreign, someone else's, or readable by others.
+            VaultError: the file is missing, truncated, foreign, another user's, or others may read
+                it.
 
         """
         with open_private(path) as file:
             try:
-                # the header first: not all of a foreign file has to be read to see that it is one
+                # the header first: a foreign file need not be read whole to recognise it
                 header = _metadata(file.read(8), file.read)
                 if header.get("schema") != SCHEMA:
                     raise VaultError(
@@ -78,7 +79,7 @@ class Stored:
 
     @property
     def silo(self) -> int:
-        """Index of its silo."""
+        """Index of the silo."""
         return self._number("silo")
 
     @property
@@ -91,18 +92,18 @@ class Stored:
 
     @property
     def round_index(self) -> int:
-        """The round that its state is to be trained in next."""
+        """The next round for this state."""
         return self._number("round")
 
     def state(self, cipher: Cipher | None) -> dict[str, Tensor]:
-        """The private state.
+        """Decrypt and check the private state.
 
         Args:
-            cipher: for a sealed file, None for a plain one.
+            cipher: for a sealed file; None for a plain one.
 
         Raises:
-            VaultError: damaged, sealed under another passphrase, or sealed when it is expected to
-                be plain, or the reverse.
+            VaultError: the file is damaged, sealed under another passphrase, or sealed when it
+                should be plain, or the reverse.
 
         """
         self._check_form(cipher)
@@ -121,7 +122,7 @@ class Stored:
             raise VaultError(f"vault {self.path}: damaged ({error})") from None
 
     def _check_form(self, cipher: Cipher | None) -> None:
-        # by its name: a file of the history lies one folder deeper
+        # found by its name: a file of the history lies one folder deeper
         inside = self.path.name.startswith("silo-")
         folder = self.path.parent if inside else self.path.parent.parent
         rekey = f"fedml-keylock vault rekey {shlex.quote(str(folder))} --silo {self.silo}"
@@ -157,13 +158,13 @@ def write_state(
     Args:
         path: of the file.
         state: the private state.
-        cipher: seals it; None leaves it plain.
+        cipher: to seal it; None leaves it plain.
         silo: index of the silo.
-        layout: digest of what the state belongs to.
-        round_index: the round that it is to be trained in next.
+        layout: digest of the model and locked layers that the state belongs to.
+        round_index: the next round for the state.
 
     Raises:
-        VaultError: it cannot be written; what was there before is untouched.
+        VaultError: the file cannot be written; an older one is untouched.
 
     Example:
         >>> import tempfile
@@ -189,7 +190,7 @@ def write_state(
 
 
 def _metadata(size: bytes, read: Callable[[int], bytes]) -> dict[str, str]:
-    """The header of a safetensors file. Raises ValueError where there is none."""
+    """The header of a safetensors file. Raises ValueError if there is none."""
     if len(size) < 8:
         raise ValueError("it ends within its header")
     (length,) = struct.unpack("<Q", size)
@@ -208,7 +209,7 @@ def _metadata(size: bytes, read: Callable[[int], bytes]) -> dict[str, str]:
 
 
 def _checksum(header: Mapping[str, str], state: Mapping[str, Tensor]) -> str:
-    """Of header, names, shapes and numbers: against accidents, not against an attacker."""
+    """A checksum of header, names, shapes and numbers: against accidents, not against attackers."""
     digest = sha256()
     for name in sorted(header.keys() - {"sha256"}):
         digest.update(f"{name} {header[name]}\n".encode())

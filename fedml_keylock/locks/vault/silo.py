@@ -1,4 +1,4 @@
-"""Private state on disk, one owner-only file a silo: the only way that it leaves the process."""
+"""Keeps one silo's private state in a folder, and makes sure that one process writes it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Vault:
     """One silo's private state in a folder.
 
     Attributes:
-        folder: where the files are; made when first written, for its owner only.
+        folder: of the files; created on the first write, for its owner only.
         silo: index of the silo.
         layout: digest of the public layout that the state belongs to; a vault of another model or
             another lock is refused.
-        cipher: seals and opens the files; None leaves them plain.
+        cipher: encrypts and decrypts the files; None leaves them plain.
 
     Example:
         >>> import tempfile
@@ -50,52 +50,52 @@ class Vault:
         return silo_path(self.folder, self.silo)
 
     def history_path(self, round_index: int) -> Path:
-        """Where the private state that a round began with is kept, when it is."""
+        """The file for the private state that a round began with."""
         return self.folder / f"silo-{self.silo}" / f"round-{round_index:05d}.safetensors"
 
     def exists(self) -> bool:
-        """Whether the silo has saved before."""
-        # a link that leads nowhere is there too, and loading it says what is wrong
+        """Whether the silo has saved a state."""
+        # a broken link counts too: loading it says what is wrong
         return os.path.lexists(self.path)
 
     def claim(self, *, wait: float = 0.0) -> None:
-        """Be the only process that writes this silo's vault, until `release` or its end.
+        """Claim this silo's vault, so that no other process writes it, until `release` or exit.
 
-        What a killed process left half written is removed. Saving does this by itself; a job does
-        it before it trains what it could not save.
+        This removes files that a killed process left half written. Saving claims by itself; a job
+        claims before it trains, so that it trains nothing that cannot be saved.
 
         Args:
-            wait: seconds to wait for another process that is about to release it.
+            wait: how many seconds to wait for another process to release it.
 
         Raises:
-            VaultError: another process writes it, or the folder cannot be written.
+            VaultError: another process holds it, or the folder cannot be written.
 
         """
         claim_silo(self.folder, self.silo, wait=wait)
 
     def release(self) -> None:
-        """Let another process write this silo's vault. Nothing when this one has not claimed it."""
+        """Let another process write this silo's vault. Does nothing without a claim."""
         release(_lock_file(self.folder, self.silo))
 
     def save(self, state: Mapping[str, Tensor], *, round_index: int) -> None:
-        """Write private state: whole or not at all, readable by its owner only.
+        """Write private state, whole or not at all, readable by its owner only.
 
         Args:
             state: of the silo's lock, name to tensor.
-            round_index: the first round that has not been trained with this state.
+            round_index: the next round for this state.
 
         Raises:
-            VaultError: the file cannot be written, or another process writes this vault; what was
-                there before is untouched.
+            VaultError: the file cannot be written, or another process holds this vault; the older
+                state is untouched.
 
         """
         self._write(self.path, state, round_index)
 
     def keep(self, state: Mapping[str, Tensor], *, round_index: int) -> None:
-        """Keep the private state that a round begins with beside the current one.
+        """Save the private state that a round begins with, beside the current one.
 
         Raises:
-            VaultError: the file cannot be written, or another process writes this vault.
+            VaultError: the file cannot be written, or another process holds this vault.
 
         """
         self._write(self.history_path(round_index), state, round_index)
@@ -104,14 +104,14 @@ class Vault:
         """Read the silo's private state.
 
         Args:
-            path: of a file that `keep` has written; None for the current state.
+            path: of a file that `keep` wrote; None for the current state.
 
         Returns:
-            The state, and the round that it is to be trained in next.
+            The state, and its next round.
 
         Raises:
-            VaultError: missing, damaged, readable by others, someone else's, encrypted under
-                another passphrase, or of another silo or another job's layout.
+            VaultError: the file is missing, damaged, readable by others, another user's, encrypted
+                under another passphrase, or of another silo or another job's layout.
 
         """
         stored = Stored.read(path or self.path)
@@ -137,10 +137,10 @@ class Vault:
 
 
 def claim_silo(folder: Path, silo: int, *, wait: float = 0.0) -> None:
-    """Be the only process that writes a silo's files; remove what a killed one left half written.
+    """Claim a silo's files for this process, and remove what a killed process left half written.
 
     Raises:
-        VaultError: another process writes them, or the folder cannot be written.
+        VaultError: another process holds them, or the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -175,7 +175,7 @@ def silos_in(folder: Path) -> list[int]:
     """The silos that have files in a folder.
 
     Raises:
-        VaultError: it is not a folder, cannot be read, or others may use it.
+        VaultError: the path is not a folder, cannot be read, or others may use it.
 
     Example:
         >>> import tempfile
@@ -195,18 +195,18 @@ def silos_in(folder: Path) -> list[int]:
         raise VaultError(f"vault {folder}: {error.strerror}") from None
     matches = (re.fullmatch(r"silo-(\d+)(\..*\.safetensors|\.safetensors)?", n) for n in names)
     found = sorted({int(match[1]) for match in matches if match})
-    if found:  # or it is no vault, and may be anybody's
+    if found:  # without files it is not a vault, and may belong to anybody
         check_folder(folder)
     return found
 
 
 def history_of(folder: Path, silo: int) -> list[Path]:
-    """The files with the private state that rounds of a silo began with, oldest first."""
+    """The private states that a silo's rounds began with, as files, oldest first."""
     return sorted((folder / f"silo-{silo}").glob("round-*.safetensors"))
 
 
 def files_of(folder: Path, silo: int) -> list[Path]:
-    """Every file with a silo's private state: of the past, set aside, and the current one."""
+    """Every file with a silo's private state: past ones, those set aside, and the current one."""
     current = silo_path(folder, silo)
     aside = sorted(folder.glob(f"silo-{silo}.*.safetensors"))
     there = [current] if os.path.lexists(current) else []

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from fedml_keylock.locks import KeyLockConfig, lock_model, secret_variables
 from fedml_keylock.locks.entropy import seeded_uniform
-from fedml_keylock.locks.paper.attacker_model import RevealedLock, attacker_model
+from fedml_keylock.locks.paper.attacker_model import AttackerLock, attacker_model
 from fedml_keylock.locks.paper.module import KeyLock, locks
 
 EPS, MOMENTUM = 1e-5, 0.1
@@ -259,15 +259,15 @@ def test_a_revealed_lock_with_a_silos_values_is_that_silos_lock(channel_dim, nor
     lock = KeyLock(4, PAPER, normalise=normalise, channel_dim=channel_dim).double()
     far_from_the_start(lock)
     x = inputs(3, 4, 5, 6) if channel_dim == 1 else inputs(3, 5, 4)
-    revealed = RevealedLock(lock).double()
-    assert not torch.allclose(revealed(x), lock(x))  # it starts as no lock at all
+    attacker = AttackerLock(lock).double()
+    assert not torch.allclose(attacker(x), lock(x))  # it starts as no lock at all
     gamma, beta = lock.scale(), lock.shift()
     with torch.no_grad():
-        revealed.gamma.copy_(gamma)
-        revealed.beta.copy_(beta)
-    assert torch.allclose(revealed(x), lock(x), atol=1e-6, rtol=0)
+        attacker.gamma.copy_(gamma)
+        attacker.beta.copy_(beta)
+    assert torch.allclose(attacker(x), lock(x), atol=1e-6, rtol=0)
     # an attacker replays a training step, whatever mode the copy is in
-    assert torch.allclose(revealed.eval()(x), lock(x), atol=1e-6, rtol=0)
+    assert torch.allclose(attacker.eval()(x), lock(x), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("normalise", [None, "batch", "layer"])
@@ -276,7 +276,7 @@ def test_a_revealed_lock_starts_as_no_lock(normalise):
     lock = KeyLock(4, PAPER, normalise=normalise, channel_dim=dim).double()
     x = inputs(3, 5, 4) if dim == -1 else inputs(3, 4, 5)
     expected = {None: lambda v: v, "batch": batch_norm, "layer": layer_norm}[normalise](x)
-    assert torch.allclose(RevealedLock(lock).double()(x), expected, atol=1e-6, rtol=0)
+    assert torch.allclose(AttackerLock(lock).double()(x), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("chained", [False, True])

@@ -19,7 +19,13 @@ from fedml_keylock.locks import (
 )
 from fedml_keylock.locks.job_key import JobKey
 from fedml_keylock.locks.rotated.rotation import Rotation
-from fedml_keylock.locks.rotated.turns import OPEN, Part, Turns, digest, parts_of
+from fedml_keylock.locks.rotated.round_rotation import (
+    UNROTATED,
+    Part,
+    RoundRotation,
+    digest,
+    parts_of,
+)
 from fedml_keylock.types import JobSecrets
 
 ROTATED = KeyLockConfig(lock="rotated")
@@ -91,7 +97,7 @@ def test_a_part_is_rotated_by_itself():
 
 def test_a_first_model_is_not_rotated():
     """The server made it and knows it: its rotation would tell of the key."""
-    assert Turns(parts_of(Normed()), KEY, OPEN).turned(made().state_dict()) == {}
+    assert RoundRotation(parts_of(Normed()), KEY, UNROTATED).rotate(made().state_dict()) == {}
 
 
 def test_a_running_variance_never_comes_back_negative():
@@ -102,7 +108,7 @@ def test_a_running_variance_never_comes_back_negative():
     sent = rotation.rotate(model.state_dict())
     bare = (Part("norm.running_var", ("norm.running_var",)),)
     # the control: without a limit it does
-    assert float(Turns(bare, KEY, 0).opened(sent)["norm.running_var"].min()) < 0
+    assert float(RoundRotation(bare, KEY, 0).rotate_back(sent)["norm.running_var"].min()) < 0
     back = rotation.restore(sent, round_index=0)["norm.running_var"]
     assert float(back.min()) == 0
     assert float(back.max()) == pytest.approx(1e6)

@@ -190,7 +190,7 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
     own = silos[1].train()
     with pytest.raises(LockError, match="data has more or fewer examples than FedML is told of"):
         silos[1].seal(own, samples=24)
-    with pytest.raises(LockError, match=r"0\.bias has changed otherwise than by an optimizer's"):
+    with pytest.raises(LockError, match=r"0\.bias has changed other than by an optimizer's"):
         silos[1].seal({**own, "0.bias": own["0.bias"] + 1e-3})
     # what a failed round has left of hooks is taken off
     assert not silos[0].model[0]._backward_hooks

@@ -48,7 +48,7 @@ def test_silos_that_were_given_other_sums_have_other_keys(silos, monkeypatch):
     monkeypatch.undo()
     total = total_of(silos)  # what each adds is a step from another model
     for silo in silos:
-        with pytest.raises(UpdateRefused, match="round 1: the average that came is not the sum"):
+        with pytest.raises(UpdateRefused, match="round 1: the average is not the sum"):
             silo.open(total)
 
 

@@ -243,7 +243,7 @@ def test_steps_of_another_model_are_left_alone():
         loss_of(other, images, labels).backward()
         theirs.step()
 
-    assert trained(model, [(images, labels)], change=change).taken == 1
+    assert trained(model, [(images, labels)], change=change).steps == 1
     plain = net_of("linear")
     loss_of(plain, images, labels).backward()
     assert torch.equal(other.weight, plain.weight - plain.weight.grad)
@@ -317,8 +317,8 @@ def normed(model, images, labels):
         ({"change": scaled}, "weight is not the mean of the examples': the loss has other terms"),
         ({"loss": penalty}, "weight is not the mean of the examples': the loss has other terms"),
         ({"loss": twice}, "weight is not that of the examples that"),
-        ({"change": moved}, "bias has changed otherwise than by an optimizer's step"),
-        ({"change": hidden}, "bias has changed otherwise than by an optimizer's step"),
+        ({"change": moved}, "bias has changed other than by an optimizer's step"),
+        ({"change": hidden}, "bias has changed other than by an optimizer's step"),
         ({"make": lambda p: torch.optim.SGD([next(p)])}, "bias has a gradient and is not in the o"),
     ],
 )
@@ -354,9 +354,9 @@ def test_gradients_that_a_step_asks_for_are_not_followed(kind):
     try:
         closure()
         optimizer.step()
-        assert gradients.taken == 1
+        assert gradients.steps == 1
         optimizer.zero_grad()
-        with pytest.raises(LockError, match="asked for gradients within its step, as of a closure"):
+        with pytest.raises(LockError, match="computed gradients within its step, as with"):
             optimizer.step(closure)
     finally:
         gradients.detach()
@@ -376,7 +376,7 @@ def test_with_one_step_what_is_sent_must_be_plain_sgd(make):
     gradients = trained(model, [data_of(6, model)], make=make)
     with pytest.raises(LockError, match="is not what plain SGD makes of it in a step"):
         gradients.check_step(start, model.state_dict())
-    with pytest.raises(LockError, match="has changed otherwise than by an optimizer's step"):
+    with pytest.raises(LockError, match="has changed other than by an optimizer's step"):
         gradients.check_sent(start)
 
 

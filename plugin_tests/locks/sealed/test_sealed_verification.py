@@ -153,8 +153,9 @@ def test_the_message_says_what_has_happened():
     with pytest.raises(UpdateRefused) as error:
         job.silos[0].open(CHANGES["zeros"](job))
     assert str(error.value) == (
-        "round 1: the average that came is not the sum of what the silos sent in this round, with "
-        "each of them once: the server, or who stands between, has changed it; nothing was loaded"
+        "round 1: the average is not the sum of what the silos sent in this round, with "
+        "each of them once: the server, or somebody on the network, has changed it; nothing was "
+        "loaded"
     )
     with pytest.raises(UpdateRefused, match=r"^round 1: b is missing$"):
         job.silos[0].open(CHANGES["an entry missing"](job))
@@ -269,7 +270,7 @@ def test_there_is_one_first_model():
 def test_nothing_is_sealed_before_the_first_model_came():
     silo = Rounds(silos_of(FIRST)[0].secrets)
     assert not silo.begun
-    with pytest.raises(HostError, match="before the first model came"):
+    with pytest.raises(HostError, match="before the first model arrived"):
         silo.seal(FIRST)
     silo.begin(FIRST)
     assert silo.begun

@@ -1,1 +1,1 @@
-"""Folding the lock into a plain model: ``arithmetic.py``, and ``feeds.py`` for what feeds what."""
+"""Folds the lock into a plain model: ``arithmetic.py`` computes, ``feeds.py`` finds shared use."""

@@ -1,4 +1,4 @@
-"""Arithmetic of an export: a map of the channels, folded into a layer or made a plain module."""
+"""Computes channel maps, and folds them into a layer or makes them plain modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ChannelMap:
 
     Attributes:
         weight: ``(c,)``, one factor a channel.
-        bias: ``(c,)``, or None for a map that adds nothing.
+        bias: ``(c,)``, or None for a map without a shift.
 
     """
 
@@ -39,7 +39,7 @@ class ChannelMap:
 def batch_map(
     mean: Tensor, variance: Tensor, eps: float, gamma: Tensor, beta: Tensor
 ) -> ChannelMap:
-    """What a batch norm with these running statistics does in evaluation. All are ``(c,)``.
+    """The map of a batch norm with these running statistics in evaluation. All are ``(c,)``.
 
     Example:
         >>> batch_map(torch.ones(1), torch.ones(1), 0.0, torch.ones(1), torch.ones(1)).bias
@@ -51,13 +51,13 @@ def batch_map(
 
 
 def fold_into(layer: nn.Module, change: ChannelMap) -> None:
-    """Let a convolution or linear layer compute ``change(layer(x))``.
+    """Make a convolution or linear layer compute ``change(layer(x))``.
 
-    It gets a bias when it had none and the map adds something.
+    The layer gets a bias if it had none and the map has a shift.
 
     Args:
-        layer: changed in place; it gets what it computed, scaled and shifted.
-        change: a map of its output's channels.
+        layer: changed in place.
+        change: a map of the channels of its output.
 
     Example:
         >>> layer = nn.Linear(3, 2, bias=False)
@@ -72,10 +72,10 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
     groups = getattr(layer, "groups", 1)
     transposed = isinstance(layer, TRANSPOSED)
     if transposed:
-        weight = _turned(weight, groups)
+        weight = _transposed(weight, groups)
     weight = change.weight.double().view(-1, *[1] * (weight.dim() - 1)) * weight
     if transposed:
-        weight = _turned(weight, groups)
+        weight = _transposed(weight, groups)
     own = public_parameter(layer, "bias")
     bias = change.bias
     if own is not None:
@@ -88,13 +88,13 @@ def fold_into(layer: nn.Module, change: ChannelMap) -> None:
 
 
 def set_affine(norm: nn.Module, gamma: Tensor, beta: Tensor | None, like: Tensor) -> None:
-    """Give a normalisation layer this weight and bias, as parameters of its own.
+    """Give a normalisation layer this weight and bias as its own parameters.
 
     Args:
         norm: changed in place.
         gamma: ``(c,)``.
         beta: ``(c,)``, or None for a layer that has no bias.
-        like: has the device and the type that a layer without parameters is to get.
+        like: a tensor with the device and type for a layer that has no parameters.
 
     Example:
         >>> norm = nn.BatchNorm2d(2, affine=False)
@@ -120,7 +120,7 @@ def shift_by(beta: Tensor, like: Tensor) -> nn.Linear:
         [[1.0, 1.0]]
 
     """
-    # on meta: its own initial values are not wanted, nor drawn from anyone's generator
+    # on meta: initial values are not needed, and would use up random numbers
     made = nn.Linear(len(beta), len(beta), device="meta")
     made.weight = _like(torch.ones_like(beta).diag(), like, trained=True)
     made.bias = _like(beta, like, trained=True)
@@ -128,10 +128,10 @@ def shift_by(beta: Tensor, like: Tensor) -> nn.Linear:
 
 
 def put_behind(layer: nn.Module, *behind: nn.Module) -> None:
-    """Turn a layer into a `nn.Sequential` of itself and what is to run behind it.
+    """Turn a layer into a `nn.Sequential` of itself and the modules behind it.
 
-    The object stays the one that it was, so that whoever has it, under whatever name, runs the
-    whole sequence. Its forward hooks get what the whole gives.
+    The object stays the same, so that every reference to it runs the whole sequence. Its forward
+    hooks get the output of the whole.
 
     Example:
         >>> layer = nn.ReLU()
@@ -150,17 +150,17 @@ def put_behind(layer: nn.Module, *behind: nn.Module) -> None:
     layer.__dict__ = sequence.__dict__
 
 
-def _turned(weight: Tensor, groups: int) -> Tensor:
-    """``(in, out / groups, ...)`` of a transposed convolution as ``(out, in / groups, ...)``.
+def _transposed(weight: Tensor, groups: int) -> Tensor:
+    """Swap a transposed convolution's weight between its own layout and a convolution's.
 
-    And back again.
+    ``(in, out / groups, ...)`` becomes ``(out, in / groups, ...)``, and back again.
     """
     each = weight.view(groups, -1, *weight.shape[1:])
     return each.transpose(1, 2).flatten(0, 1)
 
 
 def _like(value: Tensor, old: Tensor, *, trained: bool = False) -> nn.Parameter:
-    """A parameter with these values, in an old one's place: its device, type and memory format."""
+    """A parameter with these values, and the old one's device, type and memory format."""
     if old.shape == value.shape:
         made = torch.empty_like(old, requires_grad=False)
     else:

@@ -1,4 +1,4 @@
-"""What an export may fold into what: only what the model's own trace shows."""
+"""Finds which parameters an export may fold, from the model's own trace."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["Feeds", "feeds_of"]
 
 @dataclass(frozen=True)
 class Feeds:
-    """Which parameters of a model are used by more than the one layer that they belong to.
+    """Parameters of a model that are used beyond the one layer that they belong to.
 
     Attributes:
         shared: parameters that belong to several modules.
         read: parameters whose values the model reads itself.
-        looked_at: parameters whose type, device or shape it reads.
+        looked_at: parameters whose type, device or shape the model reads itself.
 
     """
 
@@ -29,15 +29,15 @@ class Feeds:
     looked_at: tuple[Tensor, ...]
 
     def shares(self, layer: nn.Module) -> bool:
-        """Whether this layer's weight or bias is also another's."""
+        """Whether this layer's weight or bias also belongs to another."""
         return _has(layer, self.shared)
 
     def reads(self, layer: nn.Module, *, values: bool) -> bool:
-        """Whether the model reads this layer's weight or bias itself, beside running the layer.
+        """Whether the model reads this layer's weight or bias other than by running the layer.
 
         Args:
             layer: any.
-            values: whether it does not matter when only a type, device or shape is read.
+            values: whether to ignore reads of only a type, device or shape.
 
         """
         return _has(layer, self.read) or (not values and _has(layer, self.looked_at))
@@ -58,7 +58,7 @@ def feeds_of(model: nn.Module) -> Feeds:
 
     """
     found = [traced(model, training=training) for training in (True, False)]
-    # half of it proves nothing
+    # one trace alone proves nothing
     graphs = [g for g in found if g is not None] if None not in found else []
     owned = [p for module in model.modules() for p in module.parameters(recurse=False)]
     count = Counter(map(id, owned))

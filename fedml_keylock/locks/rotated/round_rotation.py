@@ -1,4 +1,4 @@
-"""Which entries of a model's state are turned together, and how under one key in one round."""
+"""Rotates the parts of a model's state under one key in one round."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from torch import Tensor, nn
 from ...errors import LockError, UpdateRefused
 from ...tensors import infinite_in, one_thread, raw
 from ..job_key import JobKey
-from .orthogonal import Turn
+from .orthogonal import OrthogonalMatrix
 
-__all__ = ["OPEN", "Part", "Turns", "as_one", "digest", "integers_of", "parts_of"]
+__all__ = ["UNROTATED", "Part", "RoundRotation", "as_one", "digest", "integers_of", "parts_of"]
 
-OPEN = -1
-"""The round under which a state is shown as it is: that of the first model, which the server made
-and knows."""
+UNROTATED = -1
+"""The round of the first model, which is not rotated: the server made it and knows it."""
 LABEL = "rotation "
 PARAMETERS = "parameters"
-"""Label of the part that they are."""
+"""Label of the parameters' part."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Entries that are one vector to a turn.
+    """Entries of a state that are rotated as one vector.
 
     Attributes:
-        label: of its stream.
+        label: of its random stream.
         names: in the model's state, in order.
-        least: what no number of it can be below; None for no such limit.
+        least: smallest valid number; None for no limit.
 
     """
 
@@ -42,14 +41,14 @@ class Part:
 
 
 def parts_of(model: nn.Module) -> tuple[Part, ...]:
-    """All parameters together, and each buffer of floating-point numbers by itself.
+    """All parameters as one part, and each floating-point buffer as a part of its own.
 
-    Together, so that what a turn leaves to be seen is one length and not one a layer; apart,
-    because a running variance of thousands beside weights of hundredths would cost these their
-    precision. Integers, such as counts of batches, are shared as they are.
+    One part, so that a rotation leaves one length visible, not one for each layer. Buffers apart,
+    because a running variance of thousands beside weights of hundredths would cost the weights
+    precision. Integers, such as counts of batches, are shared unchanged.
 
     Raises:
-        LockError: there is nothing to turn, or something of complex numbers.
+        LockError: there is nothing to rotate, or a tensor has complex or infinite numbers.
 
     Example:
         >>> [part.label for part in parts_of(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)))]
@@ -71,13 +70,13 @@ def parts_of(model: nn.Module) -> tuple[Part, ...]:
     if not names:
         raise LockError(f"{type(model).__name__} has no parameters to lock")
     rest = [name for name in real if name not in trained and state[name].numel()]
-    # rounding may take a variance of nothing below 0, where no norm can use it
+    # rounding may make a variance of zero negative, which no norm accepts
     buffers = (Part(n, (n,), 0.0 if n.endswith("running_var") else None) for n in rest)
     return (Part(PARAMETERS, names), *buffers)
 
 
 def integers_of(model: nn.Module) -> dict[str, torch.dtype]:
-    """The entries of a model's state that are no part, by name: buffers, parameters, extra state.
+    """The entries of a model's state that are not floating point, with their types.
 
     Example:
         >>> integers_of(nn.BatchNorm1d(2))
@@ -92,18 +91,19 @@ def integers_of(model: nn.Module) -> dict[str, torch.dtype]:
     }
 
 
-class Turns:
-    """What every part is turned by, under one key in one round.
+class RoundRotation:
+    """The rotations of all parts under one key in one round.
 
     Args:
         parts: see `parts_of`.
         key: of the job.
-        round_index: from 0 on; OPEN for no turn at all.
+        round_index: from 0 on; UNROTATED for no rotation.
 
     Example:
         >>> model = nn.Linear(4, 2)
-        >>> turns, state = Turns(parts_of(model), JobKey(bytes(32)), 0), model.state_dict()
-        >>> back = turns.opened(turns.turned(state))
+        >>> rotation = RoundRotation(parts_of(model), JobKey(bytes(32)), 0)
+        >>> state = model.state_dict()
+        >>> back = rotation.rotate_back(rotation.rotate(state))
         >>> torch.allclose(back["weight"], state["weight"], atol=1e-6)
         True
 
@@ -111,10 +111,10 @@ class Turns:
 
     def __init__(self, parts: Sequence[Part], key: JobKey, round_index: int) -> None:
         self.parts, self.key, self.round_index = tuple(parts), key, round_index
-        self._made: dict[str, Turn] = {}
+        self._matrices: dict[str, OrthogonalMatrix] = {}
 
-    def turned(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """The entries that are turned, as the server gets them. The state is not changed.
+    def rotate(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Rotate the entries of all parts. The state is not changed.
 
         Raises:
             UpdateRefused: an entry is missing.
@@ -122,8 +122,8 @@ class Turns:
         """
         return self._mapped(state, prefix, undo=False)
 
-    def opened(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
-        """The same entries as they were before they were turned.
+    def rotate_back(self, state: Mapping[str, Tensor], prefix: str = "") -> dict[str, Tensor]:
+        """Rotate the same entries back.
 
         Raises:
             UpdateRefused: an entry is missing.
@@ -131,11 +131,11 @@ class Turns:
         """
         return self._mapped(state, prefix, undo=True)
 
-    # several threads round otherwise, and where processes share cores they take far longer
+    # more threads round differently, and are slower where processes share cores
     @one_thread()
     @torch.no_grad()
     def _mapped(self, state: Mapping[str, Tensor], prefix: str, *, undo: bool) -> dict[str, Tensor]:
-        if self.round_index == OPEN:
+        if self.round_index == UNROTATED:
             return {}
         mapped: dict[str, Tensor] = {}
         for part in self.parts:
@@ -146,27 +146,27 @@ class Turns:
                     f"{missing[0]} is missing: a state under lock: rotated is one vector, and only "
                     "the whole of it can be sent or loaded: use lock: sealed for parts of a state"
                 )
-            mapped |= as_one(names, state, partial(self._turn_part, part, undo=undo))
+            mapped |= as_one(names, state, partial(self._rotate_part, part, undo=undo))
         return mapped
 
-    def _turn_part(self, part: Part, flat: Tensor, *, undo: bool) -> Tensor:
-        turn = self._turn(part, len(flat))
+    def _rotate_part(self, part: Part, flat: Tensor, *, undo: bool) -> Tensor:
+        matrix = self._matrix(part, len(flat))
         if not undo:
-            return turn.apply(flat)
-        flat = turn.undo(flat)
+            return matrix.apply(flat)
+        flat = matrix.undo(flat)
         return flat if part.least is None else flat.clamp(min=part.least)
 
-    def _turn(self, part: Part, size: int) -> Turn:
-        if part.label not in self._made:
+    def _matrix(self, part: Part, size: int) -> OrthogonalMatrix:
+        if part.label not in self._matrices:
             stream = self.key.stream(LABEL + part.label, self.round_index)
-            self._made[part.label] = Turn(size, stream)
-        return self._made[part.label]
+            self._matrices[part.label] = OrthogonalMatrix(size, stream)
+        return self._matrices[part.label]
 
 
 def as_one(
     names: Sequence[str], state: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
 ) -> dict[str, Tensor]:
-    """Some entries of a state, changed as one vector in float64. The state is not changed.
+    """Change some entries of a state as one vector in float64. The state is not changed.
 
     Example:
         >>> state = {"a": torch.zeros(2), "b": torch.zeros(1, 1)}
@@ -176,11 +176,11 @@ def as_one(
     """
     tensors = [state[name].detach() for name in names]
     changed = change(torch.cat([tensor.cpu().double().flatten() for tensor in tensors]))
-    pieces = torch.split(changed, [tensor.numel() for tensor in tensors])
+    vectors = torch.split(changed, [tensor.numel() for tensor in tensors])
     return {
-        # copied, or a piece would be a view of the whole, and be pickled with all of it
-        name: piece.view(tensor.shape).to(tensor, copy=True)
-        for name, tensor, piece in zip(names, tensors, pieces, strict=True)
+        # a copy: a view would be pickled with the whole vector
+        name: vector.view(tensor.shape).to(tensor, copy=True)
+        for name, tensor, vector in zip(names, tensors, vectors, strict=True)
     }
 
 
