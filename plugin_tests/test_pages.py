@@ -12,7 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     [*ROOT.glob("*.md")]
-    + [page for room in ("docs", "examples", "plugin_tests") for page in (ROOT / room).rglob("*.md")]
+    + [
+        page
+        for room in ("docs", "examples", "plugin_tests")
+        for page in (ROOT / room).rglob("*.md")
+    ]
 )
 RETIRED = {
     r"turned back": "rotated back",
@@ -56,7 +60,9 @@ def test_a_stranger_reads_the_readme_to_its_end() -> None:
 
 def test_every_page_is_named_in_the_readme() -> None:
     text = (ROOT / "README.md").read_text()
-    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in text]
+    missing = [
+        page.name for page in (ROOT / "docs").glob("*.md") if f"docs/{page.name}" not in text
+    ]
     assert not missing
 
 
