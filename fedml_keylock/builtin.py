@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .defense import DefenseFactory
 from .hookspecs import hookimpl
-from .locks import KeyLockConfig, Lock, make_lock
+
+if TYPE_CHECKING:
+    from .defense import DefenseFactory
+    from .locks import Lock
 
 __all__ = ["keylock", "register_attacks", "register_defenses", "register_metrics"]
 
@@ -23,6 +25,8 @@ def keylock(settings: Mapping[str, Any]) -> Lock:
         'keylock:rotated:group'
 
     """
+    from .locks import KeyLockConfig, make_lock
+
     return make_lock(KeyLockConfig.from_mapping(settings))
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -15,9 +14,11 @@ from .commands.check import check
 from .commands.enable import disable, enable
 from .commands.enrol import roster
 from .commands.export import export
+from .commands.fields import fields
 from .commands.options import FOLDER
 from .commands.privacy import privacy
 from .commands.report import report
+from .commands.run import run
 from .commands.vault import vault
 from .errors import KeyLockError
 
@@ -88,27 +89,6 @@ def demo(output: Path, quick: bool, seed: int, train_only: bool) -> None:
     run_demo(output, quick=quick, seed=seed, attack=not train_only, say=click.echo)
 
 
-@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.option(
-    "-n",
-    "--ranks",
-    type=click.IntRange(min=2),
-    required=True,
-    help="Server and silos: worker_num + 1.",
-)
-@click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(ranks: int, script: tuple[str, ...]) -> NoReturn:
-    """Run an unmodified FedML job over MPI with the plugin active.
-
-    Example: fedml-keylock run -n 4 main.py --cf fedml_config.yaml
-    """
-    from .host.launch import run as run_job
-
-    if not Path(script[0]).exists():
-        raise click.BadParameter(f"{script[0]}: no such script", param_hint="SCRIPT")
-    sys.exit(run_job(ranks, script))
-
-
 @main.command()
 def plugins() -> None:
     """List every defense, attack and metric, and its plugin."""
@@ -144,7 +124,9 @@ main.add_command(check)
 main.add_command(disable)
 main.add_command(enable)
 main.add_command(export)
+main.add_command(fields)
 main.add_command(privacy)
 main.add_command(report)
 main.add_command(roster)
+main.add_command(run)
 main.add_command(vault)

@@ -47,6 +47,11 @@ class Defense(ABC):
         return False
 
     @property
+    def server_reads(self) -> str:
+        """What the server can read of what silos send, in words that end "it could read: "."""
+        return "what its plugin leaves open"
+
+    @property
     def seals(self) -> bool:
         """Whether what silos send are words for `add_up`, which their server cannot read."""
         return False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from functools import wraps
 from typing import Annotated, Any, ClassVar, Self, TypeVar, dataclass_transform
 
@@ -15,7 +16,16 @@ from pydantic.dataclasses import dataclass
 
 from .errors import ConfigError
 
-__all__ = ["Count", "Natural", "NotNegative", "Positive", "Settings", "Share", "checked"]
+__all__ = [
+    "Count",
+    "Natural",
+    "NotNegative",
+    "Positive",
+    "Settings",
+    "Share",
+    "checked",
+    "whole_number",
+]
 
 Class = TypeVar("Class", bound=type[Any])
 
@@ -40,6 +50,23 @@ Share = Annotated[float, BeforeValidator(_no_flag), Field(ge=0, lt=1)]
 """A number from 0 on and below 1."""
 
 
+def whole_number(name: str, value: Any, *, least: int = 0) -> int:
+    """A field that FedML counts by, in a job's YAML.
+
+    Raises:
+        ConfigError: it is no whole number, or a smaller one.
+
+    Example:
+        >>> whole_number("epochs", "20", least=1)
+        Traceback (most recent call last):
+        fedml_keylock.errors.ConfigError: epochs: '20' is not allowed: use a whole number from 1 on
+
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return value
+    raise ConfigError(f"{name}: {value!r} is not allowed: use a whole number from {least} on")
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def checked(cls: Class) -> Class:
     """Make a frozen dataclass whose fields have the types and bounds that they are declared with.
@@ -56,7 +83,7 @@ def checked(cls: Class) -> Class:
         fedml_keylock.errors.ConfigError: watts: 'much' is not allowed: Input should be a valid ...
         >>> Lamp(wats=7)
         Traceback (most recent call last):
-        fedml_keylock.errors.ConfigError: wats: no such field; allowed: watts
+        fedml_keylock.errors.ConfigError: wats: no such field, perhaps watts; allowed: watts
 
     """
     config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -88,7 +115,8 @@ def _one_line(
     # an argument without a name has its place
     field = known[at] if isinstance(at, int) and at < len(known) else str(at)
     if first["type"] in _NO_FIELD:
-        return f"{section}{field}: no such field; allowed: {', '.join(known)}"
+        near = "".join(f", perhaps {name}" for name in get_close_matches(field, known, 1))
+        return f"{section}{field}: no such field{near}; allowed: {', '.join(known)}"
     if first["type"] in ("missing", "missing_argument") and len(first["loc"]) == 1:
         return f"{section}{field}: needed"
     # a union reports one problem for each of its members
@@ -117,7 +145,7 @@ class Settings(BaseModel):
         ...     watts: int = 5
         >>> Lamp.from_mapping({"wats": 7})
         Traceback (most recent call last):
-        fedml_keylock.errors.ConfigError: lamp.wats: no such field; allowed: watts
+        fedml_keylock.errors.ConfigError: lamp.wats: no such field, perhaps watts; allowed: watts
 
     """
 

@@ -2478,6 +2478,78 @@ TABLE = {
             "        if False:\n",
         ),
     ],
+    ("commands/run", "test_run.py -k wrong_yaml"): [
+        ("run: a YAML is not checked", "None if named is None else check_job_file(", "None and ("),
+    ],
+    ("commands/run", "jobs/test_watched_jobs.py -k False"): [
+        (
+            "run: all may read a log",
+            "os.close(desc",
+            "os.fchmod(descriptor, 0o644)\n    os.close(desc",
+        ),
+    ],
+    ("commands/job_file", "test_run.py -k wrong_yaml"): [
+        (
+            "run: other ranks than silos",
+            "ranks is not None and workers is not None and ",
+            "False and ",
+        ),
+        (
+            "run: any count will do",
+            "            whole_number(name, getattr(args, name), least=1)",
+            "            pass",
+        ),
+        (
+            "run: whatever a server reads",
+            "                check_sealing(args)",
+            "                pass",
+        ),
+        ("run: silos without a secret", 'alone = args.backend == "GRPC" and', "alone = False and"),
+    ],
+    ("commands/check", "test_run.py -k not_defended"): [
+        ("check: a job without a defense passes", "if found.keylock is None:", "if False:"),
+    ],
+    ("commands/console", "test_run.py"): [
+        (
+            "run: ranks move the cursor",
+            "click.echo(_plain(line), err=True)",
+            "click.echo(line, err=True)",
+        ),
+        (
+            "run: whatever is told is a fact",
+            "if not all(isinstance(",
+            "if False and not all(isinstance(",
+        ),
+    ],
+    ("commands/silo_logs", "test_run.py -k since"): [
+        ("run: an earlier job's accuracy", "file.seek(self._read.get(path, 0))", "file.seek(0)"),
+    ],
+    ("host/job_configuration", "test_run.py -k wrong_yaml"): [
+        (
+            "check: YAML takes torch",
+            "from ..locks.config import",
+            "from ..locks import Lock as _\nfrom ..locks.config import",
+        ),
+        (
+            "check: a section's name is nearly ours",
+            "        yield from _misspelled(section, fields)",
+            "        continue",
+        ),
+    ],
+    ("host/progress", "test_run.py -k listens"): [
+        (
+            "run: ranks tell whoever started them",
+            "    if os.environ.get(LISTENING):\n        # at",
+            "    if True:\n        # at",
+        ),
+    ],
+    ("host/silo_session", "jobs/test_watched_jobs.py -k False"): [
+        (
+            "run: a silo's accuracy leaves it",
+            "        if self._tells_accuracy:\n            logging.info(line)\n",
+            "        tell(silo=turn.silo, tested=turn.round, accuracy=share)\n        if self._tells_accuracy:\n            logging.info(line)\n",
+        ),
+    ],
 }
 """By file, and the tests that should see it: name, what is there, and instead."""
 

@@ -26,6 +26,7 @@ COMMANDS = (
     "audit",
     "check",
     "export",
+    "fields",
     "privacy",
     "vault",
     "report",
@@ -128,7 +129,8 @@ def leaves(): raise SystemExit("usage: ...")
 def gives_a_string(): return "net"
 """
 CONFIG = """
-common_args: {training_type: cross_silo}
+common_args: {training_type: cross_silo, backend: MPI, federated_optimizer: FedAvg}
+train_args: {client_num_in_total: 3, client_num_per_round: 3, worker_num: 3, comm_round: 2}
 defense_args:
   enable_defense: true
   defense_type: keylock
@@ -152,7 +154,7 @@ class TestAJobsModelAndConfig:
         sys.modules.pop("keylock_main", None)
 
     def check(self, model="keylock_main:net", config="fedml_config.yaml", *more):
-        return invoke("check", "--model", model, "--config", config, *more)
+        return invoke("check", config, "--model", model, *more)
 
     def refusal(self, *given):
         result = self.check(*given)
@@ -163,7 +165,12 @@ class TestAJobsModelAndConfig:
     def test_the_model_is_found_in_the_current_folder(self):
         result = self.check()
         assert result.exit_code == 0, result.output
-        assert [line.split()[:2] for line in result.stdout.splitlines()[:-1]] == [
+        job, *layers, _ = result.stdout.splitlines()
+        assert job == (
+            "fedml_config.yaml: lock: paper, 3 silos a round, 2 rounds; start it with: "
+            "fedml-keylock run -n 4 SCRIPT --cf fedml_config.yaml"
+        )
+        assert [line.split()[:2] for line in layers] == [
             ["0", "locked"],
             ["2", "locked"],
             ["4", "shared"],
@@ -214,7 +221,7 @@ class TestAJobsModelAndConfig:
 
     @pytest.mark.parametrize(("lock", "open_ones"), [("{lock: paper}", 2), ("{}", 0), ("", 0)])
     def test_the_defaults_of_what_a_config_leaves_out_hold(self, here, lock, open_ones):
-        (here / "fedml_config.yaml").write_text(f"{ON}, keylock: {lock}}}")
+        (here / "fedml_config.yaml").write_text(CONFIG.replace("{lock: paper, layers: all}", lock))
         result = self.check()
         assert result.exit_code == 0, result.output
         assert sum("  shared  " in line for line in result.stdout.splitlines()) == open_ones
@@ -222,7 +229,7 @@ class TestAJobsModelAndConfig:
     def test_a_config_has_the_lock_already(self):
         result = self.check("keylock_main:net", "fedml_config.yaml", "--lock", "paper")
         assert result.exit_code == 2
-        assert "--config has lock and layers: give it, or these" in result.output
+        assert "a job's YAML has lock and layers: give it, or these" in result.output
 
 
 def test_plugins_lists_what_is_registered():

@@ -1,4 +1,4 @@
-"""`fedml-keylock check`: what locking a model would do to each of its layers."""
+"""`fedml-keylock check`: a job's YAML, and what its lock would do to each layer of a model."""
 
 from __future__ import annotations
 
@@ -6,31 +6,62 @@ from pathlib import Path
 
 import click
 
-from .options import config_option, lock_options, model_option
+from .options import FILE, lock_options
 
 __all__ = ["check"]
 
 
 @click.command()
-@model_option
-@config_option
+@click.argument("job", metavar="[JOB.yaml]", required=False, type=FILE)
+@click.option(
+    "--model",
+    "builder",
+    metavar="MODULE:CALLABLE",
+    help="Makes the job's model, without arguments; looked for in this folder first. Or "
+    "torchvision:NAME.",
+)
 @lock_options
-def check(builder: str, config: Path | None, **lock: str | None) -> None:
-    """Say what a lock would do to each layer of a model.
+def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
+    """Find what is wrong with a job's YAML, or with its model.
 
-    Whether it would be locked, how, and why not. Nothing is changed. Exit status 1 when the model
-    cannot be locked so.
+    \b
+    A job's YAML, within a second:
+      fedml-keylock check fedml_config.yaml
+    Beside it the job's model, layer by layer:
+      fedml-keylock check fedml_config.yaml --model main:Net
+    A model without a job:
+      fedml-keylock check --model torchvision:resnet18 --lock paper --layers all
 
-    Example: fedml-keylock check --model torchvision:resnet18 --lock paper --layers all
-    """
-    from ..builtin import keylock
-    from ..errors import LockError
-    from .job import build_model, lock_settings
+    It prints what the job asks for and how to start it, and with --model one line a layer: whether
+    the lock protects it, how, and why not. Nothing is changed. Exit status 1 where something is
+    wrong, in one line that says what to do; also where the job would not be defended.
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
+    if job is None and builder is None:
+        raise click.UsageError("name a job's YAML, or a model by --model, or both")
+    from ..errors import ConfigError, LockError
+    from .job_file import check_job_file, lock_settings
 
-    chosen = keylock(lock_settings(config, **lock))
-    checked = chosen.check(build_model(builder))
-    if checked.issues:
-        raise LockError(str(checked))
-    click.echo(str(checked))
-    for weakness in filter(None, (chosen.weakness, checked.weakness)):
+    settings, said = lock_settings(job, **lock), []
+    if job is not None:
+        found = check_job_file(job)
+        if found.keylock is None:
+            raise ConfigError(f"{job}: enable_defense is off: this job is not defended")
+        rounds = getattr(found.args, "comm_round", "?")
+        said.append(
+            f"{job}: lock: {found.keylock.kind}, {found.args.client_num_per_round} silos a round, "
+            f"{rounds} rounds; start it with: fedml-keylock run -n {found.ranks} SCRIPT --cf {job}"
+        )
+    weaknesses: list[str] = []
+    if builder is not None:
+        from ..builtin import keylock
+        from .job import build_model
+
+        chosen = keylock(settings)
+        checked = chosen.check(build_model(builder))
+        if checked.issues:
+            raise LockError(str(checked))
+        said.append(str(checked))
+        weaknesses = [chosen.weakness, checked.weakness]
+    click.echo("\n".join(said))
+    for weakness in filter(None, weaknesses):
         click.echo(weakness, err=True)

@@ -112,7 +112,8 @@ def export(
     from ..tensors import deep_copy
     from . import pack
     from .deploy import lock_as_silo, read_checkpoint, unwrapped
-    from .job import build_model, keylock_settings, read_silo
+    from .job import build_model, read_silo
+    from .job_file import keylock_settings
     from .vault import current_cipher
 
     if output is not None:  # what would be replaced is refused before the work is done

@@ -1,90 +1,24 @@
-"""What a command needs of a job: its keylock settings, its model, and a silo's file."""
+"""What a command needs of a job beside its YAML: its model, and a silo's file."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import click
 from torch import nn
 
 from ..errors import ConfigError, VaultError, reason_of
-from ..host.job_configuration import check_switches, read_yaml
 from ..locks.vault.file import Stored
 from ..locks.vault.silo import silo_path, silos_in
 
 __all__ = [
     "build_model",
     "check_owner",
-    "keylock_settings",
-    "lock_settings",
-    "read_job",
     "read_silo",
 ]
-
-
-def lock_settings(
-    config: Path | None, *, lock_kind: str | None, layers: str | None
-) -> dict[str, Any]:
-    """A `keylock` section: what `keylock_settings` reads, or what `lock_options` say.
-
-    A UsageError where both are given.
-
-    Example:
-        >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
-        {'lock': 'paper', 'layers': ['conv*', 'head']}
-
-    """
-    named = {"lock": lock_kind, "layers": layers}
-    chosen: dict[str, Any] = {name: value for name, value in named.items() if value}
-    if config is not None and chosen:
-        raise click.UsageError("--config has lock and layers: give it, or these")
-    if layers and layers not in ("first", "all"):
-        chosen["layers"] = layers.split(",")
-    return {**keylock_settings(config), **chosen}
-
-
-def keylock_settings(config: Path | None) -> Mapping[str, Any]:
-    """The `keylock` section of a job's YAML; empty without a file.
-
-    A ConfigError where the file cannot be read, or its job is not defended by keylock.
-
-    Example:
-        >>> keylock_settings(None)
-        {}
-
-    """
-    return {} if config is None else read_job(config)[1]
-
-
-def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
-    """The fields of a job's YAML as FedML has them, and its `keylock` section.
-
-    A ConfigError as of `keylock_settings`.
-    """
-    read = read_yaml(config)
-    # as FedML reads it: the sections are only for the eye
-    fields: dict[str, Any] = {}
-    for section in read.values() if isinstance(read, Mapping) else ():
-        fields |= section if isinstance(section, Mapping) else {}
-    try:
-        check_switches(SimpleNamespace(**fields), read)
-    except ConfigError as error:
-        raise ConfigError(f"{config}: {error}") from None
-    if fields.get("defense_type") != "keylock":
-        raise ConfigError(
-            f"{config}: its defense_type is {fields.get('defense_type')!r}, not keylock; set it "
-            "under defense_args, or leave --config out"
-        )
-    settings = fields.get("keylock") or {}
-    if not isinstance(settings, Mapping):
-        raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
-    return SimpleNamespace(**fields), settings
 
 
 def build_model(spec: str) -> nn.Module:

@@ -75,7 +75,7 @@ def privacy(
     from ..errors import ConfigError
     from ..privacy.accountant import multiplier_for
     from ..privacy.budget import Budget, check_examples
-    from .job import read_job
+    from .job_file import read_job
 
     if epsilon is not None and not 0 < epsilon < math.inf:
         raise ConfigError(f"--epsilon: {epsilon:g} is not allowed: use a number above 0")

@@ -34,7 +34,8 @@ from ..silos import own_locks, silo_secrets
 from ..tensors import deep_copy
 from ..types import Surrogate
 from .deploy import read_checkpoint, unwrapped
-from .job import build_model, lock_settings
+from .job import build_model
+from .job_file import lock_settings
 from .request import Request
 
 __all__ = ["Material", "captured", "probes"]

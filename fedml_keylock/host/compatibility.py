@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "NO_GROUP_KEY",
     "ROBUST_AGGREGATIONS",
     "SUPPORTED",
     "check_job",
@@ -59,6 +60,12 @@ ROBUST_AGGREGATIONS = (
     "wise_median",
 )
 """FedML's own defenses that its cross-silo server can run, with the lock and without."""
+
+NO_GROUP_KEY = (
+    "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
+    "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
+)
+"""What is said of a job whose silos have no way to one another, and no secret."""
 
 _ON_STATES = ("byzantine", "model_replacement")
 """Attacks of FedML's that change what silos have sent."""

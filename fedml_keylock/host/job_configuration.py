@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import ConfigError
+from ..locks.config import KeyLockConfig
 from ..plugins import defenses
 from ..types import Schedule
 
@@ -146,8 +148,6 @@ def misplaced_settings(read: Any) -> Iterator[str]:
         ['vault: it is of keylock and stands beside it; put it into defense_args.keylock']
 
     """
-    from ..locks import KeyLockConfig  # it imports torch, which this module does not need
-
     sections = read if isinstance(read, Mapping) else {}
     for what, names in _our_names().items():
         for name in names:
@@ -161,6 +161,23 @@ def misplaced_settings(read: Any) -> Iterator[str]:
             for name in KeyLockConfig.model_fields.keys() & fields.keys():
                 yield (
                     f"{name}: it is of keylock and stands beside it; put it into {section}.keylock"
+                )
+        yield from _misspelled(section, fields)
+
+
+def _misspelled(section: Any, fields: Any) -> Iterator[str]:
+    """Sections whose name is nearly one of ours: the job would run with every default."""
+    if not isinstance(fields, Mapping):
+        return
+    for what, names in _our_names().items():
+        if str(fields.get(f"{what}_type")) not in names:
+            continue
+        for name, value in fields.items():
+            near = get_close_matches(str(name), names, 1, 0.7)
+            if isinstance(value, Mapping) and near and name not in names:
+                yield (
+                    f"{name}: nobody reads a section of that name; call it {section}.{near[0]}, or "
+                    "take it out"
                 )
 
 

@@ -7,11 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 from ..errors import HostError
 from ..mpi import misfit
+from .progress import LISTENING
 
 __all__ = [
     "RANKS",
@@ -21,8 +23,11 @@ __all__ = [
     "find_mpiexec",
     "follow",
     "run",
+    "run_logged",
 ]
 
+LOOK_EVERY = 0.2
+"""Seconds between two looks at what a job has printed."""
 RANKS = "FEDML_KEYLOCK_RANKS"
 """Environment variable with how many ranks a job was started with."""
 
@@ -98,6 +103,42 @@ def run(ranks: int, script: Sequence[str]) -> int:
 
     """
     return subprocess.run(command(ranks, script), env=environment(ranks), check=False).returncode  # noqa: S603  # the user's own command
+
+
+def run_logged(
+    ranks: int, script: Sequence[str], log: Path, see: Callable[[list[str]], Any]
+) -> int:
+    """Run a job whose output goes to a file, and wait for it.
+
+    The file is the job's own: it is whole even if this process is killed.
+
+    Args:
+        ranks: of the job.
+        script: and its arguments.
+        log: an empty file.
+        see: is called some times a second with the lines that have come since, if any.
+
+    Returns:
+        The job's exit status.
+
+    """
+    told = environment(ranks) | {LISTENING: "1"}
+    with (
+        log.open("wb") as out,
+        log.open(errors="replace") as come,
+        subprocess.Popen(command(ranks, script), env=told, stdout=out, stderr=out) as job,  # noqa: S603  # as above
+    ):
+        status, rest = None, ""
+        try:
+            while status is None:
+                with suppress(subprocess.TimeoutExpired):
+                    status = job.wait(LOOK_EVERY)
+                *lines, rest = (rest + come.read()).split("\n")
+                see(lines if status is None else [*lines, rest])
+        except BaseException:  # Ctrl-C among them, as of `run`
+            job.kill()
+            raise
+    return status
 
 
 def follow(

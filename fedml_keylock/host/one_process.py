@@ -14,7 +14,7 @@ from ..errors import HostError
 from ..tensors import copy_of
 from ..types import JobSecrets
 from .compatibility import check_sealing
-from .progress import note
+from .progress import note, tell
 from .public_state import check_state, public_copy
 from .silo_round import SiloRound
 from .silo_session import SiloSession
@@ -185,6 +185,7 @@ class OneProcess(SiloSession):
 
     def _note(self, doing: str) -> None:
         note(f"rank 0: {self.who}: {doing}")
+        tell(round=self.round, rounds=int(self.args.comm_round))
 
     def _chosen(self) -> None:
         """Any: FedML's server is in this process."""

@@ -1,26 +1,37 @@
-"""Who says what happened to a rank that was killed: a parent that waits for it.
+"""What a rank tells those who wait for it: a parent of its own, and `fedml-keylock run`.
 
 A killed process says nothing, and an MPI runtime kills the other ranks within milliseconds; MPICH's
 then names a signal and a process id. So what mpiexec starts forks before it has done anything: the
-child is the rank, and the parent waits as a shell script around it would. What the rank is doing
-stands in memory that both see, so that nothing is written to any disk.
+child is the rank, and the parent waits as a shell script around it would, and says how it ended.
+What the rank is doing stands in memory that both see, so that nothing is written to any disk.
+
+`fedml-keylock run` reads what ranks print, on whatever host they are. What they tell it are lines
+of JSON among the others; ranks that something else has started print none.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import mmap
 import os
 import resource
 import signal
 import sys
 import time
-from typing import NoReturn
+import warnings
+from collections import Counter
+from typing import Any, NoReturn
 
 from ..mpi import started_by
 from .abort import DELIVERY
 
-__all__ = ["epitaph", "note", "watch"]
+__all__ = ["LISTENING", "TOLD", "epitaph", "note", "tell", "tell_received", "told_in", "watch"]
+
+LISTENING = "FEDML_KEYLOCK_LISTENING"
+"""Environment variable that is set where somebody reads what ranks tell."""
+TOLD = "fedml-keylock tells: "
+"""What such a line begins with."""
 
 SIZE = 256
 """Bytes of the note: one line of ASCII."""
@@ -31,6 +42,7 @@ _PARENT_DIED = 1
 _OF_TERMINAL = 0x80
 """Linux' SI_KERNEL: nobody's kill, but Ctrl-C, which goes to every process in the foreground."""
 
+_received: Counter[int] = Counter()
 _board: mmap.mmap | None = None
 
 
@@ -48,6 +60,53 @@ def note(what: str) -> None:
         _board[:] = what.encode("ascii", "replace")[:SIZE].ljust(SIZE, b"\0")
 
 
+def tell(**facts: Any) -> None:
+    """Tell `fedml-keylock run` something that the server's host may know. Else nothing is printed.
+
+    Args:
+        facts: by name, as JSON has them.
+
+    """
+    if os.environ.get(LISTENING):
+        # at once: what is written in parts may have another rank's words in it
+        os.write(2, f"{TOLD}{json.dumps(facts)}\n".encode())
+
+
+def tell_received(sender: int, size: int) -> None:
+    """Tell how many bytes the server has got of a rank so far, as MPI counts them.
+
+    Args:
+        sender: the rank.
+        size: of its message, in bytes.
+
+    """
+    _received[sender] += size
+    tell(sender=sender, bytes=_received[sender])
+
+
+def name_warnings(rank: str) -> None:
+    """Begin Python's warnings with the rank that they are of, where somebody reads them."""
+    if os.environ.get(LISTENING):
+        plain = warnings.formatwarning
+        warnings.formatwarning = lambda *given, **more: f"rank {rank}: {plain(*given, **more)}"
+
+
+def told_in(line: str) -> dict[str, Any] | None:
+    """What a line of a job's output tells; None of any other line.
+
+    Example:
+        >>> told_in('fedml-keylock tells: {"round": 3}'), told_in("Epoch: 3")
+        ({'round': 3}, None)
+
+    """
+    _, mark, told = line.partition(TOLD)
+    try:
+        facts = json.loads(told) if mark else None
+    except ValueError:  # two ranks' words in one line
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
 def watch() -> None:
     """In a process that an MPI runtime started: fork, return in the child, and wait in the parent.
 
@@ -61,6 +120,7 @@ def watch() -> None:
         return
     _board = mmap.mmap(-1, SIZE)  # anonymous, and shared with the child
     note(f"rank {rank}: before its first round")
+    name_warnings(rank)
     parent = os.getpid()
     # from before the child is there: no signal to pass on is missed
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_PASSED_ON})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import HostError, KeyLockError, UpdateRefused, reason_of
 from .gate import HELLO, HELLOS, EntryNames, ServerGate
-from .progress import note
+from .progress import note, tell
 from .session import Session
 from .update_history import Sender
 
@@ -40,6 +40,7 @@ class ServerSession(Session):
     _sent: Any = None
     _next_round: int = 0
     _told: bool = False
+    _told_round: int | None = None
 
     def __post_init__(self) -> None:
         transforms = self.defense is not None and self.defense.transforms_updates
@@ -168,6 +169,7 @@ class ServerSession(Session):
         self.observer.begin_capture(model, self.agreement, self.defense, name=self.name)
         if self.defense is not None:
             self.defense.enter_server()
+            tell(defense=self.defense.title, server_reads=self.defense.server_reads)
 
     def _note(self, doing: str, round_index: int | None = None) -> None:
         """Note what this rank is doing, for the line that reports it if it is killed."""
@@ -175,6 +177,9 @@ class ServerSession(Session):
         last = int(self.args.comm_round) - 1
         current = min(self._next_round, last) if round_index is None else round_index
         note(f"rank 0: the server, round {current}: {doing}")
+        if current != self._told_round:
+            self._told_round = current
+            tell(round=current, rounds=last + 1)
 
 
 _CALL_AGG = (

@@ -13,7 +13,7 @@ from ..defense import Defense
 from ..errors import ConfigError, HostError, LockError
 from ..tensors import as_integers, with_versions
 from ..types import Agreement, Credentials
-from .compatibility import check_model, check_sealing
+from .compatibility import NO_GROUP_KEY, check_model, check_sealing
 from .gate import EntryNames
 from .job_configuration import Arguments
 from .link import Link
@@ -118,10 +118,7 @@ class Session(ABC):
             is_server = self.args.role == "server"
             self.link = Link.of(credentials, int(self.args.rank), is_server=is_server)
         if credentials is not None and not credentials.group_key and not self._comm:
-            raise ConfigError(
-                "keylock.group_key: without MPI silos cannot agree on a secret by themselves; name "
-                "an owner-only file with one that all have: (umask 077; openssl rand -out FILE 32)"
-            )
+            raise ConfigError(NO_GROUP_KEY)
         if self.seals and self._comm is None and self.in_turn:
             raise ConfigError(
                 "client_num_in_total: over this backend silos cannot tell one another who takes "

@@ -15,7 +15,7 @@ from .gate import HELLO, HELLOS, EntryNames, SiloGate, check_hellos, check_sampl
 from .job_configuration import silo_in_turn
 from .key_agreement import Handshake, agree
 from .own_accuracy import is_due, measured
-from .progress import note
+from .progress import note, tell
 from .session import Session
 from .silo_round import SiloRound
 from .silo_training import check_trainer, check_untrained, quietly
@@ -186,6 +186,7 @@ class SiloSession(Session):
         )
         if self._tells_accuracy:
             logging.info(line)
+            tell(silo=turn.silo, tested=turn.round, accuracy=share)
             turn.tell_score("accuracy_with_own_key", share)
         else:
             self.defense.note(line, silo=turn.silo)
@@ -195,6 +196,7 @@ class SiloSession(Session):
         loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
         if loss is not None:
             logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
+            tell(privacy=str(loss))
             turn.tell_score("epsilon", loss.epsilon)
 
     def _report_canaries(self, silo: int) -> None:

@@ -39,6 +39,11 @@ class SealedPaperLock(PaperLock):
         return f"{super().title}+sealed"
 
     @property
+    def server_reads(self) -> str:
+        """As of lock: sealed."""
+        return self._wire.server_reads
+
+    @property
     def seals(self) -> bool:
         """It does."""
         return True

@@ -30,7 +30,7 @@ def test_each_is_registered_under_its_name_and_takes_fields(preset):
     assert plugins.one_of("attacks", preset.__name__) is preset
     assert preset().name == preset.__name__
     assert preset(steps=7, restarts=2).steps == 7
-    with pytest.raises(ConfigError, match="step: no such field; allowed: name, "):
+    with pytest.raises(ConfigError, match="step: no such field, perhaps steps; allowed: name, "):
         preset(step=7)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import HostError, UpdateRefused
 from ..mailbox import TAG
 from ..patching import Function, Seam, around
+from ..progress import tell_received
 from ..session import Session
 from ..silo_session import SiloSession
 from ..unpickling import load
@@ -61,6 +62,8 @@ def _undefended(comm: Any) -> Any:
         ) -> Any:
             arrived = MPI.Status()
             self.Probe(source, tag, arrived)
+            if not self.Get_rank():
+                tell_received(arrived.Get_source(), arrived.Get_count(MPI.BYTE))
             if arrived.Get_tag() == TAG:
                 with final():
                     raise HostError(
@@ -102,6 +105,8 @@ def _careful(comm: Any, session: Session) -> Any:
                 arrived.Recv([room, size, MPI.BYTE], status)
             file.seek(0)
             source = status.Get_source()
+            if not self.Get_rank():
+                tell_received(source, size)
             with final():
                 read = load(file, message=Message, who=f"rank {source}")
                 _check_sender(read, source, server=not self.Get_rank())

@@ -54,6 +54,11 @@ class PaperLock(Lock):
         named = layers if isinstance(layers, str) else ",".join(layers)
         return ":".join(["keylock", "paper", named] + ["chained"] * self.config.chained)
 
+    @property
+    def server_reads(self) -> str:
+        """All that is not the silo's own."""
+        return "every silo's update but its locks, which holds off only who does not know of them"
+
     # on a model
 
     @staticmethod

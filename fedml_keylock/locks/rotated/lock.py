@@ -60,6 +60,11 @@ class RotatedLock(WireLock):
         """How reports name it: "keylock:rotated"."""
         return ":".join(["keylock", "rotated"] + ["group"] * (self.config.group_key is not None))
 
+    @property
+    def server_reads(self) -> str:
+        """What one rotation of all updates leaves as it was."""
+        return "lengths and distances of updates, and labels in part; no update as it was trained"
+
     # on a model
 
     def _locked_names(self, model: nn.Module) -> set[str]:

@@ -77,6 +77,13 @@ class SealedLock(WireLock):
         """How reports name it."""
         return "keylock:sealed"
 
+    @property
+    def server_reads(self) -> str:
+        """Nothing that depends on data, but for what the settings tell."""
+        told = {"tell_samples": "numbers of samples", "tell_accuracy": "accuracies"}
+        also = [f"; silos' {what}" for name, what in told.items() if getattr(self.config, name)]
+        return "no update and no average; names, shapes, who takes part, when" + "".join(also)
+
     # on a model
 
     def _locked_names(self, model: nn.Module) -> set[str]:

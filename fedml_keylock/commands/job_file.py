@@ -1,0 +1,193 @@
+"""A job's YAML, checked without FedML, and without torch as far as settings go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import click
+
+from ..errors import ConfigError, KeyLockError
+from ..evaluation.section import InversionSettings
+from ..host.compatibility import NO_GROUP_KEY, check_job, check_sealing
+from ..host.job_configuration import (
+    INVERSION,
+    Arguments,
+    check_switches,
+    our_attack,
+    our_defense,
+    read_yaml,
+)
+from ..locks.config import FIELDS_OF, KeyLockConfig
+from ..settings import whole_number
+
+__all__ = ["JobFile", "check_job_file", "keylock_settings", "lock_settings", "read_job"]
+
+
+@dataclass(frozen=True)
+class JobFile:
+    """What a job's YAML asks for.
+
+    Attributes:
+        args: the fields of its sections, as FedML has them.
+        defense: the name of its defense; None of a job that is not defended.
+        keylock: that defense's settings, if it is keylock.
+
+    """
+
+    args: Arguments
+    defense: str | None
+    keylock: KeyLockConfig | None
+
+    @property
+    def ranks(self) -> int | None:
+        """How many ranks it needs; None where its YAML does not say.
+
+        Example:
+            >>> JobFile(SimpleNamespace(client_num_per_round=3), None, None).ranks
+            4
+
+        """
+        silos = getattr(self.args, "client_num_per_round", None)
+        return silos + 1 if isinstance(silos, int) else None
+
+
+def check_job_file(path: Path, *, ranks: int | None = None) -> JobFile:
+    """Check all of a job's YAML that is known without its code, its model and its data.
+
+    Args:
+        path: of the YAML.
+        ranks: that the job is started with; None: not known.
+
+    Raises:
+        KeyLockError: in one line, with the file's name: what is wrong, and what to do about it.
+
+    """
+    read = read_yaml(path)
+    args = _fields(read)
+    try:
+        check_switches(args, read)
+        defense, attacked = our_defense(args), our_attack(args)
+        config = None
+        if defense == KeyLockConfig.section:
+            config = KeyLockConfig.from_mapping(getattr(args, defense, None))
+        if defense is not None or attacked:
+            _check_counts(args, ranks)
+            check_job(args, defense, config.robust_aggregation if config else None)
+        if config is not None:
+            if "sealed" in config.locks:
+                check_sealing(args)
+            alone = args.backend == "GRPC" and config.group_key is None
+            if alone and config.kind in FIELDS_OF["group_key"]:
+                raise ConfigError(NO_GROUP_KEY)
+        if attacked:
+            _check_attacks(args)
+    except KeyLockError as error:
+        raise type(error)(f"{path}: {error}") from None
+    return JobFile(args, defense, config)
+
+
+def _fields(read: Any) -> Arguments:
+    """The fields of a YAML as FedML has them: the sections are only for the eye."""
+    fields: dict[str, Any] = {}
+    for section in read.values() if isinstance(read, Mapping) else ():
+        fields |= section if isinstance(section, Mapping) else {}
+    return SimpleNamespace(**{str(name): value for name, value in fields.items()})
+
+
+def _check_counts(args: Arguments, ranks: int | None) -> None:
+    """Check what is counted, and that as many ranks were started as there are silos and a server.
+
+    Raises:
+        ConfigError: naming the field.
+
+    """
+    for name in ("client_num_in_total", "client_num_per_round", "comm_round", "worker_num"):
+        if hasattr(args, name):
+            whole_number(name, getattr(args, name), least=1)
+    if hasattr(args, "data_silo_config"):  # then FedML counts its files
+        args.worker_num = len(args.data_silo_config)
+    workers = getattr(args, "worker_num", None)
+    if getattr(args, "training_type", None) == "simulation":
+        args.worker_num = ranks if ranks is not None else workers  # which FedML sets so
+    elif ranks is not None and workers is not None and ranks != workers + 1:
+        raise ConfigError(
+            f"worker_num: {workers} silos and a server are {workers + 1} ranks, and {ranks} were "
+            f"asked for: use -n {workers + 1}, or set worker_num: {ranks - 1}"
+        )
+
+
+def _check_attacks(args: Arguments) -> None:
+    """Check the settings of a job's attacks; the last that is checked, as it takes torch.
+
+    Raises:
+        ConfigError: naming the field.
+
+    """
+    settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
+    settings.rounds_of(int(getattr(args, "comm_round", 1)))
+    if settings.when == "never":
+        return
+    from ..plugins import attack_of
+
+    for name, fields in settings.attacks.items():
+        attack_of(name, fields)
+
+
+def lock_settings(
+    config: Path | None, *, lock_kind: str | None, layers: str | None
+) -> dict[str, Any]:
+    """A `keylock` section: what `keylock_settings` reads, or what `lock_options` say.
+
+    A UsageError where both are given.
+
+    Example:
+        >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
+        {'lock': 'paper', 'layers': ['conv*', 'head']}
+
+    """
+    named = {"lock": lock_kind, "layers": layers}
+    chosen: dict[str, Any] = {name: value for name, value in named.items() if value}
+    if config is not None and chosen:
+        raise click.UsageError("a job's YAML has lock and layers: give it, or these")
+    if layers and layers not in ("first", "all"):
+        chosen["layers"] = layers.split(",")
+    return {**keylock_settings(config), **chosen}
+
+
+def keylock_settings(config: Path | None) -> Mapping[str, Any]:
+    """The `keylock` section of a job's YAML; empty without a file.
+
+    A ConfigError where the file cannot be read, or its job is not defended by keylock.
+
+    Example:
+        >>> keylock_settings(None)
+        {}
+
+    """
+    return {} if config is None else read_job(config)[1]
+
+
+def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
+    """The fields of a job's YAML as FedML has them, and its `keylock` section.
+
+    A ConfigError as of `keylock_settings`.
+    """
+    read = read_yaml(config)
+    args = _fields(read)
+    try:
+        check_switches(args, read)
+    except ConfigError as error:
+        raise ConfigError(f"{config}: {error}") from None
+    named = getattr(args, "defense_type", None)
+    if named != KeyLockConfig.section:
+        raise ConfigError(
+            f"{config}: its defense_type is {named!r}, not keylock; set it under defense_args"
+        )
+    settings = getattr(args, KeyLockConfig.section, None) or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
+    return args, settings

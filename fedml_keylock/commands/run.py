@@ -1,0 +1,118 @@
+"""`fedml-keylock run`: a job that one can watch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from .console import Console
+    from .job_file import JobFile
+
+__all__ = ["run"]
+
+LOGS = Path("logs")
+"""Where FedML has its logs too."""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option(
+    "-n",
+    "--ranks",
+    type=click.IntRange(min=2),
+    required=True,
+    help="Server and silos: worker_num + 1.",
+)
+@click.option("--verbose", is_flag=True, help="Show all that the ranks print, and keep no log.")
+@click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(ranks: int, verbose: bool, script: tuple[str, ...]) -> NoReturn:
+    """Run an unmodified FedML job over MPI with the plugin active.
+
+    \b
+    Example: fedml-keylock run -n 4 main.py --cf fedml_config.yaml
+
+    It checks the YAML first. Then it shows one line of progress (round, accuracy where silos show
+    it, time left), each warning and error once, and in the end a summary: what was sent, what the
+    server could read of it, and where the final model is. All that the ranks print goes to
+    logs/run-DATE-*.log, for you only. The exit status is the job's.
+    """  # noqa: D301  # click's mark for lines that are to stay as they are
+    from .job_file import check_job_file
+
+    if not Path(script[0]).exists():
+        raise click.BadParameter(f"{script[0]}: no such script", param_hint="SCRIPT")
+    named = _yaml_of(script)
+    job = None if named is None else check_job_file(named, ranks=ranks)
+    if verbose:
+        from ..host.launch import run as run_plainly
+
+        sys.exit(run_plainly(ranks, script))
+    sys.exit(_run_shown(ranks, script, job))
+
+
+def _yaml_of(script: tuple[str, ...]) -> Path | None:
+    """The YAML that a job's arguments name, as FedML takes them."""
+    found = None
+    for option, value in pairwise([*script, ""]):
+        name, equals, rest = option.partition("=")
+        if name in ("--cf", "--yaml_config_file"):
+            found = Path(rest if equals else value)
+    return found
+
+
+def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
+    from ..host.launch import run_logged
+    from .console import Console
+    from .silo_logs import SiloLogs
+
+    log = _new_log()
+    keylock = None if job is None else job.keylock
+    live = sys.stdout.isatty()
+    console = Console(ranks, SiloLogs(keylock.vault if keylock else None), live=live)
+    if job is not None:
+        console.facts["rounds"] = getattr(job.args, "comm_round", 0)
+    click.echo(f"{ranks} ranks begin; all that they print goes to {log}")
+    try:
+        status = run_logged(ranks, script, log, console.see)
+    except KeyboardInterrupt:
+        console.clear()
+        click.echo(f"stopped; log: {log}", err=True)
+        raise
+    console.clear()
+    if status:
+        _tell_failure(console, status, log)
+    else:
+        from .summary import summary
+
+        click.echo("\n".join([*summary(console, job), f"log                    {log}"]))
+    return status
+
+
+def _new_log() -> Path:
+    """An empty file for what a job prints, which only its owner can read."""
+    from ..errors import HostError
+
+    try:
+        LOGS.mkdir(exist_ok=True)
+        descriptor, name = tempfile.mkstemp(".log", time.strftime("run-%Y%m%d-%H%M%S-"), LOGS)
+    except OSError as error:
+        raise HostError(
+            f"{LOGS}: the job's log cannot be written here: {error.strerror}; use --verbose, which "
+            "keeps none"
+        ) from None
+    os.close(descriptor)
+    return LOGS / Path(name).name
+
+
+def _tell_failure(console: Console, status: int, log: Path) -> None:
+    """Say that a job failed, and what it printed last if no rank has said why."""
+    if not console.failed:
+        for line in console.last_lines():
+            click.echo(line, err=True)
+    click.echo(f"the job failed with status {status}; log: {log}", err=True)

@@ -1,0 +1,76 @@
+"""What a job was, in a few lines, when it has ended well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .console import Console, duration
+from .job_file import JobFile
+
+__all__ = ["summary"]
+
+
+def summary(console: Console, job: JobFile | None) -> list[str]:
+    """One line each: ranks and rounds, lock, accuracy, bytes, what the server read, the model.
+
+    Args:
+        console: has seen all that the job printed.
+        job: what its YAML asks for; None where it names none.
+
+    """
+    facts, keylock = console.facts, None if job is None else job.keylock
+    rounds = facts.get("rounds")
+    ran = f"{console.ranks} ranks" + (f", {rounds} rounds" if rounds else "")
+    lines = [("done", f"{ran}, in {duration(console.seconds)}")]
+    lines.append(("lock", facts.get("defense", "none: this job was not defended")))
+    if console.accuracy is not None:
+        index, share = console.accuracy
+        read = keylock is not None and not keylock.tell_accuracy
+        where = f"; silos wrote it to {keylock.vault}/silo-N.log" if keylock and read else ""
+        lines.append(("accuracy", f"{share:.4f} after round {index + 1}{where}"))
+    if "privacy" in facts:
+        lines.append(("privacy", str(facts["privacy"])))
+    if console.sent:
+        most = max(console.sent.values())
+        each = f", {size(most / rounds)} a round" if rounds else ""
+        lines.append(("a silo sent", f"{size(most)}{each}"))
+    lines.append(
+        ("the server could read", str(facts.get("server_reads", "every silo's update as it is")))
+    )
+    lines.append(("final model", _model(job)))
+    if console.more_warnings:
+        lines.append(("more warnings", f"{console.more_warnings}, in the log"))
+    return [f"{name:<22} {text}" for name, text in lines]
+
+
+def _model(job: JobFile | None) -> str:
+    """Where a job's final model is."""
+    keylock = None if job is None else job.keylock
+    if keylock is None:
+        return "where the job's own code saves it; FedML writes none"
+    found = []
+    if keylock.save_model is not None:
+        files = sorted(Path(keylock.save_model).glob("silo-*.safetensors"))
+        named = f"{keylock.save_model}/silo-N.safetensors"
+        found.append(f"{named} ({len(files)} files)" if files else f"{named}, where the silos are")
+    if keylock.checkpoint is not None:
+        found.append(f"{keylock.checkpoint}, sealed: fedml-keylock export opens it")
+    if found:
+        return "; ".join(found)
+    if "sealed" in keylock.locks:
+        return "written nowhere; with keylock.save_model: FOLDER each silo writes it"
+    return f"where the job's own code saves it; what is the silos' own is in {keylock.vault}"
+
+
+def size(count: float) -> str:
+    """A number of bytes, in words.
+
+    Example:
+        >>> size(812), size(57_240), size(1_144_800)
+        ('812 bytes', '57.2 kB', '1.1 MB')
+
+    """
+    for unit, least in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= least:
+            return f"{count / least:.1f} {unit}"
+    return f"{count:.0f} bytes"

@@ -1,0 +1,293 @@
+"""What `run` and `check` find before anything heavy is imported, and what `run` shows of a job."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from fedml_keylock import cli
+from fedml_keylock.commands.console import IN_A_PIPE, WARNINGS, Console
+from fedml_keylock.commands.fields import markdown
+from fedml_keylock.commands.job_file import check_job_file
+from fedml_keylock.commands.silo_logs import SiloLogs
+from fedml_keylock.commands.summary import summary
+from fedml_keylock.errors import KeyLockError
+from fedml_keylock.host.progress import LISTENING, TOLD, tell
+from fedml_keylock.locks.config import KeyLockConfig
+
+JOB = {
+    "common_args": {"training_type": "cross_silo", "backend": "MPI"},
+    "train_args": {
+        "federated_optimizer": "FedAvg",
+        "client_num_in_total": 3,
+        "client_num_per_round": 3,
+        "comm_round": 20,
+        "worker_num": 3,
+    },
+    "defense_args": {"enable_defense": True, "defense_type": "keylock", "keylock": {}},
+    "attack_args": {"enable_attack": False},
+}
+ATTACKS = {"enable_attack": True, "attack_type": "gradient_inversion"}
+
+
+def write(path, changes):
+    """A job's YAML; changes by "section.field", or by a field of a section's."""
+    sections = yaml.safe_load(yaml.safe_dump(JOB))
+    for name, value in changes.items():
+        section, _, field = name.partition(".")
+        sections[section][field] = value
+    path.write_text(yaml.safe_dump(sections))
+    return path
+
+
+WRONG = {
+    "defense_args.keylock:unknown": (
+        {"defense_args.keylock": {"colluder": 1}},
+        "keylock.colluder: no such field, perhaps colluders; allowed: lock, ",
+    ),
+    "lock": ({"defense_args.keylock": {"lock": "seald"}}, "keylock.lock: 'seald' is not allowed"),
+    "noise": (
+        {"defense_args.keylock": {"noise": {"clip": 1, "delta": 0.1, "multiplyer": 1}}},
+        "keylock.noise.multiplyer: no such field, perhaps multiplier",
+    ),
+    "section": (
+        {"defense_args.keylok": {"lock": "paper"}},
+        "keylok: nobody reads a section of that name; call it defense_args.keylock",
+    ),
+    "counts": ({"train_args.comm_round": "x"}, "comm_round: 'x' is not allowed: use a whole"),
+    "ranks": ({"train_args.worker_num": 5}, "worker_num: 5 silos and a server are 6 ranks, and 4"),
+    "silos": ({"train_args.client_num_per_round": 2}, "client_num_per_round: 2 is not supported"),
+    "backend": ({"common_args.backend": "MQTT_S3"}, "backend: 'MQTT_S3' is not supported"),
+    "grpc": ({"common_args.backend": "GRPC"}, "keylock.group_key: without MPI silos cannot agree"),
+    "server's noise": (
+        {"common_args.enable_dp": True, "common_args.dp_solution_type": "cdp"},
+        "dp_solution_type: cdp clips and adds noise on the server",
+    ),
+    "rounds": (
+        {"attack_args": None, "attack_args.gradient_inversion": {"rounds": [30]}},
+        "gradient_inversion.rounds: 30, and the job has rounds 0 to 19",
+    ),
+    "knowledge": (
+        {"attack_args": None, "attack_args.gradient_inversion": {"knowledge": ["all"]}},
+        "gradient_inversion.knowledge: 'all' is not allowed",
+    ),
+}
+
+SCRIPT = """
+import contextlib, io, json, sys
+from fedml_keylock.cli import main
+
+said = io.StringIO()
+with contextlib.redirect_stderr(said):
+    for path in sys.argv[1:]:
+        for command in (["check", path], ["run", "-n", "4", "main.py", "--cf", path]):
+            try:
+                main(command)
+            except SystemExit as stop:
+                assert stop.code == 1, (command, stop.code)
+            print("=", command[0], path, file=sys.stderr)
+print(json.dumps([said.getvalue(), sorted({"fedml", "torch", "mpi4py"} & set(sys.modules))]))
+"""
+
+
+def test_a_wrong_yaml_is_found_before_fedml_and_torch_are_imported(tmp_path):
+    (tmp_path / "main.py").write_text("raise AssertionError")
+    paths = []
+    for name, (changes, _) in WRONG.items():
+        changes = {k: v for k, v in changes.items() if v is not None}
+        if "attack_args.gradient_inversion" in changes:
+            changes |= {f"attack_args.{k}": v for k, v in ATTACKS.items()}
+        paths.append(write(tmp_path / f"{len(paths)}.yaml", changes).name)
+        assert name
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *paths],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    said, imported = json.loads(done.stdout)
+    assert imported == []
+    lines = [line for line in said.splitlines() if not line.startswith("= ")]
+    expected = [
+        (p, words) for p, (_, words) in zip(paths, WRONG.values(), strict=True) for _ in "cr"
+    ]
+    assert len(lines) == len(expected), said
+    for line, (path, words) in zip(lines, expected, strict=True):
+        if "ranks, and 4" in words and "not supported" in line:
+            words = "client_num_per_round: 3 is not supported"  # check knows of no -n
+        assert line.startswith(f"fedml-keylock: {path}: {words}"), line
+    assert not (tmp_path / "logs").exists()
+
+
+def test_settings_of_attacks_are_checked_too(tmp_path):
+    settings = {"attacks": {"dlg": {"stepz": 3}}}
+    changes = {f"attack_args.{k}": v for k, v in ATTACKS.items()}
+    path = write(tmp_path / "job.yaml", changes | {"attack_args.gradient_inversion": settings})
+    with pytest.raises(KeyLockError, match=r"job.yaml: attack dlg: stepz: no such field, perhaps"):
+        check_job_file(path)
+
+
+def test_a_whole_yaml_passes_and_says_how_to_start(tmp_path):
+    path = write(tmp_path / "job.yaml", {})
+    assert check_job_file(path, ranks=4).keylock == KeyLockConfig()
+    result = CliRunner().invoke(cli.main, ["check", str(path)])
+    assert (result.exit_code, result.output) == (
+        0,
+        f"{path}: lock: sealed, 3 silos a round, 20 rounds; start it with: fedml-keylock run -n 4 "
+        f"SCRIPT --cf {path}\n",
+    )
+
+
+def test_check_does_not_pass_a_job_that_is_not_defended(tmp_path):
+    path = write(tmp_path / "job.yaml", {"defense_args.enable_defense": False})
+    assert check_job_file(path).defense is None  # run takes it
+    result = CliRunner().invoke(cli.main, ["check", str(path)])
+    assert result.exit_code == 1
+    assert "enable_defense is off: this job is not defended" in result.output
+
+
+# what the console makes of lines as ranks print them
+
+
+@pytest.fixture
+def console():
+    return Console(4, SiloLogs(None), live=False)
+
+
+def told(**facts):
+    return TOLD + json.dumps(facts)
+
+
+def test_nothing_is_told_unless_somebody_listens(capfd, monkeypatch):
+    monkeypatch.delenv(LISTENING, raising=False)
+    tell(round=1)
+    assert capfd.readouterr() == ("", "")
+    monkeypatch.setenv(LISTENING, "1")
+    tell(round=1)
+    assert capfd.readouterr().err == told(round=1) + "\n"
+
+
+@pytest.mark.parametrize("rounds", [1, 7, 20, 5000])
+def test_progress_in_a_pipe_is_some_ten_lines(console, capsys, rounds):
+    console.see([told(defense="keylock:sealed", server_reads="no update")])
+    for index in range(rounds):
+        console.see(
+            [told(round=index, rounds=rounds), "[FedML-Server @device-id-0] [INFO] chatter"]
+        )
+    lines = capsys.readouterr().out.splitlines()
+    assert 1 <= len(lines) <= IN_A_PIPE
+    assert lines[0] == f"round 1 of {rounds}"
+    if rounds > 1:
+        assert lines[-1].endswith(" left")
+
+
+def test_each_warning_is_shown_once_with_its_rank(console, capsys):
+    log = "[FedML-Client @device-id-{}] [now] [{}] [main.py:9:train] {}"
+    lines = [
+        log.format(rank, "WARNING", f"batch {batch} is small")
+        for rank in (2, 1)
+        for batch in (1, 2)
+    ]
+    lines += ["rank 3: /job/main.py:4: UserWarning: old weights", "  warnings.warn('old weights')"]
+    lines += [log.format(1, "ERROR", "\x1b[2Jlost"), log.format(1, "INFO", "epoch 3")]
+    lines += ["rank 0: /x/fedml/core/a.py:3: UserWarning: chatter"]
+    console.see(lines)
+    assert capsys.readouterr().err.splitlines() == [
+        "rank 2: warning: batch 1 is small (main.py, line 9)",
+        "rank 3: UserWarning: old weights (main.py, line 4)",
+        "rank 1: error:  [2Jlost (main.py, line 9)",
+    ]
+    console.see([log.format(1, "WARNING", "x" * count) for count in range(1, 20)])
+    assert len(capsys.readouterr().err.splitlines()) == WARNINGS - 3
+    assert console.more_warnings == 19 - (WARNINGS - 3)
+
+
+def test_fedml_s_own_warnings_are_not_shown(console, capsys):
+    import fedml.core.distributed.communication.mpi.com_manager as theirs
+
+    lines = Path(theirs.__file__).read_text().splitlines()
+    number = next(n for n, line in enumerate(lines, 1) if "logging.warn" in line)
+    log = "[FedML-Server @device-id-0] [now] [WARNING] [com_manager.py:{}:notify] Cannot handle"
+    console.see([log.format(number), log.format(number - 2)])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_end_of_a_traceback_is_one_line(console, capsys):
+    console.see(
+        [
+            "Traceback (most recent call last):",
+            '  File "/job/main.py", line 7, in load',
+            "    open(path)",
+            "[FedML-Client @device-id-2] [now] [INFO] [x.py:1:f] in between",
+            "OSError: no such disk",
+            "fedml-keylock: rank 1 failed; the job ends on every rank",
+            "fedml-keylock: rank 1 failed; the job ends on every rank",
+        ]
+    )
+    assert console.failed
+    assert capsys.readouterr().err.splitlines() == [
+        "fedml-keylock: rank 1 failed; the job ends on every rank",
+        "  OSError: no such disk (/job/main.py, line 7, in load)",
+    ]
+
+
+def test_what_looks_like_a_fact_and_is_none_does_no_harm(console):
+    console.see([TOLD + "{", TOLD + "[1]", told(round="1"), told(sender=[1]), told(accuracy="x")])
+    console.see([told(other=["x"])])
+    assert console.facts == {}
+    assert console.progress == ""
+
+
+def test_only_what_silos_have_written_since_counts(tmp_path):
+    line = "silo 1, aggregate of round 5: accuracy in the silo {}\n"
+    (tmp_path / "silo-1.log").write_text(line.format("0.5000"))
+    console = Console(3, SiloLogs(tmp_path), live=False)
+    console.see([])
+    assert console.accuracy is None
+    with (tmp_path / "silo-1.log").open("a") as file:
+        file.write("epsilon 3\n" + line.format("0.7500"))
+    console.see([])
+    assert console.accuracy == (5, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "written nowhere; with keylock.save_model: FOLDER each silo writes it"),
+        ({"save_model": "models"}, "models/silo-N.safetensors (1 files)"),
+        ({"checkpoint": "c.safetensors"}, "c.safetensors, sealed: fedml-keylock export opens it"),
+        ({"lock": "paper"}, "where the job's own code saves it; what is the silos' own is in keyl"),
+    ],
+)
+def test_the_summary_says_where_the_final_model_is(tmp_path, monkeypatch, console, settings, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "silo-0.safetensors").write_text("")
+    job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": settings}))
+    (line,) = [line for line in summary(console, job) if line.startswith("final model")]
+    assert line.partition(" model")[2].strip().startswith(words)
+
+
+# docs/configuration.md
+
+
+def test_the_page_of_settings_is_current():
+    page = Path(__file__).parent.parent / "docs" / "configuration.md"
+    assert page.read_text() == markdown(), "fedml-keylock fields > docs/configuration.md"
+
+
+def test_every_field_is_explained():
+    rows = [line for line in markdown().splitlines() if line.startswith("| `")]
+    assert len(rows) > 80
+    assert [row for row in rows if not row.rstrip(" |").rpartition("| ")[2]] == []
+    named = {row.split("`")[1] for row in rows}
+    assert {*KeyLockConfig.model_fields} <= named
