@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from .types import ClientUpdate, Reconstruction
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _WHERE = {
     "ClientUpdate": ".types",
