@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -31,12 +32,12 @@ TOTAL_VARIATION = 0.01  # for pixels in units of the bounds' width, which is fou
 
 @dataclass(frozen=True)
 class Case:
-    """Images, each sent as the gradient of a batch of one.
+    """Images, each sent as the gradient of a batch of one, or of n.
 
     Attributes:
         model: in train mode.
-        images: ``(u, 3, 32, 32)`` normalised.
-        labels: ``(u, 1)``.
+        images: ``(u * n, 3, 32, 32)`` normalised.
+        labels: ``(u, n)``.
         updates: u of them.
 
     """
@@ -47,19 +48,20 @@ class Case:
     updates: list[ClientUpdate]
 
 
-def case(model: nn.Module, count: int) -> Case:
-    """Crops of two colour photos (again and again, from 24 on)."""
+def case(model: nn.Module, count: int, batch: int = 1) -> Case:
+    """Crops of two colour photos (again and again, from 24 on), so many batches of them."""
     crops = []
     for photo in load_sample_images().images:
         pixels = torch.tensor(photo).permute(2, 0, 1).float() / 255
         small = interpolate(pixels[None], size=(107, 160), mode="area")[0]
         crops += [small[:, a : a + 32, b : b + 32] for a in (2, 38, 74) for b in (4, 44, 84, 124)]
-    images = (torch.stack([crops[i % len(crops)] for i in range(count)]) - MEAN) / DEVIATION
-    labels = torch.arange(count)[:, None] % 10
+    total = count * batch
+    images = (torch.stack([crops[i % len(crops)] for i in range(total)]) - MEAN) / DEVIATION
+    labels = (torch.arange(total) % 10).view(count, batch)
     before = {name: p.detach().clone() for name, p in model.train().named_parameters()}
     updates = []
     for silo in range(count):
-        loss = cross_entropy(model(images[silo, None]), labels[silo])
+        loss = cross_entropy(model(images[silo * batch :][:batch]), labels[silo])
         gradient = torch.autograd.grad(loss, list(model.parameters()))
         after = {n: before[n] - g for n, g in zip(before, gradient, strict=True)}
         updates.append(ClientUpdate(before, after, 1.0, silo=silo))
@@ -72,17 +74,48 @@ def psnr(found: Tensor, images: Tensor) -> Tensor:
     return -10 * apart.log10()
 
 
-def by_this(of: Case, *, steps: int, restarts: int, chunk: int | None = None) -> Tensor:
+def by_this(
+    of: Case,
+    *,
+    steps: int,
+    restarts: int,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
     """All images at once."""
     knowledge = Knowledge(
-        "oblivious", input_shape=(3, 32, 32), classes=10, bounds=(-2.0, 2.0), labels=of.labels
+        "oblivious",
+        input_shape=(3, 32, 32),
+        classes=10,
+        batch=of.labels.shape[1],
+        bounds=(-2.0, 2.0),
+        labels=of.labels,
     )
     attack = inverting_gradients(
         steps=steps, restarts=restarts, total_variation=TOTAL_VARIATION, chunk=chunk
     )
     generator = torch.Generator().manual_seed(0)
-    found = attack.reconstruct(of.updates, of.model, knowledge=knowledge, generator=generator)
-    return found.images[:, 0]
+    found = attack.reconstruct(
+        of.updates, of.model, knowledge=knowledge, generator=generator, progress=progress
+    )
+    return found.images.flatten(0, 1)
+
+
+def by_torch_alone(of: Case) -> None:
+    """What a step of attacks on all of them cannot do without: a bound, and no attack.
+
+    All images are one batch with one gradient. Forward, gradient by the weights, cost, and its
+    gradient by the images: no candidate has a gradient of its own, and there are neither prior nor
+    optimiser.
+    """
+    parameters = list(of.model.parameters())
+    targets = [of.updates[0].pseudo_gradient(name) for name, _ in of.model.named_parameters()]
+    x = of.images.clone().requires_grad_()
+    loss = cross_entropy(of.model(x), of.labels.flatten(), reduction="sum")
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    dot = torch.stack([(g * t).sum() for g, t in zip(gradients, targets, strict=True)]).sum()
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    torch.autograd.grad(-dot / norm, x)
 
 
 def by_breaching(of: Case, which: range, *, steps: int, restarts: int) -> Tensor:

@@ -1,21 +1,22 @@
-"""How fast gradients are inverted, beside breaching and beside a plain loop, and in what memory.
+"""How fast gradients are inverted, beside breaching, a plain loop and torch, and in what memory.
 
 pytest plugin_tests/benchmarks/test_inversion_speed.py --benchmark-only -n 0
 
-It needs breaching, which the project does not: pip install breaching==0.1.2. Everything runs in one
-process, by turns, on as many threads as torch takes by itself. A machine with other work to do
-disturbs it.
+Some of it needs breaching, which the project does not: pip install breaching==0.1.2. Everything
+runs in one process, by turns, on as many threads as torch takes by itself. A machine with other
+work to do disturbs it.
 """
 
 import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from inversion_case import by_a_plain_loop, by_breaching, by_this, case, psnr
+from inversion_case import by_a_plain_loop, by_breaching, by_this, by_torch_alone, case, psnr
 from nets import resnet20, sigmoid_lenet
 
 HERE = Path(__file__).parent
@@ -64,6 +65,46 @@ def test_candidate_steps_per_second_and_what_they_reach(net, report, benchmark):
     report(f"{net}, PSNR after {steps} steps", f"{reached.mean():.2f} dB")
     report(f"{net}, PSNR of breaching's", f"{other.mean():.2f} dB")
     assert reached.mean() >= other.mean() - 0.5
+
+
+@pytest.mark.parametrize(("net", "batch"), [("ResNet-20", 1), ("LeNet", 8)])
+def test_share_of_the_limit(net, batch, report, benchmark):
+    """The limit is torch alone on as many images; either at the number that is best for it.
+
+    In CPU seconds, which other work on the machine disturbs less.
+    """
+    cases = [case(CASES[net][0](), count, batch) for count in (8, 16, 32)]
+    ours, least = {}, {}
+
+    def step(of):
+        ends = []
+
+        def progress(*_):
+            ends.append(time.process_time())
+
+        by_this(of, steps=5, restarts=1, chunk=len(of.labels), progress=progress)
+        return statistics.median(end - began for began, end in pairwise(ends[:5]))
+
+    def alone(of):
+        began = time.process_time()
+        by_torch_alone(of)
+        return time.process_time() - began
+
+    def one_round():
+        for of in cases:
+            count = len(of.labels)
+            ours.setdefault(count, []).append(step(of) / count)
+            bound = statistics.median(alone(of) for _ in range(4))
+            least.setdefault(count, []).append(bound / count)
+
+    benchmark.pedantic(one_round, rounds=4)
+    for count in ours:
+        this, other = (1e3 * statistics.median(each[count]) for each in (ours, least))
+        report(f"{net}, {count} batches of {batch}", f"{this:.2f} ms each, alone {other:.2f}")
+    rounds = zip(zip(*ours.values(), strict=True), zip(*least.values(), strict=True), strict=True)
+    share = statistics.median(min(other) / min(this) for this, other in rounds)
+    report(f"{net}, batches of {batch}, of torch's own speed", f"{share:.2f}")
+    assert share > 0.5
 
 
 @pytest.mark.parametrize("net", CASES)
