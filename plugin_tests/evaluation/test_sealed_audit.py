@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ from wire_subjects import distance, subject_of
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import ConfigError, VaultError
 from fedml_keylock.evaluation.audit import (
+    Protection,
     accuracy_by_round,
     audit,
+    from_capture,
     load_truth,
     save_truth,
 )
+from fedml_keylock.evaluation.audit.sums import sums_of
 from fedml_keylock.evaluation.audit.training import train_update
 from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
@@ -179,6 +183,23 @@ def test_a_capture_is_opened_by_the_silos_vaults(job):
         assert scores["none", "none", index] > 0.5
         for level in ("adaptive", "insider"):
             assert scores["keylock:sealed", level, index] < 0.15
+
+
+def test_the_sum_that_is_attacked_is_what_silos_opened(job):
+    capture, _, models, defense, folder = job
+    subject = from_capture(
+        capture,
+        load_truth(folder / "truth.safetensors"),
+        net(),
+        protection=Protection(defense.title, defense.surrogate(net())),
+        secrets_of=partial(silo_secrets, net(), own_locks(net(), defense, folder / "vault")),
+    )
+    made = sums_of(subject, undefended(subject), 3)
+    for variant in ("none", "keylock:sealed"):
+        for one, before, after in zip(made.updates[variant], models, models[1:], strict=True):
+            assert distance(one.before, before) < 1e-6
+            assert distance(one.after, after) < 1e-6
+    assert distance(models[1], models[2]) > 1e-3
 
 
 def test_without_the_vaults_there_is_no_verdict(job):

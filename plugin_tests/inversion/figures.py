@@ -276,16 +276,13 @@ def alike() -> Iterator[str]:
 def of_sums(name: str) -> Iterator[str]:
     """Sums of k silos with a picture each, as a colluding silo has them of the sealed lock."""
     images, labels = mnist()
-    attacks = {
-        "inverting_gradients": inverting_gradients(
-            steps=400, learning_rate=0.2, total_variation=1e-2
-        )
-    }
-    net = conftest.LeNet(channels=1, size=28, activation=nn.GELU)
+    search = inverting_gradients(steps=400, learning_rate=0.2, total_variation=1e-2)
+    net, attacks = conftest.LeNet(channels=1, size=28, activation=nn.GELU), {}
     if name == "MLP":
-        net = mlp(200)
-        separation = cocktail_party(steps=700, learning_rate=1e-2)
-        attacks |= {"analytic": analytic(), "spear": spear(), "cocktail_party": separation}
+        net, search = mlp(200), replace(search, steps=200)
+        separation = cocktail_party(steps=300, learning_rate=1e-2)
+        attacks = {"analytic": analytic(), "spear": spear(), "cocktail_party": separation}
+    attacks["inverting_gradients"] = search
     defense = keylock({"lock": "sealed"})
     subject = probe(
         net,
