@@ -136,9 +136,6 @@ TABLE = {
             'active: str = "imprint"',
         ),
     ],
-    ("locks/sealed/notices", "jobs/test_active_jobs.py -m long -k one_of_its_own"): [
-        ("active server: each silo has a model of its own", "notice.chain == own.chain", "True"),
-    ],
     ("locks/sealed/first_model", "jobs/test_active_jobs.py -m long -k pins"): [
         (
             "active server: a pinned first model is another",
