@@ -22,7 +22,7 @@ RETIRED = {
     r"turned back": "rotated back",
     r"\bdisguises?\b": "update transform",
     r"\bconceals?\b": "protect",
-    r"\btwins?\b": "undefended baseline",
+    r"\btwins?\b(?!\.py)": "undefended baseline",
     r"ignores? the lock": "defense-unaware",
     r"follows the protocol": "honest-but-curious server",
     r"\bRevealedLock\b": "attacker's model",
@@ -69,7 +69,7 @@ def test_every_page_is_named_in_the_readme() -> None:
 def _prose() -> Iterator[tuple[str, str]]:
     """What people read: pages, docstrings, and the texts of messages and help."""
     for page in PAGES:
-        yield str(page.relative_to(ROOT)), page.read_text()
+        yield str(page.relative_to(ROOT)), re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
     for file in sorted((ROOT / "fedml_keylock").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -6,7 +6,7 @@ For each net and data set it runs the job of ../mnist_cross_silo over MPI, under
 and under the default one: three silos that train one step on one picture in the first and the last
 two rounds. It audits what the server captured: the published measure and the aligned one; the
 attacker who ignores the lock, who knows its kind, and who has the silo's private state. "Without"
-is the undefended twin: the same pictures at the same weights. Run again, it does what is left.
+is the undefended baseline: the same pictures at the same weights. Run again, it does what is left.
 """
 
 import shutil

@@ -116,7 +116,7 @@ def attack(
 ) -> None:
     """Run every attacker who has no result, all of them at once, and the baselines.
 
-    Twins at untrained weights are the same for all points: the store of tasks is theirs together.
+    Undefended baselines at untrained weights are the same for all points: the store of tasks is theirs together.
     """
     store = Store(folder.parent / "work")
     left: list[Part] = []

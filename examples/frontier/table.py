@@ -36,7 +36,7 @@ NOTE = (
     "accuracy, %, under fresh random locks, under a lock fitted on 64 public images, and of a net "
     "trained on those 64 alone. *Strongest*: mean aligned SSIM of the strongest attacker without "
     "a silo's private state. *Class mean*: the mean public image of the class, no gradient. "
-    "*Plain*: the strongest attacker on plain FedAvg's update. *Twin*: `joint` on the same step "
+    "*Plain*: the strongest attacker on plain FedAvg's update. *Baseline*: `joint` on the same step "
     "at the same weights, unprotected. *Oracle*: the better of `joint` with "
     "the silo's private state and of a decoder trained under the silos' own locks. "
     "*Sum of the others* (in the lower table): what each silo has of any average, of as many other "
@@ -54,7 +54,7 @@ HEAD = (
     "strongest, trained",
     "class mean",
     "plain",
-    "twin",
+    "baseline",
     "oracle",
     "labels",
     "upload",
