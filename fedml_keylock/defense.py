@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .privacy.canaries import CanaryEstimate
-    from .types import Agreement, Credentials, JobSecrets, PrivacyLoss, Schedule, Surrogate
+    from .types import Agreement, AttackerModel, Credentials, JobSecrets, PrivacyLoss, Schedule
 
 __all__ = ["Defense", "DefenseFactory"]
 
@@ -101,11 +101,11 @@ class Defense(ABC):
         """
 
     @abstractmethod
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """The attacker's model, from the unprotected public one."""
 
     @abstractmethod
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """For a silo's audit of itself: a copy of its protected model, and its secret variables.

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Agreement",
+    "AttackerModel",
     "ClientUpdate",
     "Credentials",
     "JobSecrets",
     "PrivacyLoss",
     "Reconstruction",
     "Schedule",
-    "Surrogate",
     "TokenReconstruction",
     "UpdateTransform",
 ]
@@ -195,7 +195,7 @@ class PrivacyLoss:
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class AttackerModel:
     """The attacker's model: a defended model without its private state.
 
     Attributes:

@@ -556,7 +556,7 @@ TABLE = {
             "(values - values.nanmean()).abs().nan_to_num(torch.inf).argmin()",
         ),
     ],
-    ("evaluation/audit/twins", "evaluation/test_audit.py -k silos_loss"): [
+    ("evaluation/audit/controls", "evaluation/test_audit.py -k silos_loss"): [
         ("audit: controls are trained with cross entropy", "loss=subject.loss,\n", ""),
     ],
     ("evaluation/audit/plan", "evaluation/test_audit.py -k silos_loss"): [
@@ -2731,14 +2731,14 @@ TABLE = {
     ],
     ("inversion/engine/search", "inversion/test_surrogate.py -k box"): [
         (
-            "surrogate: the state leaves the line",
+            "attacker_model: the state leaves the line",
             "box = {SURROGATE: (0.0, 1.0), **",
             "box = {**",
         ),
     ],
     ("inversion/engine/assemble", "inversion/test_surrogate.py -k refused"): [
         (
-            "surrogate: one step is taken for several",
+            "attacker_model: one step is taken for several",
             "        if knowledge.training is None:\n",
             "        if False:\n",
         ),

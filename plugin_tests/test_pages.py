@@ -69,7 +69,10 @@ def test_every_page_is_named_in_the_readme() -> None:
 def _prose() -> Iterator[tuple[str, str]]:
     """What people read: pages, docstrings, and the texts of messages and help."""
     for page in PAGES:
-        yield str(page.relative_to(ROOT)), re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+        yield (
+            str(page.relative_to(ROOT)),
+            re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S),
+        )
     for file in sorted((ROOT / "fedml_keylock").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):

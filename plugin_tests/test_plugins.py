@@ -173,7 +173,7 @@ def test_an_audit_runs_the_samples_attack_under_its_defense(installed, tmp_path)
         net(),
         images,
         torch.tensor([0, 1]),
-        protection=Protection(defense.title, defense.surrogate(net())),
+        protection=Protection(defense.title, defense.attacker_model(net())),
     )
     report = audit(
         subject, {"grey": plugins.attack_of("grey", {})}, ["oblivious", "adaptive"], output=tmp_path

@@ -187,4 +187,4 @@ def test_what_a_model_computed_last_is_copied_with_it(lock):
     expected = model.eval()(images)
     assert torch.allclose(export_model(model)(images), expected, atol=1e-5)
     plain(images)
-    assert keylock({"lock": lock}).surrogate(plain).model(images).shape == (2, 3)
+    assert keylock({"lock": lock}).attacker_model(plain).model(images).shape == (2, 3)

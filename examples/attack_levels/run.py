@@ -158,7 +158,7 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
         return {"not run": f"more than {row.most} images"}
     model: nn.Module = MODELS[row.net]()
     defense = None if column.lock is None or column.colluding else keylock(column.lock)
-    surrogate = defense.surrogate(model) if defense else None
+    attacker_model = defense.attacker_model(model) if defense else None
     made = attack_of(row.preset, row.fields)
     # the strongest that needs no more than the job: who knows the lock, if the attack can use it
     level = trials({row.attack: made}, ("adaptive", "oblivious"), defended=defense is not None)[0][
@@ -166,14 +166,14 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
     ]
     knowledge = knowledge_of(
         level,
-        surrogate=surrogate,
+        attacker_model=attacker_model,
         input_shape=tuple(images.shape[2:]),
         classes=10,
         batch=images.shape[1],
     )
     if row.labels:
-        read = [surrogate.read(u) for u in updates] if surrogate else updates
-        observed = observe(read, surrogate.model if surrogate else model, knowledge)
+        read = [attacker_model.read(u) for u in updates] if attacker_model else updates
+        observed = observe(read, attacker_model.model if attacker_model else model, knowledge)
         found = find_labels(
             observed.model,
             observed.targets,
@@ -182,7 +182,9 @@ def attack(folder: Path, row: Row, column: Column) -> dict[str, Any]:
             started=observed.started,
         )
         return labels_scored(found, labels) | {"level": level}
-    result = attack_updates(made, updates, model, knowledge=knowledge, surrogate=surrogate, seed=0)
+    result = attack_updates(
+        made, updates, model, knowledge=knowledge, attacker_model=attacker_model, seed=0
+    )
     lost = ~result.cost.isfinite()
     if lost.all():
         return {"no result": "the search found nothing", "level": level}

@@ -96,7 +96,7 @@ def audit_job(folder: Path, net: str, defense: Lock, facts: dict, workers: int |
     public, loaders = example_data(folder)
     model, capture = MODELS[net](), Capture.open(folder / "leakage" / "capture")
     own_lock = own_locks(model, defense, folder / "keylock_vault")
-    known = defense.surrogate(model)
+    known = defense.attacker_model(model)
     truth: Truth = {
         (index, silo): loaders[silo].single_digit(index) for index, silo in capture.entries()
     }
@@ -113,7 +113,7 @@ def audit_job(folder: Path, net: str, defense: Lock, facts: dict, workers: int |
     attacks = {name: make() for name, make in ATTACKS[net].items()}
     with muster(workers) as crew:
         report = audit(subject, attacks, output=folder, crew=crew, job=facts, progress=True)
-    final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=known)
+    final, rounds = accuracy_by_round(capture, model, public, own_lock, attacker_model=known)
     title = defense.title
     return replace(report, accuracy={title: final}, accuracy_rounds={title: rounds})
 

@@ -9,7 +9,8 @@ WORKS = 0.5
 """Aligned SSIM from which an attack counts as working, as in the reports' verdicts."""
 NOTE = (
     "Each row is the mean over the updates that a real job's server captured, each of one SGD "
-    "step on one picture. *Without*: the undefended baseline, the same pictures at the same weights. "
+    "step on one picture. *Without*: the undefended baseline, the same pictures at the same "
+    "weights. "
     "*Public norm*: the lock's normalisation with nothing secret in it. *Oracle*: the attacker "
     "who is given the silo's private state. *No gradient*: the mean public image of the picture's "
     "class. † the attack does not work without a lock either, so that its failure says nothing. "

@@ -24,7 +24,7 @@ from fedml_keylock.locks import lock_model
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.silos import fresh_lock_accuracy
 from fedml_keylock.tensors import one_thread
-from fedml_keylock.types import Surrogate
+from fedml_keylock.types import AttackerModel
 
 PUBLIC = 64
 FRESH = 5
@@ -101,11 +101,11 @@ def _fitted(
     if defense.transforms_updates:
         net = deepcopy(plain)
         return _tuned(net, list(net.parameters()), SCRATCH_RATE, public, test)[1]
-    return fit_lock(defense.surrogate(plain), draw, public, test)[1]
+    return fit_lock(defense.attacker_model(plain), draw, public, test)[1]
 
 
 def fit_lock(
-    known: Surrogate,
+    known: AttackerModel,
     draw: torch.Generator,
     public: PublicData,
     test: PublicData,
@@ -113,7 +113,7 @@ def fit_lock(
     """A lock that works on public images, all of it fitted, from locks drawn as a new silo's are.
 
     Returns:
-        Its values by the surrogate's names, and its accuracy on the test's images.
+        Its values by the attacker model's names, and its accuracy on the test's images.
 
     """
     starts = known.draw(STARTS, draw)

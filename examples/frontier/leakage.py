@@ -116,7 +116,8 @@ def attack(
 ) -> None:
     """Run every attacker who has no result, all of them at once, and the baselines.
 
-    Undefended baselines at untrained weights are the same for all points: the store of tasks is theirs together.
+    Undefended baselines at untrained weights are the same for all points, which share the store of
+    their tasks.
     """
     store = Store(folder.parent / "work")
     left: list[Part] = []
@@ -274,15 +275,15 @@ def _sums_of_others(subject: Subject, point: Point) -> Subject:
             for name, value in average.items()
         }
         found.append(replace(update, before=made[0].before, after=rest))
-    return replace(subject, updates=tuple(found), defense="none", surrogate=None, secrets=None)
+    return replace(subject, updates=tuple(found), defense="none", attacker_model=None, secrets=None)
 
 
 def _with_fitted_lock(subject: Subject, point: Point, setting: Setting) -> Subject:
     """In place of the silos' private state that of a lock fitted on everything that is public."""
-    assert subject.surrogate is not None
+    assert subject.attacker_model is not None
     assert subject.public is not None
     draw = torch.Generator().manual_seed(15_487_469 * (setting.seed + 1))
-    fitted, _ = fit_lock(subject.surrogate, draw, subject.public, subject.public)
+    fitted, _ = fit_lock(subject.attacker_model, draw, subject.public, subject.public)
     count = len(subject.updates)
     secrets = {name: value.expand(count, *value.shape) for name, value in fitted.items()}
     return replace(subject, secrets=secrets)
@@ -335,7 +336,7 @@ def _protection(
             lock_model(locked, defense.config, uniform=seeded_uniform(draw))
         return locked, secret_variables(locked)
 
-    return Protection(defense.title, defense.surrogate(model), fresh)
+    return Protection(defense.title, defense.attacker_model(model), fresh)
 
 
 def _perturbed(
@@ -357,7 +358,7 @@ def _tasks(
     level, variant = attacker.level, subject.defense
     if attacker.variant == "twin":
         level, variant = "oblivious", "none"
-    elif subject.surrogate is None and level != "simulating":
+    elif subject.attacker_model is None and level != "simulating":
         level = "oblivious"  # there is no lock to know of
     tasks = [
         task

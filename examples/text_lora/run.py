@@ -46,7 +46,7 @@ def run(folder: Path, adapters: int, sealed: bool) -> SimpleNamespace:
 def found(folder: Path, model: nn.Module, batch: int) -> list[Tensor]:
     """What DAGER reads of a silo's update, as somebody without a key has it."""
     (update, *_) = Capture.open(folder / "leakage" / "capture").each(ROUND)
-    surrogate = keylock({}).surrogate(model)
+    attacker_model = keylock({}).attacker_model(model)
     known = Knowledge(
         "oblivious",
         input_shape=(LENGTH,),
@@ -54,7 +54,7 @@ def found(folder: Path, model: nn.Module, batch: int) -> list[Tensor]:
         batch=batch,
     )
     try:
-        made = DagerAttack().reconstruct([surrogate.read(update)], model, knowledge=known)
+        made = DagerAttack().reconstruct([attacker_model.read(update)], model, knowledge=known)
     except AttackError as error:
         print(f"  {error}")
         return []

@@ -32,7 +32,7 @@ from ..locks.entropy import seeded_uniform
 from ..plugins import defense_of
 from ..silos import own_locks, silo_secrets
 from ..tensors import deep_copy
-from ..types import Surrogate
+from ..types import AttackerModel
 from .deploy import read_checkpoint, unwrapped
 from .job import build_model
 from .job_file import lock_settings
@@ -116,7 +116,9 @@ def captured(request: Request) -> Material:
     facts["data"] = f"{len(public.images)} pictures of {request.data} are public"
     if not subject.has_classes:
         return Material(subject, facts)
-    final, rounds = accuracy_by_round(capture, model, public, own_lock, surrogate=subject.surrogate)
+    final, rounds = accuracy_by_round(
+        capture, model, public, own_lock, attacker_model=subject.attacker_model
+    )
     name = subject.defense
     return Material(subject, facts, {name: final} if final else {}, {name: rounds})
 
@@ -251,10 +253,10 @@ def _say(line: str) -> None:
 
 def _rebuild(
     builder: str, defense: str | None, settings: Mapping[str, Any]
-) -> tuple[nn.Module, Surrogate | None]:
+) -> tuple[nn.Module, AttackerModel | None]:
     """The attacker's models, in another rank. Their weights do not matter: he has what was sent."""
     model = _built(builder, 0)
-    return model, _protection(defense, settings, model)[0].surrogate if defense else None
+    return model, _protection(defense, settings, model)[0].attacker_model if defense else None
 
 
 def _size(builder: str, model: nn.Module, channels: int) -> int:
@@ -283,7 +285,7 @@ def _protection(
 ) -> tuple[Protection, Defense]:
     defense = defense_of(name, settings)
     fresh = partial(_fresh, defense) if isinstance(defense, Lock) else None
-    return Protection(defense.title, defense.surrogate(model), fresh), defense
+    return Protection(defense.title, defense.attacker_model(model), fresh), defense
 
 
 def _fresh(

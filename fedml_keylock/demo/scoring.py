@@ -18,11 +18,11 @@ from tqdm import tqdm
 from ..builtin import keylock
 from ..errors import AttackError
 from ..evaluation.audit import Rounds, accuracy_by_round
+from ..evaluation.audit.controls import recover
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task
 from ..evaluation.audit.score import Scored, baselines, matched, row_of, score
 from ..evaluation.audit.trial import Trial
-from ..evaluation.audit.twins import recover
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import INDEX, Capture
 from ..evaluation.interval import mean_interval
@@ -100,8 +100,8 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
         return accuracy_by_round(capture, model, data)
     defense = keylock(settings)
     own_lock = own_locks(model, defense, folder / defense.config.vault)
-    known, final = defense.surrogate(model), capture.final()
-    result, rounds = accuracy_by_round(capture, model, data, own_lock, surrogate=known)
+    known, final = defense.attacker_model(model), capture.final()
+    result, rounds = accuracy_by_round(capture, model, data, own_lock, attacker_model=known)
     model.load_state_dict(known.read(ClientUpdate(final, final, 1.0)).before)
     silos = len({silo for _, silo in capture.entries()})
     fresh = fresh_lock_accuracy(model, defense, own_lock, data, count=scale.fresh, silos=silos)
@@ -122,7 +122,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[tup
             updates = tuple(update for update in capture.each() if update.round < before)
             for level in ("oblivious",) if defense is None else ("adaptive", "oracle", "oblivious"):
                 more = scale.adaptive[name] if level == "adaptive" else {}
-                given, known = None, defense.surrogate(model) if defense else None
+                given, known = None, defense.attacker_model(model) if defense else None
                 seen = updates
                 if defense is not None and level == "oracle":
                     vaults = folder / defense.config.vault
@@ -140,7 +140,7 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[tup
                     known={"input_shape": (1, 28, 28), "classes": 10},
                     rebuild=None,
                     model=model,
-                    surrogate=known,
+                    attacker_model=known,
                     start=seed,
                 )
                 yield trial, task
@@ -169,7 +169,7 @@ def _of_sums(task: Task, opened: Sequence[ClientUpdate], samples: Sequence[float
         updates=tuple(made),
         given=None,
         known={**task.known, "batch": SILOS - 1},
-        surrogate=None,
+        attacker_model=None,
     )
 
 

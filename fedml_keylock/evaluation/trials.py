@@ -24,7 +24,7 @@ from ..inversion import (
     Secrets,
     check_level,
 )
-from ..types import ClientUpdate, Reconstruction, Surrogate
+from ..types import AttackerModel, ClientUpdate, Reconstruction
 
 __all__ = ["attack_updates", "knowledge_of", "save_reconstruction", "trials"]
 
@@ -69,7 +69,7 @@ def trials(
 def knowledge_of(
     level: str,
     *,
-    surrogate: Surrogate | None,
+    attacker_model: AttackerModel | None,
     given: Mapping[str, Tensor] | None = None,
     public: PublicData | None = None,
     **known: Any,
@@ -78,7 +78,7 @@ def knowledge_of(
 
     Args:
         level: one of ``inversion.LEVELS``.
-        surrogate: the defended model as the attacker knows it; None where nothing is defended.
+        attacker_model: the defended model as the attacker knows it; None where nothing is defended.
         given: private state by name: for the oracle the silos' own, ``(u, *shape)``; for the
             insider that of colluding silos, ``(p, *shape)``.
         public: for the simulating attacker: used at no other level.
@@ -88,21 +88,24 @@ def knowledge_of(
         AttackError: the level needs what is not there.
 
     Example:
-        >>> knowledge_of("oblivious", input_shape=(1, 8, 8), classes=2, surrogate=None).level
+        >>> knowledge_of("oblivious", input_shape=(1, 8, 8), classes=2, attacker_model=None).level
         'oblivious'
 
     """
     grants = GRANTS[level]
     if "public data" in grants:
-        known |= {"public": public, "update_transform": surrogate and surrogate.update_transform}
-    if surrogate is not None and surrogate.names:
+        known |= {
+            "public": public,
+            "update_transform": attacker_model and attacker_model.update_transform,
+        }
+    if attacker_model is not None and attacker_model.names:
         known["secrets"] = Secrets(
-            surrogate.names,
-            draw=surrogate.draw if "kind" in grants else None,
+            attacker_model.names,
+            draw=attacker_model.draw if "kind" in grants else None,
             given=given if "private state" in grants else None,
             peers=given if "peer" in grants else None,
         )
-    elif surrogate is None and level not in ("oblivious", "simulating"):
+    elif attacker_model is None and level not in ("oblivious", "simulating"):
         raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
     return Knowledge(level, **known)
 
@@ -113,15 +116,15 @@ def attack_updates(
     model: nn.Module,
     *,
     knowledge: Knowledge,
-    surrogate: Surrogate | None,
+    attacker_model: AttackerModel | None,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Reconstruction:
     """Reconstruct as by `Attack.reconstruct`, on the attacker's model, from a seed.
 
-    His model is the surrogate where there is a defense, and the public one where there is none; the
-    updates are what he reads of them. The checkpoint is a file to go on from, for an attack that
+    With a defense he has the attacker's model, and without one the public model. The updates are what
+    he reads of them. The checkpoint is a file to go on from, for an attack that
     searches; others begin anew.
 
     Raises:
@@ -134,8 +137,10 @@ def attack_updates(
         reconstruct = partial(attack.reconstruct, checkpoint=checkpoint)
     try:
         return reconstruct(
-            updates if surrogate is None else [surrogate.read(update) for update in updates],
-            model if surrogate is None else surrogate.model,
+            updates
+            if attacker_model is None
+            else [attacker_model.read(update) for update in updates],
+            model if attacker_model is None else attacker_model.model,
             knowledge=knowledge,
             generator=torch.Generator().manual_seed(seed),
             progress=progress,

@@ -27,45 +27,45 @@ from ..evaluation.section import InversionSettings
 from ..evaluation.verdict import BASELINE, ORACLE
 from ..inversion import LocalTraining
 from ..tensors import copied, copy_of
-from ..types import ClientUpdate, Surrogate
+from ..types import AttackerModel, ClientUpdate
 from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound
 
-__all__ = ["MOST", "SelfAudit", "Twin"]
+__all__ = ["MOST", "Baseline", "SelfAudit"]
 
 MOST = 32
 """The most images of a round for which `probe: as_sent` works."""
 
 
 @dataclass(frozen=True)
-class Twin:
+class Baseline:
     """A copy of a silo's model when a round begins, apart from the one that trains.
 
     Attributes:
         model: protected, with the server's weights and the silo's private state.
         private: its secret variables, by the attacker's model's names.
         plain: unprotected, with the weights that the silo computes with.
-        surrogate: the attacker's model, who knows the defense; None without a defense.
+        attacker_model: the attacker's model, who knows the defense; None without a defense.
 
     """
 
     model: nn.Module
     private: Mapping[str, Tensor] = field(repr=False)
     plain: nn.Module = field(repr=False)
-    surrogate: Surrogate | None = field(repr=False)
+    attacker_model: AttackerModel | None = field(repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Twin:
+    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Baseline:
         """Copy the unprotected model of the job, and the silo's protected one."""
         plain = copy_of(model)
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
-        twin, private = defense.twin(plain, protected)
-        known = defense.surrogate(plain)
-        # if only what is sent is transformed, the silo computes with the twin
-        return cls(twin, private, plain if known.update_transform is None else twin, known)
+        baseline, private = defense.baseline(plain, protected)
+        known = defense.attacker_model(plain)
+        # if only what is sent is transformed, the silo computes with the baseline
+        return cls(baseline, private, plain if known.update_transform is None else baseline, known)
 
 
 @dataclass
@@ -87,7 +87,7 @@ class SelfAudit:
     args: Arguments
     model: nn.Module = field(repr=False)
     defense: Defense | None
-    _twin: Twin | None = field(default=None, repr=False)
+    _baseline: Baseline | None = field(default=None, repr=False)
 
     @property
     def settings(self) -> InversionSettings:
@@ -102,7 +102,7 @@ class SelfAudit:
     @property
     def waits(self) -> bool:
         """Whether it audits after the round's training."""
-        return self._twin is not None and self.settings.probe == "as_sent"
+        return self._baseline is not None and self.settings.probe == "as_sent"
 
     def round_begins(self, turn: SiloRound, protected: nn.Module, data: Iterable[Any]) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
@@ -118,20 +118,20 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        self._twin = None
+        self._baseline = None
         if turn.round not in self.attacker.rounds:
             return
         with self._spared(turn):
-            self._twin = twin = Twin.of(self.model, protected, self.defense)
+            self._baseline = baseline = Baseline.of(self.model, protected, self.defense)
             if self.waits:
                 return
             images, labels = self._data(data, self.settings.images, telling=True)
             subject = probe(
-                twin.plain,
+                baseline.plain,
                 images,
                 labels,
-                protection=self._protection(twin),
-                public=self.attacker.public_for(output_shape(twin.plain, images)),
+                protection=self._protection(baseline),
+                public=self.attacker.public_for(output_shape(baseline.plain, images)),
                 bounds=self.attacker.bounds,
                 learning_rate=float(self.args.learning_rate),
                 loss=self.attacker.loss,
@@ -159,16 +159,16 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        twin = self._twin
-        if twin is None or not self.waits:
+        baseline = self._baseline
+        if baseline is None or not self.waits:
             return
         with self._spared(turn):
-            before = twin.plain.state_dict() if received is None else received
+            before = baseline.plain.state_dict() if received is None else received
             if self.defense is not None and self.defense.seals:
-                # the twin exists since the silo sealed
-                private = self.defense.twin(twin.plain, twin.plain)[1]
+                # the baseline exists since the silo sealed
+                private = self.defense.baseline(baseline.plain, baseline.plain)[1]
             else:
-                state, private = {name: state[name] for name in before}, twin.private
+                state, private = {name: state[name] for name in before}, baseline.private
             images, labels = self._data(data, MOST + 1)
             if len(images) > MOST:
                 raise AttackError(
@@ -185,16 +185,16 @@ class SelfAudit:
             training = LocalTraining(
                 epochs=int(self.args.epochs), batch_size=int(self.args.batch_size)
             )
-            outputs, loss = output_shape(twin.plain, images), self.attacker.loss.seen(labels)
-            defended = twin.surrogate is not None
+            outputs, loss = output_shape(baseline.plain, images), self.attacker.loss.seen(labels)
+            defended = baseline.attacker_model is not None
             subject = Subject(
                 (update,),
                 images[None],
                 loss.fitted(labels, outputs)[None],
-                twin.plain,
+                baseline.plain,
                 classes=outputs[0],
                 defense=self.name,
-                surrogate=twin.surrogate,
+                attacker_model=baseline.attacker_model,
                 secrets={n: t[None] for n, t in private.items()} if defended else None,
                 public=self.attacker.public_for(outputs),
                 training=training if training.steps(len(images)) > 1 else None,
@@ -217,10 +217,12 @@ class SelfAudit:
             kept = torch.ones_like(kept)
         return own.images[kept][:wanted], own.labels[kept][:wanted]
 
-    def _protection(self, twin: Twin) -> Protection | None:
-        if twin.surrogate is None:
+    def _protection(self, baseline: Baseline) -> Protection | None:
+        if baseline.attacker_model is None:
             return None
-        return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
+        return Protection(
+            self.name, baseline.attacker_model, lambda *_: (baseline.model, baseline.private)
+        )
 
     def _facts(self, turn: SiloRound) -> dict[str, Any]:
         """Facts for the report: the audit's settings, and what the silo's noise has spent."""

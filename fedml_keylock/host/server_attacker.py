@@ -199,7 +199,7 @@ class ServerCapture:
         updates = [self.capture.load(*entry) for entry in chosen[: attacker.settings.images]]
         if only is not None:
             output = output / f"round-{only:05d}"
-        surrogate = self.defense.surrogate(self.model) if self.defense else None
+        attacker_model = self.defense.attacker_model(self.model) if self.defense else None
         settings = attacker.settings
         batch = settings.batch or (settings.active and self.capture.meta["batch_size"]) or 1
         for name, level in attacker.trials:
@@ -210,7 +210,7 @@ class ServerCapture:
                     classes=outputs[0],
                     output_shape=outputs,
                     loss=attacker.loss.seen(public.labels),
-                    surrogate=surrogate,
+                    attacker_model=attacker_model,
                     public=public,
                     bounds=attacker.bounds,
                     batch=batch,
@@ -221,7 +221,7 @@ class ServerCapture:
                         updates,
                         self.model,
                         knowledge=knowledge,
-                        surrogate=surrogate,
+                        attacker_model=attacker_model,
                         seed=self.seed,
                         progress=partial(_advance, bar),
                     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..types import Credentials, JobSecrets, Surrogate
+from ..types import AttackerModel, Credentials, JobSecrets
 from .config import KeyLockConfig
 from .description import LockInfo
 from .paper.lock import PaperLock
@@ -130,12 +130,12 @@ class SealedPaperLock(PaperLock):
             "or audit a job of lock: sealed"
         )
 
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """As of lock: sealed; the copy carries the published lock."""
-        return self._wire.twin(model, protected)
+        return self._wire.baseline(model, protected)
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """As of lock: sealed: the server reads nothing of the updates, whatever the model is."""
-        return self._wire.surrogate(model)
+        return self._wire.attacker_model(model)

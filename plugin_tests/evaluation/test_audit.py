@@ -40,11 +40,11 @@ from fedml_keylock.evaluation.audit import (
     probe,
     save_truth,
 )
+from fedml_keylock.evaluation.audit.controls import public_norm, undefended
 from fedml_keylock.evaluation.audit.plan import PUBLIC_NORM, tasks_of
 from fedml_keylock.evaluation.audit.score import Result, baselines, matched, score
 from fedml_keylock.evaluation.audit.shared_statistics import shared_statistics
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import public_norm, undefended
 from fedml_keylock.evaluation.audit.work import Store, work_on
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.evaluation.evidence import Evidence
@@ -64,7 +64,7 @@ from fedml_keylock.inversion import (
 )
 from fedml_keylock.locks import Vault
 from fedml_keylock.silos import own_locks, silo_secrets
-from fedml_keylock.types import ClientUpdate, Surrogate
+from fedml_keylock.types import AttackerModel, ClientUpdate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mnist_cross_silo"
 FEW = {"learning_rate": 0.2, "secret_learning_rate": 0.02, "total_variation": 1e-2}
@@ -111,7 +111,7 @@ def net(seed=0):
 
 def protection(model, **settings):
     defense = keylock(PAPER | settings)
-    return Protection(defense.title, defense.surrogate(model), partial(_fresh, defense))
+    return Protection(defense.title, defense.attacker_model(model), partial(_fresh, defense))
 
 
 class MixedConv(nn.Conv2d):
@@ -137,7 +137,7 @@ def mixing(model):
             n: torch.linalg.qr(torch.randn(count, *side, generator=generator))[0] for n in names
         }
 
-    return Protection("a plugin's", Surrogate(copy, tuple(names), draw))
+    return Protection("a plugin's", AttackerModel(copy, tuple(names), draw))
 
 
 def subject_of(digits, count=2, model=None, **rest):
@@ -171,8 +171,8 @@ def test_a_probe_is_what_a_locked_model_sends(digits):
     assert set(sent) == set(one.updates[0].after) == set(model.state_dict())
     for name, value in one.updates[0].after.items():
         torch.testing.assert_close(value, sent[name])
-    # the surrogate, which stands in for defenses that are not ours, sends the same
-    known = protection(model).surrogate
+    # the attacker's model, which stands in for defenses that are not ours, sends the same
+    known = protection(model).attacker_model
     twin = probe(model, *(part[:1] for part in digits), protection=Protection("x:y", known))
     assert set(twin.updates[0].before) == set(model.state_dict())
     assert set(twin.secrets) == set(one.secrets)
@@ -435,10 +435,10 @@ def test_shared_statistics_are_the_batchs_own(digits):
         one = subject_of(digits, count=4, model=model, protection=known, batch=2)
         if not share:
             with pytest.raises(AttackError, match="none are shared"):
-                shared_statistics(known.surrogate.model, one.updates, one.images[0])
+                shared_statistics(known.attacker_model.model, one.updates, one.images[0])
             continue
         ((mean, variance),) = shared_statistics(
-            known.surrogate.model, one.updates, one.images[0]
+            known.attacker_model.model, one.updates, one.images[0]
         ).values()
         seen = [model[0](images).detach() for images in one.images]
         torch.testing.assert_close(mean, torch.stack([x.mean((0, 2, 3)) for x in seen]))
@@ -462,7 +462,7 @@ def test_workers_get_no_truth(digits):
     truth = one.images.numpy().tobytes()[:784]
     for task in tasks_of(one, attack(), ("oblivious", "adaptive")):
         assert not {"images", "labels", "truth"} & set(vars(task))
-        state = task.__getstate__() | {"model": None, "surrogate": None}
+        state = task.__getstate__() | {"model": None, "attacker_model": None}
         assert truth not in pickle.dumps(state)
 
 
@@ -687,7 +687,9 @@ def test_controls_are_trained_with_the_silos_loss(digits):
     """Or what the lock seems to hide would be another loss."""
     loss, marks = loss_of("BCEWithLogitsLoss", where="loss"), torch.eye(10)[:1]
     defense = keylock(PAPER)
-    protection = Protection("keylock:paper:all", defense.surrogate(net()), partial(_fresh, defense))
+    protection = Protection(
+        "keylock:paper:all", defense.attacker_model(net()), partial(_fresh, defense)
+    )
     subject = probe(net(), digits[0][:1], marks, protection=protection, loss=loss)
     (made,) = undefended(subject)
     wanted = train_update(net(), digits[0][:1], marks, learning_rate=0.1, loss=loss)

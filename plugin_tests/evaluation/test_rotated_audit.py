@@ -11,8 +11,8 @@ from wire_subjects import distance, subject_of
 
 from fedml_keylock.builtin import keylock
 from fedml_keylock.evaluation.audit import audit, save_truth
+from fedml_keylock.evaluation.audit.controls import public_norm, recovered, undefended
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import Knowledge, PublicData, learned
 from fedml_keylock.locks.rotated.rotation_transform import RotationTransform
@@ -39,7 +39,7 @@ def test_who_has_the_key_opens_updates_and_so_does_who_colludes(digits):  # noqa
 
 def test_what_a_decoder_sees_does_not_depend_on_the_key(digits):  # noqa: F811
     model = net()
-    transform = keylock({"lock": "rotated"}).surrogate(model).update_transform
+    transform = keylock({"lock": "rotated"}).attacker_model(model).update_transform
     update = train_update(model, *(part[:1] for part in digits), learning_rate=0.1)
     seen = []
     for seed in range(3):

@@ -21,9 +21,9 @@ from fedml_keylock.evaluation.audit import (
     load_truth,
     save_truth,
 )
+from fedml_keylock.evaluation.audit.controls import public_norm, recovered, undefended
 from fedml_keylock.evaluation.audit.sums import sums_of
 from fedml_keylock.evaluation.audit.training import train_update
-from fedml_keylock.evaluation.audit.twins import public_norm, recovered, undefended
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.inversion import PublicData, learned
 from fedml_keylock.locks.sealed.record import Record
@@ -50,12 +50,12 @@ def test_who_has_the_record_opens_updates_and_who_colludes_no_masks(digits):  # 
 def test_who_has_no_key_reads_numbers_that_the_model_can_hold(digits):  # noqa: F811
     subject = subject_of(digits)
     sent = subject.updates[0]
-    read = subject.surrogate.read(sent)
+    read = subject.attacker_model.read(sent)
     assert {n: (t.shape, t.dtype) for n, t in read.after.items()} == {
         n: (t.shape, t.dtype) for n, t in net().state_dict().items()
     }
     assert distance(read.before, sent.before) == 0
-    again = subject.surrogate.read(read)  # what is read is read already
+    again = subject.attacker_model.read(read)  # what is read is read already
     assert all(torch.equal(again.after[n], t) for n, t in read.after.items())
     flat = torch.cat([t.flatten() for t in read.after.values()])
     assert abs(float(flat.mean())) < 0.05
@@ -70,7 +70,7 @@ def test_an_update_that_changed_nothing_is_left_out_of_the_scores(digits, tmp_pa
     after = {n: t.clone() for n, t in still.before.items()}
     if not settings:
         same = replace(still, after=after)
-        transform = subject.surrogate.update_transform
+        transform = subject.attacker_model.update_transform
         sealed, private = transform.protect(same, torch.Generator().manual_seed(7))
         secrets = {n: t.clone() for n, t in subject.secrets.items()}
         for name, tensor in private.items():
@@ -87,7 +87,7 @@ def test_an_update_that_changed_nothing_is_left_out_of_the_scores(digits, tmp_pa
 
 def test_there_is_nothing_for_a_decoder_to_learn(digits, tmp_path):  # noqa: F811
     """What it is trained on and what it is shown are uniform alike."""
-    transform, draw = keylock({}).surrogate(net()).update_transform, torch.Generator()
+    transform, draw = keylock({}).attacker_model(net()).update_transform, torch.Generator()
     update = train_update(net(), *(part[:1] for part in digits), learning_rate=0.1)
     before, after = (
         {n: t.expand(64, *t.shape) for n, t in state.items()}
@@ -191,7 +191,7 @@ def test_the_sum_that_is_attacked_is_what_silos_opened(job):
         capture,
         load_truth(folder / "truth.safetensors"),
         net(),
-        protection=Protection(defense.title, defense.surrogate(net())),
+        protection=Protection(defense.title, defense.attacker_model(net())),
         secrets_of=partial(silo_secrets, net(), own_locks(net(), defense, folder / "vault")),
     )
     made = sums_of(subject, undefended(subject), 3)
@@ -243,7 +243,7 @@ def test_silos_have_the_model_of_every_round_and_the_server_has_none(job, digits
             found = own_lock(state, silo, place if place < 2 else None)
             assert distance(found.state_dict(), wanted) == 0
     final, rounds = accuracy_by_round(
-        capture, net(), PublicData(*digits), own_lock, surrogate=defense.surrogate(net())
+        capture, net(), PublicData(*digits), own_lock, attacker_model=defense.attacker_model(net())
     )
     assert {role: [at for at, _ in points] for role, points in rounds.items()} == {
         "server": [0, 1, 2], "own_lock": [0, 1, 2]

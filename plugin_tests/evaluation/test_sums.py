@@ -12,9 +12,9 @@ from torch import nn
 from fedml_keylock.builtin import keylock
 from fedml_keylock.errors import AttackError, ConfigError
 from fedml_keylock.evaluation.audit import Protection, audit, probe
+from fedml_keylock.evaluation.audit.controls import undefended
 from fedml_keylock.evaluation.audit.plan import tasks_of
 from fedml_keylock.evaluation.audit.sums import averaged, groups_of, sums_of
-from fedml_keylock.evaluation.audit.twins import undefended
 from fedml_keylock.evaluation.leakage import sum_label
 from fedml_keylock.inversion import Knowledge, LocalTraining, inverting_gradients, spear
 from fedml_keylock.inversion.engine.assemble import assemble
@@ -35,7 +35,7 @@ def subject_of(digits, count=4, *, lock="sealed", model=None, **rest):  # noqa: 
         known = protection(model)
     elif lock is not None:
         defense = keylock({"lock": lock})
-        known = Protection(defense.title, defense.surrogate(model))
+        known = Protection(defense.title, defense.attacker_model(model))
     return probe(model, *(part[:count] for part in digits), protection=known, **rest)
 
 

@@ -13,7 +13,7 @@ def subject_of(pictures, count=4, **settings):
     defense = keylock(settings)
     images, labels = (part[:count] for part in pictures)
     public = PublicData(*(part[20:] for part in pictures))
-    known = Protection(defense.title, defense.surrogate(model))
+    known = Protection(defense.title, defense.attacker_model(model))
     return probe(model, images, labels, protection=known, public=public)
 
 

@@ -288,7 +288,7 @@ def of_sums(name: str) -> Iterator[str]:
         net,
         images[:36],
         labels[:36],
-        protection=Protection(defense.title, defense.surrogate(net)),
+        protection=Protection(defense.title, defense.attacker_model(net)),
         public=PublicData(images[36:1036], labels[36:1036]),
         learning_rate=1.0,
     )

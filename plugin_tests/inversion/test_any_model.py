@@ -182,7 +182,7 @@ def said(monkeypatch):
 
 def attacked(net, update, **settings):
     attack = inverting_gradients(**{"steps": 3, "restarts": 2} | settings)
-    return attack_updates(attack, [update], net, knowledge=KNOWN, surrogate=None, seed=0)
+    return attack_updates(attack, [update], net, knowledge=KNOWN, attacker_model=None, seed=0)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's, on its old norms
@@ -279,4 +279,4 @@ def test_an_attack_that_fails_in_any_way_is_an_attack_error():
     net = Net()
     update = train_update(net, IMAGES, LABELS, learning_rate=0.1)
     with pytest.raises(AttackError, match=r"^mine failed on Net: KeyError: 'label 7'"):
-        attack_updates(Failing(), [update], net, knowledge=KNOWN, surrogate=None, seed=0)
+        attack_updates(Failing(), [update], net, knowledge=KNOWN, attacker_model=None, seed=0)

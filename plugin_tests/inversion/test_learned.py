@@ -69,7 +69,7 @@ def attacked(lenet, kind, data, count, *, train=0, seed=0):
         updates.append(ClientUpdate(before, {**before, **after}, 0.1))
     if LOCKS[kind] is None:
         return updates, public, None
-    known = make_lock(LOCKS[kind]).surrogate(public)
+    known = make_lock(LOCKS[kind]).attacker_model(public)
     return updates, known.model, Secrets(known.names, draw=known.draw)
 
 

@@ -236,7 +236,7 @@ def test_published_locks_fall_to_who_knows_of_them(layers, photos, lenet, make_u
         silo = lenet()
         lock_model(silo, config)  # each silo's own, from the system's entropy
         updates.append(make_update(silo, photo, label, private="keylock"))
-    known = make_lock(config).surrogate(lenet())
+    known = make_lock(config).attacker_model(lenet())
     secrets = Secrets(known.names, draw=known.draw)
     knowledge = Knowledge("adaptive", (3, 32, 32), 10, labels=labels[:, None], secrets=secrets)
     attack = inverting_gradients(steps=1500, total_variation=0.1, secret_learning_rate=0.02)

@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 
 from fedml_keylock import KeyLockConfig, lock_model
-from fedml_keylock.evaluation.audit.twins import recovered
+from fedml_keylock.evaluation.audit.controls import recovered
 from fedml_keylock.locks.entropy import seeded_uniform
 
 FRONTIER = Path(__file__).parents[2] / "examples" / "frontier"

@@ -91,7 +91,7 @@ def read(job, model, example):
         classes=example.data.WORDS,
         batch=BATCH,
     )
-    update = keylock({}).surrogate(model).read(captured(job))
+    update = keylock({}).attacker_model(model).read(captured(job))
     (texts,) = DagerAttack().reconstruct([update], model, knowledge=known).texts
     return sorted(text.tolist() for text in texts)
 

@@ -336,7 +336,7 @@ def test_an_export_is_the_plain_model(lock, net):
 
 @both
 def test_an_attacker_has_the_public_model_and_no_unknowns_in_it(lock):
-    known = make_lock(KeyLockConfig(lock=lock)).surrogate(lenet())
+    known = make_lock(KeyLockConfig(lock=lock)).attacker_model(lenet())
     assert known.names == ()
     assert not is_locked(known.model)
     assert known.update_transform is not None

@@ -18,9 +18,9 @@ from fedml_keylock.defense import Defense, DefenseFactory
 from fedml_keylock.inversion import Knowledge
 from fedml_keylock.types import (
     Agreement,
+    AttackerModel,
     ClientUpdate,
     Reconstruction,
-    Surrogate,
 )
 
 OBSERVED: list[tuple[str, Any]] = []
@@ -52,11 +52,11 @@ class OpenDoor(Defense):
         """There is no private state to put in."""
         return f"silo {silo} is open"
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """Who knows this defense has the public model, and nothing in it is unknown to him."""
-        return Surrogate(deepcopy(model), (), lambda _count, _generator: {})
+        return AttackerModel(deepcopy(model), (), lambda _count, _generator: {})
 
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, torch.Tensor]]:
         """For a silo's audit of itself."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...inversion import PublicData, logits_of
 from ...tensors import copy_of, one_thread
-from ...types import ClientUpdate, Surrogate
+from ...types import AttackerModel, ClientUpdate
 from ..capture import Capture
 from ..interval import mean_interval
 from ..leakage import Interval
@@ -32,13 +32,13 @@ def accuracy_by_round(
     data: PublicData,
     own_lock: OwnLock | None = None,
     *,
-    surrogate: Surrogate | None = None,
+    attacker_model: AttackerModel | None = None,
 ) -> tuple[dict[str, Interval], Rounds]:
     """Test the weights that were sent in each captured round, and those that training ended with.
 
     The model is the job's, unprotected; its own weights do not matter. Without ``own_lock`` nobody
-    has the silos' private state. The surrogate says what the server reads of what it has; without
-    one it is a model as it is.
+    has the silos' private state. The attacker's model says what the server reads of what it has. Without
+    one the server reads the model itself.
 
     Returns:
         The final model's accuracy by role, empty if the job did not end, and that of the rounds.
@@ -65,7 +65,7 @@ def accuracy_by_round(
         sent: Mapping[str, Tensor], silos: list[int], index: int | None
     ) -> dict[str, list[float]]:
         update = ClientUpdate(sent, sent, 1.0)
-        read = update if surrogate is None else surrogate.read(update)
+        read = update if attacker_model is None else attacker_model.read(update)
         plain.load_state_dict({**plain.state_dict(), **read.before})
         found = {"server": [share_correct(plain, data)]}
         if own_lock is not None:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ...tensors import copy_of
 from ...types import ClientUpdate
 from ..membership import cosines, flattened, gradients_of, likelihoods, membership
+from .controls import recovered
 from .subject import Subject
-from .twins import recovered
 
 __all__ = ["in_average"]
 
@@ -38,7 +38,9 @@ def in_average(subject: Subject, *, silos: int | None = None) -> dict[str, str]:
 
     """
     public, transform = subject.public, subject.update_transform
-    opened = subject.surrogate is None or (transform is not None and subject.secrets is not None)
+    opened = subject.attacker_model is None or (
+        transform is not None and subject.secrets is not None
+    )
     if public is None or len(public.images) < LEAST or not opened:
         return {}
     loss = subject.loss

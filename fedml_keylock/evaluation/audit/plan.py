@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from ...errors import AttackError
 from ...inversion import GRANTS, Attack, Knowledge, PublicData, check_known_levels
 from ...tensors import fingerprint
-from ...types import ClientUpdate, Surrogate
+from ...types import AttackerModel, ClientUpdate
 from ..leakage import PUBLIC_NORM
 from ..trials import knowledge_of, trials
+from .controls import public_norm, recovered, undefended
 from .shared_statistics import shared_statistics
 from .subject import Rebuild, Subject
 from .sums import sums_of
 from .trial import Trial
-from .twins import public_norm, recovered, undefended
 
 __all__ = ["Task", "tasks_of"]
 
@@ -43,9 +43,9 @@ class Task:
         given: for the oracle: the private state behind them; for the insider: that of others, who
             collude.
         known: what else the attacker knows: arguments of ``knowledge_of``.
-        rebuild: makes model and surrogate in another process.
+        rebuild: makes model and the attacker's model in another process.
         model: the public one.
-        surrogate: None where nothing is defended.
+        attacker_model: None where nothing is defended.
         start: seed of the attacker's generator.
 
     """
@@ -59,16 +59,18 @@ class Task:
     known: Mapping[str, Any] = field(repr=False)
     rebuild: Rebuild | None = field(repr=False)
     model: nn.Module = field(repr=False)
-    surrogate: Surrogate | None = field(repr=False)
+    attacker_model: AttackerModel | None = field(repr=False)
     start: int
 
     def knowledge(self) -> Knowledge:
         """The attacker's."""
         level = self.trial.level
-        if self.surrogate is not None and self.surrogate.update_transform is not None:
+        if self.attacker_model is not None and self.attacker_model.update_transform is not None:
             # what he knows more than others is in the updates that he is given
             level = "oracle" if "peer" in GRANTS[level] else level
-        return knowledge_of(level, surrogate=self.surrogate, given=self.given, **self.known)
+        return knowledge_of(
+            level, attacker_model=self.attacker_model, given=self.given, **self.known
+        )
 
     @property
     def id(self) -> str:
@@ -81,7 +83,7 @@ class Task:
             self.trial,
             self.start,
             {n: value for n, value in self.known.items() if n not in ("public", "statistics")},
-            str(self.model if self.surrogate is None else self.surrogate.model),
+            str(self.model if self.attacker_model is None else self.attacker_model.model),
             [(update.learning_rate, update.silo, update.round) for update in self.updates],
         )
         tensors = [
@@ -98,18 +100,21 @@ class Task:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
         if self.rebuild is not None:
-            state["model"], state["surrogate"] = None, self.surrogate is not None
+            state["model"], state["attacker_model"] = None, self.attacker_model is not None
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if state["rebuild"] is not None:
-            model, surrogate = _rebuilt(pickle.dumps(state["rebuild"]))
-            state["model"], state["surrogate"] = model, surrogate if state["surrogate"] else None
+            model, attacker_model = _rebuilt(pickle.dumps(state["rebuild"]))
+            state["model"], state["attacker_model"] = (
+                model,
+                attacker_model if state["attacker_model"] else None,
+            )
         vars(self).update(state)
 
 
 @lru_cache(maxsize=1)
-def _rebuilt(rebuild: bytes) -> tuple[nn.Module, Surrogate | None]:
+def _rebuilt(rebuild: bytes) -> tuple[nn.Module, AttackerModel | None]:
     """The last models that were made so in this process: no attack changes them."""
     made: Rebuild = pickle.loads(rebuild)  # noqa: S301  # pickled just now
     return made()
@@ -179,7 +184,7 @@ def _on_sums(
         trial, rows = Trial(variant, name, "oblivious", silos), tuple(range(len(updates)))
         for at in range(0, len(rows), size):
             task = _task(subject, trial, attack, updates, rows[at : at + size], seed)
-            yield replace(task, known={**task.known, **known}, surrogate=None)
+            yield replace(task, known={**task.known, **known}, attacker_model=None)
 
 
 def _trials_of(
@@ -191,14 +196,14 @@ def _trials_of(
     """
     check_known_levels(levels)
     for level in ("oracle", "insider"):
-        if subject.surrogate is not None and subject.secrets is None and level in levels:
+        if subject.attacker_model is not None and subject.secrets is None and level in levels:
             raise AttackError(f"level {level!r} needs the silos' private state: name their vault")
     if subject.public is None and "simulating" in levels:
         raise AttackError("a simulating attacker needs public data: name a folder of pictures")
     wanted = [level for level in levels if level != "oracle"]
     plain = trials(attacks, wanted or ["oblivious"], defended=False)
     found = [Trial("none", name, level) for name, level in plain]
-    if subject.surrogate is None:
+    if subject.attacker_model is None:
         return found
     if control:
         found += [Trial(PUBLIC_NORM, name, level) for name, level in plain if level == "oblivious"]
@@ -245,10 +250,10 @@ def _task(
     if subject.secrets is not None and not subject.update_transform and grants & _PRIVATE:
         whose = _peers(subject, rows[0]) if "peer" in grants else list(rows)
         given = {name: value[whose] for name, value in sorted(subject.secrets.items())}
-    if "statistics" in grants and subject.surrogate is not None:
+    if "statistics" in grants and subject.attacker_model is not None:
         statistics = shared_statistics(
-            subject.surrogate.model,
-            [subject.surrogate.read(updates[row]) for row in rows],
+            subject.attacker_model.model,
+            [subject.attacker_model.read(updates[row]) for row in rows],
             subject.images[0],
         )
     return Task(
@@ -271,6 +276,6 @@ def _task(
         },
         rebuild=subject.rebuild,
         model=subject.model,
-        surrogate=None if trial.variant == "none" else subject.surrogate,
+        attacker_model=None if trial.variant == "none" else subject.attacker_model,
         start=1009 * seed + rows[0],
     )

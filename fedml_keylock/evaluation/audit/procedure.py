@@ -248,7 +248,7 @@ def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
 
 
 def _controls(subject: Subject, trials: Sequence[Trial]) -> str:
-    if subject.surrogate is None:
+    if subject.attacker_model is None:
         return "public data alone; nothing is defended"
     norm = "public normalisation"
     if all(trial.variant != PUBLIC_NORM for trial in trials):

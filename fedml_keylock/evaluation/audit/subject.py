@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from ...errors import AttackError
 from ...inversion import CROSS_ENTROPY, LocalTraining, Loss, PublicData
-from ...types import ClientUpdate, Surrogate, UpdateTransform
+from ...types import AttackerModel, ClientUpdate, UpdateTransform
 from ..contrast import of_one_colour
 from ..leakage import WINDOW
 
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
 Fresh = Callable[[nn.Module, torch.Generator], tuple[nn.Module, Mapping[str, Tensor]]]
-"""A protected copy of a model, with a new silo's private state, and the values of the surrogate's
-unknowns in it."""
+"""Makes a protected copy of a model with a new silo's private state, and the values in it of what the
+attacker's model does not know."""
 
-Rebuild = Callable[[], tuple[nn.Module, Surrogate | None]]
-"""Makes the public model and the surrogate once more, of any weights."""
+Rebuild = Callable[[], tuple[nn.Module, AttackerModel | None]]
+"""Makes the public model and the attacker's model once more, of any weights."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Protection:
 
     Attributes:
         name: "keylock:paper:all".
-        surrogate: the public model as an attacker who knows the defense has it.
-        fresh: puts the defense itself on a copy of a model; without it the surrogate stands in,
-            which computes the same.
+        attacker_model: the public model as an attacker who knows the defense has it.
+        fresh: puts the defense itself on a copy of a model; without it the attacker's model
+            stands in, which computes the same.
 
     """
 
     name: str
-    surrogate: Surrogate
+    attacker_model: AttackerModel
     fresh: Fresh | None = None
 
 
@@ -52,17 +52,17 @@ class Subject:
         model: the public one, unprotected.
         classes: how many it tells apart, or how many outputs it has.
         defense: "none", or its name and settings, "keylock:paper:all".
-        surrogate: the defended model as an attacker knows it; None without a defense.
-        secrets: the surrogate's unknowns as they were when each update was made, ``(u, *shape)``,
-            or what its update_transform recovers updates by: for the oracle only. None where nobody
+        attacker_model: the defended model as an attacker knows it; None without a defense.
+        secrets: what the attacker's model does not know, as it was when each update was made,
+            ``(u, *shape)``, or what its update_transform recovers updates by: for the oracle only. None where nobody
             has them.
         public: data of the same kind that anybody has.
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.
         plain: the state of the undefended model, where what was sent is not that.
         bounds: least and greatest pixel value, as the model is fed them. Anybody knows them.
-        rebuild: makes model and surrogate in another process, which a surrogate cannot be sent to:
-            needed only by MPI's ranks. It is pickled by its name, such as a ``functools.partial``.
+        rebuild: makes the model and the attacker's model in another process, for MPI's ranks: neither
+            can be sent there. It is pickled by its name, such as a ``functools.partial``.
         loss: what the silos minimised.
         output_shape: what the model gives for one image; empty: ``(classes,)``.
 
@@ -77,7 +77,7 @@ class Subject:
     model: nn.Module = field(repr=False)
     classes: int
     defense: str = "none"
-    surrogate: Surrogate | None = field(default=None, repr=False)
+    attacker_model: AttackerModel | None = field(default=None, repr=False)
     secrets: Mapping[str, Tensor] | None = field(default=None, repr=False)
     public: PublicData | None = field(default=None, repr=False)
     stages: tuple[str, ...] = ()
@@ -121,8 +121,10 @@ class Subject:
                 f"{self.bounds[1]:.2f}: name the least and the greatest that the model is fed "
                 "(gradient_inversion: {bounds: [low, high]})"
             )
-        if (self.surrogate is None) != (self.defense == "none"):
-            raise AttackError(f"defense {self.defense!r} and its surrogate do not go together")
+        if (self.attacker_model is None) != (self.defense == "none"):
+            raise AttackError(
+                f"defense {self.defense!r} and its attacker's model do not go together"
+            )
         if not self.stages:
             found = tuple("trained" if update.round else "untrained" for update in self.updates)
             object.__setattr__(self, "stages", found)
@@ -130,7 +132,7 @@ class Subject:
     @property
     def update_transform(self) -> UpdateTransform | None:
         """Of a defense that changes what is sent, and not what is computed."""
-        return None if self.surrogate is None else self.surrogate.update_transform
+        return None if self.attacker_model is None else self.attacker_model.update_transform
 
     @property
     def has_classes(self) -> bool:

@@ -12,9 +12,9 @@ from ...errors import AttackError
 from ...inversion import LocalTraining
 from ...tensors import copy_of
 from ...types import ClientUpdate
+from .controls import recover, recovered
 from .subject import Subject
 from .training import train_update
-from .twins import recover, recovered
 
 __all__ = ["Sums", "averaged", "groups_of", "spread", "sums_of"]
 
@@ -139,7 +139,7 @@ def spread(values: Tensor, groups: Sequence[Sequence[int]], updates: int) -> Ten
 
 def _check_defense(subject: Subject) -> None:
     """Refuse a defense under which the sum is not what a colluding silo sees more of."""
-    if subject.surrogate is None:
+    if subject.attacker_model is None:
         return
     transform, secrets = subject.update_transform, subject.secrets
     if transform is None:

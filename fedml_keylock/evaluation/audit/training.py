@@ -147,7 +147,7 @@ def probe(
             private=private,
             silo=index,
         )
-        update_transform = protection.surrogate.update_transform if protection else None
+        update_transform = protection.attacker_model.update_transform if protection else None
         if update_transform is not None:
             made, values = update_transform.protect(made, _drawn_for(seed, index))
         updates.append(_share(made, updates[0]) if updates else made)
@@ -159,7 +159,7 @@ def probe(
         model=model,
         classes=outputs[0],
         defense=protection.name if protection else "none",
-        surrogate=protection.surrogate if protection else None,
+        attacker_model=protection.attacker_model if protection else None,
         secrets={n: torch.stack([s[n] for s in secrets]) for n in secrets[0]} or None,
         public=public,
         stages=(stage,) * count,
@@ -207,13 +207,13 @@ def _silo(
     model: nn.Module, protection: Protection | None, seed: int, index: int
 ) -> tuple[nn.Module, tuple[str, ...], Mapping[str, Tensor]]:
     """A new silo's model, the names in its state that are private, and the oracle's knowledge."""
-    if protection is None or protection.surrogate.update_transform is not None:
+    if protection is None or protection.attacker_model.update_transform is not None:
         return model, (), {}
     generator = _drawn_for(seed, index)
     if protection.fresh is not None:
         silo, values = protection.fresh(model, generator)
         return silo, (), values
-    known = protection.surrogate
+    known = protection.attacker_model
     values = {name: value[0] for name, value in known.draw(1, generator).items()}
     silo = copy_of(known.model)
     with torch.no_grad():

@@ -128,7 +128,7 @@ def from_capture(
         )
     early = [entry for entry in entries if entry in truth and entry[0] < trained_from]
     late = [entry for entry in entries if entry in truth and entry[0] >= trained_from]
-    if secrets_of is None and protection is not None and protection.surrogate.update_transform:
+    if secrets_of is None and protection is not None and protection.attacker_model.update_transform:
         # of later rounds nobody knows the model that they began with, and no control can be made
         early, late = [entry for entry in early if not entry[0]], []
         if not early:
@@ -141,7 +141,7 @@ def from_capture(
     if len(sizes) != 1:
         raise AttackError(f"the truth's updates must be of one shape, not {sorted(sizes)}")
     updates = tuple(capture.load(*entry) for entry in chosen)
-    _check_model(model, protection.surrogate.read(updates[0]) if protection else updates[0])
+    _check_model(model, protection.attacker_model.read(updates[0]) if protection else updates[0])
     images = torch.stack([truth[entry][0] for entry in chosen])
     outputs = output_shape(model, images[0])
     loss = loss.seen(truth[chosen[0]][1])
@@ -152,7 +152,7 @@ def from_capture(
         model=model,
         classes=outputs[0],
         defense=protection.name if protection else "none",
-        surrogate=protection.surrogate if protection else None,
+        attacker_model=protection.attacker_model if protection else None,
         secrets=secrets_of(updates) if secrets_of else None,
         public=public,
         stages=tuple("untrained" if entry in early else "trained" for entry in chosen),

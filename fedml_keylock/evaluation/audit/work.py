@@ -67,7 +67,7 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
                 [task.updates[row] for row in rows],
                 task.model,
                 knowledge=replace(task, given=given).knowledge(),
-                surrogate=task.surrogate,
+                attacker_model=task.attacker_model,
                 seed=task.start,
                 checkpoint=checkpoint,
             )
@@ -89,7 +89,9 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
 
 def _moved(task: Task) -> list[int]:
     """Places of the updates that changed anything, as the attacker reads them."""
-    read = task.updates if task.surrogate is None else map(task.surrogate.read, task.updates)
+    read = (
+        task.updates if task.attacker_model is None else map(task.attacker_model.read, task.updates)
+    )
     return [
         place
         for place, update in enumerate(read)

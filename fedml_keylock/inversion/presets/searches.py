@@ -107,7 +107,7 @@ def gradinversion(**overrides: Any) -> GradientInversion:
 
 
 def surrogate(**overrides: Any) -> GradientInversion:
-    """Surrogate model extension (SME): Zhu, Yao and Blaschko, ICML 2023 (arXiv 2306.00127).
+    """AttackerModel model extension (SME): Zhu, Yao and Blaschko, ICML 2023 (arXiv 2306.00127).
 
     For updates of several local steps: one minus the cosine similarity of the update and the
     gradient at a state between that before and that after, whose place is searched from the middle

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, LockError
 from ...tensors import deep_copy
-from ...types import Surrogate
+from ...types import AttackerModel
 from ..config import KeyLockConfig
 from ..description import LockInfo, ModelCheck
 from ..entropy import Uniform, secret_uniform
@@ -188,12 +188,12 @@ class PaperLock(Lock):
         super().end_round(model, round_index=round_index)
         return trained
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """The public model with gamma and beta as plain parameters, without a key."""
         revealed, names = attacker_model(model, self.config)
-        return Surrogate(revealed, names, partial(draw_gammas_and_betas, model, self.config))
+        return AttackerModel(revealed, names, partial(draw_gammas_and_betas, model, self.config))
 
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """A copy of the silo's locked model, and its gamma and beta: for the silo's own audit."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import ConfigError, HostError, UpdateRefused
 from ...tensors import as_integers, copy_of, deep_copy, with_versions
-from ...types import JobSecrets, Surrogate
+from ...types import AttackerModel, JobSecrets
 from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
@@ -214,11 +214,11 @@ class RotatedLock(WireLock):
         self._release_in_turn()
         return rotated
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """The public model: only the rotation of its state is private."""
-        return Surrogate(copy_of(model), (), no_unknowns, RotationTransform.of(model))
+        return AttackerModel(copy_of(model), (), no_unknowns, RotationTransform.of(model))
 
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """The silo's own model, and the key that rotates its states back."""

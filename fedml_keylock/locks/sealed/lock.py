@@ -15,7 +15,7 @@ from ...errors import ConfigError, HostError, LockError, UpdateRefused
 from ...privacy.accounts import Accounts
 from ...privacy.canaries import CanaryEstimate
 from ...tensors import copy_of, deep_copy, with_versions
-from ...types import JobSecrets, PrivacyLoss, Schedule, Surrogate
+from ...types import AttackerModel, JobSecrets, PrivacyLoss, Schedule
 from ..config import KeyLockConfig
 from ..description import LockInfo
 from ..entropy import Uniform
@@ -404,15 +404,15 @@ class SealedLock(WireLock):
         if self.config.checkpoint is not None:
             write_checkpoint(self.config.checkpoint, total, round_index=round_index)
 
-    def surrogate(self, model: nn.Module) -> Surrogate:
+    def attacker_model(self, model: nn.Module) -> AttackerModel:
         """The public model: no part of it is private."""
         silos = 3 if self._rounds is None else 1 + len(self._rounds.secrets.pairs)
         if self._noise is not None:
             self._noise.look(model)
         transform = SealTransform(entries_of(state_tensors(model)), silos, self._noise)
-        return Surrogate(copy_of(model), (), no_unknowns, transform)
+        return AttackerModel(copy_of(model), (), no_unknowns, transform)
 
-    def twin(
+    def baseline(
         self, model: nn.Module, protected: nn.Module
     ) -> tuple[nn.Module, Mapping[str, Tensor]]:
         """The silo's own model, opened from its last sealed message.

@@ -117,7 +117,7 @@ class TestEveryWay:
     def test_the_attackers_model_computes_the_same_with_the_silos_values(self, net, way):
         model, config = locked(net, way)
         step(model)
-        known = make_lock(config).surrogate(made(net))
+        known = make_lock(config).attacker_model(made(net))
         values = secret_variables(model)
         assert set(values) == set(known.names)
         known.model.load_state_dict(model.state_dict() | values, strict=False)
@@ -125,7 +125,9 @@ class TestEveryWay:
 
     def test_the_attackers_draws_are_of_the_silos_kind(self, net, way):
         model, config = locked(net, way)
-        draws = make_lock(config).surrogate(made(net)).draw(2, torch.Generator().manual_seed(1))
+        draws = (
+            make_lock(config).attacker_model(made(net)).draw(2, torch.Generator().manual_seed(1))
+        )
         values = secret_variables(model)
         assert {n: t.shape[1:] for n, t in draws.items()} == {n: t.shape for n, t in values.items()}
         # in distribution: nothing is ever at its neutral value, and no two draws agree

@@ -45,7 +45,7 @@ def test_the_server_and_an_audit_need_no_secret(secret, tmp_path, lock, title):
     defense = keylock(settings)
     assert defense.title == f"keylock:{lock}{title}"
     assert defense.describe(lenet()).mark == one.mark
-    assert defense.surrogate(lenet()).names == ()
+    assert defense.attacker_model(lenet()).names == ()
     again = keylock(one.settings)  # as an audit reads a capture
     assert again.title == defense.title
     assert str(secret) not in str(one.settings)

@@ -199,7 +199,7 @@ def test_a_trainer_of_more_than_a_plain_step_sends_nothing(job):
 @pytest.mark.parametrize("steps", [1, 2])
 def test_an_audit_has_of_one_example_what_is_sent_of_it(job, steps):
     silo = job(multiplier=0.8, steps=steps)[0]
-    transform = silo.lock.surrogate(silo.model).update_transform
+    transform = silo.lock.attacker_model(silo.model).update_transform
     after = {n: t - 0.01 * (n != "calls") for n, t in silo.first.items()}
     update = ClientUpdate(silo.first, after, LR)
     sealed, private = transform.protect(update, torch.Generator().manual_seed(0))

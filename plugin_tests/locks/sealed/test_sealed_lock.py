@@ -280,15 +280,15 @@ def test_checkpoints_vaults_and_the_open_model(tmp_path):
 
 
 def test_what_an_audit_in_the_job_keeps_in_memory_is_not_in_the_vault(tmp_path):
-    """Guards ``own`` in `SealedLock.seal`: after `twin`, records open the silo's own messages."""
+    """Guards ``own`` in `SealedLock.seal`: after `baseline` records open own messages."""
     silos = jobs(tmp_path / "vault", checkpoint=tmp_path / "sealed.safetensors")
     first = state_of(silos[0][1])
     for lock, model in silos:
         lock.open(model, first, round_index=-1)
     lock, model = silos[1]
-    assert lock.twin(net(), model)[1] == {}  # nothing was sealed yet
+    assert lock.baseline(net(), model)[1] == {}  # nothing was sealed yet
     lock.seal(model, first, samples=SAMPLES[1])
-    assert len(Record.from_tensors(lock.twin(net(), model)[1]).covers) == 4
+    assert len(Record.from_tensors(lock.baseline(net(), model)[1]).covers) == 4
     kept = Vault(tmp_path / "vault", 1, lock.describe(net()).layout).load()[0]
     assert Record.from_tensors(kept).covers == ()
 

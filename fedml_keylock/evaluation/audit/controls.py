@@ -29,7 +29,7 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
         True
 
     """
-    if subject.surrogate is None:
+    if subject.attacker_model is None:
         return subject.updates
     return _retrained(subject, subject.model, subject.plain, (), recovered(subject))
 
@@ -40,10 +40,10 @@ def recovered(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdat
     Or, colluding, only what the other silos have of it. Where nobody has it they are as anybody
     reads them, and where the lock is in what is computed they are as they were sent.
     """
-    if subject.surrogate is None or subject.update_transform is None:
+    if subject.attacker_model is None or subject.update_transform is None:
         return subject.updates
     if subject.secrets is None:
-        return tuple(map(subject.surrogate.read, subject.updates))
+        return tuple(map(subject.attacker_model.read, subject.updates))
     return recover(subject.updates, subject.update_transform, subject.secrets, colluding=colluding)
 
 
@@ -71,7 +71,7 @@ def public_norm(
     None where they would be the plain ones again, which `undefended` made: the lock brings no norm
     of its own.
     """
-    known = subject.surrogate
+    known = subject.attacker_model
     if known is None or known.update_transform is not None:  # it computes what the plain model does
         return None
     made = _retrained(subject, known.model, None, known.names, subject.updates)
