@@ -32,14 +32,14 @@ from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound
 
-__all__ = ["MOST", "SelfAudit", "Twin"]
+__all__ = ["MOST", "RoundStart", "SelfAudit"]
 
 MOST = 32
 """The most images of a round for which `probe: as_sent` works."""
 
 
 @dataclass(frozen=True)
-class Twin:
+class RoundStart:
     """A copy of a silo's model when a round begins, apart from the one that trains.
 
     Attributes:
@@ -56,16 +56,16 @@ class Twin:
     surrogate: Surrogate | None = field(repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Twin:
+    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> RoundStart:
         """Copy the unprotected model of the job, and the silo's protected one."""
         plain = copy_of(model)
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
-        twin, private = defense.twin(plain, protected)
+        own, private = defense.twin(plain, protected)
         known = defense.surrogate(plain)
-        # if only what is sent is transformed, the silo computes with the twin
-        return cls(twin, private, plain if known.update_transform is None else twin, known)
+        # if only what is sent is transformed, the silo computes with this copy
+        return cls(own, private, plain if known.update_transform is None else own, known)
 
 
 @dataclass
@@ -87,7 +87,7 @@ class SelfAudit:
     args: Arguments
     model: nn.Module = field(repr=False)
     defense: Defense | None
-    _twin: Twin | None = field(default=None, repr=False)
+    _start: RoundStart | None = field(default=None, repr=False)
 
     @property
     def settings(self) -> InversionSettings:
@@ -102,7 +102,7 @@ class SelfAudit:
     @property
     def waits(self) -> bool:
         """Whether it audits after the round's training."""
-        return self._twin is not None and self.settings.probe == "as_sent"
+        return self._start is not None and self.settings.probe == "as_sent"
 
     def round_begins(self, turn: SiloRound, protected: nn.Module, data: Iterable[Any]) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
@@ -118,20 +118,20 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        self._twin = None
+        self._start = None
         if turn.round not in self.attacker.rounds:
             return
         with self._spared(turn):
-            self._twin = twin = Twin.of(self.model, protected, self.defense)
+            self._start = start = RoundStart.of(self.model, protected, self.defense)
             if self.waits:
                 return
             images, labels = self._data(data, self.settings.images, telling=True)
             subject = probe(
-                twin.plain,
+                start.plain,
                 images,
                 labels,
-                protection=self._protection(twin),
-                public=self.attacker.public_for(output_shape(twin.plain, images)),
+                protection=self._protection(start),
+                public=self.attacker.public_for(output_shape(start.plain, images)),
                 bounds=self.attacker.bounds,
                 learning_rate=float(self.args.learning_rate),
                 loss=self.attacker.loss,
@@ -159,16 +159,16 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        twin = self._twin
-        if twin is None or not self.waits:
+        start = self._start
+        if start is None or not self.waits:
             return
         with self._spared(turn):
-            before = twin.plain.state_dict() if received is None else received
+            before = start.plain.state_dict() if received is None else received
             if self.defense is not None and self.defense.seals:
-                # the twin exists since the silo sealed
-                private = self.defense.twin(twin.plain, twin.plain)[1]
+                # the keys that open its message exist since the silo sealed
+                private = self.defense.twin(start.plain, start.plain)[1]
             else:
-                state, private = {name: state[name] for name in before}, twin.private
+                state, private = {name: state[name] for name in before}, start.private
             images, labels = self._data(data, MOST + 1)
             if len(images) > MOST:
                 raise AttackError(
@@ -185,16 +185,16 @@ class SelfAudit:
             training = LocalTraining(
                 epochs=int(self.args.epochs), batch_size=int(self.args.batch_size)
             )
-            outputs, loss = output_shape(twin.plain, images), self.attacker.loss.seen(labels)
-            defended = twin.surrogate is not None
+            outputs, loss = output_shape(start.plain, images), self.attacker.loss.seen(labels)
+            defended = start.surrogate is not None
             subject = Subject(
                 (update,),
                 images[None],
                 loss.fitted(labels, outputs)[None],
-                twin.plain,
+                start.plain,
                 classes=outputs[0],
                 defense=self.name,
-                surrogate=twin.surrogate,
+                surrogate=start.surrogate,
                 secrets={n: t[None] for n, t in private.items()} if defended else None,
                 public=self.attacker.public_for(outputs),
                 training=training if training.steps(len(images)) > 1 else None,
@@ -217,10 +217,10 @@ class SelfAudit:
             kept = torch.ones_like(kept)
         return own.images[kept][:wanted], own.labels[kept][:wanted]
 
-    def _protection(self, twin: Twin) -> Protection | None:
-        if twin.surrogate is None:
+    def _protection(self, start: RoundStart) -> Protection | None:
+        if start.surrogate is None:
             return None
-        return Protection(self.name, twin.surrogate, lambda *_: (twin.model, twin.private))
+        return Protection(self.name, start.surrogate, lambda *_: (start.model, start.private))
 
     def _facts(self, turn: SiloRound) -> dict[str, Any]:
         """Facts for the report: the audit's settings, and what the silo's noise has spent."""

@@ -30,7 +30,7 @@ class GradientInversion(SearchSettings):
     """A search for images, with its settings. ``presets`` has the published ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: without knowledge of a lock it ignores the lock."""
+    """Nothing: it can run defense-unaware."""
 
     @property
     def uses(self) -> frozenset[str]:
