@@ -355,6 +355,9 @@ def test_everything_public_is_explained(name):
     module = importlib.import_module(name)
     source = source_of(name).read_text().strip()
     assert module.__doc__ or not source
+    purpose = (module.__doc__ or ".").partition("\n\n")[0].strip()
+    assert purpose.endswith((".", ":")), purpose  # one sentence
+    assert len(purpose.split()) <= 25, purpose
     found = dict(public_objects(module))
     assert [label for label, value in found.items() if not (value.__doc__ or "").strip()] == []
     for label in getattr(module, "__all__", []):

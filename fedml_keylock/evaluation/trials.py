@@ -123,8 +123,8 @@ def attack_updates(
 ) -> Reconstruction:
     """Reconstruct as by `Attack.reconstruct`, on the attacker's model, from a seed.
 
-    With a defense he has the attacker's model, and without one the public model. The updates are what
-    he reads of them. The checkpoint is a file to go on from, for an attack that
+    With a defense he has the attacker's model, and without one the public model. The updates are
+    what he reads of them. The checkpoint is a file to go on from, for an attack that
     searches; others begin anew.
 
     Raises:

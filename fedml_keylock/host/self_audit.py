@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..defense import Defense
 from ..errors import AttackError, KeyLockError, UpdateRefused, reason_of
 from ..evaluation.audit import Protection, Subject, audit, probe
+from ..evaluation.audit.plan import Trial
 from ..evaluation.audit.procedure import NOT_SCORED
 from ..evaluation.audit.training import output_shape
-from ..evaluation.audit.trial import Trial
 from ..evaluation.contrast import of_one_colour
 from ..evaluation.leakage import LeakageRow, Worst
 from ..evaluation.report import LeakageReport
@@ -32,14 +32,14 @@ from .job_configuration import Arguments
 from .server_attacker import Attacker, images_of
 from .silo_round import SiloRound
 
-__all__ = ["MOST", "Baseline", "SelfAudit"]
+__all__ = ["MOST", "RoundStart", "SelfAudit"]
 
 MOST = 32
 """The most images of a round for which `probe: as_sent` works."""
 
 
 @dataclass(frozen=True)
-class Baseline:
+class RoundStart:
     """A copy of a silo's model when a round begins, apart from the one that trains.
 
     Attributes:
@@ -56,16 +56,16 @@ class Baseline:
     attacker_model: AttackerModel | None = field(repr=False)
 
     @classmethod
-    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> Baseline:
+    def of(cls, model: nn.Module, protected: nn.Module, defense: Defense | None) -> RoundStart:
         """Copy the unprotected model of the job, and the silo's protected one."""
         plain = copy_of(model)
         plain.load_state_dict(protected.state_dict())
         if defense is None:
             return cls(plain, {}, plain, None)
-        baseline, private = defense.baseline(plain, protected)
+        own, private = defense.baseline(plain, protected)
         known = defense.attacker_model(plain)
-        # if only what is sent is transformed, the silo computes with the baseline
-        return cls(baseline, private, plain if known.update_transform is None else baseline, known)
+        # if only what is sent is transformed, the silo computes with this copy
+        return cls(own, private, plain if known.update_transform is None else own, known)
 
 
 @dataclass
@@ -87,7 +87,7 @@ class SelfAudit:
     args: Arguments
     model: nn.Module = field(repr=False)
     defense: Defense | None
-    _baseline: Baseline | None = field(default=None, repr=False)
+    _start: RoundStart | None = field(default=None, repr=False)
 
     @property
     def settings(self) -> InversionSettings:
@@ -102,7 +102,7 @@ class SelfAudit:
     @property
     def waits(self) -> bool:
         """Whether it audits after the round's training."""
-        return self._baseline is not None and self.settings.probe == "as_sent"
+        return self._start is not None and self.settings.probe == "as_sent"
 
     def round_begins(self, turn: SiloRound, protected: nn.Module, data: Iterable[Any]) -> None:
         """Audit the worst case: one step on one of the silo's images, at the round's weights.
@@ -118,20 +118,20 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        self._baseline = None
+        self._start = None
         if turn.round not in self.attacker.rounds:
             return
         with self._spared(turn):
-            self._baseline = baseline = Baseline.of(self.model, protected, self.defense)
+            self._start = start = RoundStart.of(self.model, protected, self.defense)
             if self.waits:
                 return
             images, labels = self._data(data, self.settings.images, telling=True)
             subject = probe(
-                baseline.plain,
+                start.plain,
                 images,
                 labels,
-                protection=self._protection(baseline),
-                public=self.attacker.public_for(output_shape(baseline.plain, images)),
+                protection=self._protection(start),
+                public=self.attacker.public_for(output_shape(start.plain, images)),
                 bounds=self.attacker.bounds,
                 learning_rate=float(self.args.learning_rate),
                 loss=self.attacker.loss,
@@ -159,16 +159,16 @@ class SelfAudit:
             UpdateRefused: a score exceeds `abort_above`, or is missing.
 
         """
-        baseline = self._baseline
-        if baseline is None or not self.waits:
+        start = self._start
+        if start is None or not self.waits:
             return
         with self._spared(turn):
-            before = baseline.plain.state_dict() if received is None else received
+            before = start.plain.state_dict() if received is None else received
             if self.defense is not None and self.defense.seals:
-                # the baseline exists since the silo sealed
-                private = self.defense.baseline(baseline.plain, baseline.plain)[1]
+                # the keys that open its message exist since the silo sealed
+                private = self.defense.baseline(start.plain, start.plain)[1]
             else:
-                state, private = {name: state[name] for name in before}, baseline.private
+                state, private = {name: state[name] for name in before}, start.private
             images, labels = self._data(data, MOST + 1)
             if len(images) > MOST:
                 raise AttackError(
@@ -185,16 +185,16 @@ class SelfAudit:
             training = LocalTraining(
                 epochs=int(self.args.epochs), batch_size=int(self.args.batch_size)
             )
-            outputs, loss = output_shape(baseline.plain, images), self.attacker.loss.seen(labels)
-            defended = baseline.attacker_model is not None
+            outputs, loss = output_shape(start.plain, images), self.attacker.loss.seen(labels)
+            defended = start.attacker_model is not None
             subject = Subject(
                 (update,),
                 images[None],
                 loss.fitted(labels, outputs)[None],
-                baseline.plain,
+                start.plain,
                 classes=outputs[0],
                 defense=self.name,
-                attacker_model=baseline.attacker_model,
+                attacker_model=start.attacker_model,
                 secrets={n: t[None] for n, t in private.items()} if defended else None,
                 public=self.attacker.public_for(outputs),
                 training=training if training.steps(len(images)) > 1 else None,
@@ -217,12 +217,10 @@ class SelfAudit:
             kept = torch.ones_like(kept)
         return own.images[kept][:wanted], own.labels[kept][:wanted]
 
-    def _protection(self, baseline: Baseline) -> Protection | None:
-        if baseline.attacker_model is None:
+    def _protection(self, start: RoundStart) -> Protection | None:
+        if start.attacker_model is None:
             return None
-        return Protection(
-            self.name, baseline.attacker_model, lambda *_: (baseline.model, baseline.private)
-        )
+        return Protection(self.name, start.attacker_model, lambda *_: (start.model, start.private))
 
     def _facts(self, turn: SiloRound) -> dict[str, Any]:
         """Facts for the report: the audit's settings, and what the silo's noise has spent."""

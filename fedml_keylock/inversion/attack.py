@@ -30,7 +30,7 @@ class GradientInversion(SearchSettings):
     """A search for images, with its settings. ``presets`` has the published ones."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: without knowledge of the lock it runs as a defense-unaware attacker."""
+    """Nothing: it can run defense-unaware."""
 
     @property
     def uses(self) -> frozenset[str]:

@@ -37,8 +37,8 @@ def accuracy_by_round(
     """Test the weights that were sent in each captured round, and those that training ended with.
 
     The model is the job's, unprotected; its own weights do not matter. Without ``own_lock`` nobody
-    has the silos' private state. The attacker's model says what the server reads of what it has. Without
-    one the server reads the model itself.
+    has the silos' private state. The attacker's model says what the server reads of what it has.
+    Without one the server reads the model itself.
 
     Returns:
         The final model's accuracy by role, empty if the job did not end, and that of the rounds.

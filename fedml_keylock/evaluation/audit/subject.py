@@ -17,8 +17,8 @@ from ..leakage import WINDOW
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
 Fresh = Callable[[nn.Module, torch.Generator], tuple[nn.Module, Mapping[str, Tensor]]]
-"""Makes a protected copy of a model with a new silo's private state, and the values in it of what the
-attacker's model does not know."""
+"""Makes a protected copy of a model with a new silo's private state, and the values in it of what
+the attacker's model does not know."""
 
 Rebuild = Callable[[], tuple[nn.Module, AttackerModel | None]]
 """Makes the public model and the attacker's model once more, of any weights."""
@@ -54,15 +54,15 @@ class Subject:
         defense: "none", or its name and settings, "keylock:paper:all".
         attacker_model: the defended model as an attacker knows it; None without a defense.
         secrets: what the attacker's model does not know, as it was when each update was made,
-            ``(u, *shape)``, or what its update_transform recovers updates by: for the oracle only. None where nobody
-            has them.
+            ``(u, *shape)``, or what its update_transform recovers updates by. For the oracle only;
+            None where nobody has them.
         public: data of the same kind that anybody has.
         stages: of each update, "untrained" or "trained": the weights that its round began with.
         training: how the silos trained; None for one plain step on all n images.
         plain: the state of the undefended model, where what was sent is not that.
         bounds: least and greatest pixel value, as the model is fed them. Anybody knows them.
-        rebuild: makes the model and the attacker's model in another process, for MPI's ranks: neither
-            can be sent there. It is pickled by its name, such as a ``functools.partial``.
+        rebuild: makes the model and the attacker's model in another process, for MPI's ranks:
+            neither can be sent there. It is pickled by its name, such as a ``functools.partial``.
         loss: what the silos minimised.
         output_shape: what the model gives for one image; empty: ``(classes,)``.
 
