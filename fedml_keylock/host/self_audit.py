@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from ..defense import Defense
 from ..errors import AttackError, KeyLockError, UpdateRefused, reason_of
 from ..evaluation.audit import Protection, Subject, audit, probe
-from ..evaluation.audit.plan import Trial
 from ..evaluation.audit.procedure import NOT_SCORED
 from ..evaluation.audit.training import output_shape
+from ..evaluation.audit.trial import Trial
 from ..evaluation.contrast import of_one_colour
 from ..evaluation.leakage import LeakageRow, Worst
 from ..evaluation.report import LeakageReport
