@@ -27,10 +27,11 @@ def report() -> None:
         key-knowing upper bound  0.99 [0.98, 0.99]  self-test passed
 
     The heading is the defense. The row's first words say who attacks it: a defense-unaware attacker
-    takes sealed words for weights, an adaptive one knows the lock's kind, a colluding silo has
-    what a silo has. The number is the mean aligned SSIM of his best attack, with its 95 % interval: 1 is the picture
-    itself, and only what is above "public data alone" counts. "images not recovered" stands only
-    where the upper bound, which is given the key, passed its self-test; else there is no verdict.
+    takes sealed words for weights, an adaptive one knows the lock's kind, a colluding silo has what
+    a silo has. The number is the mean aligned SSIM of his best attack, with its 95 % interval: 1 is
+    the picture itself, and only what is above "public data alone" counts. "images not recovered"
+    stands only where the upper bound, which is given the key, passed its self-test; else there is
+    no verdict.
 
     report.html ends with a page for the file, to print: what was tested, settings, versions, hashes
     of inputs, and what was not tested.
