@@ -2743,6 +2743,9 @@ TABLE = {
             "        if False:\n",
         ),
     ],
+    ("commands/summary", "test_run.py -k no_round_was_seen"): [
+        ("run: a job that never ran is summed up", 'if "round" not in facts:', "if False:"),
+    ],
     ("commands/run", "test_run.py -k wrong_yaml"): [
         (
             "run: a YAML is not checked",

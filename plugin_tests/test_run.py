@@ -271,8 +271,17 @@ def test_the_summary_says_where_the_final_model_is(tmp_path, monkeypatch, consol
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "silo-0.safetensors").write_text("")
     job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": settings}))
+    console.see([told(round=0, rounds=2)])
     (line,) = [line for line in summary(console, job) if line.startswith("final model")]
     assert line.partition(" model")[2].strip().startswith(words)
+
+
+def test_a_job_of_which_no_round_was_seen_is_not_summed_up(tmp_path, console):
+    """A script that starts no job ends well, too."""
+    job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": {}}))
+    ended, rounds = summary(console, job)
+    assert ended.startswith("ended")
+    assert rounds.split(maxsplit=1) == ["rounds", "none was seen: see the log"]
 
 
 # docs/configuration.md

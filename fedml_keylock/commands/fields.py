@@ -46,6 +46,7 @@ _TAIL = """\
 _WORDS = {
     "AdaptiveClip": "[section](#keylocknoiseadaptive)",
     "Any": "anything",
+    "Attack": "name of an attack, or `{name: {field: value}}`",
     "Count": "whole number from 1",
     "DecoderFactory": "made in Python",
     "Delta": "number between 0 and 1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -78,6 +79,7 @@ def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
     if job is not None:
         console.facts["rounds"] = getattr(job.args, "comm_round", 0)
     click.echo(f"{ranks} ranks begin; all that they print goes to {log}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the job as Ctrl-C does
     try:
         status = run_logged(ranks, script, log, console.see)
     except KeyboardInterrupt:

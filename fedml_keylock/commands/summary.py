@@ -19,8 +19,11 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
 
     """
     facts, keylock = console.facts, None if job is None else job.keylock
-    rounds = facts.get("rounds")
-    ran = f"{console.ranks} ranks" + (f", {rounds} rounds" if rounds else "")
+    if "round" not in facts:
+        ended = f"{console.ranks} ranks, in {duration(console.seconds)}"
+        return [_line("ended", ended), _line("rounds", "none was seen: see the log")]
+    rounds = facts["rounds"]
+    ran = f"{console.ranks} ranks, {rounds} rounds"
     lines = [("done", f"{ran}, in {duration(console.seconds)}")]
     lock = facts.get("defense", "none: this job was not defended")
     lines.append(("lock", str(lock).removeprefix("keylock:")))
@@ -33,15 +36,18 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
         lines.append(("privacy", str(facts["privacy"])))
     if console.sent:
         most = max(console.sent.values())
-        each = f", {size(most / rounds)} a round" if rounds else ""
-        lines.append(("a silo sent", f"{size(most)}{each}"))
+        lines.append(("a silo sent", f"{size(most)}, {size(most / rounds)} a round"))
     lines.append(
         ("the server could read", str(facts.get("server_reads", "every silo's update as it is")))
     )
     lines.append(("final model", _model(job)))
     if console.more_warnings:
         lines.append(("more warnings", f"{console.more_warnings}, in the log"))
-    return [f"{name:<22} {text}" for name, text in lines]
+    return [_line(name, text) for name, text in lines]
+
+
+def _line(name: str, text: str) -> str:
+    return f"{name:<22} {text}"
 
 
 def _model(job: JobFile | None) -> str:
