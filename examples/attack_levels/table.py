@@ -119,9 +119,10 @@ def table(cells: dict[str, dict[str, Any]], dataset: str) -> str:
     lines.append("|---" * (1 + len(COLUMNS)) + "|")
     reasons: dict[str, int] = {}
     for row in ROWS:
-        if not all(f"{row.name}--{column.name}" in cells for column in COLUMNS):
+        made = [cells.get(f"{row.name}--{column.name}") for column in COLUMNS]
+        if not any(made):
             continue
-        said = [_said(cells[f"{row.name}--{column.name}"], reasons) for column in COLUMNS]
+        said = ["not made yet" if cell is None else _said(cell, reasons) for cell in made]
         lines.append(f"| `{row.attack}`, {row.net} | {' | '.join(said)} |")
     lines += ["", "Reasons:", ""]
     lines += [f"{number}. {reason}" for reason, number in reasons.items()]
