@@ -196,7 +196,7 @@ def test_the_sum_that_is_attacked_is_what_silos_opened(job):
     )
     made = sums_of(subject, undefended(subject), 3)
     for variant in ("none", "keylock:sealed"):
-        for one, before, after in zip(made.updates[variant], models, models[1:], strict=True):
+        for one, before, after in zip(made.updates[variant], models[:2], models[1:], strict=True):
             assert distance(one.before, before) < 1e-6
             assert distance(one.after, after) < 1e-6
     assert distance(models[1], models[2]) > 1e-3
