@@ -78,7 +78,10 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
             accuracy.get(UNDEFENDED, {}).get("server"),
             undefended=defense == UNDEFENDED,
         )
-        sums = _sums(seen, [row for row in seen.sums if row.defense == defense])
+        of_sums = [row for row in seen.sums if row.defense == defense]
+        if of_sums and not rows:
+            reason = "No attack on a single update has a result."
+        sums = _sums(seen, of_sums)
         findings.append(Finding(defense, light, reason, labels, cost, sums))
     return Verdict(_summary(seen), tuple(findings))
 
