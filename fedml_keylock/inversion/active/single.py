@@ -1,4 +1,4 @@
-"""Pictures that alone reached a row: told by what the bias's gradient says of their label."""
+"""Finds pictures that alone reached a row, by what the bias's gradient says of their label."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ...tensors import under
 from ...types import ClientUpdate, Reconstruction
 from ..base import SEARCH, check_level, check_one_step
 from ..engine.observe import observe
+from ..engine.relu_behind import check_relu
 from ..knowledge import Knowledge
-from .arming import ActiveAttack, not_armed
+from .arming import ActiveAttack, State, floats, loaded, not_armed
 from .path import Path
 
-__all__ = ["different", "of_one", "read_rows"]
+__all__ = ["different", "of_one", "opened", "read_rows"]
 
 Found = tuple[Tensor, Tensor]
 """Pictures ``(k, *shape)`` and their labels ``(k,)``."""
@@ -28,6 +29,22 @@ _OUTSIDE = 0.02
 """How far beyond the bounds a pixel may be, in units of their distance: mixtures are."""
 _SAME = 1e-2
 """Mean distance of the pixels of one picture that two rows found, likewise."""
+
+
+def opened(
+    attack: str, model: nn.Module, input_shape: tuple[int, ...], bounds: tuple[float, float]
+) -> tuple[Path, State]:
+    """The path to a model's first linear layer, and a state that hands pictures on to that.
+
+    Raises:
+        AttackError: the model has no such layer with a ReLU behind it.
+
+    """
+    path = Path.of(attack, model, input_shape, bounds)
+    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)
+    state = floats(model)
+    path.open(model, state)
+    return path, state
 
 
 def read_rows(

@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from ...settings import Positive, Share, checked
 from ...tensors import under
 from ...types import ClientUpdate, Reconstruction
-from ..engine.relu_behind import check_relu
 from ..knowledge import Knowledge, PublicData
-from .arming import State, floats, loaded
-from .path import Path
-from .single import read_rows
+from .arming import State
+from .single import opened, read_rows
 
 __all__ = ["TrapWeightsAttack"]
 
@@ -70,10 +68,7 @@ class TrapWeightsAttack:
         generator: torch.Generator,
     ) -> dict[int | None, State]:
         """One state for all silos; see `ActiveAttack.arm`."""
-        path = Path.of(self.name, model, input_shape, bounds)
-        check_relu(self.name, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)
-        state = floats(model)
-        path.open(model, state)
+        path, state = opened(self.name, model, input_shape, bounds)
         weight = state[under(path.linear, "weight")]
         size = prod(path.inside) // 2
         drawn = torch.randn(len(weight), size, generator=generator).abs()
