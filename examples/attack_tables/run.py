@@ -20,7 +20,7 @@ import click
 import torch
 import yaml
 
-from fedml_keylock.builtin import Lock, keylock
+from fedml_keylock.builtin import keylock
 from fedml_keylock.demo.scoring import example_data
 from fedml_keylock.errors import KeyLockError
 from fedml_keylock.evaluation.audit import (
@@ -34,6 +34,7 @@ from fedml_keylock.evaluation.audit import (
 from fedml_keylock.evaluation.capture import Capture
 from fedml_keylock.host.launch import follow
 from fedml_keylock.inversion import Pixels, dlg, grnn, inverting_gradients
+from fedml_keylock.locks import Lock
 from fedml_keylock.silos import own_locks, silo_secrets
 
 JOB = Path(__file__).resolve().parent.parent / "mnist_cross_silo"

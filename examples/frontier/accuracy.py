@@ -17,10 +17,10 @@ from splits import Setting, first_model, parts, pictures
 from torch import Tensor, nn
 from training import LEARNING_RATE, global_state, silo_locks
 
-from fedml_keylock.builtin import Lock, keylock
+from fedml_keylock.builtin import keylock
 from fedml_keylock.evaluation.audit import share_correct
 from fedml_keylock.inversion import PublicData
-from fedml_keylock.locks import lock_model
+from fedml_keylock.locks import Lock, lock_model
 from fedml_keylock.locks.entropy import seeded_uniform
 from fedml_keylock.silos import fresh_lock_accuracy
 from fedml_keylock.tensors import one_thread

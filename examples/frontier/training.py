@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from splits import Setting, first_model
 from torch import Tensor, nn
 
-from fedml_keylock.builtin import Lock, keylock
+from fedml_keylock.builtin import keylock
 from fedml_keylock.evaluation.audit import OwnLock
 from fedml_keylock.host.launch import environment
+from fedml_keylock.locks import Lock
 from fedml_keylock.silos import own_locks
 
 SCRIPT = Path(__file__).resolve().with_name("main.py")

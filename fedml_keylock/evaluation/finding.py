@@ -17,6 +17,7 @@ class Light(StrEnum):
     OBLIVIOUS_ONLY = "stops a defense-unaware attacker only"
     SILOS_ONLY = "leaks to a colluding silo"
     WITHSTOOD = "withstood the attacks tried"
+    SUMS_LEAK = "hides single updates; their sum leaks to a colluding silo"
     NO_VERDICT = "no verdict"
 
 

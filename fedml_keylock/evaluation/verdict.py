@@ -81,6 +81,8 @@ def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any
         of_sums = [row for row in seen.sums if row.defense == defense]
         if of_sums and not rows:
             reason = "No attack on a single update has a result."
+        if light == Light.WITHSTOOD and any(seen.reaches(row, RECOGNISABLE) for row in of_sums):
+            light = Light.SUMS_LEAK
         sums = _sums(seen, of_sums)
         findings.append(Finding(defense, light, reason, labels, cost, sums))
     return Verdict(_summary(seen), tuple(findings))

@@ -185,7 +185,7 @@ def claim_of(title: str) -> str:
 
     Example:
         >>> claim_of("keylock:paper:all")
-        'Claim: it holds off defense-unaware attackers only, and nobody who knows the lock.'
+        'Claim: none against whoever knows the lock. Its source tried defense-unaware attackers.'
 
     """
     section, lock, _, sealed = _parts(title)
@@ -206,7 +206,10 @@ def claim_of(title: str) -> str:
             "Colluding silos have the key."
         )
     if lock == "paper":
-        return "Claim: it holds off defense-unaware attackers only, and nobody who knows the lock."
+        return (
+            "Claim: none against whoever knows the lock. Its source tried defense-unaware "
+            "attackers."
+        )
     return ""
 
 

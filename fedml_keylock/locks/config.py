@@ -121,7 +121,8 @@ class KeyLockConfig(Settings):
     settings stay in defense_args, as in FedML. None: only the average."""
     own_accuracy: bool = Field(default=True, strict=True)
     """Whether a silo tests each model that it receives under its own lock, whenever FedML's server
-    tests; the results go to FedML's log, mlops.log and wandb."""
+    tests. Under sealed the results go to silo-N.log in the vault's folder (see tell_accuracy),
+    under the other locks to FedML's log, mlops.log and wandb."""
     log_training: bool = Field(default=False, strict=True)
     """Whether a silo's logs below errors, and the text of its errors, leave it during training.
     FedML's trainers log every batch's loss, which reveals something of the batch, and mpiexec

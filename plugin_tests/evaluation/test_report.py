@@ -242,7 +242,7 @@ BRANCHES = {
     ),
     "the sum of the others is no leak of a lock": (
         [plain(), row(0.1, "oblivious"), row(0.2), row(0.8, "oracle"), row(0.9, sum_label(2))],
-        Light.WITHSTOOD,
+        Light.SUMS_LEAK,
         "A colluding silo with the sum of 2 others reaches 0.90 [0.85, 0.95] with DLG (round 0, "
         "trained weights, 20 images). No aggregation hides that sum",
         "recovers",

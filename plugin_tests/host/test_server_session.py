@@ -125,7 +125,7 @@ class Seen(Observer):
         super().__init__(arguments())
         self.shown = []
 
-    def sent(self, state):
+    def sent(self, state, silo):
         self.shown.append(state)
 
     def show(self, hook, state, samples, silo, round_index):
