@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .console import Console, duration
 from .job_file import JobFile
@@ -25,8 +27,8 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     rounds = facts["rounds"]
     ran = f"{console.ranks} ranks, {rounds} rounds"
     lines = [("done", f"{ran}, in {duration(console.seconds)}")]
-    lock = facts.get("defense", "none: this job was not defended")
-    lines.append(("lock", str(lock).removeprefix("keylock:")))
+    lock, reads = _lock(facts, job)
+    lines.append(("lock", lock.removeprefix("keylock:")))
     if console.accuracy is not None:
         index, share = console.accuracy
         read = keylock is not None and not keylock.tell_accuracy
@@ -37,13 +39,30 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     if console.sent:
         most = max(console.sent.values())
         lines.append(("a silo sent", f"{size(most)}, {size(most / rounds)} a round"))
-    lines.append(
-        ("the server could read", str(facts.get("server_reads", "every silo's update as it is")))
-    )
+    lines.append(("the server could read", reads))
     lines.append(("final model", _model(job)))
     if console.more_warnings:
         lines.append(("more warnings", f"{console.more_warnings}, in the log"))
     return [_line(name, text) for name, text in lines]
+
+
+def _lock(facts: Mapping[str, Any], job: JobFile | None) -> tuple[str, str]:
+    """A job's lock, and what the server could read.
+
+    Both are as its ranks tell. A line like theirs may be anybody's, and so what they tell is
+    not said where the job's YAML asks for something else.
+    """
+    told = facts.get("defense")
+    if told is None:
+        return "none: this job was not defended", "every silo's update as it is"
+    if job is None or job.keylock is None:
+        return str(told), str(facts.get("server_reads", "not told"))
+    from ..locks import make_lock
+
+    lock = make_lock(job.keylock)
+    if told == lock.title:
+        return lock.title, lock.server_reads
+    return f"not known: its YAML asks for {lock.title}, and ranks tell of {told}", "not known"
 
 
 def _line(name: str, text: str) -> str:
