@@ -2751,6 +2751,9 @@ TABLE = {
     ("commands/summary", "test_run.py -k no_round_was_seen"): [
         ("run: a job that never ran is summed up", 'if "round" not in facts:', "if False:"),
     ],
+    ("commands/summary", "test_run.py -k where_the_final_model"): [
+        ("run: an earlier job's model", "if path.stat().st_mtime >= began - 1", "if True"),
+    ],
     ("commands/summary", "test_run.py -k what_the_yaml_asks_for"): [
         ("run: another lock than the YAML's is claimed", "if told == lock.title:", "if True:"),
     ],

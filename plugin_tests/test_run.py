@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -414,7 +415,10 @@ def test_only_what_silos_have_written_since_counts(tmp_path):
 def test_the_summary_says_where_the_final_model_is(tmp_path, monkeypatch, console, settings, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "silo-0.safetensors").write_text("")
+    for name, age in (("silo-0", 0), ("silo-1", 60)):  # the other is of an earlier job
+        path = tmp_path / "models" / f"{name}.safetensors"
+        path.write_text("")
+        os.utime(path, (time.time() - age,) * 2)
     job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": settings}))
     console.see([told(round=0, rounds=2)])
     (line,) = [line for line in summary(console, job) if line.startswith("final model")]

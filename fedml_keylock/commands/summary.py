@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
         most = max(console.sent.values())
         lines.append(("a silo sent", f"{size(most)}, {size(most / rounds)} a round"))
     lines.append(("the server could read", reads))
-    lines.append(("final model", _model(job)))
+    lines.append(("final model", _model(job, time.time() - console.seconds)))
     if console.more_warnings:
         lines.append(("more warnings", f"{console.more_warnings}, in the log"))
     return [_line(name, text) for name, text in lines]
@@ -69,14 +70,16 @@ def _line(name: str, text: str) -> str:
     return f"{name:<22} {text}"
 
 
-def _model(job: JobFile | None) -> str:
-    """Where a job's final model is."""
+def _model(job: JobFile | None, began: float) -> str:
+    """Where the final model is, of a job that began then; files of an earlier one do not count."""
     keylock = None if job is None else job.keylock
     if keylock is None:
         return "where the job's own code saves it; FedML writes none"
     found = []
     if keylock.save_model is not None:
-        files = sorted(Path(keylock.save_model).glob("silo-*.safetensors"))
+        there = Path(keylock.save_model).glob("silo-*.safetensors")
+        # a file's time may be some milliseconds old when it is written
+        files = [path for path in there if path.stat().st_mtime >= began - 1]
         named = f"{keylock.save_model}/silo-N.safetensors"
         count = f"{len(files)} file{'s' * (len(files) != 1)}"
         found.append(f"{named} ({count})" if files else f"{named}, where the silos are")
