@@ -126,7 +126,13 @@ def _one_line(
     return f"{section}{field}: {' '.join(given.split())[:200]} is not allowed: {what}"
 
 
-_SAID = {"path_type": "Input should be a path, in quotes where YAML would not take it for text"}
+_SAID = {
+    "path_type": "Input should be a path, in quotes where YAML would not take it for text",
+    "tuple_type": "Input should be a list",
+    "dict_type": "Input should be a mapping",
+    "model_type": "Input should be a mapping",
+    "missing": "more are needed",
+}
 """Clearer texts for some of pydantic's messages."""
 _NO_FIELD = (
     "extra_forbidden",

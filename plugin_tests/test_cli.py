@@ -199,7 +199,7 @@ class TestAJobsModelAndConfig:
         ("text", "said"),
         [
             ("defense_args: {defense_type: krum}", "fedml_config.yaml: its defense_type is 'krum'"),
-            ("- a\n- b\n", "its defense_type is None, not keylock; set it under defense_args"),
+            ("- a\n- b\n", "it has no sections; a job's YAML has fields in sections"),
             ("a: [b\nc: d\n", "fedml_config.yaml, line 2: this is not YAML"),
             (f"{ON}, keylock: [a]}}", "keylock: must be a mapping"),
             (f"{ON}, keylock: {{keys: 1}}}}", "keylock.keys: no such field"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from fedml_keylock.commands.job_file import check_job_file
 from fedml_keylock.commands.silo_logs import SiloLogs
 from fedml_keylock.commands.summary import summary
 from fedml_keylock.errors import KeyLockError
+from fedml_keylock.host import launch
 from fedml_keylock.host.progress import LISTENING, TOLD, tell
 from fedml_keylock.locks.config import KeyLockConfig
 
@@ -70,6 +75,33 @@ WRONG = {
         {"common_args.enable_dp": True, "common_args.dp_solution_type": "cdp"},
         "dp_solution_type: cdp clips and adds noise on the server",
     ),
+    "twice": (
+        "defense_args:\n  enable_defense: true\ntrain_args: {}\ndefense_args: {a: 1}\n",
+        "defense_args stands there again, and only the last would count",
+    ),
+    "setting twice": (
+        "defense_args: {keylock: {lock: sealed, colluders: 0, lock: paper}}",
+        "lock stands there again, and only the last would count",
+    ),
+    "nothing": ("", "it has no sections; a job's YAML has fields in sections"),
+    "a list": ("- a\n- b\n", "it has no sections; a job's YAML has fields in sections"),
+    "flat": ("enable_defense: true\n", "enable_defense: it must be a section of fields, not True"),
+    "empty section": (
+        "defense_args:\n",
+        "defense_args: it must be a section of fields, not nothing",
+    ),
+    "near type": (
+        {"defense_args.defense_type": "keylok"},
+        "defense_type: nothing is named 'keylok', perhaps keylock",
+    ),
+    "near attack": (
+        {"attack_args.enable_attack": True, "attack_args.attack_type": "gradient_invertion"},
+        "attack_type: nothing is named 'gradient_invertion', perhaps gradient_inversion",
+    ),
+    "beside": (
+        {"attack_args": None, "attack_args.abort_above": {"ssim": 0.5}},
+        "abort_above: it is of gradient_inversion and stands beside it; put it into attack_args.",
+    ),
     "rounds": (
         {"attack_args": None, "attack_args.gradient_inversion": {"rounds": [30]}},
         "gradient_inversion.rounds: 30, and the job has rounds 0 to 19",
@@ -101,10 +133,16 @@ def test_a_wrong_yaml_is_found_before_fedml_and_torch_are_imported(tmp_path):
     (tmp_path / "main.py").write_text("raise AssertionError")
     paths = []
     for name, (changes, _) in WRONG.items():
+        path = tmp_path / f"{len(paths)}.yaml"
+        paths.append(path.name)
+        if isinstance(changes, str):
+            path.write_text(changes)
+            continue
+        attacked = "attack_args" in changes
         changes = {k: v for k, v in changes.items() if v is not None}
-        if "attack_args.gradient_inversion" in changes:
+        if attacked:
             changes |= {f"attack_args.{k}": v for k, v in ATTACKS.items()}
-        paths.append(write(tmp_path / f"{len(paths)}.yaml", changes).name)
+        write(path, changes)
         assert name
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *paths],
@@ -121,7 +159,7 @@ def test_a_wrong_yaml_is_found_before_fedml_and_torch_are_imported(tmp_path):
     assert len(lines) == 2 * len(paths), said
     for number, (path, (_, words)) in enumerate(zip(paths, WRONG.values(), strict=True)):
         checked, run = lines[2 * number : 2 * number + 2]
-        assert run.startswith(f"fedml-keylock: {path}: {words}")
+        assert re.match(rf"fedml-keylock: {path}(, line \d)?: {re.escape(words)}", run), run
         if "use -n" not in run:  # check knows of no -n, and says it otherwise
             assert checked == run
     assert not (tmp_path / "logs").exists()
@@ -133,6 +171,38 @@ def test_settings_of_attacks_are_checked_too(tmp_path):
     path = write(tmp_path / "job.yaml", changes | {"attack_args.gradient_inversion": settings})
     with pytest.raises(KeyLockError, match=r"job.yaml: attack dlg: stepz: no such field, perhaps"):
         check_job_file(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"active": "dlg"}, "active: dlg reads what a server receives, and sends nothing"),
+        ({"active": "imprint", "rounds": [1]}, "in round 1: after the first model the server"),
+        ({"side": "silo", "abort_above": {"ssmi": 1.0}}, "abort_above: 'ssmi' is no metric"),
+    ],
+)
+def test_what_a_rank_would_refuse_of_an_attack_is_found_before_the_job(tmp_path, section, words):
+    changes = {f"attack_args.{k}": v for k, v in ATTACKS.items()}
+    path = write(tmp_path / "job.yaml", changes | {"attack_args.gradient_inversion": section})
+    with pytest.raises(KeyLockError, match=rf"job.yaml: gradient_inversion\..*{words}"):
+        check_job_file(path)
+
+
+def test_run_starts_jobs_over_mpi_alone_and_check_says_how_others_are_started(tmp_path):
+    one = {"training_type": "simulation", "backend": "sp"}
+    path = write(tmp_path / "job.yaml", {f"common_args.{k}": v for k, v in one.items()})
+    start = f"start it with: python -m fedml_keylock SCRIPT --cf {path}"
+    with pytest.raises(KeyLockError, match=f"backend: run starts jobs over MPI, .* 'sp'; {start}"):
+        check_job_file(path, ranks=4)
+    assert CliRunner().invoke(cli.main, ["check", str(path)]).output.strip().endswith(start)
+
+
+def test_a_simulation_has_as_many_ranks_as_are_started(tmp_path):
+    """Whatever worker_num its YAML has: FedML sets it so."""
+    path = write(tmp_path / "job.yaml", {"common_args.training_type": "simulation"})
+    assert check_job_file(path).ranks == 4
+    with pytest.raises(KeyLockError, match="client_num_per_round: 3 is not supported"):
+        check_job_file(path, ranks=3)
 
 
 def test_a_whole_yaml_passes_and_says_how_to_start(tmp_path):
@@ -240,9 +310,85 @@ def test_the_end_of_a_traceback_is_one_line(console, capsys):
 
 def test_what_looks_like_a_fact_and_is_none_does_no_harm(console):
     console.see([TOLD + "{", TOLD + "[1]", told(round="1"), told(sender=[1]), told(accuracy="x")])
-    console.see([told(other=["x"])])
+    console.see([told(other=["x"]), told(round=1), told(round=4, rounds=3), TOLD + "[" * 9**5])
+    console.see(
+        [told(round=1, rounds=10**400), told(round=True, rounds=2), told(round=0, rounds=0)]
+    )
     assert console.facts == {}
     assert console.progress == ""
+
+
+LOGGED = "[FedML-Client @device-id-2] [now] [WARNING] [{}:{}:train] x"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{'test_acc': 0.9.1, 'test_loss'",
+        f"==end {'9' * 5000}-th round training=",
+        *(LOGGED.format(file, 9) for file in ("/etc/passwd", "..", "a**b", "a\0b", "x" * 300)),
+        LOGGED.format("main.py", "9" * 5000),
+    ],
+)
+def test_no_line_of_a_job_ends_the_watching(console, line):
+    console.see([line])
+    assert console.progress == ""
+
+
+def test_nobody_s_print_defends_a_job(tmp_path):
+    """A line like a rank's may come from the job's own code."""
+    forged = told(defense="keylock:sealed", server_reads="nothing")
+    job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.enable_defense": False}))
+    console = Console(4, SiloLogs(None), live=False, defended=job.defense is not None)
+    console.see([forged, told(round=0, rounds=2)])
+    lines = summary(console, job)
+    assert [*lines[1].split()][:2] == ["lock", "none:"]
+    assert lines[2].endswith("every silo's update as it is")
+
+
+@pytest.mark.parametrize(
+    ("settings", "lock", "reads"),
+    [
+        ({"lock": "paper"}, "not known: its YAML asks for keylock:paper:first, and", "not known"),
+        ({"tell_samples": True}, "sealed", "silos' numbers of samples"),
+    ],
+)
+def test_a_summary_claims_what_the_yaml_asks_for(tmp_path, console, settings, lock, reads):
+    job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": settings}))
+    console.see([told(defense="keylock:sealed", server_reads="nothing"), told(round=0, rounds=2)])
+    lines = summary(console, job)
+    assert lines[1].removeprefix("lock").strip().startswith(lock)
+    assert lines[2].startswith("the server could read")
+    assert lines[2].endswith(reads)
+
+
+def test_the_privacy_is_that_of_the_silo_that_has_spent_most(console):
+    for epsilon in (2.0, 3.5, 1.0):
+        console.see([told(privacy=f"epsilon {epsilon}", epsilon=epsilon)])
+    assert console.facts["privacy"] == "epsilon 3.5"
+
+
+@pytest.mark.parametrize("words", [["--cf"], ["--cf="]])
+def test_an_option_without_its_yaml_is_said_to_be_one(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "main.py").write_text("")
+    result = CliRunner().invoke(cli.main, ["run", "-n", "4", "main.py", *words])
+    assert result.exit_code == 2
+    assert "Invalid value for --cf: it needs a YAML" in result.output
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.ENOSPC, "No space left"), (errno.EPIPE, "")])
+def test_an_output_that_nobody_takes_stops_the_job_in_one_line(tmp_path, monkeypatch, number, said):
+    def full(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "main.py").write_text("")
+    monkeypatch.setattr(launch, "run_logged", full)
+    result = CliRunner().invoke(cli.main, ["run", "-n", "4", "main.py"])
+    assert result.exit_code == 1
+    assert result.output.count("\n") == 1 + bool(said)
+    assert said in result.output
 
 
 def test_only_what_silos_have_written_since_counts(tmp_path):
@@ -269,7 +415,10 @@ def test_only_what_silos_have_written_since_counts(tmp_path):
 def test_the_summary_says_where_the_final_model_is(tmp_path, monkeypatch, console, settings, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "silo-0.safetensors").write_text("")
+    for name, age in (("silo-0", 0), ("silo-1", 60)):  # the other is of an earlier job
+        path = tmp_path / "models" / f"{name}.safetensors"
+        path.write_text("")
+        os.utime(path, (time.time() - age,) * 2)
     job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": settings}))
     console.see([told(round=0, rounds=2)])
     (line,) = [line for line in summary(console, job) if line.startswith("final model")]

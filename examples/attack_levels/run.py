@@ -4,8 +4,8 @@
 
 ROOT is where torchvision keeps MNIST or FashionMNIST. Each job trains one step a round over MPI. A
 server attacks what it captured; under the sealed lock also the colluding silo 0, who takes its own
-update out of the average that it is given, and attacks the sum of the k others. About a quarter of
-an hour on two cores. A job or a cell that is there is not made again.
+update out of the average that it is given, and attacks the sum of the k others. Half an hour
+on two busy cores. A job or a cell that is there is not made again.
 """
 
 import json

@@ -49,7 +49,7 @@ def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
         rounds = getattr(found.args, "comm_round", "?")
         said.append(
             f"{job}: lock: {found.keylock.kind}, {found.args.client_num_per_round} silos a round, "
-            f"{rounds} rounds; start it with: fedml-keylock run -n {found.ranks} SCRIPT --cf {job}"
+            f"{rounds} rounds; start it with: {found.start} --cf {job}"
         )
     weaknesses: list[str] = []
     if builder is not None:

@@ -21,6 +21,8 @@ WARNINGS = 8
 """How many different warnings are shown; the log has all."""
 IN_A_PIPE = 9
 """About how many lines tell of progress where they cannot be redrawn."""
+MOST = 2**53
+"""Above what a job counts."""
 KEPT = 200
 """Lines that are looked through for the end of a traceback."""
 
@@ -32,11 +34,15 @@ class Console:
         ranks: of the job.
         silo_logs: what silos write into files of their own, where they are on this machine.
         live: whether one line is redrawn in place.
+        defended: whether the job's YAML asks for a defense; else no rank is believed to have one.
 
     """
 
-    def __init__(self, ranks: int, silo_logs: SiloLogs, *, live: bool) -> None:
+    def __init__(
+        self, ranks: int, silo_logs: SiloLogs, *, live: bool, defended: bool = True
+    ) -> None:
         self.ranks, self.silo_logs, self.live = ranks, silo_logs, live
+        self.defended = defended
         self.facts: dict[str, Any] = {}
         self.sent: dict[int, int] = {}
         self.failed = False
@@ -45,6 +51,7 @@ class Console:
         self._began = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._ends: float | None = None
+        self._epsilon = 0.0
         self._shown: set[str] = set()
         self._more = 0
         self._drawn, self._milestone = "", 0
@@ -105,7 +112,7 @@ class Console:
             if test is not None:
                 self._accuracies[0] = index, test
             if (done := fedml_round(line)) is not None:
-                self._take({"round": done, "rounds": self.facts.get("rounds", done)})
+                self._take({"round": done, "rounds": max(done, self.facts.get("rounds", 0))})
         if line.startswith("fedml-keylock: "):
             self.failed |= "rank" in line  # as whoever ends a job says which one
             where = error_in([*self._last])
@@ -120,10 +127,16 @@ class Console:
 
     def _take(self, told: dict[str, Any]) -> None:
         """Take in what a rank tells; what is not as ranks tell it is anybody's print."""
-        whole = ("round", "rounds", "sender", "bytes", "silo", "tested")
-        kinds: dict[str, type] = {**dict.fromkeys(whole, int), "accuracy": float}
-        if not all(isinstance(value, kinds.get(name, str)) for name, value in told.items()):
+        if not all(_is_told(name, value) for name, value in told.items()):
             return
+        if "defense" in told and not self.defended:
+            return
+        rounds = told.get("rounds", self.facts.get("rounds", 0))
+        if "round" in told and max(1, told["round"]) > rounds:
+            return
+        if "epsilon" in told and told["epsilon"] < self._epsilon:
+            return  # of a silo that has spent less than another
+        self._epsilon = told.pop("epsilon", self._epsilon)
         if "sender" in told:
             self.sent[told["sender"]] = told.get("bytes", 0)
         elif "accuracy" in told:
@@ -158,6 +171,15 @@ class Console:
             click.echo(text)
             self._milestone = done + max(1, -(-rounds // IN_A_PIPE))
             self._drawn = text
+
+
+def _is_told(name: str, value: Any) -> bool:
+    """Whether a fact of that name has such values."""
+    if name in ("round", "rounds", "sender", "bytes", "silo", "tested"):
+        return type(value) is int and 0 <= value < MOST
+    if name in ("accuracy", "epsilon"):
+        return isinstance(value, float) and value >= 0
+    return isinstance(value, str)
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import linecache
 import re
 from collections.abc import Sequence
@@ -11,11 +12,11 @@ from pathlib import Path
 
 __all__ = ["error_in", "fedml_round", "fedml_test", "warning_in"]
 
-_ROUND = re.compile(r"=end (\d+)-th round training=")
-_TEST = re.compile(r"\{'test_acc': ([0-9.]+), 'test_loss'")
+_ROUND = re.compile(r"=end (\d{1,9})-th round training=")
+_TEST = re.compile(r"\{'test_acc': (\d+\.?\d*), 'test_loss'", re.ASCII)
 _LOGGED = re.compile(
     r"\[FedML-\w+ @device-id-(\d+)\] \[[^\]]*\] \[(WARNING|ERROR|CRITICAL)\] "
-    r"\[([^\]:]+):(\d+):[^\]]*\] (.*)"
+    r"\[([^\]:/\0]{1,99}):(\d{1,9}):[^\]]*\] (.*)"
 )
 _WARNED = re.compile(r"rank (\d+): (\S.*\.py):(\d+): (\w*Warning): (.*)")
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (.+)')
@@ -97,7 +98,7 @@ def _is_fedmls(file: str, line: int) -> bool:
     """Whether a line of a file of that name warns within FedML, which is not imported for it."""
     spec = find_spec("fedml")
     for root in (spec.submodule_search_locations or ()) if spec else ():
-        for path in Path(root).rglob(file):
+        for path in Path(root).rglob(glob.escape(file)):
             if "warn" in linecache.getline(str(path), line):
                 return True
     return False

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import click
+import yaml
 
 from ..errors import ConfigError, KeyLockError
 from ..evaluation.section import InversionSettings
@@ -54,6 +55,21 @@ class JobFile:
         silos = getattr(self.args, "client_num_per_round", None)
         return silos + 1 if isinstance(silos, int) else None
 
+    @property
+    def start(self) -> str:
+        """The command that starts it, without its YAML; over gRPC each rank by itself.
+
+        Example:
+            >>> JobFile(SimpleNamespace(backend="sp"), None, None).start
+            'python -m fedml_keylock SCRIPT'
+
+        """
+        backend = getattr(self.args, "backend", "MPI")
+        if backend == "MPI":
+            return f"fedml-keylock run -n {self.ranks} SCRIPT"
+        each = "" if backend == "sp" else " --rank RANK --role ROLE"
+        return f"python -m fedml_keylock SCRIPT{each}"
+
 
 def check_job_file(path: Path, *, ranks: int | None = None) -> JobFile:
     """Check all of a job's YAML that is known without its code, its model and its data.
@@ -66,7 +82,7 @@ def check_job_file(path: Path, *, ranks: int | None = None) -> JobFile:
         KeyLockError: in one line, with the file's name: what is wrong, and what to do about it.
 
     """
-    read = read_yaml(path)
+    read = _read(path)
     args = _fields(read)
     try:
         check_switches(args, read)
@@ -84,17 +100,61 @@ def check_job_file(path: Path, *, ranks: int | None = None) -> JobFile:
             if alone and config.kind in FIELDS_OF["group_key"]:
                 raise ConfigError(NO_GROUP_KEY)
         if attacked:
-            _check_attacks(args)
+            _check_attacks(args, defense)
+        job = JobFile(args, defense, config)
+        if ranks is not None and getattr(args, "backend", "MPI") != "MPI":
+            raise ConfigError(
+                f"backend: run starts jobs over MPI, and this is {args.backend!r}; start it with: "
+                f"{job.start} --cf {path}"
+            )
     except KeyLockError as error:
         raise type(error)(f"{path}: {error}") from None
-    return JobFile(args, defense, config)
+    return job
 
 
-def _fields(read: Any) -> Arguments:
+def _read(path: Path) -> Mapping[str, Any]:
+    """The sections of a job's YAML.
+
+    Raises:
+        ConfigError: it has none, FedML would stop at one, or a name stands twice, of which YAML
+            takes the last.
+
+    """
+    read = read_yaml(path)
+    if not isinstance(read, Mapping) or not read:
+        raise ConfigError(
+            f"{path}: it has no sections; a job's YAML has fields in sections such as train_args"
+        )
+    for name, section in read.items():
+        if not isinstance(section, Mapping):
+            found = "nothing" if section is None else " ".join(repr(section).split())[:80]
+            raise ConfigError(
+                f"{path}: {name}: it must be a section of fields, not {found}; put fields in it, "
+                "or take it out"
+            )
+    nodes, seen = [yaml.compose(path.read_text(), yaml.SafeLoader)], set()
+    for node in nodes:
+        if id(node) in seen:  # an alias may stand in what it names
+            continue
+        seen.add(id(node))
+        entries = node.value if isinstance(node, yaml.MappingNode) else ()
+        names = set()
+        for key, value in entries:
+            if key.value in names:
+                raise ConfigError(
+                    f"{path}, line {key.start_mark.line + 1}: {key.value} stands there again, and "
+                    "only the last would count; leave one"
+                )
+            names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+            nodes.append(value)
+    return read
+
+
+def _fields(read: Mapping[str, Any]) -> Arguments:
     """The fields of a YAML as FedML has them: the sections are only for the eye."""
     fields: dict[str, Any] = {}
-    for section in read.values() if isinstance(read, Mapping) else ():
-        fields |= section if isinstance(section, Mapping) else {}
+    for section in read.values():
+        fields |= section
     return SimpleNamespace(**{str(name): value for name, value in fields.items()})
 
 
@@ -112,7 +172,9 @@ def _check_counts(args: Arguments, ranks: int | None) -> None:
         args.worker_num = len(silos)  # as FedML counts
     workers = getattr(args, "worker_num", None)
     if getattr(args, "training_type", None) == "simulation":
-        args.worker_num = ranks if ranks is not None else workers  # which FedML sets so
+        # FedML has as many as were started, whatever the YAML says
+        each = getattr(args, "client_num_per_round", None)
+        args.worker_num = ranks if ranks is not None or each is None else each + 1
     elif ranks is not None and workers is not None and ranks != workers + 1:
         raise ConfigError(
             f"worker_num: {workers} silos and a server are {workers + 1} ranks, and {ranks} were "
@@ -120,21 +182,20 @@ def _check_counts(args: Arguments, ranks: int | None) -> None:
         )
 
 
-def _check_attacks(args: Arguments) -> None:
-    """Check the settings of a job's attacks; the last that is checked, as it takes torch.
+def _check_attacks(args: Arguments, defense: str | None) -> None:
+    """Check the settings of a job's attacks as its ranks do; the last, as it takes torch.
 
     Raises:
-        ConfigError: naming the field.
+        KeyLockError: naming the field.
 
     """
-    settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
-    settings.rounds_of(int(getattr(args, "comm_round", 1)))
-    if settings.when == "never":
-        return
-    from ..plugins import attack_of
+    args.comm_round = getattr(args, "comm_round", 1)
+    InversionSettings.from_mapping(getattr(args, INVERSION, None)).rounds_of(args.comm_round)
+    from ..host.observer import Observer
+    from ..plugins import defense_of
 
-    for name, fields in settings.attacks.items():
-        attack_of(name, fields)
+    settings = getattr(args, defense or "", None) or {}
+    Observer.begin(args, None if defense is None else defense_of(defense, settings))
 
 
 def lock_settings(
@@ -176,7 +237,7 @@ def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
 
     A ConfigError as of `keylock_settings`.
     """
-    read = read_yaml(config)
+    read = _read(config)
     args = _fields(read)
     try:
         check_switches(args, read)
@@ -189,5 +250,5 @@ def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
         )
     settings = getattr(args, KeyLockConfig.section, None) or {}
     if not isinstance(settings, Mapping):
-        raise ConfigError(f"keylock: must be a mapping of fields, not {settings!r}")
+        raise ConfigError(f"{config}: keylock: must be a mapping of fields, not {settings!r}")
     return args, settings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -63,29 +65,40 @@ def _yaml_of(script: tuple[str, ...]) -> Path | None:
     for option, value in pairwise([*script, ""]):
         name, equals, rest = option.partition("=")
         if name in ("--cf", "--yaml_config_file"):
+            if not (rest if equals else value):
+                raise click.BadParameter("it needs a YAML", param_hint=name)
             found = Path(rest if equals else value)
     return found
 
 
 def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
+    from ..errors import HostError
     from ..host.launch import run_logged
     from .console import Console
     from .silo_logs import SiloLogs
 
     log = _new_log()
     keylock = None if job is None else job.keylock
-    live = sys.stdout.isatty()
-    console = Console(ranks, SiloLogs(keylock.vault if keylock else None), live=live)
-    if job is not None:
-        console.facts["rounds"] = getattr(job.args, "comm_round", 0)
-    click.echo(f"{ranks} ranks begin; all that they print goes to {log}")
+    live = sys.stdout is not None and sys.stdout.isatty()  # it is None where it is closed
+    defended = job is None or job.defense is not None
+    silo_logs = SiloLogs(keylock.vault if keylock else None)
+    console = Console(ranks, silo_logs, live=live, defended=defended)
+    rounds = None if job is None else getattr(job.args, "comm_round", None)
+    if type(rounds) is int:
+        console.facts["rounds"] = rounds
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the job as Ctrl-C does
     try:
+        click.echo(f"{ranks} ranks begin; all that they print goes to {log}")
         status = run_logged(ranks, script, log, console.see)
     except KeyboardInterrupt:
         console.clear()
         click.echo(f"stopped; log: {log}", err=True)
         raise
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever reads has left, as head does
+            raise
+        named = error.filename or "stdout"
+        raise HostError(f"{named}: {error.strerror}; the job is stopped; log: {log}") from None
     console.clear()
     if status:
         _tell_failure(console, status, log)
@@ -117,4 +130,5 @@ def _tell_failure(console: Console, status: int, log: Path) -> None:
     if not console.failed:
         for line in console.last_lines():
             click.echo(line, err=True)
-    click.echo(f"the job failed with status {status}; log: {log}", err=True)
+    full = "" if shutil.disk_usage(LOGS).free else f"the disk of {LOGS} is full; "
+    click.echo(f"{full}the job failed with status {status}; log: {log}", err=True)

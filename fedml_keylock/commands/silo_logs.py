@@ -8,7 +8,9 @@ from pathlib import Path
 
 __all__ = ["SiloLogs"]
 
-_ACCURACY = re.compile(r"silo (\d+), aggregate of round (\d+): accuracy in the silo ([0-9.]+)$")
+_ACCURACY = re.compile(
+    r"silo (\d{1,9}), aggregate of round (\d{1,9}): accuracy in the silo (\d\.\d+)$"
+)
 
 
 class SiloLogs:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .console import Console, duration
 from .job_file import JobFile
@@ -25,8 +28,8 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     rounds = facts["rounds"]
     ran = f"{console.ranks} ranks, {rounds} rounds"
     lines = [("done", f"{ran}, in {duration(console.seconds)}")]
-    lock = facts.get("defense", "none: this job was not defended")
-    lines.append(("lock", str(lock).removeprefix("keylock:")))
+    lock, reads = _lock(facts, job)
+    lines.append(("lock", lock.removeprefix("keylock:")))
     if console.accuracy is not None:
         index, share = console.accuracy
         read = keylock is not None and not keylock.tell_accuracy
@@ -37,27 +40,46 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     if console.sent:
         most = max(console.sent.values())
         lines.append(("a silo sent", f"{size(most)}, {size(most / rounds)} a round"))
-    lines.append(
-        ("the server could read", str(facts.get("server_reads", "every silo's update as it is")))
-    )
-    lines.append(("final model", _model(job)))
+    lines.append(("the server could read", reads))
+    lines.append(("final model", _model(job, time.time() - console.seconds)))
     if console.more_warnings:
         lines.append(("more warnings", f"{console.more_warnings}, in the log"))
     return [_line(name, text) for name, text in lines]
+
+
+def _lock(facts: Mapping[str, Any], job: JobFile | None) -> tuple[str, str]:
+    """A job's lock, and what the server could read.
+
+    Both are as its ranks tell. A line like theirs may be anybody's, and so what they tell is
+    not said where the job's YAML asks for something else.
+    """
+    told = facts.get("defense")
+    if told is None:
+        return "none: this job was not defended", "every silo's update as it is"
+    if job is None or job.keylock is None:
+        return str(told), str(facts.get("server_reads", "not told"))
+    from ..locks import make_lock
+
+    lock = make_lock(job.keylock)
+    if told == lock.title:
+        return lock.title, lock.server_reads
+    return f"not known: its YAML asks for {lock.title}, and ranks tell of {told}", "not known"
 
 
 def _line(name: str, text: str) -> str:
     return f"{name:<22} {text}"
 
 
-def _model(job: JobFile | None) -> str:
-    """Where a job's final model is."""
+def _model(job: JobFile | None, began: float) -> str:
+    """Where the final model is, of a job that began then; files of an earlier one do not count."""
     keylock = None if job is None else job.keylock
     if keylock is None:
         return "where the job's own code saves it; FedML writes none"
     found = []
     if keylock.save_model is not None:
-        files = sorted(Path(keylock.save_model).glob("silo-*.safetensors"))
+        there = Path(keylock.save_model).glob("silo-*.safetensors")
+        # a file's time may be some milliseconds old when it is written
+        files = [path for path in there if path.stat().st_mtime >= began - 1]
         named = f"{keylock.save_model}/silo-N.safetensors"
         count = f"{len(files)} file{'s' * (len(files) != 1)}"
         found.append(f"{named} ({count})" if files else f"{named}, where the silos are")

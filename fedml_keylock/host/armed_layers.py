@@ -55,13 +55,15 @@ def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
         layer, _, part = name.rpartition(".")
         if part != "weight" or weight.ndim < 2 or not weight.is_floating_point():
             continue
-        if len(weight) < _ROWS:
+        if weight.layout != torch.strided or len(weight) < _ROWS or not weight.numel():
             continue
         if not bool(weight.any()):
             found[layer] = "all weights are 0 (dead)"
             continue
         chosen = torch.linspace(0, len(weight) - 1, min(len(weight), _LOOKED_AT)).long()
         bias = state.get(under(layer, "bias"))
+        if bias is not None and bias.shape != weight.shape[:1]:
+            bias = None  # of a transposed convolution, whose rows are its inputs
         odd = _odd(
             weight.detach()[chosen].flatten(1).float(),
             None if bias is None else bias.detach()[chosen].float(),

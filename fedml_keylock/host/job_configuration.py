@@ -33,6 +33,17 @@ Arguments = Any
 INVERSION = "gradient_inversion"
 
 
+_FIELDS = {
+    "defense_type": (KeyLockConfig.section, KeyLockConfig.model_fields.keys()),
+    # of names that a section of everything may have for something else, none
+    "attack_type": (
+        INVERSION,
+        {"abort_above", "active", "attacks", "bounds", "knowledge", "probe", "side", "when"},
+    ),
+}
+"""Names that mean something in a section of ours alone, by the field that asks for it."""
+
+
 def our_defense(args: Arguments) -> str | None:
     """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
     if not getattr(args, "enable_defense", False):
@@ -120,6 +131,9 @@ def check_switches(args: Arguments, read: Any = None) -> None:
         named = [f"{what}_type: {kind}"] if kind in names else []
         sections = {name: getattr(args, name, None) for name in names}
         named += [f"the {n} section" for n, s in sections.items() if isinstance(s, Mapping) and s]
+        near = get_close_matches(kind, names, 1, 0.85)
+        if near and kind not in names and getattr(args, flag, False):
+            raise ConfigError(f"{what}_type: nothing is named {kind!r}, perhaps {near[0]}")
         if not named:
             continue
         if not hasattr(args, flag):
@@ -157,18 +171,16 @@ def misplaced_settings(read: Any) -> Iterator[str]:
                     f"put it into {what}_args"
                 )
     for section, fields in sections.items():
-        if isinstance(fields, Mapping) and fields.get("defense_type") == KeyLockConfig.section:
-            for name in KeyLockConfig.model_fields.keys() & fields.keys():
-                yield (
-                    f"{name}: it is of keylock and stands beside it; put it into {section}.keylock"
-                )
+        if not isinstance(fields, Mapping):
+            continue
+        for what, (of, ours) in _FIELDS.items():
+            for name in sorted(ours & fields.keys()) if fields.get(what) == of else ():
+                yield f"{name}: it is of {of} and stands beside it; put it into {section}.{of}"
         yield from _misspelled(section, fields)
 
 
-def _misspelled(section: Any, fields: Any) -> Iterator[str]:
+def _misspelled(section: Any, fields: Mapping[Any, Any]) -> Iterator[str]:
     """Sections whose name is nearly one of ours: the job would run with every default."""
-    if not isinstance(fields, Mapping):
-        return
     for what, names in _our_names().items():
         if str(fields.get(f"{what}_type")) not in names:
             continue

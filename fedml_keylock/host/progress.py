@@ -102,7 +102,7 @@ def told_in(line: str) -> dict[str, Any] | None:
     _, mark, told = line.partition(TOLD)
     try:
         facts = json.loads(told) if mark else None
-    except ValueError:  # two ranks' words in one line
+    except (ValueError, RecursionError):  # two ranks' words in one line, or anybody's print
         return None
     return facts if isinstance(facts, dict) else None
 

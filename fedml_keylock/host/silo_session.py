@@ -199,7 +199,7 @@ class SiloSession(Session):
         loss = None if self.defense is None else self.defense.privacy_loss(turn.silo)
         if loss is not None:
             logging.info("silo %d, round %d: %s", turn.silo, turn.round, loss)
-            tell(privacy=str(loss))
+            tell(privacy=str(loss), epsilon=float(loss.epsilon))
             turn.tell_score("epsilon", loss.epsilon)
 
     def _report_canaries(self, silo: int) -> None:

@@ -190,6 +190,10 @@ BROKEN = {
         "a report of version 12; this fedml-keylock reads version 1",
     ),
     "NaN": (lambda t: t.replace("0.9,", "NaN,", 1), "NaN is no JSON"),
+    "beyond a float": (
+        lambda t: t.replace("0.9,", "1" + "0" * 400 + ",", 1),
+        "must be a number or",
+    ),
     "too large": (lambda t: t.replace("0.9,", "1e999,", 1), "must be a number or null"),
     "deep": (lambda t: "[" * 200_000, "not a report|not a whole report"),
     "a mean of text": (lambda t: t.replace('"mean": 0.9,', '"mean": "x",', 1), "must be a number"),

@@ -155,3 +155,18 @@ def test_a_model_is_not_warned_of_while_it_trains(net, public):
         optimizer.step()
         if step % 20 == 19:
             assert armed_layers(model.state_dict()) == {}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        nn.Sequential(nn.ConvTranspose2d(64, 16, 3)).state_dict(),
+        {"0.weight": torch.rand(32, 32), "0.bias": torch.tensor(0.0)},
+        {"0.weight": torch.rand(32, 32).to_sparse()},
+        {"0.weight": torch.zeros(32, 0)},
+        {"0.weight": torch.full((32, 32), float("nan")), "0.bias": torch.zeros(32)},
+    ],
+)
+def test_a_layer_of_any_shape_can_be_looked_at(state):
+    """Rows of a transposed convolution are its inputs, of which its bias knows nothing."""
+    assert armed_layers(state) == {}

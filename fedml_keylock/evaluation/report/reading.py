@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +15,9 @@ __all__ = ["SCHEMA", "read_report", "report_schema"]
 SCHEMA = "fedml-keylock/report/1"
 """Name and version of the format of ``report.json``."""
 _WORDS, _WHOLE = ("attack", "knowledge", "defense", "stage"), ("round", "images")
+
+_MOST = 1e300
+"""Above any number of a report; a whole number beyond it is no float."""
 
 
 def report_schema() -> str:
@@ -90,7 +92,7 @@ def _check(file: Path, content: Any) -> None:
             if found is not None and (
                 isinstance(found, bool)
                 or not isinstance(found, (int, float))
-                or not math.isfinite(found)
+                or not abs(found) < _MOST
             ):
                 raise ConfigError(f"{file}: not a report: {name}.{end} must be a number or null")
 

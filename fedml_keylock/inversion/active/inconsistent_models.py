@@ -8,7 +8,7 @@ from dataclasses import field, replace
 import torch
 from torch import Tensor, nn
 
-from ...errors import AttackError
+from ...errors import AttackError, reason_of
 from ...settings import Natural, checked
 from ...tensors import copy_of, under
 from ...types import ClientUpdate, Reconstruction
@@ -94,7 +94,10 @@ class InconsistentModelsAttack:
         """Name of the last layer's bias."""
         copied = copy_of(model).eval()
         own = {n: m for n, m in copied.named_modules() if [*m.parameters(recurse=False)]}
-        calls, _ = watch(copied, own, images[:1].to(next(copied.parameters())))
+        calls, error = watch(copied, own, images[:1].to(next(copied.parameters())))
+        if error is not None:
+            shape = tuple(images.shape[1:])
+            raise AttackError(f"{self.name}: the model takes no {shape} image: {reason_of(error)}")
         if not calls or not isinstance(calls[-1][1], nn.Linear) or calls[-1][1].bias is None:
             raise AttackError(f"{self.name} needs a model that ends in a linear layer with a bias")
         return under(calls[-1][0], "bias")

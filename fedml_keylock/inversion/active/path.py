@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ...errors import AttackError
+from ...errors import AttackError, reason_of
 from ...tensors import copy_of, under
 from ..engine.layer_inputs import watch
 from ..loss import Loss
@@ -93,7 +93,9 @@ class Path:
                 )
             convolutions.append(name)
             channels = layer.out_channels
-        raise AttackError(f"{attack} needs a model with a linear layer") from error
+        if error is not None:
+            raise AttackError(f"{attack}: the model takes no {shape} image: {reason_of(error)}")
+        raise AttackError(f"{attack} needs a model with a linear layer")
 
     def open(self, model: nn.Module, state: State) -> None:
         """Write kernels into a state that hand the picture on as it is, as far as strides allow."""
