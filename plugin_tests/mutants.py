@@ -2853,8 +2853,8 @@ TABLE = {
     ("host/progress", "test_run.py -k listens"): [
         (
             "run: ranks tell whoever started them",
-            "    if os.environ.get(LISTENING):\n        # at",
-            "    if True:\n        # at",
+            "    if os.environ.get(LISTENING):\n        # in",
+            "    if True:\n        # in",
         ),
     ],
     ("host/silo_session", "jobs/test_watched_jobs.py -k False"): [

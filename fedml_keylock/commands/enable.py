@@ -48,7 +48,7 @@ def enable(into: Path | None) -> None:
 @click.command()
 @_into
 def disable(into: Path | None) -> None:
-    """Remove the files that `fedml-keylock enable` wrote, and nothing else.
+    """Remove only the files that `fedml-keylock enable` wrote.
 
     Running programs keep the plugin until they end. `python -m fedml_keylock` and
     `fedml_keylock.activate()` work as before.

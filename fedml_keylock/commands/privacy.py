@@ -50,7 +50,7 @@ def privacy(
     builder: str | None,
     examples: int | None,
 ) -> None:
-    """Compute the privacy that the noise of a job's YAML gives, before the job runs.
+    """Compute the privacy of a job's noise before the job runs.
 
     \b
     epsilon             over all rounds at the YAML's delta, for each silo by
