@@ -2621,7 +2621,8 @@ TABLE = {
         ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
             "imprint: any activation",
-            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)\n",
+            "    check_relu(attack, loaded(model, {}), path.linear, "
+            "shape=input_shape, bounds=bounds)\n",
             "",
         ),
         (
