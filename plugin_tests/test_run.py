@@ -77,11 +77,11 @@ WRONG = {
     ),
     "twice": (
         "defense_args:\n  enable_defense: true\ntrain_args: {}\ndefense_args: {a: 1}\n",
-        "defense_args stands there again, and only the last would count",
+        "defense_args is set twice, and only the last would count",
     ),
     "setting twice": (
         "defense_args: {keylock: {lock: sealed, colluders: 0, lock: paper}}",
-        "lock stands there again, and only the last would count",
+        "lock is set twice, and only the last would count",
     ),
     "nothing": ("", "it has no sections; a job's YAML has fields in sections"),
     "a list": ("- a\n- b\n", "it has no sections; a job's YAML has fields in sections"),

@@ -142,7 +142,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         for key, value in entries:
             if key.value in names:
                 raise ConfigError(
-                    f"{path}, line {key.start_mark.line + 1}: {key.value} stands there again, and "
+                    f"{path}, line {key.start_mark.line + 1}: {key.value} is set twice, and "
                     "only the last would count; leave one"
                 )
             names |= {key.value} if isinstance(key, yaml.ScalarNode) else set()

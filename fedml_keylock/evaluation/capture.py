@@ -102,13 +102,13 @@ class Capture:
             if present[name] != entry["bytes"]:
                 raise AttackError(
                     f"capture {folder / name}: it has {present[name]} bytes, and {entry['bytes']} "
-                    "were written: it was cut or changed"
+                    "were written: it was truncated or changed"
                 )
         odd = sorted(set(present) - set(capture._files))
         if odd:
             raise AttackError(
-                f"capture {folder / odd[0]}: the index does not know it: it is no part of the "
-                "capture, or the job was killed while it wrote it; remove it"
+                f"capture {folder / odd[0]}: the index does not list it: it is not part of "
+                "the capture, or the job was killed while writing it; remove it"
             )
         capture.meta = capture._read_meta()
         return capture
@@ -216,7 +216,7 @@ class Capture:
     def _read(self, name: str) -> bytes:
         path = self.folder / name
         if name not in self._files:
-            raise AttackError(f"capture {path}: the index does not know it")
+            raise AttackError(f"capture {path}: the index does not list it")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -257,8 +257,8 @@ class Capture:
             found, first = layout.get(key), expected.get(key)
             if found != first:
                 raise AttackError(
-                    f"capture {self.folder / name}: {key} is {_said(found)}, and was "
-                    f"{_said(first)} in what was read first: it is of another job"
+                    f"capture {self.folder / name}: {key} is {_said(found)}, and "
+                    f"{_said(first)} in the first file read: it belongs to another job"
                 )
         return state
 
@@ -271,7 +271,7 @@ def _entry(folder: Path, line: str, number: int) -> tuple[str, dict[str, Any]]:
     except ValueError:
         entry = None
     if not isinstance(entry, dict) or not line.endswith("\n"):
-        raise AttackError(f"{where}: it was cut or changed")
+        raise AttackError(f"{where}: it was truncated or changed")
     name, size, digest = (entry.pop(key, None) for key in ("file", "bytes", "sha256"))
     numbers = all(isinstance(value, (int, float)) for value in entry.values())
     if not (isinstance(name, str) and _NAME.fullmatch(name) and numbers):

@@ -85,9 +85,9 @@ class InversionSettings(Settings):
         if self.active is None:
             return self
         if self.side != "server":
-            raise ValueError("active: it is the server who sends a model; set side: server")
+            raise ValueError("active: only a server sends models; set side: server")
         if self.active not in self.attacks:
-            raise ValueError(f"active: {self.active} is none of attacks; name it there")
+            raise ValueError(f"active: {self.active} is not in attacks; add it there")
         if len(self.rounds) != 1:
             raise ValueError("rounds: with active it is one, such as [0]: the model is lost in it")
         return self

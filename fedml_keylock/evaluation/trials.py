@@ -106,7 +106,7 @@ def knowledge_of(
             peers=given if "peer" in grants else None,
         )
     elif attacker_model is None and level not in ("oblivious", "simulating"):
-        raise AttackError(f"nothing is defended, so that there is nothing to be {level} about")
+        raise AttackError(f"without a defense no attacker can be {level}")
     return Knowledge(level, **known)
 
 

@@ -112,7 +112,7 @@ def _summary(seen: Evidence) -> str:
     if seen.floor is not None:
         said.append(
             f"Public data alone, with no gradient, gives {digits(score_of(seen.floor))} "
-            f"({seen.floor.attack}). Only what is above that counts."
+            f"({seen.floor.attack}). Only scores above that count."
         )
     if text := _control(seen):
         said.append(text)
@@ -223,11 +223,11 @@ def _unbroken(
     if oracle:
         text += (
             f" The key-knowing upper bound reaches {measured(oracle)}: the attack works on this "
-            "model, and what the others lack is the key."
+            "model, and the others lack only the key."
         )
     ends = ends_of(best.metrics["ssim_aligned"])
     if ends is not None and ends[1] >= RECOGNISABLE and not seen.sunk(best):
-        text += f" Its interval reaches beyond {RECOGNISABLE:.2f}: more images may turn this."
+        text += f" Its interval reaches beyond {RECOGNISABLE:.2f}: more images may change this."
     text += _stages(seen, attackers, oracles)
     if all(level in IGNORANT for level in levels):
         return Light.OBLIVIOUS_ONLY, f"{text} No adaptive attacker was tried."

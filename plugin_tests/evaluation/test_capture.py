@@ -119,7 +119,7 @@ DAMAGE = {
     "a silo": (lambda f: (f / SILO).unlink(), f"{SILO}: it is missing"),
     "a silo more": (
         lambda f: save_file(STATE, f / "round-00005/silo-7.safetensors"),
-        "silo-7.safetensors: the index does not know it",
+        "silo-7.safetensors: the index does not list it",
     ),
     "a pickle": (
         lambda f: indexed(f, SILO, pickle.dumps(Bomb())),

@@ -341,7 +341,7 @@ def test_attacks_that_work_share_a_sentence():
 
 
 def test_an_interval_across_the_threshold_is_said_to_be_one():
-    text = "Its interval reaches beyond 0.30: more images may turn this."
+    text = "Its interval reaches beyond 0.30: more images may change this."
     assert text in found([plain(), row(0.27), row(0.8, "oracle")]).text
     assert text not in found([plain(), row(0.2), row(0.8, "oracle")]).text
     assert text not in found([baseline(0.4), plain(), row(0.35), row(0.8, "oracle")]).text

@@ -200,7 +200,7 @@ def test_the_file_says_what_was_tested_and_what_was_not():
         "Attackers of the defense that were not tried: adaptive attacker with shared statistics, "
         "multi-round adaptive attacker and learned adaptive attacker.",
         "Refused: sealed lock, SPEAR, adaptive attacker: it needs a linear layer",
-        "counted for nobody: sealed lock, DLG, defense-unaware attacker: 2 updates.",
+        "not scored: sealed lock, DLG, defense-unaware attacker: 2 updates.",
         "Membership inference",
         "A malicious server that chooses the model",
     ):
@@ -222,7 +222,11 @@ def test_what_was_tested_is_not_said_to_be_untested():
 @pytest.mark.parametrize(
     ("title", "name", "claim"),
     [
-        ("keylock:paper:all:chained", "published lock, on all layers, chained", "none against whoever knows"),
+        (
+            "keylock:paper:all:chained",
+            "published lock, on all layers, chained",
+            "none against whoever knows",
+        ),
         ("keylock:paper:conv*", "published lock, on conv*", "defense-unaware attackers"),
         ("keylock:rotated:group", "rotated lock, group key", "Colluding silos have the key"),
         ("keylock:paper:first+sealed", "published lock, on the first layer, sealed", "AES-256"),

@@ -65,8 +65,8 @@ def same(one, other):
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"side": "silo"}, "active: it is the server who sends a model"),
-        ({"attacks": ["analytic"]}, "active: imprint is none of attacks"),
+        ({"side": "silo"}, "active: only a server sends models"),
+        ({"attacks": ["analytic"]}, "active: imprint is not in attacks"),
         ({"rounds": [0, 1]}, "rounds: with active it is one"),
     ],
 )

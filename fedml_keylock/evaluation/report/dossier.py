@@ -113,7 +113,7 @@ def untested(leakage: Sequence[LeakageRow], job: Mapping[str, Any]) -> list[str]
     for title, reason in _mapping(job.get("not run")).items():
         said.append(f"Refused: {title_words(title)}: {reason}")
     for title, count in _mapping(job.get(NOT_SCORED)).items():
-        said.append(f"Without a picture, and counted for nobody: {lost_text(title, count)}.")
+        said.append(f"Without a picture, and not scored: {lost_text(title, count)}.")
     if not any(key.startswith("who is in an average") for key in job):
         said.append("Membership inference: whether a picture was trained on.")
     return [

@@ -68,7 +68,7 @@ class Path:
             said = f"{attack} needs a model whose first linear layer a picture reaches"
             if isinstance(layer, nn.Linear):
                 if got is None or got.ndim != 2 or layer.bias is None:
-                    raise AttackError(f"{said}, with a bias; {name} (Linear) is not such a one")
+                    raise AttackError(f"{said}, with a bias; {name} (Linear) does not fit")
                 if sum(other is layer for _, other, _ in calls) > 1:
                     raise AttackError(f"{said} once; {name} (Linear) runs more than once")
                 behind = calls[place + 1][:2] if place + 1 < len(calls) else ("", None)
