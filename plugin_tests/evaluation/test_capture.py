@@ -127,11 +127,11 @@ DAMAGE = {
     ),
     "another model's": (
         lambda f: indexed(f, SILO, save({"conv.weight": torch.ones(4, 1, 3, 3)})),
-        "conv.weight is .*4, 1, 3, 3.*, and was .*2, 1, 3, 3",
+        "conv.weight is .*4, 1, 3, 3.*, and .*2, 1, 3, 3",
     ),
     "a name more": (lambda f: indexed(f, SILO, save({"x": torch.ones(1)})), "x is .* not there"),
     "the index": (lambda f: (f / "index.jsonl").unlink(), "not a capture of this version"),
-    "the end of the index": (lambda f: as_index(f, lambda t: t[:-9]), "line 8: it was cut"),
+    "the end of the index": (lambda f: as_index(f, lambda t: t[:-9]), "line 8: it was truncated"),
     "a path out of it": (
         lambda f: as_index(f, lambda t: t.replace(SILO, "../../etc/passwd")),
         "'../../etc/passwd' is no file of a capture",

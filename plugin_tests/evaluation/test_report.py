@@ -326,7 +326,7 @@ def test_the_summary_tells_the_attacks_that_work_from_those_that_do_not():
     assert "The undefended baseline of iDLG gives only 0.20" in summary
     assert "short of the 0.50 from which an attack counts as working. Its failures say" in summary
     assert "The attack GRNN has no undefended baseline: its failures say nothing." in summary
-    assert "with no gradient, gives 0.41 (mean image). Only what is above" in summary
+    assert "with no gradient, gives 0.41 (mean image). Only scores above" in summary
     assert summary.endswith("for these attacks at these settings, and for no others.")
     assert "indication" not in summary
 
