@@ -835,7 +835,7 @@ NOISE = (torch.rand(1, 1, 28, 28), torch.tensor([1]))
 SILO = "capture/round-00002/silo-1.safetensors"
 WRONG = {
     "tampered": (lambda j: flip(j / SILO), "it is not what was written: its SHA-256 differs"),
-    "truncated": (lambda j: (j / SILO).write_bytes((j / SILO).read_bytes()[:-9]), "it was truncated"),
+    "truncated": (lambda j: (j / SILO).write_bytes((j / SILO).read_bytes()[:-9]), "was truncated"),
     "a silo is missing": (lambda j: (j / SILO).unlink(), "it is missing"),
     "foreign": (lambda j: (j / "capture" / "index.jsonl").write_text("{}\n"), "no file of a cap"),
     "another model's truth": (
