@@ -2618,6 +2618,11 @@ TABLE = {
         ),
     ],
     ("inversion/active/single", "inversion/test_active.py"): [
+        (
+            "imprint: any activation",
+            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)\n",
+            "",
+        ),
         ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
             "active: two pictures are one",
@@ -2662,11 +2667,6 @@ TABLE = {
             "imprint: columns behind differ",
             "behind.copy_(behind[:, :1].clone().expand_as(behind))",
             "pass",
-        ),
-        (
-            "imprint: any activation",
-            "        check_relu(",
-            "        print(",
         ),
     ],
     ("inversion/active/inconsistent_models", "inversion/test_active.py"): [

@@ -222,7 +222,11 @@ def test_what_was_tested_is_not_said_to_be_untested():
 @pytest.mark.parametrize(
     ("title", "name", "claim"),
     [
-        ("keylock:paper:all:chained", "published lock, on all layers, chained", "none against whoever knows"),
+        (
+            "keylock:paper:all:chained",
+            "published lock, on all layers, chained",
+            "none against whoever knows",
+        ),
         ("keylock:paper:conv*", "published lock, on conv*", "defense-unaware attackers"),
         ("keylock:rotated:group", "rotated lock, group key", "Colluding silos have the key"),
         ("keylock:paper:first+sealed", "published lock, on the first layer, sealed", "AES-256"),
