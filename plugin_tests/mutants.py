@@ -2620,8 +2620,8 @@ TABLE = {
     ("inversion/active/single", "inversion/test_active.py"): [
         (
             "imprint: any activation",
-            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)\n",
-            "",
+            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape",
+            "    dict(shape=input_shape",
         ),
         ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
