@@ -744,8 +744,8 @@ TABLE = {
     ("evaluation/trials", "evaluation/test_audit.py -k others_go_on"): [
         (
             "attacks: any other error ends the audit",
-            "    except Exception as error:  # anyone's attack",
-            "    except ZeroDivisionError as error:  # anyone's attack",
+            "    except Exception as error:  # any failure",
+            "    except ZeroDivisionError as error:  # any failure",
         ),
     ],
     ("tensors", "inversion/test_any_model.py"): [
@@ -2625,6 +2625,11 @@ TABLE = {
         ),
         ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
+            "imprint: any activation",
+            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)\n",
+            "",
+        ),
+        (
             "active: two pictures are one",
             "alone = (away <= off) &",
             "alone = (away <= 1e9) &",
@@ -2853,8 +2858,8 @@ TABLE = {
     ("host/progress", "test_run.py -k listens"): [
         (
             "run: ranks tell whoever started them",
-            "    if os.environ.get(LISTENING):\n        # at",
-            "    if True:\n        # at",
+            "    if os.environ.get(LISTENING):\n        # in",
+            "    if True:\n        # in",
         ),
     ],
     ("host/silo_session", "jobs/test_watched_jobs.py -k False"): [

@@ -1,1 +1,1 @@
-"""Groups of commands. Each imports what it needs when it runs, so that `--help` stays quick."""
+"""The commands of the command line. Each imports what it needs when it runs: `--help` is quick."""

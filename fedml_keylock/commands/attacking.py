@@ -1,4 +1,4 @@
-"""What `fedml-keylock audit` attacks with: made, or refused, before what runs it is imported."""
+"""Builds the attacks of `fedml-keylock audit`, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "inverting_gradients": {"steps": 500, "learning_rate": 0.2, "secret_learning_rate": 0.02},
     "dlg": {"steps": 50, "restarts": 2},
 }
-"""Settings with which an audit takes minutes; the sources' are longer (`--set` has them back)."""
+"""Settings for audits of minutes; the sources' settings take longer (`--set` restores them)."""
 
 
 def attacks_of(request: Request) -> dict[str, Attack]:
@@ -34,7 +34,7 @@ def attacks_of(request: Request) -> dict[str, Attack]:
 
 
 def differs(name: str, request: Request) -> dict[str, Any]:
-    """An attack's settings in an audit, where they are not its own."""
+    """An attack's settings in an audit that differ from its defaults."""
     settings = dict(DEFAULTS.get(name, {}))
     for field in request.fields:
         path, _, value = field.partition("=")
@@ -48,14 +48,14 @@ def differs(name: str, request: Request) -> dict[str, Any]:
 
 
 def levels_of(request: Request) -> list[str]:
-    """The levels of knowledge; ConfigError if there is none of that name."""
+    """The levels of knowledge; ConfigError for an unknown name."""
     levels = _listed(request.knowledge)
     check_known_levels(levels)
     return levels
 
 
 def sums_of(request: Request) -> tuple[int, ...]:
-    """How many silos' updates are in the sums that are attacked too."""
+    """Numbers of silos in the sums to attack."""
     words = [word.strip() for word in (request.sums or "").split(",") if word.strip()]
     if not all(word.isdecimal() and int(word) for word in words):
         raise click.UsageError(f"--sum {request.sums}: not numbers of silos such as 1,2,4,9")

@@ -1,4 +1,4 @@
-"""What `fedml-keylock audit` does with its options."""
+"""Runs `fedml-keylock audit` with its parsed options."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .subjects import captured, probes
 __all__ = ["run_audit"]
 
 PROBED = 3
-"""Silos whose updates are in an average where there is no job."""
+"""Silos in an average if there is no job."""
 
 
 def run_audit(
@@ -35,10 +35,10 @@ def run_audit(
     sums: Sequence[int],
     crew: Crew,
 ) -> Path:
-    """Audit as the request says, write the report, and say what it says.
+    """Audit as requested, write the report, and print its verdict.
 
-    Attacks by name, levels of knowledge and sizes of sums are of that request. Gives the path of
-    the page.
+    Attacks by name, levels of knowledge and sizes of sums are those of the request. Returns the
+    page's path.
     """
     made = captured if request.capture is not None else probes
     material = made(request)
@@ -46,7 +46,7 @@ def run_audit(
     first = every if isinstance(every, Subject) else every[0]
     if first.loss.assumed:
         click.echo(f"fedml-keylock: --loss: {first.loss.name} is assumed", err=True)
-    # updates of a model alone were made as in a round of so many silos
+    # updates of a model without a job count as those of a round of this many silos
     averages = in_average(first, silos=PROBED if request.capture is None else None)
     report = audit(
         material.subjects,
@@ -85,7 +85,7 @@ def run_audit(
 
 
 def _inputs(request: Request, subject: Subject) -> dict[str, str]:
-    """SHA-256 of what was attacked. A capture's index has those of all its files."""
+    """SHA-256 of the inputs. A capture's index holds the hashes of all its files."""
     index = request.capture / INDEX if request.capture is not None else None
     files = {"weights": request.weights, "truth": request.truth, "capture's index": index}
     files["config"] = request.config

@@ -1,4 +1,4 @@
-"""`fedml-keylock check`: a job's YAML, and what its lock would do to each layer of a model."""
+"""`fedml-keylock check`: checks a job's YAML, and its lock on each layer of a model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["check"]
     "--model",
     "builder",
     metavar="MODULE:CALLABLE",
-    help="Makes the job's model, without arguments; looked for in this folder first. Or "
+    help="Makes the job's model, without arguments; searched in this folder first. Or "
     "torchvision:NAME.",
 )
 @lock_options
 def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
-    """Find what is wrong with a job's YAML, or with its model.
+    """Find errors in a job's YAML, or in its model.
 
     \b
     A job's YAML, within a second:
@@ -32,9 +32,9 @@ def check(job: Path | None, builder: str | None, **lock: str | None) -> None:
     A model without a job:
       fedml-keylock check --model torchvision:resnet18 --lock paper --layers all
 
-    It prints what the job asks for and how to start it, and with --model one line a layer: whether
-    the lock protects it, how, and why not. Nothing is changed. Exit status 1 where something is
-    wrong, in one line that says what to do; also where the job would not be defended.
+    It prints the job's lock and how to start the job. With --model it prints a line for each layer:
+    whether the lock protects it, and how or why not. Nothing is changed. On an error, or if the job
+    would not be defended, it prints one line that says what to do, and exits with status 1.
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     if job is None and builder is None:
         raise click.UsageError("name a job's YAML, or a model by --model, or both")

@@ -1,4 +1,4 @@
-"""What of a job's output `fedml-keylock run` shows: where it is, warnings, errors, and the end."""
+"""Condenses a job's output for `fedml-keylock run`: progress, warnings and errors."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .silo_logs import SiloLogs
 __all__ = ["Console"]
 
 WARNINGS = 8
-"""How many different warnings are shown; the log has all."""
+"""Largest number of different warnings shown; the log has all."""
 IN_A_PIPE = 9
-"""About how many lines tell of progress where they cannot be redrawn."""
+"""Approximate number of progress lines if a line cannot be redrawn."""
 MOST = 2**53
-"""Above what a job counts."""
+"""Upper limit of believable counts."""
 KEPT = 200
-"""Lines that are looked through for the end of a traceback."""
+"""Number of lines searched for the end of a traceback."""
 
 
 class Console:
-    """Reads what a job prints, and shows what a user waits for.
+    """Reads a job's output, and shows its progress, warnings and errors.
 
     Args:
-        ranks: of the job.
-        silo_logs: what silos write into files of their own, where they are on this machine.
-        live: whether one line is redrawn in place.
-        defended: whether the job's YAML asks for a defense; else no rank is believed to have one.
+        ranks: number of ranks.
+        silo_logs: the silos' own log files, if on this machine.
+        live: whether to redraw the progress line in place.
+        defended: whether the job's YAML sets a defense; else ranks that report one are ignored.
 
     """
 
@@ -58,7 +58,7 @@ class Console:
         self._last: deque[str] = deque(maxlen=KEPT)
 
     def see(self, lines: Sequence[str]) -> None:
-        """Take in the lines that the job has printed since the last call."""
+        """Process the lines that the job printed since the last call."""
         for line in lines:
             self._see(line)
         self._accuracies.update(self.silo_logs.accuracies())
@@ -69,22 +69,22 @@ class Console:
         self._draw()
 
     def last_lines(self, count: int = 5) -> list[str]:
-        """What the job printed last, without what is empty."""
+        """The job's last lines that are not empty."""
         return [_plain(line) for line in self._last if line.strip()][-count:]
 
     @property
     def seconds(self) -> float:
-        """Since the job was started."""
+        """Seconds since the job was started."""
         return time.monotonic() - self._began
 
     @property
     def more_warnings(self) -> int:
-        """How many warnings were not shown, as the log has them."""
+        """Number of warnings that only the log has."""
         return self._more
 
     @property
     def progress(self) -> str:
-        """Where the job is, in one line; empty before its first round."""
+        """The job's progress in one line; empty before its first round."""
         if "round" not in self.facts:
             return ""
         done, rounds = self.facts["round"], self.facts["rounds"]
@@ -96,7 +96,7 @@ class Console:
         return ", ".join(parts)
 
     def clear(self) -> None:
-        """Take the progress line off a terminal."""
+        """Erase the progress line from a terminal."""
         if self._drawn and self.live:
             click.echo("\r\x1b[K", nl=False)
         self._drawn = ""
@@ -107,18 +107,18 @@ class Console:
             self._take(told)
             return
         self._last.append(line)
-        if "defense" not in self.facts:  # then FedML's server has and tests the model itself
+        if "defense" not in self.facts:  # without a lock FedML's server tests the model itself
             test, index = fedml_test(line), self.facts.get("round", 0)
             if test is not None:
                 self._accuracies[0] = index, test
             if (done := fedml_round(line)) is not None:
                 self._take({"round": done, "rounds": max(done, self.facts.get("rounds", 0))})
         if line.startswith("fedml-keylock: "):
-            self.failed |= "rank" in line  # as whoever ends a job says which one
+            self.failed |= "rank" in line  # the ranks that end the job name the failed rank
             where = error_in([*self._last])
             self._say(line if where is None else f"{line}\n  {where}", line)
         elif (found := warning_in(line)) is not None:
-            # the same of another rank, or of another batch, is not said again
+            # the same warning of another rank or batch is shown once
             known = re.sub(r"\d+", "", found.partition(": ")[2])
             if known not in self._shown and len(self._shown) < WARNINGS:
                 self._say(found, known)
@@ -126,7 +126,7 @@ class Console:
                 self._more += 1
 
     def _take(self, told: dict[str, Any]) -> None:
-        """Take in what a rank tells; what is not as ranks tell it is anybody's print."""
+        """Process a rank's report; a line of another form may be anybody's print."""
         if not all(_is_told(name, value) for name, value in told.items()):
             return
         if "defense" in told and not self.defended:
@@ -135,7 +135,7 @@ class Console:
         if "round" in told and max(1, told["round"]) > rounds:
             return
         if "epsilon" in told and told["epsilon"] < self._epsilon:
-            return  # of a silo that has spent less than another
+            return  # of a silo that has spent less than others
         self._epsilon = told.pop("epsilon", self._epsilon)
         if "sender" in told:
             self.sent[told["sender"]] = told.get("bytes", 0)
@@ -174,7 +174,7 @@ class Console:
 
 
 def _is_told(name: str, value: Any) -> bool:
-    """Whether a fact of that name has such values."""
+    """Whether a value is valid for the fact of this name."""
     if name in ("round", "rounds", "sender", "bytes", "silo", "tested"):
         return type(value) is int and 0 <= value < MOST
     if name in ("accuracy", "epsilon"):
@@ -183,7 +183,7 @@ def _is_told(name: str, value: Any) -> bool:
 
 
 def duration(seconds: float) -> str:
-    """So many seconds, in words.
+    """Seconds in words.
 
     Example:
         >>> duration(12.4), duration(200), duration(9000)
@@ -196,5 +196,5 @@ def duration(seconds: float) -> str:
 
 
 def _plain(line: str) -> str:
-    """A line of a job's without what would move a terminal's cursor."""
+    """A line without control characters that would move the cursor."""
     return "".join(one if one.isprintable() else " " for one in line)

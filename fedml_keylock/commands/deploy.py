@@ -1,4 +1,4 @@
-"""Put together what one silo has: FedML's global model, under the silo's own lock."""
+"""Rebuilds a silo's model: the global model under the silo's own lock."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .job import check_owner
 __all__ = ["lock_as_silo", "read_checkpoint", "unwrapped"]
 
 INSIDE = ("state_dict", "model_state_dict", "model")
-"""Under which names checkpoints hold a model's state_dict."""
+"""Keys under which checkpoints hold a model's state_dict."""
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """A model's state from a file: safetensors, or a state_dict that torch.save wrote.
+    """Read a model's state from a file: safetensors, or a state_dict by torch.save.
 
-    Or a checkpoint with that state_dict in it. What it is shows by its bytes, not by its name.
-    Nothing in it is executed.
+    A checkpoint that contains the state_dict is read too. The bytes decide the format, not the
+    name. Nothing in the file is executed.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: the file cannot be read, or holds something else.
 
     Example:
         >>> torch.save({"epoch": 3, "state_dict": nn.Linear(3, 2).state_dict()}, "global.pt")
@@ -42,14 +42,14 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             head = file.read(9)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or 'cannot be read'}") from None
-    if head[8:] == b"{" or path.suffix == ".safetensors":  # a length, and JSON
+    if head[8:] == b"{" or path.suffix == ".safetensors":  # safetensors: a length, then JSON
         try:
             return tensors_of(path.read_bytes())
         except ValueError as error:
             raise ConfigError(f"{path}: damaged ({error})") from None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # what torch raises for a file that is not its own is not of one kind
+    except Exception:  # for foreign files torch raises errors of many kinds
         raise ConfigError(
             f"{path}: not safetensors, and not a state_dict that torch.load takes with "
             "weights_only=True; save the model with torch.save(model.state_dict(), path)"
@@ -66,7 +66,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def unwrapped(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """A state without the prefix that DataParallel or torch.compile gave every name.
+    """A state without the prefix that DataParallel or torch.compile adds to every name.
 
     Example:
         >>> layer = nn.Linear(3, 2)
@@ -93,21 +93,21 @@ def lock_as_silo(
     source: Path,
     round_index: int | None = None,
 ) -> None:
-    """Make of a job's model what one silo has: the global model under its lock.
+    """Turn a job's model into a silo's: the global model under the silo's lock.
 
     Args:
-        model: as the job makes it, not locked; changed in place.
-        defense: the job's.
-        stored: the silo's file in the vault; None where none is needed.
-        cipher: of the vault, None when it is plain.
+        model: the job's model, not locked; changed in place.
+        defense: the job's defense.
+        stored: the silo's file in the vault; None if none is needed.
+        cipher: the vault's cipher; None if the vault is not encrypted.
         silo: index of the silo.
-        state: of the global model.
-        source: where the state is from, for messages.
-        round_index: of the round whose average it is; None: the vault's last.
+        state: the global model's state.
+        source: origin of the state, for messages.
+        round_index: round whose average the state is, from 0; None for the vault's last.
 
     Raises:
-        ConfigError: the state is not that of this job's global model, or not of that round.
-        LockError: the model cannot be locked so.
+        ConfigError: the state is not of this job's global model, or not of that round.
+        LockError: the lock does not fit the model.
         VaultError: the vault is another silo's or another job's, or cannot be read.
 
     """
@@ -115,7 +115,7 @@ def lock_as_silo(
     defense.check_fit(model, state, agreed.constants, source)
     if stored is not None:
         check_owner(stored, silo, agreed.layout, hint=": give the job's own --model and --config")
-    defense.lock(model, uniform=secret_uniform)  # the vault has the values
+    defense.lock(model, uniform=secret_uniform)  # the vault holds the values
     if stored is not None:
         private = stored.state(cipher)
         try:

@@ -1,4 +1,4 @@
-"""`fedml-keylock enable` and `disable`: the start-up file in this environment's site-packages."""
+"""`fedml-keylock enable` and `disable`: adds or removes a start-up file in site-packages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _into = click.option(
     "--into",
     type=click.Path(path_type=Path, file_okay=False, exists=True),
     hidden=True,
-    help="Another folder than this environment's site-packages.",
+    help="A folder in place of this environment's site-packages.",
 )
 
 
@@ -24,18 +24,17 @@ _into = click.option(
 def enable(into: Path | None) -> None:
     """Activate the plugin wherever this environment imports fedml.
 
-    For jobs that something else launches, where `python -m fedml_keylock` cannot be put in front:
-    `fedml launch`, a scheduler, a notebook. The job's YAML still decides whether anything is
-    defended.
+    For jobs that another program launches, without `python -m fedml_keylock`: `fedml launch`, a
+    scheduler, a notebook. The job's YAML still decides whether a job is defended.
 
-    It writes fedml_keylock_startup.pth and .py into this environment's site-packages, which Python
-    reads at its start (under 1 ms); not if started with -S. A FedML release that was not tested
-    stops the jobs that ask for the defense, and no others.
+    It writes fedml_keylock_startup.pth and .py into this environment's site-packages. Python reads
+    them at its start (under 1 ms), but not with -S. With an untested FedML release only jobs that
+    ask for the defense stop.
 
     \b
     On every host of the job:  fedml-keylock enable
-    See whether it is:         fedml-keylock doctor
-    Take it back:              fedml-keylock disable
+    See whether it is active:  fedml-keylock doctor
+    Undo it:                   fedml-keylock disable
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     place = StartUp(into) if into else StartUp.of_this_interpreter()
     if not place.write():
@@ -49,9 +48,9 @@ def enable(into: Path | None) -> None:
 @click.command()
 @_into
 def disable(into: Path | None) -> None:
-    """Take back what `fedml-keylock enable` wrote, and nothing else.
+    """Remove only the files that `fedml-keylock enable` wrote.
 
-    Programs that run already keep the plugin until they end. `python -m fedml_keylock` and
+    Running programs keep the plugin until they end. `python -m fedml_keylock` and
     `fedml_keylock.activate()` work as before.
 
     Example: fedml-keylock disable

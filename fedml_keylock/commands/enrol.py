@@ -1,4 +1,4 @@
-"""`fedml-keylock roster`: the silos' public keys, against who answers in a silo's name."""
+"""`fedml-keylock roster`: the silos' public keys, which stop others from posing as a silo."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["roster"]
 
 @click.group()
 def roster() -> None:
-    """Make the roster of a job's silos: who is who, by public keys.
+    """Make a job's roster: the public key of each silo.
 
-    Without one, whoever controls the network between the silos, or passes their messages on, can
-    answer in a silo's name. With one each silo signs what it agrees on, and a stranger ends the
-    job.
+    Without a roster, an attacker who controls the network or relays the silos' messages can pose
+    as a silo. With one, each silo signs its key agreement, and the job ends if a signature is
+    wrong.
 
     \b
     On each silo, once:     fedml-keylock roster init identity.key
@@ -25,8 +25,8 @@ def roster() -> None:
                             fedml-keylock roster add roster.yaml 2 KEY_OF_RANK_2
     What is in it:          fedml-keylock roster show roster.yaml
 
-    Compare the keys with the silos' people by another way than the one they came: that is all that
-    a roster is worth. It is no secret; give each silo the same file. Then in the YAML:
+    Compare the keys with the silos' people over another channel: the roster's security rests on
+    this. It is not secret; give each silo the same file. Then in the YAML:
 
     \b
       keylock:
@@ -40,8 +40,8 @@ def roster() -> None:
 def init(keyfile: Path) -> None:
     """Make a silo's identity.
 
-    Writes a new private key to KEYFILE, for its owner only, and prints the public key, which
-    everybody may know. The private key never leaves the silo. A file that is there is not replaced.
+    Writes a new private key to KEYFILE, which only its owner can read, and prints the public key,
+    which is not secret. The private key never leaves the silo. An existing file is not replaced.
 
     Example: fedml-keylock roster init identity.key
     """
@@ -57,8 +57,8 @@ def init(keyfile: Path) -> None:
 def add(file: Path, rank: int, key: str) -> None:
     """Add a silo's public key to ROSTER.
 
-    RANK is the silo's in the job, from 1: the server, rank 0, has none. KEY is what init printed.
-    The file is made if there is none. Another key for a rank that has one is refused.
+    RANK is the silo's rank in the job, from 1; the server, rank 0, has no key. KEY is the public
+    key that init printed. A missing file is made. A second key for a rank is refused.
 
     Example: fedml-keylock roster add roster.yaml 1 "$(fedml-keylock roster init identity.key)"
     """
@@ -71,7 +71,7 @@ def add(file: Path, rank: int, key: str) -> None:
 @roster.command()
 @click.argument("file", metavar="ROSTER", type=FILE)
 def show(file: Path) -> None:
-    """Show the silos of ROSTER, a line each: RANK, KEY.
+    """Show the silos of ROSTER, one per line: RANK, KEY.
 
     Example: fedml-keylock roster show roster.yaml
     """

@@ -1,4 +1,4 @@
-"""`fedml-keylock export`: a deployable model, from a job's global one and a silo's vault."""
+"""`fedml-keylock export`: makes a deployable model from the global model and a silo's vault."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["export"]
 def _sizes(
     _context: click.Context, _option: click.Parameter, given: str | None
 ) -> tuple[int, ...] | None:
-    """Sizes such as 3,32,32."""
+    """Parse sizes such as 3,32,32."""
     if given is None:
         return None
     sizes = given.split(",")
@@ -40,20 +40,20 @@ def _sizes(
     type=FOLDER,
     help="Folder of the vault; keylock.vault in the YAML, or keylock_vault.",
 )
-@click.option("--silo", type=click.IntRange(min=0), required=True, help="Its index, from 0.")
+@click.option("--silo", type=click.IntRange(min=0), required=True, help="The silo's index, from 0.")
 @click.option(
     "--round",
     "round_index",
     type=click.IntRange(min=0),
-    help="Of lock: rotated: the round after which the checkpoint was saved, from 0; the last one "
-    "that the vault has seen without.",
+    help="Of lock: rotated: the round after which the checkpoint was saved, from 0. Default: the "
+    "vault's last round.",
 )
 @config_option
 @click.option(
     "-o",
     "--output",
     type=FILE,
-    help="File to write; exported.pt, or exported.pt2 for the format exported.",
+    help="File to write. Default: exported.pt, or exported.pt2 for --format exported.",
 )
 @click.option(
     "--format",
@@ -61,14 +61,14 @@ def _sizes(
     type=click.Choice(["auto", "state_dict", "exported"]),
     default="auto",
     show_default=True,
-    help="state_dict needs the model's class to load, the others need torch only.",
+    help="A state_dict needs the model's class to load, exported needs torch only.",
 )
 @click.option(
     "--example-shape",
     "shape",
     metavar="C,H,W",
     callback=_sizes,
-    help="One input of the model, without the batch: to compare the outputs before writing.",
+    help="Shape of one input, without the batch: compares the outputs before it writes.",
 )
 def export(
     builder: str,
@@ -81,30 +81,30 @@ def export(
     form: str,
     shape: tuple[int, ...] | None,
 ) -> None:
-    """Make a plain model of the server's and a silo's vault.
+    """Make a plain model from the server's model and a silo's vault.
 
     The server's model is sealed (lock: sealed, the default), rotated, or trained to run under a
-    silo's lock. This opens it, rotates it back, or folds the lock of one silo into it, so that the
-    silo can deploy it where neither fedml-keylock nor FedML is installed. What is not of the
-    vault's job and round is refused.
+    silo's lock. This command opens it, rotates it back, or folds a silo's lock into it. The silo
+    can then deploy it without fedml-keylock and FedML. A model of another job or round than the
+    vault's is refused.
 
-    Under lock: sealed the server writes keylock.checkpoint after each round, and the vault of any
-    silo opens the last one. What save_model wrote is open, and needs no vault.
+    Under lock: sealed the server writes keylock.checkpoint after each round, and any silo's vault
+    opens the last one. Models written by save_model are open, and need no vault.
 
     \b
     Example:
       fedml-keylock export --model main:Net --config fedml_config.yaml \\
           --checkpoint global.safetensors --silo 0 --example-shape 3,32,32
 
-    With the format auto it writes a state_dict for the job's own model class when the lock folds
-    into that, as it does for a LeNet or a ResNet. A lock on a linear layer needs a norm that the
-    class does not have: then it is torch.export's format, which needs an --example-shape. The file
-    is for evaluation, and not for training.
+    With --format auto it writes a state_dict for the job's model class if the lock folds into that
+    class, as for a LeNet or a ResNet. A lock on a linear layer needs a normalisation that the class
+    lacks. Then it writes torch.export's format, which needs --example-shape. The file is for
+    evaluation, not for training.
 
-    The file is readable by its owner only. It holds the model that the server cannot read; of a
-    lock on layers, the lock in the open, with which one can read what the silo sent. The passphrase
-    of an encrypted vault is in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that
-    FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
+    Only its owner can read the file. It holds the model that the server cannot read. For a lock on
+    layers it also holds the lock, which opens the silo's past updates. The passphrase of an
+    encrypted vault is read from FEDML_KEYLOCK_PASSPHRASE, from the owner-only file that
+    FEDML_KEYLOCK_PASSPHRASE_FILE names, or from a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..builtin import keylock
     from ..disk import write_private
@@ -116,7 +116,7 @@ def export(
     from .job_file import keylock_settings
     from .vault import current_cipher
 
-    if output is not None:  # what would be replaced is refused before the work is done
+    if output is not None:  # refuse a bad output path before the work
         try:
             check_place(output)
         except OSError as error:

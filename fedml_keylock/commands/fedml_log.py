@@ -1,4 +1,4 @@
-"""Reads lines of a job's output: FedML's progress, and whoever's warnings and errors."""
+"""Parses lines of a job's output: FedML's progress, and warnings and errors of any source."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _WARNED = re.compile(r"rank (\d+): (\S.*\.py):(\d+): (\w*Warning): (.*)")
 _FRAME = re.compile(r'  File "(.+)", line (\d+), in (.+)')
 _ENDS = re.compile(r"fedml-keylock: rank \d+ failed")
 _NOT_OURS = ("doesn't match a supported version", "pkg_resources is deprecated")
-"""Warnings at the import of fedml and of what it needs, about which a user can do nothing."""
+"""Warnings at the import of fedml and its dependencies, which a user cannot fix."""
 
 
 def fedml_round(line: str) -> int | None:
-    """How many rounds FedML's server says are over.
+    """Number of finished rounds in a line of FedML's server.
 
     Example:
         >>> fedml_round("==========end 3-th round training===========")
@@ -38,7 +38,7 @@ def fedml_round(line: str) -> int | None:
 
 
 def fedml_test(line: str) -> float | None:
-    """The accuracy that FedML's server has measured.
+    """The accuracy in a line of FedML's server.
 
     Example:
         >>> fedml_test("[x.py:105:test] {'test_acc': 0.925, 'test_loss': 0.26}")
@@ -50,7 +50,7 @@ def fedml_test(line: str) -> float | None:
 
 
 def warning_in(line: str) -> str | None:
-    """A warning or an error that a rank has logged, but for what FedML itself warns of.
+    """A rank's warning or error in a line; FedML's own warnings are left out.
 
     Example:
         >>> warning_in("[FedML-Client @device-id-2] [now] [WARNING] [main.py:9:train] few samples")
@@ -73,7 +73,7 @@ def warning_in(line: str) -> str | None:
 
 
 def error_in(lines: Sequence[str]) -> str | None:
-    """Where and of what a rank failed, if the last line says that one has: its traceback's end.
+    """Place and error of a rank's failure, from its traceback, if the last line reports one.
 
     Example:
         >>> error_in(['  File "/job/main.py", line 7, in load', "    open(path)",
@@ -95,7 +95,7 @@ def error_in(lines: Sequence[str]) -> str | None:
 
 @cache
 def _is_fedmls(file: str, line: int) -> bool:
-    """Whether a line of a file of that name warns within FedML, which is not imported for it."""
+    """Whether a file of this name is part of FedML; decided without importing it."""
     spec = find_spec("fedml")
     for root in (spec.submodule_search_locations or ()) if spec else ():
         for path in Path(root).rglob(glob.escape(file)):

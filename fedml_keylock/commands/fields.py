@@ -1,4 +1,4 @@
-"""`fedml-keylock fields`: every field of a job's YAML, from the settings' own docstrings."""
+"""`fedml-keylock fields`: prints every field of a job's YAML, from the settings' docstrings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["fields", "markdown"]
 _HEAD = """\
 # Configuration
 
-`fedml-keylock fields` prints this page from the settings' own docstrings; a test holds it current.
-`fedml-keylock check JOB.yaml` says in one line what is wrong with a YAML. A job with nothing of
-this page runs as FedML has it.
+`fedml-keylock fields` prints this page from the settings' docstrings; a test keeps it current.
+`fedml-keylock check JOB.yaml` reports a YAML's first error in one line. A job that sets nothing of
+this page runs as with FedML alone.
 
 ```yaml
 defense_args:
@@ -39,9 +39,9 @@ _TAIL = """\
 | variable | what it is |
 |---|---|
 | `FEDML_KEYLOCK_PASSPHRASE` | passphrase of an encrypted vault |
-| `FEDML_KEYLOCK_PASSPHRASE_FILE` | an owner-only file with it, in its place |
-| `FEDML_KEYLOCK_NEW_PASSPHRASE`, or with `_FILE` | the next one, for `fedml-keylock vault rekey` |
-| `FEDML_KEYLOCK_LPIPS` | file with weights of AlexNet, with which reports show LPIPS |
+| `FEDML_KEYLOCK_PASSPHRASE_FILE` | an owner-only file that holds the passphrase |
+| `FEDML_KEYLOCK_NEW_PASSPHRASE`, or with `_FILE` | the new one, for `fedml-keylock vault rekey` |
+| `FEDML_KEYLOCK_LPIPS` | file with AlexNet's weights, which reports need to show LPIPS |
 """
 _WORDS = {
     "AdaptiveClip": "[section](#keylocknoiseadaptive)",
@@ -64,7 +64,7 @@ _WORDS = {
     "int": "whole number",
     "str": "text",
 }
-"""What a user gives, by the name of its type."""
+"""Type to the words that the page shows for it."""
 _BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 
 
@@ -72,8 +72,8 @@ _BOUNDS = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
 def fields() -> None:
     """Print every field of a job's YAML, as Markdown.
 
-    For each its type, default, what it does, and of which lock it is; and the settings of every
-    attack, with those that its source has. docs/configuration.md is this page.
+    For each field: type, default, meaning and lock. For each attack: its settings, with those of
+    its source. docs/configuration.md is this page.
 
     \b
     Example: fedml-keylock fields > configuration.md
@@ -83,7 +83,7 @@ def fields() -> None:
 
 
 def markdown() -> str:
-    """The page: a table for each section of the YAML, and for each kind of attack."""
+    """The page: a table for each section of the YAML and each kind of attack."""
     from ..evaluation.section import InversionSettings
     from ..locks.config import FIELDS_OF, KeyLockConfig
     from ..privacy.noise_config import AdaptiveClip, NoiseConfig
@@ -97,7 +97,7 @@ def markdown() -> str:
 
 
 def _table(cls: type[Any], locks: Any = None) -> str:
-    """A Markdown table of a class's fields; a type that `_WORDS` lacks is a KeyError."""
+    """A Markdown table of a class's fields; KeyError for a type that `_WORDS` lacks."""
     head = ["field", "type", "default", *(["lock"] if locks else []), "what it does"]
     rows = [head, ["---"] * len(head)]
     for name, annotation, text in _declared(cls):
@@ -109,7 +109,7 @@ def _table(cls: type[Any], locks: Any = None) -> str:
 
 
 def _attacks() -> str:
-    """The attacks: by kind the fields, and by name what its source sets otherwise."""
+    """The attacks: the fields of each kind, and each source's changes to their defaults."""
     from ..errors import ConfigError
     from ..inversion import presets
 
@@ -119,7 +119,7 @@ def _attacks() -> str:
         text = f"- `{name}`: {_first_line(preset)}"
         try:
             made = preset()
-        except ConfigError:  # it needs what a YAML cannot have
+        except ConfigError:  # needs values that a YAML cannot hold
             kinds.setdefault(object, []).append(text)
             continue
         given = {f.name: getattr(made, f.name) for f in dataclasses.fields(made)}
@@ -130,7 +130,7 @@ def _attacks() -> str:
         ]
         kinds.setdefault(type(made), []).append(text + f" {', '.join(other)}." * bool(other))
     parts = [
-        "## `gradient_inversion.attacks`\n\nFields of an attack stand under its name: `attacks: "
+        "## `gradient_inversion.attacks`\n\nAn attack's fields go under its name: `attacks: "
         "{dlg: {steps: 50}}`, or `--set dlg.steps=50` of `fedml-keylock\naudit`. Plugins add "
         "attacks; `fedml-keylock plugins` lists all.\n"
     ]
@@ -143,7 +143,7 @@ def _attacks() -> str:
 
 
 def _declared(cls: type[Any]) -> Iterator[tuple[str, ast.expr, str]]:
-    """A class's fields, with those that it inherits: name, type, docstring."""
+    """A class's own and inherited fields: name, type, docstring."""
     for part in reversed(cls.__mro__):
         if part.__module__.startswith("fedml_keylock"):
             (tree,) = ast.parse(inspect.getsource(part)).body
@@ -159,7 +159,7 @@ def _declared(cls: type[Any]) -> Iterator[tuple[str, ast.expr, str]]:
 
 
 def _attributes(doc: str) -> dict[str, str]:
-    """What a docstring says under "Attributes:", by name."""
+    """The texts under "Attributes:" in a docstring, by name."""
     _, _, listed = inspect.cleandoc(doc).partition("Attributes:\n")
     entries = re.split(r"^    (?=\w+: )", listed.partition("\n\n")[0], flags=re.MULTILINE)
     pairs = (entry.partition(": ") for entry in entries if ": " in entry)
@@ -167,7 +167,7 @@ def _attributes(doc: str) -> dict[str, str]:
 
 
 def _bounded(line: ast.AnnAssign) -> ast.expr:
-    """A field's type, with the bounds that its default gives beside it."""
+    """A field's type, with the bounds from its default."""
     call = line.value
     if isinstance(call, ast.Call) and any(keyword.arg in _BOUNDS for keyword in call.keywords):
         return ast.Subscript(ast.Name("Annotated"), ast.Tuple([line.annotation, call]))
@@ -204,7 +204,7 @@ def _words(node: ast.expr) -> str:
 
 
 def _default(cls: type[Any], name: str) -> Any:
-    """What a field is without a word; PydanticUndefined where it is needed."""
+    """A field's default; PydanticUndefined if the field is required."""
     field = getattr(cls, "model_fields", {}).get(name)
     if field is not None:
         return field.default
@@ -221,7 +221,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A default as a YAML has it."""
+    """A default in YAML notation."""
     if value is PydanticUndefined:
         return "needed"
     if value is None:

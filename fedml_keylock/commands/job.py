@@ -1,4 +1,4 @@
-"""What a command needs of a job beside its YAML: its model, and a silo's file."""
+"""Loads the parts of a job that are not in its YAML: the model, and a silo's vault file."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ __all__ = [
 
 
 def build_model(spec: str) -> nn.Module:
-    """Import and call what makes a job's model, with the current folder first, as `python -m` does.
+    """Make a job's model, imported with the current folder first, as `python -m` does.
 
     Args:
-        spec: ``module:callable``, which is called without arguments; or ``torchvision:name``.
+        spec: ``module:callable``, called without arguments; or ``torchvision:name``.
 
     Raises:
-        ConfigError: it cannot be imported or called, or gives something else.
+        ConfigError: it cannot be imported or called, or makes something else.
 
     Example:
         >>> build_model("torch.nn:Identity")
@@ -51,7 +51,7 @@ def build_model(spec: str) -> nn.Module:
         made = made()
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # it is the user's code, and may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             raise ConfigError(
                 f"--model {spec}: there is no module {error.name} in {Path.cwd()} or installed; "
@@ -74,7 +74,7 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def read_silo(folder: Path, silo: int) -> Stored:
-    """Read a silo's file in a vault; VaultError without one, or if it cannot be read."""
+    """Read a silo's file in a vault; VaultError if it is missing or cannot be read."""
     path = silo_path(folder, silo)
     if not os.path.lexists(path):
         there = ", ".join(map(str, silos_in(folder)))
@@ -86,7 +86,7 @@ def read_silo(folder: Path, silo: int) -> Stored:
 
 
 def check_owner(stored: Stored, silo: int, layout: str, *, hint: str = "") -> None:
-    """Refuse a vault's file of another silo, model or settings: a VaultError that the hint ends."""
+    """Raise VaultError, ending in the hint, for a file of another silo, model or settings."""
     if (stored.silo, stored.layout) != (silo, layout):
         raise VaultError(
             f"vault {stored.path}: it is silo {stored.silo}'s with layout {stored.layout}; silo "

@@ -1,4 +1,4 @@
-"""A job's YAML, checked without FedML, and without torch as far as settings go."""
+"""Reads and checks a job's YAML, without importing FedML; torch is imported for attacks only."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ __all__ = ["JobFile", "check_job_file", "keylock_settings", "lock_settings", "re
 
 @dataclass(frozen=True)
 class JobFile:
-    """What a job's YAML asks for.
+    """The contents of a job's YAML.
 
     Attributes:
-        args: the fields of its sections, as FedML has them.
-        defense: the name of its defense; None of a job that is not defended.
-        keylock: that defense's settings, if it is keylock.
+        args: the fields of its sections, as FedML flattens them.
+        defense: name of the defense; None if the job is not defended.
+        keylock: the defense's settings, if it is keylock.
 
     """
 
@@ -45,7 +45,7 @@ class JobFile:
 
     @property
     def ranks(self) -> int | None:
-        """How many ranks it needs; None where its YAML does not say.
+        """Number of ranks that the job needs; None if its YAML does not say.
 
         Example:
             >>> JobFile(SimpleNamespace(client_num_per_round=3), None, None).ranks
@@ -57,7 +57,7 @@ class JobFile:
 
     @property
     def start(self) -> str:
-        """The command that starts it, without its YAML; over gRPC each rank by itself.
+        """The command that starts the job, or each rank over gRPC, without its YAML.
 
         Example:
             >>> JobFile(SimpleNamespace(backend="sp"), None, None).start
@@ -72,14 +72,14 @@ class JobFile:
 
 
 def check_job_file(path: Path, *, ranks: int | None = None) -> JobFile:
-    """Check all of a job's YAML that is known without its code, its model and its data.
+    """Check all of a job's YAML that does not depend on its code, model and data.
 
     Args:
-        path: of the YAML.
-        ranks: that the job is started with; None: not known.
+        path: path of the YAML.
+        ranks: number of ranks that start; None if unknown.
 
     Raises:
-        KeyLockError: in one line, with the file's name: what is wrong, and what to do about it.
+        KeyLockError: one line with the file's name, the error and what to do about it.
 
     """
     read = _read(path)
@@ -116,8 +116,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     """The sections of a job's YAML.
 
     Raises:
-        ConfigError: it has none, FedML would stop at one, or a name stands twice, of which YAML
-            takes the last.
+        ConfigError: there are none, FedML would fail on one, or a name is there twice, of which
+            YAML keeps the last.
 
     """
     read = read_yaml(path)
@@ -134,7 +134,7 @@ def _read(path: Path) -> Mapping[str, Any]:
             )
     nodes, seen = [yaml.compose(path.read_text(), yaml.SafeLoader)], set()
     for node in nodes:
-        if id(node) in seen:  # an alias may stand in what it names
+        if id(node) in seen:  # an alias may be inside its own anchor
             continue
         seen.add(id(node))
         entries = node.value if isinstance(node, yaml.MappingNode) else ()
@@ -151,7 +151,7 @@ def _read(path: Path) -> Mapping[str, Any]:
 
 
 def _fields(read: Mapping[str, Any]) -> Arguments:
-    """The fields of a YAML as FedML has them: the sections are only for the eye."""
+    """The fields of a YAML as FedML flattens them: it ignores the sections' names."""
     fields: dict[str, Any] = {}
     for section in read.values():
         fields |= section
@@ -159,10 +159,10 @@ def _fields(read: Mapping[str, Any]) -> Arguments:
 
 
 def _check_counts(args: Arguments, ranks: int | None) -> None:
-    """Check what is counted, and that as many ranks were started as there are silos and a server.
+    """Check the counts, and that there is one rank for the server and each silo.
 
     Raises:
-        ConfigError: naming the field.
+        ConfigError: a count is wrong; names the field.
 
     """
     for name in ("client_num_in_total", "client_num_per_round", "comm_round", "worker_num"):
@@ -172,7 +172,7 @@ def _check_counts(args: Arguments, ranks: int | None) -> None:
         args.worker_num = len(silos)  # as FedML counts
     workers = getattr(args, "worker_num", None)
     if getattr(args, "training_type", None) == "simulation":
-        # FedML has as many as were started, whatever the YAML says
+        # FedML uses the number of started ranks, whatever the YAML says
         each = getattr(args, "client_num_per_round", None)
         args.worker_num = ranks if ranks is not None or each is None else each + 1
     elif ranks is not None and workers is not None and ranks != workers + 1:
@@ -183,10 +183,10 @@ def _check_counts(args: Arguments, ranks: int | None) -> None:
 
 
 def _check_attacks(args: Arguments, defense: str | None) -> None:
-    """Check the settings of a job's attacks as its ranks do; the last, as it takes torch.
+    """Check the settings of a job's attacks as its ranks do; last, since it imports torch.
 
     Raises:
-        KeyLockError: naming the field.
+        KeyLockError: a setting is wrong; names the field.
 
     """
     args.comm_round = getattr(args, "comm_round", 1)
@@ -201,9 +201,9 @@ def _check_attacks(args: Arguments, defense: str | None) -> None:
 def lock_settings(
     config: Path | None, *, lock_kind: str | None, layers: str | None
 ) -> dict[str, Any]:
-    """A `keylock` section: what `keylock_settings` reads, or what `lock_options` say.
+    """A `keylock` section, from a YAML by `keylock_settings` or from `lock_options`.
 
-    A UsageError where both are given.
+    UsageError if both are given.
 
     Example:
         >>> lock_settings(None, lock_kind="paper", layers="conv*,head")
@@ -222,7 +222,7 @@ def lock_settings(
 def keylock_settings(config: Path | None) -> Mapping[str, Any]:
     """The `keylock` section of a job's YAML; empty without a file.
 
-    A ConfigError where the file cannot be read, or its job is not defended by keylock.
+    ConfigError if the file cannot be read, or its job is not defended by keylock.
 
     Example:
         >>> keylock_settings(None)
@@ -233,9 +233,9 @@ def keylock_settings(config: Path | None) -> Mapping[str, Any]:
 
 
 def read_job(config: Path) -> tuple[SimpleNamespace, Mapping[str, Any]]:
-    """The fields of a job's YAML as FedML has them, and its `keylock` section.
+    """The fields of a job's YAML as FedML flattens them, and its `keylock` section.
 
-    A ConfigError as of `keylock_settings`.
+    ConfigError as for `keylock_settings`.
     """
     read = _read(config)
     args = _fields(read)

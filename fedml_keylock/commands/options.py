@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ model_option = click.option(
     "builder",
     metavar="MODULE:CALLABLE",
     required=True,
-    help="Makes the job's model, without arguments; looked for in this folder first. Or "
+    help="Makes the job's model, without arguments; searched in this folder first. Or "
     "torchvision:NAME.",
 )
 
 config_option = click.option(
     "--config",
     type=FILE,
-    help="The job's fedml_config.yaml; the defaults of every keylock field without it.",
+    help="The job's fedml_config.yaml. Default: the defaults of every keylock field.",
 )
 
 _lock = click.option(
     "--lock",
     "lock_kind",
     type=click.Choice(["sealed", "rotated", "paper"]),
-    help="Without a job's YAML: sealed, the default; rotated, for robust_aggregation; or paper, "
-    "the published lock.",
+    help="Without a job's YAML: sealed (the default), rotated (for robust_aggregation) or paper "
+    "(the published lock).",
 )
 _layers = click.option(
-    "--layers", help="Of lock: paper: first, all, or globs with commas between them."
+    "--layers", help="Of lock: paper: first, all, or globs, separated by commas."
 )
 
 
 def lock_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say what lock it is, where no job's YAML does: `lock_settings` reads them."""
+    """Options that choose the lock without a job's YAML; `lock_settings` reads them."""
     return _lock(_layers(command))

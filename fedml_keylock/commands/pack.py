@@ -1,4 +1,4 @@
-"""Pack an exported model into a file that loads without this package, and compare what loads."""
+"""Packs an exported model into a file that loads without this package, and verifies it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ..errors import ConfigError, first_line
 __all__ = ["SUFFIX", "Package", "difference", "pack", "random_input"]
 
 SUFFIX = ".pt2"
-"""What a file's name must end in for torch.export.load."""
+"""Suffix that torch.export.load needs."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A file's content, and the model that was loaded from it.
+    """A file's content, and the model loaded from it.
 
     Attributes:
         form: state_dict or exported.
-        content: of the file.
-        loaded: computes what whoever loads the file will.
-        missing: a name that the job's model class does not have, "" when it has all.
+        content: the file's bytes.
+        loaded: the model as loaded from the file.
+        missing: a name that the job's model class lacks, "" if it has all.
 
     """
 
@@ -38,16 +38,16 @@ class Package:
 
 
 def pack(exported: nn.Module, plain: nn.Module, form: str, example: Tensor | None) -> Package:
-    """Put what `export_model` made in a form that loads where this package is not.
+    """Convert a model of `export_model` to a form that loads without this package.
 
     Args:
         exported: the model.
-        plain: the job's model as it was before it was locked; a state_dict is loaded into it.
+        plain: the job's model before it was locked; a state_dict is loaded into it.
         form: state_dict, exported, or auto for the one that fits.
         example: an input of the model, if there is one.
 
     Raises:
-        ConfigError: the model cannot be had in that form.
+        ConfigError: the model does not fit that form.
 
     Example:
         >>> pack(nn.Linear(3, 2), nn.Linear(3, 2), "auto", None).form
@@ -92,7 +92,7 @@ def _exported(model: nn.Module, example: Tensor | None) -> tuple[bytes, Callable
 
 
 def random_input(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """Two random inputs of a model in eval mode, each of this shape; ConfigError if it takes none.
+    """Two random inputs of this shape, checked on a model in eval mode; ConfigError if it fails.
 
     Example:
         >>> random_input(nn.Linear(3, 2), (3,)).shape
@@ -118,7 +118,7 @@ def difference(
 ) -> tuple[float, float]:
     """The largest difference of two models' outputs on an input, and the largest output.
 
-    A ConfigError where the loaded one does not run, or they differ by more than rounding explains.
+    ConfigError if the loaded model does not run, or rounding does not explain the difference.
 
     Example:
         >>> difference(nn.Identity(), nn.Identity(), torch.ones(2))

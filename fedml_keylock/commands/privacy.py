@@ -1,4 +1,4 @@
-"""`fedml-keylock privacy`: what a job's noise is worth, before it runs."""
+"""`fedml-keylock privacy`: computes the privacy of a job's noise before it runs."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["privacy"]
 
 MOST_NAMED = 8
-"""Silos of one kind that a line names."""
+"""Largest number of silos that a line names."""
 
 
 @click.command()
 @click.argument("job", type=FILE)
-@click.option("--epsilon", type=float, help="Say which multiplier this would need.")
+@click.option("--epsilon", type=float, help="Compute the multiplier that this epsilon needs.")
 @click.option("--rounds", type=click.IntRange(min=1), help="In place of comm_round.")
 @click.option(
-    "--silos", type=click.IntRange(min=1), help="As if so many silos took part in every round."
+    "--silos", type=click.IntRange(min=1), help="Assume this many silos in every round."
 )
 @click.option(
     "--model",
     "builder",
     metavar="MODULE:CALLABLE",
-    help="Makes the job's model, as for check; for noise over signal.",
+    help="Makes the job's model, as for check; needed for noise over signal.",
 )
 @click.option(
     "--examples",
     type=click.IntRange(min=1),
-    help="Of all silos together; for noise over signal with unit: example.",
+    help="Examples of all silos together; needed for noise over signal with unit: example.",
 )
 def privacy(
     job: Path,
@@ -50,23 +50,24 @@ def privacy(
     builder: str | None,
     examples: int | None,
 ) -> None:
-    """Say what the noise of a job's YAML is worth, before it runs.
+    """Compute the privacy of a job's noise before the job runs.
 
     \b
-    epsilon             of all rounds at the YAML's delta, for each silo by the
-                        rounds that FedML chooses it for; the smaller, the less
-                        the averages tell of whether a silo (or an example) took
-                        part. 1 is strong, 8 is what deep learning often has,
-                        and far above it little is claimed.
-    multiplier          the noise in the sum over keylock.noise.clip: what
-                        --epsilon 4, or epsilon: 4 in the YAML, solves for.
-    stop_at             how many rounds fit into that budget.
-    spent               what the vault's ledgers say of earlier jobs.
-    noise over signal   how long the noise in an average is over a clipped
-                        update, all silos' pointing the same way. Above 1 a
+    epsilon             over all rounds at the YAML's delta, for each silo by
+                        the rounds in which FedML selects it. The smaller, the
+                        less the averages tell whether a silo (or an example)
+                        took part. 1 is strong, 8 is common in deep learning,
+                        and values far above it claim little.
+    multiplier          standard deviation of the noise in the sum over
+                        keylock.noise.clip; --epsilon 4, or epsilon: 4 in the
+                        YAML, solves for it.
+    stop_at             the number of rounds within that budget.
+    spent               epsilon of earlier jobs, from the vault's ledgers.
+    noise over signal   norm of the noise in an average over that of a clipped
+                        update, if all silos' updates are aligned. Above 1 a
                         round is more noise than update. With unit: example
-                        of one step, over a clipped gradient; it adds up to
-                        sqrt(T) times as much in T steps, gradients to T.
+                        it is of one step, over a clipped gradient. In T steps
+                        noise grows by sqrt(T), and gradients by up to T.
 
     \b
     fedml-keylock privacy fedml_config.yaml --model main:Net
@@ -144,7 +145,7 @@ def _schedule(args: Any, job: Path, *, rounds: int | None, silos: int | None) ->
 
 
 def _numbers(config: KeyLockConfig, builder: str | None) -> int:
-    """Over how many numbers the noise goes; 0 where no model is named."""
+    """Number of values that get noise; 0 if no model is named."""
     from ..locks.model import make_lock
     from .job import build_model
 
@@ -156,7 +157,7 @@ def _numbers(config: KeyLockConfig, builder: str | None) -> int:
 
 
 def _tell_silos(budget: Budget) -> None:
-    """Each silo's participations, where they differ."""
+    """Print each silo's participations, if they differ."""
     groups = defaultdict[int, list[int]](list)
     for silo in range(budget.schedule.silos):
         groups[budget.taken.get(silo, 0)].append(silo)
@@ -185,7 +186,7 @@ def _tell_ratio(budget: Budget, numbers: int, examples: int) -> None:
 
 
 def _tell_spent(vault: Path, budget: Budget) -> bool:
-    """What is spent already; whether that leaves too little for the job."""
+    """Print what earlier jobs spent, and whether too little is left for this job."""
     from ..privacy.accountant import epsilon_of
     from ..privacy.ledger import ledgers_in
 

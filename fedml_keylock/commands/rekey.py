@@ -1,4 +1,4 @@
-"""Put the files of a vault under another passphrase, or under one, or under none."""
+"""Changes a vault's passphrase, encrypts a vault or decrypts it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def rekey_files(
 ) -> tuple[int, int]:
     """Rewrite every file of some silos, each whole or not at all.
 
-    All are read before one is changed, so that a wrong passphrase changes nothing. A file that
-    opens with the new cipher already is left as it is: an interrupted run is finished by another.
-    No cipher is for what is plain. Gives how many files were changed, and how many were so already.
+    All files are read before the first is changed, so that a wrong passphrase changes nothing. A
+    file that the new cipher opens is left as it is, so that a second run finishes an interrupted
+    one. A cipher of None means not encrypted. Returns the numbers of changed and unchanged files.
 
     Raises:
-        VaultError: a file opens with neither, cannot be written, or a job is using it.
+        VaultError: neither cipher opens a file, it cannot be written, or a job is using it.
 
     Example:
         >>> import tempfile, torch
@@ -55,7 +55,7 @@ def rekey_files(
 
 
 def _opens_with_old(path: Path, old: Cipher | None, new: Cipher | None) -> bool:
-    """True for a file that waits, False for one that is done already."""
+    """Whether the old cipher opens a file; False if the new one does."""
     stored = Stored.read(path)
     problem = VaultError(f"vault {path}: it is not encrypted; encrypt it with --encrypt")
     for cipher, waits in ((new, False), (old, True)):

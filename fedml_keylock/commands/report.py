@@ -1,4 +1,4 @@
-"""`fedml-keylock report`: two reports side by side, and the schema of one."""
+"""`fedml-keylock report`: compares two reports, and prints the schema of report.json."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ def report() -> None:
         adaptive attacker        0.01 [0.01, 0.02]  images not recovered
         key-knowing upper bound  0.99 [0.98, 0.99]  self-test passed
 
-    The heading is the defense. The row's first words say who attacks it: a defense-unaware attacker
-    takes sealed words for weights, an adaptive one knows the lock's kind, a colluding silo has what
-    a silo has. The number is the mean aligned SSIM of his best attack, with its 95 % interval: 1 is
-    the picture itself, and only what is above "public data alone" counts. "images not recovered"
-    stands only where the upper bound, which is given the key, passed its self-test; else there is
-    no verdict.
+    The heading is the defense. A row begins with the attacker: a defense-unaware attacker takes
+    sealed words for weights, an adaptive one knows the kind of lock, a colluding silo knows what a
+    silo knows. The number is the mean aligned SSIM of the attacker's best attack, with its 95 %
+    interval. 1 is the picture itself, and only scores above "public data alone" count. "images not
+    recovered" needs a key-knowing upper bound that passed its self-test; else there is no verdict.
 
-    report.html ends with a page for the file, to print: what was tested, settings, versions, hashes
-    of inputs, and what was not tested.
+    report.html ends with a section for auditors, to print: what was tested, settings, versions,
+    hashes of inputs, and what was not tested.
     """  # noqa: D301  # click wants the character that the escape stands for
 
 
@@ -46,15 +45,14 @@ def report() -> None:
     type=FILE,
     default=Path("compare.html"),
     show_default=True,
-    help="The page to write: one file that needs nothing else.",
+    help="The page to write, self-contained.",
 )
 def compare(a: Path, b: Path, output: Path) -> None:
-    """Put the reports A and B side by side.
+    """Compare the reports A and B, on the terminal and as a page.
 
-    On the terminal, and as a page. Each is a folder with a report.json, or such a file. Every row
-    that both have is shown with both aligned SSIMs, their difference and whether their intervals
-    overlap, and so are the accuracies; rows that only one has are named. Neither page nor terminal
-    shows a picture.
+    Each is a folder with a report.json, or such a file. For every row of both reports it shows the
+    two aligned SSIMs, their difference and whether their intervals overlap; likewise for
+    accuracies. Rows of only one report are named. No pictures are shown.
 
     Example: fedml-keylock report compare before after --output before-and-after.html
     """
@@ -70,7 +68,7 @@ def compare(a: Path, b: Path, output: Path) -> None:
 def schema() -> None:
     """Print the JSON Schema of report.json.
 
-    Any validator takes it. With Python's, from pip install check-jsonschema:
+    Any validator reads it, such as check-jsonschema from PyPI:
 
     \b
     Example: fedml-keylock report schema > report.schema.json

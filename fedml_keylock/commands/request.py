@@ -1,4 +1,4 @@
-"""What `fedml-keylock audit` is asked for, checked before anything heavy is imported."""
+"""The options of `fedml-keylock audit`, checked before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ class Request:
 
     @property
     def lock_options(self) -> dict[str, str | None]:
-        """The options that say what lock it is."""
+        """The options that choose the lock."""
         return {"lock_kind": self.lock_kind, "layers": self.layers}

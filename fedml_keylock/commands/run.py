@@ -1,4 +1,4 @@
-"""`fedml-keylock run`: a job that one can watch."""
+"""`fedml-keylock run`: runs a job over MPI, and shows its progress and a summary."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 LOGS = Path("logs")
-"""Where FedML has its logs too."""
+"""Folder of logs, which FedML uses too."""
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -33,7 +33,7 @@ LOGS = Path("logs")
     required=True,
     help="Server and silos: worker_num + 1.",
 )
-@click.option("--verbose", is_flag=True, help="Show all that the ranks print, and keep no log.")
+@click.option("--verbose", is_flag=True, help="Show all output of the ranks, and keep no log.")
 @click.argument("script", nargs=-1, required=True, type=click.UNPROCESSED)
 def run(ranks: int, verbose: bool, script: tuple[str, ...]) -> NoReturn:
     """Run an unmodified FedML job over MPI with the plugin active.
@@ -41,10 +41,10 @@ def run(ranks: int, verbose: bool, script: tuple[str, ...]) -> NoReturn:
     \b
     Example: fedml-keylock run -n 4 main.py --cf fedml_config.yaml
 
-    It checks the YAML first. Then it shows one line of progress (round, accuracy where silos show
-    it, time left), each warning and error once, and in the end a summary: what was sent, what the
-    server could read of it, and where the final model is. All that the ranks print goes to a
-    file under logs/, for you only. The exit status is the job's.
+    It checks the YAML first. Then it shows a progress line (round, accuracy if silos report it,
+    time left), and each warning and error once. The closing summary says what was sent, what the
+    server could read of it, and where the final model is. All output of the ranks goes to a file
+    under logs/ that only you can read. The exit status is the job's.
     """  # noqa: D301  # click's mark for lines that are to stay as they are
     from .job_file import check_job_file
 
@@ -60,7 +60,7 @@ def run(ranks: int, verbose: bool, script: tuple[str, ...]) -> NoReturn:
 
 
 def _yaml_of(script: tuple[str, ...]) -> Path | None:
-    """The YAML that a job's arguments name, as FedML takes them."""
+    """The YAML that a job's arguments name, by FedML's rules."""
     found = None
     for option, value in pairwise([*script, ""]):
         name, equals, rest = option.partition("=")
@@ -79,14 +79,14 @@ def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
 
     log = _new_log()
     keylock = None if job is None else job.keylock
-    live = sys.stdout is not None and sys.stdout.isatty()  # it is None where it is closed
+    live = sys.stdout is not None and sys.stdout.isatty()  # None if stdout is closed
     defended = job is None or job.defense is not None
     silo_logs = SiloLogs(keylock.vault if keylock else None)
     console = Console(ranks, silo_logs, live=live, defended=defended)
     rounds = None if job is None else getattr(job.args, "comm_round", None)
     if type(rounds) is int:
         console.facts["rounds"] = rounds
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the job as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the job as Ctrl-C does
     try:
         click.echo(f"{ranks} ranks begin; all that they print goes to {log}")
         status = run_logged(ranks, script, log, console.see)
@@ -95,7 +95,7 @@ def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
         click.echo(f"stopped; log: {log}", err=True)
         raise
     except OSError as error:
-        if error.errno == errno.EPIPE:  # whoever reads has left, as head does
+        if error.errno == errno.EPIPE:  # the reader of the output has closed it, as head does
             raise
         named = error.filename or "stdout"
         raise HostError(f"{named}: {error.strerror}; the job is stopped; log: {log}") from None
@@ -110,7 +110,7 @@ def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
 
 
 def _new_log() -> Path:
-    """An empty file for what a job prints, which only its owner can read."""
+    """Make an empty file for a job's output, which only its owner can read."""
     from ..errors import HostError
 
     try:
@@ -126,7 +126,7 @@ def _new_log() -> Path:
 
 
 def _tell_failure(console: Console, status: int, log: Path) -> None:
-    """Say that a job failed, and what it printed last if no rank has said why."""
+    """Report that a job failed, with its last lines if no rank named the reason."""
     if not console.failed:
         for line in console.last_lines():
             click.echo(line, err=True)

@@ -1,4 +1,4 @@
-"""Reads what silos measure from their own files, where these are on the user's own machine."""
+"""Reads the accuracies that silos log, if their files are on this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _ACCURACY = re.compile(
 
 
 class SiloLogs:
-    """The silo-N.log in a vault's folder, from now on: what earlier jobs wrote does not count.
+    """New lines of each silo-N.log in a vault's folder; lines of earlier jobs are skipped.
 
-    They are their owners' only: whoever cannot read them is told nothing, and neither is a server
-    on another machine.
+    Only their owners can read these files: other users, and a server on another machine, get
+    nothing.
 
     Args:
-        folder: the vault's; None for a job without one.
+        folder: the vault's folder; None for a job without a vault.
 
     """
 
@@ -32,7 +32,7 @@ class SiloLogs:
                 self._read[path] = path.stat().st_size
 
     def accuracies(self) -> dict[int, tuple[int, float]]:
-        """What was written since: by silo the round's index, and the accuracy of its average.
+        """New accuracies: silo to the round's index and the accuracy of its average.
 
         Example:
             >>> logs = SiloLogs(Path("."))

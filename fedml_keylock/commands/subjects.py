@@ -1,4 +1,4 @@
-"""What `fedml-keylock audit` audits: what a job captured, or what a model would send."""
+"""Makes the subjects of `fedml-keylock audit`: from a job's capture, or from a model."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ SIZES = (32, 28, 64, 224)
 
 @dataclass(frozen=True)
 class Material:
-    """What is audited, and what the report says beside it.
+    """The subjects of an audit, and facts for its report.
 
     Attributes:
         subjects: one for every seed, or one for all.
-        facts: of the run, in plain values.
-        accuracy: defense to role to interval; empty where nobody can tell.
+        facts: facts on the run, in plain values.
+        accuracy: defense to role to interval; empty if it cannot be measured.
         accuracy_rounds: defense to role to ``(round, share)``.
 
     """
@@ -63,7 +63,7 @@ class Material:
 
 
 def captured(request: Request) -> Material:
-    """What a job captured, with its truth."""
+    """The subject of a job's capture and its truth."""
     assert request.capture is not None
     assert request.truth is not None
     capture = Capture.open(request.capture)
@@ -124,7 +124,7 @@ def captured(request: Request) -> Material:
 
 
 def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | None:
-    """The pictures of ``--data``, beside a capture of images like these."""
+    """Public data for a capture: the pictures of ``--data``, shaped as the captured images."""
     if request.data is None:
         return None
     low, high = capture.bounds
@@ -145,7 +145,7 @@ def _public(request: Request, capture: Capture, images: Tensor) -> PublicData | 
 
 
 def probes(request: Request) -> Material:
-    """What a model would send, one subject a seed."""
+    """The subjects of a model's simulated updates, one for each seed."""
     assert request.data is not None
     model = _model(request, 0)
     channels = _channels(model)
@@ -210,14 +210,14 @@ def probes(request: Request) -> Material:
 
 
 def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
-    """The loss that is asked for, or that a capture's job had; or cross entropy, as a guess."""
+    """The requested loss, or that of the capture's job, or else cross entropy as a guess."""
     if request.loss is not None:
         return loss_of(request.loss, where="--loss")
     named = str(meta.get("loss") or "")
     if not named or meta.get("loss_assumed"):
         return replace(CROSS_ENTROPY, assumed=True)
     try:
-        if ":" not in named:  # whoever writes a capture is not to say what is imported here
+        if ":" not in named:  # a capture must not decide what is imported here
             return loss_of(named, where="--loss")
     except ConfigError:
         pass
@@ -227,14 +227,14 @@ def _loss(request: Request, meta: Mapping[str, Any]) -> Loss:
 
 
 def _built(builder: str, seed: int) -> nn.Module:
-    """A model, its own random start drawn from the seed."""
+    """A model, with its random weights drawn from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(builder)
 
 
 def _model(request: Request, seed: int) -> nn.Module:
-    """The model as `_built`, or with the weights of a file."""
+    """The model of `_built`, or with the weights of a file."""
     model = _built(request.builder, seed)
     if request.weights is not None:
         try:
@@ -254,13 +254,13 @@ def _say(line: str) -> None:
 def _rebuild(
     builder: str, defense: str | None, settings: Mapping[str, Any]
 ) -> tuple[nn.Module, AttackerModel | None]:
-    """The attacker's models, in another rank. Their weights do not matter: he has what was sent."""
+    """Build the attacker's models in another rank. Updates bring the weights."""
     model = _built(builder, 0)
     return model, _protection(defense, settings, model)[0].attacker_model if defense else None
 
 
 def _size(builder: str, model: nn.Module, channels: int) -> int:
-    """The side of the pictures that a model is made for."""
+    """Side in pixels of the pictures that a model is made for."""
     start, _, name = builder.partition(":")
     if start == "torchvision":
         from torchvision import models
@@ -291,7 +291,7 @@ def _protection(
 def _fresh(
     lock: Lock, model: nn.Module, generator: torch.Generator
 ) -> tuple[nn.Module, Mapping[str, Tensor]]:
-    """A lock that protects nothing, drawn so that the same audit can be run again."""
+    """A reproducible lock for an audit, which protects nothing."""
     copy = deep_copy(model)
     lock.lock(copy, uniform=seeded_uniform(generator))
     return copy, lock.secret_variables(copy)

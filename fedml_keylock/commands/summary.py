@@ -1,4 +1,4 @@
-"""What a job was, in a few lines, when it has ended well."""
+"""The closing summary of a job that ended well."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["summary"]
 
 
 def summary(console: Console, job: JobFile | None) -> list[str]:
-    """One line each: ranks and rounds, lock, accuracy, bytes, what the server read, the model.
+    """Lines on ranks and rounds, lock, accuracy, bytes, what the server read, and the model.
 
     Args:
-        console: has seen all that the job printed.
-        job: what its YAML asks for; None where it names none.
+        console: the console that has read the job's whole output.
+        job: the job's YAML; None if the job names none.
 
     """
     facts, keylock = console.facts, None if job is None else job.keylock
@@ -48,10 +48,9 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
 
 
 def _lock(facts: Mapping[str, Any], job: JobFile | None) -> tuple[str, str]:
-    """A job's lock, and what the server could read.
+    """A job's lock, and what the server could read, as its ranks report.
 
-    Both are as its ranks tell. A line like theirs may be anybody's, and so what they tell is
-    not said where the job's YAML asks for something else.
+    Any program could print such a line. So a report that contradicts the job's YAML is not shown.
     """
     told = facts.get("defense")
     if told is None:
@@ -71,14 +70,14 @@ def _line(name: str, text: str) -> str:
 
 
 def _model(job: JobFile | None, began: float) -> str:
-    """Where the final model is, of a job that began then; files of an earlier one do not count."""
+    """Where a job's final model is; files from before its start do not count."""
     keylock = None if job is None else job.keylock
     if job is None or keylock is None:
         return "where the job's own code saves it; FedML writes none"
     found = []
     if keylock.save_model is not None:
         there = Path(keylock.save_model).glob("silo-*.safetensors")
-        # a file's time may be some milliseconds old when it is written
+        # a file's time may be some milliseconds early
         files = [path for path in there if path.stat().st_mtime >= began - 1]
         named = f"{keylock.save_model}/silo-N.safetensors"
         count = f"{len(files)} file{'s' * (len(files) != 1)}"

@@ -1,4 +1,4 @@
-"""`fedml-keylock vault`: look after the silos' private state on disk, and show none of it."""
+"""`fedml-keylock vault`: manages the silos' private state on disk, and never shows its values."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 @click.group()
 def vault() -> None:
-    """Look after the silos' private state on disk.
+    """Manage the silos' private state on disk.
 
-    Each silo's files are in a folder that never leaves the silo, keylock_vault if the YAML names no
-    other. Under lock: sealed, the default, there are some only with checkpoint or keep_history.
+    Each silo's files are in a folder that never leaves the silo: keylock_vault, or the one that the
+    YAML names. Under lock: sealed, the default, files need checkpoint or keep_history.
 
     \b
-    What is there:          fedml-keylock vault list
-    Is all of it whole:     fedml-keylock vault verify
+    List the files:         fedml-keylock vault list
+    Check them:             fedml-keylock vault verify
     Encrypt it:             fedml-keylock vault rekey --encrypt
 
-    None of these ever prints a private value. The passphrase of an encrypted vault is never an
-    argument: it is in FEDML_KEYLOCK_PASSPHRASE, or in the owner-only file that
-    FEDML_KEYLOCK_PASSPHRASE_FILE names, or asked for on a terminal.
+    None of these prints a private value. The passphrase of an encrypted vault is never an argument.
+    It is read from FEDML_KEYLOCK_PASSPHRASE, from the owner-only file that
+    FEDML_KEYLOCK_PASSPHRASE_FILE names, or from a terminal.
     """  # noqa: D301  # click wants the character that the escape stands for
 
 
@@ -59,9 +59,9 @@ def _silo(*, required: bool) -> Callable[[Command], Command]:
 def list_silos(folder: Path) -> None:
     """List the silos that have files in FOLDER.
 
-    One line a silo: what its header says. Needs no passphrase. ROUND is the one that the silo
-    trains next, or under lock: sealed the one whose checkpoint the file opens; HISTORY how many
-    files of past rounds are kept. What a header says is proven by verify only.
+    One line per silo, from its file's header; needs no passphrase. ROUND is the round that the silo
+    trains next, or under lock: sealed the round whose checkpoint the file opens. HISTORY is the
+    number of files of past rounds. Only verify proves a header.
 
     Example: fedml-keylock vault list keylock_vault
     """
@@ -93,10 +93,10 @@ def list_silos(folder: Path) -> None:
 @_folder
 @_silo(required=True)
 def show(folder: Path, silo: int) -> None:
-    """Show what a silo's file holds, but no values.
+    """Show the contents of a silo's file, without values.
 
-    That is its header, and the names, types and shapes of its private tensors. Needs the passphrase
-    when the vault is encrypted: the names are encrypted too.
+    Prints its header, and the names, types and shapes of its private tensors. An encrypted vault
+    needs the passphrase: the names are encrypted too.
 
     Example: fedml-keylock vault show keylock_vault --silo 0
     """
@@ -117,17 +117,17 @@ def show(folder: Path, silo: int) -> None:
 @vault.command()
 @_folder
 def verify(folder: Path) -> None:
-    """Check that every file in FOLDER is whole.
+    """Check that every file in FOLDER is intact.
 
-    Its mode and owner, its header, and its checksum or decryption; the history's files too. Exit
-    status 1 when a file fails, with a line that names it. Needs the passphrase when a file is
-    encrypted.
+    Checks mode and owner, the header, and checksum or decryption, for files of the history too. If
+    a file fails, it prints a line that names the file, and exits with status 1. Encrypted files
+    need the passphrase.
 
     Example: fedml-keylock vault verify keylock_vault
     """
     from ..locks.vault.silo import files_of
 
-    cipher = cache(current_cipher)  # asked for once, and not at all when every file is plain
+    cipher = cache(current_cipher)  # asked for at most once, and only for an encrypted file
     failed = whole = 0
     for silo in _silos(folder, None):
         for path in files_of(folder, silo):
@@ -160,8 +160,8 @@ def _verified(path: Path, silo: int, cipher: Callable[[], Cipher]) -> Stored:
 @vault.command()
 @_folder
 @_silo(required=False)
-@click.option("--encrypt", "way", flag_value="encrypt", help="Encrypt what is plain.")
-@click.option("--decrypt", "way", flag_value="decrypt", help="Decrypt what is encrypted.")
+@click.option("--encrypt", "way", flag_value="encrypt", help="Encrypt plain files.")
+@click.option("--decrypt", "way", flag_value="decrypt", help="Decrypt encrypted files.")
 def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     """Change the passphrase, encrypt or decrypt.
 
@@ -170,14 +170,13 @@ def rekey(folder: Path, silo: int | None, way: str | None) -> None:
     To change:   fedml-keylock vault rekey
     To decrypt:  fedml-keylock vault rekey --decrypt
 
-    The new passphrase is in FEDML_KEYLOCK_NEW_PASSPHRASE, or in the owner-only file that
-    FEDML_KEYLOCK_NEW_PASSPHRASE_FILE names, or asked for twice. With --encrypt it is the one that
-    the job will use, in FEDML_KEYLOCK_PASSPHRASE.
+    The new passphrase is read from FEDML_KEYLOCK_NEW_PASSPHRASE, from the owner-only file that
+    FEDML_KEYLOCK_NEW_PASSPHRASE_FILE names, or twice from a terminal. With --encrypt it is the
+    job's own, from FEDML_KEYLOCK_PASSPHRASE.
 
-    Every file is read before one is changed, each is replaced whole or not at all, and the history
-    is done with the rest. If it is interrupted, run it again: what is done already is left alone.
-    The disk or a backup may still hold the files as they were; when a passphrase got out, what
-    they open is open.
+    All files are read before the first is changed, and each is replaced whole or not at all, the
+    history's too. If it is interrupted, run it again: finished files are left alone. The disk or a
+    backup may still hold the old files: a passphrase that leaked still opens them.
     """  # noqa: D301  # click wants the character that the escape stands for
     from ..locks.vault.cipher import PASSPHRASE
     from .rekey import rekey_files
@@ -206,7 +205,7 @@ def _form(found: Stored) -> str:
 
 
 def _silos(folder: Path, silo: int | None) -> list[int]:
-    """The silos that a command is about; there must be some."""
+    """The silos that a command acts on; VaultError if there are none."""
     from ..locks.vault.silo import silos_in
 
     there = silos_in(folder)
@@ -219,11 +218,11 @@ def _silos(folder: Path, silo: int | None) -> list[int]:
 
 
 def current_cipher() -> Cipher:
-    """The cipher of the passphrase that a vault is under: from the environment, or a terminal.
+    """The cipher of a vault's current passphrase, from the environment or a terminal.
 
     Raises:
         ConfigError: there is no passphrase, and no terminal to ask at.
-        VaultError: the file that holds the passphrase cannot be read, or others may read it.
+        VaultError: the passphrase's file cannot be read, or others may read it.
 
     """
     from ..locks.vault.cipher import PASSPHRASE
@@ -232,7 +231,7 @@ def current_cipher() -> Cipher:
 
 
 def _cipher(variable: str, prompt: str, *, confirm: bool = False) -> Cipher:
-    """From the environment, or from a terminal; without either the error names the variables."""
+    """A cipher from the environment or a terminal; else an error that names the variables."""
     from ..locks.vault.cipher import Cipher
 
     given = os.environ.get(variable) or os.environ.get(f"{variable}_FILE")

@@ -1,8 +1,8 @@
-"""The demonstration: one real FedML job, three times, attacked by a server that is curious.
+"""The demonstration: a real FedML job, run three times and attacked by its server.
 
-The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. What is attacked is what
-the server captured; the truth and the silos' private state are read from the outside, afterwards,
-to score with, for the key-knowing upper bound, and for the sums that a colluding silo has.
+The jobs are ordinary ones (examples/mnist_cross_silo) over real MPI ranks. The attacks get what the
+server captured. The truth is read afterwards, for scores only. The silos' private state is read for
+the key-knowing upper bound and for the sums that a colluding silo has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["VARIANTS", "Scale", "run_demo"]
 
 
 MARK = "of-a-demo"
-"""Name of the file by which a folder is known as made here, and may be emptied."""
+"""Name of the file that marks a folder as made by a demo, which may be emptied."""
 
 
 def run_demo(
@@ -37,15 +37,14 @@ def run_demo(
 
     Args:
         output: folder for `report.json`, `report.html`, `leakage.png` and `jobs/`.
-        quick: a smaller one.
+        quick: run a smaller demonstration.
         seed: FedML's `random_seed`.
         attack: whether to attack, or only to train and report accuracies.
-        say: takes each line of the result.
+        say: called with each line of the result.
 
     Raises:
         MissingExtra: the digits are not installed.
-        HostError: there is no MPI runtime, a job failed, or there is something else in the place of
-            `jobs/`.
+        HostError: there is no MPI runtime, a job failed, or `jobs/` is not a demo's.
 
     """
     if importlib.util.find_spec("mlxtend") is None:
@@ -56,7 +55,7 @@ def run_demo(
     folders = {name: jobs / name.replace(":", "-") for name in VARIANTS}
     with ThreadPoolExecutor(len(folders)) as pool:
         running = start_jobs(pool, folders, scale, seed)
-        # torch and the metrics take seconds to import, which the first job need not wait for
+        # imports of torch and the metrics take seconds; the first job starts before them
         from ..evaluation.leakage import NOT_SCORED
         from ..evaluation.provenance import today, versions
         from ..evaluation.report import LeakageReport
@@ -110,7 +109,7 @@ def run_demo(
 
 
 def _empty(folder: Path) -> Path:
-    """The folder for a demo's jobs, without those of an earlier one."""
+    """Make an empty folder for a demo's jobs, and remove an earlier demo's."""
     try:
         if (folder / MARK).is_file():
             shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""The demonstration's three jobs: one example, three times the flag."""
+"""Runs the demonstration's three jobs: one example under three defenses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ VARIANTS: Mapping[str, Mapping[str, str] | None] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything: rounds, single-digit rounds at each end, attack settings.
+    """The size of a demonstration.
 
     Attributes:
-        rounds: of federated training, single-digit ones included.
-        single: how many rounds at the start, and at the end, train on one digit a silo.
-        attacks: attack name to its settings for an attacker who guesses no private state.
-        adaptive: attack name to what differs for one who does.
-        fresh: how many fresh random locks are tried.
+        rounds: rounds of federated training, single-digit ones included.
+        single: number of rounds, at the start and at the end, that train on one digit per silo.
+        attacks: attack name to settings for attackers who do not search private state.
+        adaptive: attack name to changed settings for attackers who do.
+        fresh: number of fresh random locks to try.
 
     """
 
@@ -67,9 +67,9 @@ QUICK = Scale(
 
 @dataclass(frozen=True)
 class Running:
-    """A job under way: `trained` once its last round is over, `done` once it has ended.
+    """A running job: `trained` is set after its last round, `done` at its end.
 
-    A job that failed, or never began because the one before failed, is `trained` and `failed`.
+    A job that failed, or did not start because the one before failed, is `trained` and `failed`.
     """
 
     trained: threading.Event
@@ -78,7 +78,7 @@ class Running:
 
 
 def example() -> Path:
-    """The example job's folder: inside an installed package, or beside it in a checkout."""
+    """The example job's folder: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent.parent
     inside = here / "examples" / "mnist_cross_silo"
     return inside if inside.exists() else here.parent / "examples" / "mnist_cross_silo"
@@ -87,9 +87,9 @@ def example() -> Path:
 def start_jobs(
     pool: Executor, folders: Mapping[str, Path], scale: Scale, seed: int
 ) -> list[Running]:
-    """Start the jobs in turn; each begins when the one before is trained and takes its leave.
+    """Start the jobs in turn, each when the one before is trained and about to end.
 
-    FedML's ranks spend ten seconds on ending; two jobs that train at once would only take longer.
+    FedML's ranks take ten seconds to end; two jobs that train at once would take longer.
     """
     running: list[Running] = []
     for name, folder in folders.items():
@@ -109,7 +109,7 @@ def _run_job(
     trained: threading.Event,
     failed: threading.Event,
 ) -> None:
-    """Run the example over MPI as any user would, with the plugin active and the flag as named."""
+    """Run the example over MPI as a user would, with the plugin active and the named defense."""
     try:
         if before is not None:
             before.trained.wait()
@@ -120,7 +120,7 @@ def _run_job(
         failed.set()
         raise
     finally:
-        trained.set()  # whatever happened, nobody need wait for it
+        trained.set()  # always release those who wait for it
 
 
 def _train(name: str, folder: Path, scale: Scale, seed: int, trained: Callable[[], None]) -> None:

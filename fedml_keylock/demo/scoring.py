@@ -1,4 +1,4 @@
-"""What the demonstration's jobs gave away, and what the lock cost."""
+"""Scores the demonstration's jobs: what leaked, and what the lock cost in accuracy."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from .jobs import VARIANTS, Scale, example
 __all__ = ["Leakage", "accuracy", "attack_all", "example_data", "input_hashes"]
 
 UNTRAINED_ONLY = ("dlg",)
-"""Attacks that are run on the first rounds only: at trained weights DLG fails without any defense
-(measured, aligned SSIM .04), so that its failure there would say nothing of one."""
+"""Attacks that run on the first rounds only: at trained weights DLG fails without any defense
+(measured: aligned SSIM .04), so that its failure there is no evidence."""
 
 SILOS = 3
 BASELINES = ("mean image", "mean image of the class")
@@ -48,9 +48,9 @@ BASELINES = ("mean image", "mean image of the class")
 
 @dataclass(frozen=True)
 class Leakage:
-    """Every attack's scores, and the pictures of one stage: originals and reconstructions.
+    """Every attack's scores, one stage's originals and reconstructions, and counts.
 
-    Beside them, by title, how many updates gave no picture.
+    The counts are of updates without a picture, by title.
     """
 
     rows: list[LeakageRow]
@@ -69,7 +69,7 @@ def _load(name: str) -> ModuleType:
 
 
 def example_data(folder: Path) -> tuple[PublicData, dict[int, Any]]:
-    """The test images ``(n, 1, 28, 28)``, and each silo's loader, as in the job."""
+    """The test images ``(n, 1, 28, 28)``, and each silo's data loader, as in the job."""
     sections = yaml.safe_load((folder / "fedml_config.yaml").read_text()).values()
     args = SimpleNamespace(**{key: value for section in sections for key, value in section.items()})
     dataset = _load("data").load_data(args)
@@ -89,9 +89,9 @@ def input_hashes(folders: Mapping[str, Path]) -> dict[str, str]:
 
 
 def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval], Rounds]:
-    """Accuracy of the final global model, and of the captured rounds.
+    """Accuracy of the final global model and of the captured rounds.
 
-    On the server, under each silo's lock; of the final one also under new ones.
+    Measured on the server and under each silo's lock; for the final model also under fresh locks.
     """
     data, _ = example_data(folder)
     model, capture = _load("model").LeNet(), Capture.open(folder / "leakage" / "capture")
@@ -110,7 +110,7 @@ def accuracy(name: str, folder: Path, scale: Scale) -> tuple[dict[str, Interval]
 
 
 def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[tuple[Trial, Task]]:
-    """Every attack on every job at every level, as it is shown. No task holds the truth."""
+    """Every attack on every job at every level. No task holds the truth."""
     samples = [u.samples for u in Capture.open(folders["none"] / "leakage" / "capture").each(0)]
     for name, settings in scale.attacks.items():
         for variant, folder in folders.items():
@@ -151,9 +151,9 @@ def _tasks(folders: Mapping[str, Path], scale: Scale, seed: int) -> Iterator[tup
 
 
 def _of_sums(task: Task, opened: Sequence[ClientUpdate], samples: Sequence[float]) -> Task:
-    """What a colluding silo has: opened updates, each in an average with the next silo's.
+    """A colluding silo's view: averages of each opened update with the next silo's.
 
-    The third silo colludes, and has taken its own update off the round's average.
+    The third silo colludes, and has subtracted its own update from the round's average.
     """
     updates = {(update.round, update.silo): update for update in opened}
     made = []
@@ -189,13 +189,13 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
         truth[late, 0], labels[late, 0], public, metrics(), stage="trained", round_index=last
     )
     rows = [row for row in floor if row.attack in BASELINES]
-    shown = "untrained"  # the weights at which every attack is run
+    shown = "untrained"  # weights at which every attack runs
     galleries, lost = [], {}
     places = [row + (1 if u.silo + 1 < SILOS else 1 - SILOS) for row, u in enumerate(updates)]
     turned = torch.tensor(places)
     for trial, result in _results(list(_tasks(folders, scale, seed))):
         count, own, marks = len(result.images), truth, labels
-        if trial.level.startswith(SUM):  # beside each picture the next silo's, in one sum
+        if trial.level.startswith(SUM):  # each picture, and the next silo's, in one sum
             own, marks = (torch.cat([part, part[turned]], 1) for part in (truth, labels))
         scored = _first(score(result, own[:count], marks[:count], metrics()))
         if missing := int(scored.cost.isnan().sum()):
@@ -215,12 +215,12 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
 
 
 def _first(scored: Scored) -> Scored:
-    """The scores of each update's first picture: in a sum the second is another row's first."""
+    """Scores of each update's first picture; a sum's second picture is another row's first."""
     return replace(scored, metrics={name: one[:, :1] for name, one in scored.metrics.items()})
 
 
 def _results(tasks: list[tuple[Trial, Task]]) -> Iterator[tuple[Trial, Result]]:
-    """What each task makes, in their order."""
+    """The tasks' results, in order."""
     made: dict[int, bytes] = {}
     with tqdm(total=len(tasks), desc="attack", unit="attack", leave=False) as bar:
 

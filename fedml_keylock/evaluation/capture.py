@@ -1,9 +1,9 @@
-"""What crossed the wire, kept on disk: per round the public state sent, per silo the one returned.
+"""Keeps on disk what crossed the wire: the state sent in each round, and each silo's update.
 
-A capture holds no truth and no private state, and nothing in it is executable: arrays are
-safetensors, the rest is JSON. `index.jsonl` has a line for every file, with its size and SHA-256:
-what was cut, changed or put there since is seen. (Someone who rewrites the index too is not: keep a
-capture where only its owner writes.)
+A capture holds no truth, no private state and nothing executable: arrays are safetensors, the rest
+is JSON. `index.jsonl` lists every file with its size and SHA-256, so that truncated, changed and
+added files are noticed. Someone who rewrites the index too is not: keep a capture where only its
+owner can write.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _NAME = re.compile(
 
 @dataclass
 class Capture:
-    """A folder of captured updates. Nothing of them is kept in memory.
+    """A folder of captured updates, which are read from disk when asked for.
 
     Attributes:
         folder: where it is.
@@ -63,7 +63,7 @@ class Capture:
 
     @classmethod
     def create(cls, folder: Path, meta: Mapping[str, Any]) -> Capture:
-        """Start a capture in a new folder; AttackError if one is there, or it cannot be written."""
+        """Start a capture in a new folder; AttackError if it holds one, or cannot be written."""
         capture = cls(folder, {"schema": SCHEMA, **meta})
         if (folder / META).exists():
             raise AttackError(f"{folder} holds a capture already; move it away or name another")
@@ -77,10 +77,10 @@ class Capture:
 
     @classmethod
     def open(cls, folder: Path) -> Capture:
-        """Open a capture that a job has written, and look at every file's name and size.
+        """Open a capture that a job has written, and check every file's name and size.
 
         Raises:
-            AttackError: it is missing, cut, of another schema, or holds a file that is not its own.
+            AttackError: it is missing, truncated, of another schema, or holds a foreign file.
 
         """
         capture = cls(folder)
@@ -114,11 +114,11 @@ class Capture:
         return capture
 
     def add(self, update: ClientUpdate, *, own: bool = False) -> None:
-        """Keep one update, and once a round what was sent; AttackError if it cannot be written.
+        """Keep one update, and once a round the state sent; AttackError if it cannot be written.
 
         Args:
-            update: with what was sent.
-            own: the silo was sent another model than others, which is kept too.
+            update: a silo's update, with the state that it was sent.
+            own: this silo was sent a model of its own, which is kept too.
 
         """
         folder = _round(update.round)
@@ -144,7 +144,7 @@ class Capture:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Least and greatest pixel value that the job's model was fed; 0 and 1 if none is said."""
+        """Least and greatest pixel value of the model's inputs; 0 and 1 if not recorded."""
         low, high = self.meta.get("bounds") or (0.0, 1.0)
         return float(low), float(high)
 
@@ -163,17 +163,17 @@ class Capture:
         return sorted({index for index, _ in self.entries()})
 
     def sent(self, round_index: int) -> dict[str, Tensor]:
-        """The public state that a round began with; errors as of `load`. The last is kept."""
+        """The public state that a round began with; errors as of `load`. Caches the last one."""
         if self._sent[0] != round_index:
             self._sent = (round_index, self._load(f"{_round(round_index)}/sent.safetensors"))
         return self._sent[1]
 
     def load(self, round_index: int, silo: int) -> ClientUpdate:
-        """One update. Those of one round share what was sent, if they are loaded in a row.
+        """One update. Updates of one round share the state sent, if they are loaded in a row.
 
         Raises:
-            AttackError: there is no such update, or a file is not as it was written, or its names,
-                shapes and types are not those of what was sent first.
+            AttackError: there is no such update, a file was changed, or its names and shapes
+                differ from the first file's.
 
         """
         folder = _round(round_index)
@@ -197,11 +197,11 @@ class Capture:
                 yield self.load(*entry)
 
     def updates(self, round_index: int | None = None) -> list[ClientUpdate]:
-        """What `each` gives, all of it in memory at once."""
+        """The updates of `each`, all in memory at once."""
         return list(self.each(round_index))
 
     def _write(self, name: str, content: bytes, **facts: float) -> None:
-        """A file, whole or not at all, and then its line in the index."""
+        """Write a file, whole or not at all, and then its line in the index."""
         path = self.folder / name
         entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **facts}
         try:
@@ -246,12 +246,12 @@ class Capture:
             raise AttackError(
                 f"capture {self.folder / name}: this is no safetensors file: {error}"
             ) from None
-        # not its types: FedML's averages and noise turn integers into floating point
+        # types are not compared: FedML's averages and noise turn integers into floating point
         layout = {key: tuple(value.shape) for key, value in state.items()}
-        # sealed words have other shapes than the first model, which is sent in the open
+        # sealed words have other shapes than the first model, which is sent unsealed
         sealed = {value.dtype for value in state.values()} == {torch.int32}
         expected = self._layouts.setdefault(sealed, layout)
-        # a job's own trainer may send fewer names than it got
+        # a job's own trainer may send fewer names than it received
         names = layout if "/silo-" in name else {*layout, *expected}
         for key in sorted(names):
             found, first = layout.get(key), expected.get(key)
@@ -264,7 +264,7 @@ class Capture:
 
 
 def _entry(folder: Path, line: str, number: int) -> tuple[str, dict[str, Any]]:
-    """A line of the index, which may have been written by anybody."""
+    """Parse a line of the index; the line is untrusted."""
     where = f"capture {folder / INDEX}, line {number}"
     try:
         entry = json.loads(line)
@@ -288,7 +288,7 @@ def _said(shape: tuple[int, ...] | None) -> str:
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each tensor whole and in memory of its own, as safetensors wants it; no copy if it is so."""
+    """Each tensor contiguous, in storage of its own, as safetensors needs; copied only if not."""
     seen: set[int] = set()
     plain = {}
     for name, tensor in state.items():

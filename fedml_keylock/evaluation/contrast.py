@@ -1,4 +1,4 @@
-"""Whether there is anything in a picture that could be recognised."""
+"""Tells pictures of a single colour, in which there is nothing to recognise."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 __all__ = ["flat_channels", "of_one_colour"]
 
 LEAST = 2.5 / 255
-"""Between the darkest and the brightest pixel: a JPEG may be off by a level to each side."""
+"""Range of pixels up to which a channel is flat: JPEG may be off by one level to each side."""
 
 
 def flat_channels(images: Tensor) -> Tensor:
-    """Which channels are of one brightness: ``(..., c, h, w)`` on [0, 1] to ``(..., c)``.
+    """Which channels have a single brightness: ``(..., c, h, w)`` on [0, 1] to ``(..., c)``.
 
     Example:
         >>> import torch
@@ -23,9 +23,9 @@ def flat_channels(images: Tensor) -> Tensor:
 
 
 def of_one_colour(images: Tensor) -> Tensor:
-    """Which images are of one colour: ``(..., c, h, w)`` on [0, 1] to ``(...)``.
+    """Which images have a single colour: ``(..., c, h, w)`` on [0, 1] to ``(...)``.
 
-    Once its brightness is aligned, any reconstruction of such an image is right.
+    After alignment any reconstruction matches such an image.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What a report says of a defense: a light, and the reason in words."""
+"""The records of a verdict: a light for each defense, and the reason in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Finding", "Light", "Verdict"]
 
 
 class Light(StrEnum):
-    """What is said of a defense, in a few words."""
+    """The verdict on a defense, in a few words."""
 
     LEAKS = "leaks"
     OBLIVIOUS_ONLY = "stops a defense-unaware attacker only"
@@ -23,15 +23,15 @@ class Light(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of one defense.
+    """The verdict on one defense, with its reasons.
 
     Attributes:
         defense: its name.
-        light: what it comes to.
-        images: the reason.
-        labels: whether they leak; empty where nothing is known of it.
-        accuracy: what it costs; empty where nothing is known of it.
-        sums: what a colluding silo makes of the others' sum; empty where that was not attacked.
+        light: the verdict.
+        images: the reason: what attacks on images reach.
+        labels: whether labels leak; empty if that is not known.
+        accuracy: the cost in accuracy; empty if that is not known.
+        sums: what a colluding silo recovers from the others' sum; empty if that was not attacked.
 
     """
 
@@ -44,14 +44,14 @@ class Finding:
 
     @property
     def parts(self) -> dict[str, str]:
-        """What is said of images, sums, labels and accuracy, where anything is."""
+        """The texts on images, sums, labels and accuracy that are not empty."""
         said = {"images": self.images, "colluding silos": self.sums, "labels": self.labels}
         said["accuracy"] = self.accuracy
         return {topic: text for topic, text in said.items() if text}
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """All parts as one text."""
         return " ".join(self.parts.values())
 
 

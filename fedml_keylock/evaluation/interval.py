@@ -1,4 +1,4 @@
-"""What a mean is worth."""
+"""Confidence interval of a mean."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["mean_interval"]
 
 
 def mean_interval(values: Sequence[float] | Tensor) -> dict[str, float | int | None]:
-    """Mean and 95 % interval of Student's t, of one value for each image.
+    """Mean and its 95 % interval by Student's t, from one value per image.
 
     Gives ``mean``, ``low``, ``high`` and ``n``. One value has no interval: low and high are None.
 

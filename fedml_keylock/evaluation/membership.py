@@ -1,10 +1,10 @@
-"""Whether a picture was in a sum: what an average that everybody has tells of who is in it.
+"""Membership inference on an aggregate: whether a picture was among those of a sum.
 
-The gradient of a candidate is held against the sum's change: members point its way a little more
-(Li, Li, Ribeiro, "Effective passive membership inference attacks in federated learning against
-overparameterized models", ICLR 2023); or as likelihoods, against what others' gradients are like.
-In numbers as Carlini et al. 2022 ask for: beside the area under the curve, how many members are
-found while next to no other is taken for one.
+Each candidate's gradient is compared with the sum's change, by cosine: members align with it a
+little more (Li, Li, Ribeiro, "Effective passive membership inference attacks in federated learning
+against overparameterized models", ICLR 2023). A second score is a likelihood ratio, from the
+distribution of other pictures' gradients. Results are as Carlini et al. 2022 ask: the area under
+the curve, and the true positive rate at a low false positive rate.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
 ]
 
 QUANTILE = 1.96
-"""Of the normal distribution, for intervals of 95 %."""
+"""Quantile of the normal distribution for intervals of 95 %."""
 
 
 @dataclass(frozen=True)
 class Membership:
-    """How well scores tell members from others of their kind.
+    """How well scores separate members from others of the same distribution.
 
     Attributes:
-        auc: the chance that a member's score is above another's; .5 for none. With Newcombe's
-            interval (2006, method 5), which has a width at 1, too.
-        found: the share of members above a threshold that at most `at` of the others are above.
-            With Wilson's interval, for this threshold.
-        at: as asked; with fewer than 1 / at others none of them is above it.
+        auc: the chance that a member's score is above a non-member's; .5 is chance level.
+            With Newcombe's interval (2006, method 5), which has a width even at 1.
+        found: the true positive rate, at a threshold that at most `at` of the others exceed. With
+            Wilson's interval, for this threshold.
+        at: the false positive rate allowed; with fewer than 1 / at others none may exceed.
 
     """
 
@@ -69,21 +69,21 @@ def gradient_scores(
     *,
     loss: Loss = CROSS_ENTROPY,
 ) -> Tensor:
-    """The cosine of each candidate's gradient with the one that a sum's change stands for.
+    """Cosine of each candidate's gradient with the gradient that a sum's change stands for.
 
     Args:
-        model: with the weights that the round began with. Its evaluation mode counts.
-        total: the sum's change by the parameters' names, as gradients have it, in any unit:
+        model: with the weights at the round's start; used in evaluation mode.
+        total: the sum's change by parameter name, with a gradient's sign, in any unit:
             ``before - after``.
-        images: candidates ``(n, c, h, w)``, as the model is fed them.
-        labels: theirs, as the loss takes them.
-        loss: that silos minimise.
+        images: candidates ``(n, c, h, w)``, as the model's input.
+        labels: the candidates' labels, as the loss takes them.
+        loss: the loss that silos minimise.
 
     Returns:
         ``(n,)`` from -1 to 1.
 
     Raises:
-        AttackError: the change has none of the model's parameters, or other shapes.
+        AttackError: the change has none of the model's parameters, or of other shapes.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -110,29 +110,28 @@ def likelihood_scores(
     noise: float = 0.0,
     loss: Loss = CROSS_ENTROPY,
 ) -> Tensor:
-    """How much likelier a sum of gradients is with each candidate's in it than without.
+    """Log-likelihood ratio of a sum of gradients with each candidate's gradient in it to without.
 
-    The logarithm, if what else is in the sum is Gaussian: gradients with the mean and covariance of
-    public pictures', and noise. So what all pictures of a kind have in common counts for little. By
-    far the stronger attack where a round is one step.
+    The rest of the sum is taken as Gaussian: gradients with the mean and covariance of public
+    pictures' gradients, and noise. So what all pictures have in common counts little. It is far
+    stronger than the cosine if a round is one step.
 
     Args:
         model: as for `gradient_scores`.
-        total: the sum of the members' gradients, each clipped, and of the noise, by the
-            parameters' names.
+        total: the sum of the members' clipped gradients and the noise, by parameter name.
         images: candidates ``(n, c, h, w)``.
-        labels: theirs.
-        public: of the same distribution, none of them a candidate: a hundred or more.
-        count: of gradients in the sum.
-        clip: what the norm of each was clipped to.
-        noise: the standard deviation of the noise in each entry of the sum.
-        loss: that silos minimise.
+        labels: the candidates' labels.
+        public: pictures of the same distribution, none a candidate; best a hundred or more.
+        count: number of gradients in the sum.
+        clip: the norm that each gradient was clipped to.
+        noise: standard deviation of the noise in each entry of the sum.
+        loss: the loss that silos minimise.
 
     Returns:
         ``(n,)`` in nats.
 
     Raises:
-        AttackError: as for `gradient_scores`, or there are fewer than four public pictures.
+        AttackError: as for `gradient_scores`, or with fewer than four public pictures.
 
     """
     seen = flattened(model, total)
@@ -142,19 +141,19 @@ def likelihood_scores(
 
 
 def cosines(total: Tensor, gradients: Tensor) -> Tensor:
-    """Of a change ``(d,)`` with each of some gradients ``(n, d)``."""
+    """Cosines ``(n,)`` of a change ``(d,)`` with gradients ``(n, d)``."""
     return nn.functional.cosine_similarity(gradients, total[None], dim=1)
 
 
 def likelihoods(
     total: Tensor, own: Tensor, others: Tensor, *, count: int, noise: float = 0.0
 ) -> Tensor:
-    """As `likelihood_scores`, of a sum ``(d,)`` and of gradients ``(n, d)`` and ``(k, d)``."""
+    """As `likelihood_scores`, from a sum ``(d,)`` and gradients ``(n, d)`` and ``(k, d)``."""
     if len(others) < 4:
         raise AttackError("the covariance of gradients needs four public pictures or more")
     mean = others.mean(0)
     others = others - mean
-    # what is outside of the span of half of them, the other half tells
+    # one half estimates the variance outside the span of the other half
     half, rest = others.tensor_split(2)
     basis = torch.linalg.svd(half, full_matrices=False).Vh
     outside = float((rest - rest @ basis.T @ basis).square().sum(1).mean())
@@ -172,9 +171,9 @@ def likelihoods(
 
 
 def flattened(model: nn.Module, values: Mapping[str, Tensor]) -> Tensor:
-    """What is given of a model's parameters that train, in their order, as one vector.
+    """The values given for a model's trained parameters, in the model's order, as one vector.
 
-    An AttackError where nothing is, or of other shapes.
+    AttackError if there are none, or of other shapes.
     """
     own = {n: p for n, p in model.named_parameters() if n in values and p.requires_grad}
     if not own or any(values[name].shape != own[name].shape for name in own):
@@ -190,7 +189,7 @@ def gradients_of(
     loss: Loss,
     clip: float = math.inf,
 ) -> Tensor:
-    """The gradient of each picture, clipped, ``(n, d)``: of what names there are `flattened`."""
+    """The clipped gradient of each picture, ``(n, d)``, by the names that `flattened` uses."""
     copy = copy_of(model).eval()
     own = [p for n, p in copy.named_parameters() if n in names and p.requires_grad]
     rows = []
@@ -203,15 +202,15 @@ def gradients_of(
 
 
 def membership(members: Tensor, others: Tensor, *, at: float = 0.01) -> Membership:
-    """How well scores tell those that are in a sum from others of the same distribution.
+    """Measure how well scores separate a sum's members from others of the same distribution.
 
     Args:
-        members: the scores of what is in it, ``(m,)``.
-        others: of what is not, ``(n,)``.
-        at: the share of the others that may be taken for members.
+        members: the members' scores ``(m,)``.
+        others: the non-members' scores ``(n,)``.
+        at: the false positive rate allowed.
 
     Raises:
-        AttackError: there are none of either, or a score is not finite.
+        AttackError: one of them is empty, or a score is not finite.
 
     Example:
         >>> print(membership(torch.tensor([0.9, 0.8]), torch.tensor([0.1, 0.2, 0.85])))
@@ -238,12 +237,12 @@ def membership(members: Tensor, others: Tensor, *, at: float = 0.01) -> Membersh
 
 
 def _interval(share: float, variance: Callable[[float], float], count: int) -> Interval:
-    """The true shares that what was found is within 1.96 deviations of."""
+    """Ends of the 95 % interval of a share."""
 
     def apart(true: float) -> float:
         return abs(share - true) - QUANTILE * math.sqrt(variance(true))
 
-    # at 0 and 1 themselves nothing varies
+    # at 0 and 1 the deviation is 0
     low = 0.0 if share == 0 else float(brentq(apart, 0.0, min(share, 1 - 1e-9)))
     high = 1.0 if share == 1 else float(brentq(apart, max(share, 1e-9), 1.0))
     return {"mean": share, "low": low, "high": high, "n": count}

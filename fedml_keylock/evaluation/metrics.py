@@ -1,8 +1,8 @@
-"""How much of a picture came back.
+"""Image metrics: how close a reconstruction is to the truth.
 
-Every metric takes reconstructions and what they should be, in the same order: both are
-``(n, c, h, w)`` on [0, 1], to which the reconstructions are clamped. It gives ``(n,)`` values.
-Shapes that differ or are not those of images, and values that are not finite, are a ConfigError.
+Every metric takes reconstructions and the truth in the same order, both ``(n, c, h, w)`` on [0, 1].
+Reconstructions are clamped to that range. A metric returns ``(n,)`` values. It raises ConfigError
+if the shapes differ or are not of images, or a value is not finite.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_DECIBELS = 100.0
 def psnr(images: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio, ``10 log10(1 / MSE)``, after clamping the images to [0, 1].
 
-    In decibels, at most 100: an exact copy has no finite ratio.
+    In decibels, capped at 100: the ratio of an exact copy is infinite.
 
     Example:
         >>> psnr(torch.full((1, 1, 16, 16), 0.6), torch.full((1, 1, 16, 16), 0.5)).round()
@@ -42,11 +42,11 @@ def psnr(images: Tensor, truth: Tensor) -> Tensor:
 def ssim(images: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004), Gaussian window of 11, after clamping to [0, 1].
 
-    From -1 to 1, which is an exact copy. The mean over the windows that lie within the picture, as
-    in the paper and in scikit-image; torchmetrics' own mean counts a border that it has mirrored.
+    From -1 to 1, where 1 is an exact copy. The mean over windows that lie within the picture, as in
+    the paper and in scikit-image; torchmetrics' own mean includes a reflected border.
 
     Raises:
-        ConfigError: the images are smaller than the window, beside what every metric refuses.
+        ConfigError: as for every metric, or the images are smaller than the window.
 
     Example:
         >>> x = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -67,10 +67,10 @@ def ssim(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def align(images: Tensor, truth: Tensor) -> Tensor:
-    """Give each channel the scale and offset that bring it closest to the truth (least squares).
+    """Fit each channel to the truth by a scale and an offset (least squares).
 
-    Someone who looks at a picture sees through wrong contrast and brightness. A scale may be
-    negative: a photographic negative shows what it shows. Images ``(n, c, h, w)`` on [0, 1] again.
+    A person recognises a picture at wrong contrast and brightness. A scale may be negative: a
+    photographic negative is recognised too. Returns images ``(n, c, h, w)`` on [0, 1].
 
     Example:
         >>> x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -83,13 +83,13 @@ def align(images: Tensor, truth: Tensor) -> Tensor:
     mean = truth.mean((2, 3), keepdim=True)
     square = (centred * centred).sum((2, 3), keepdim=True)
     product = (centred * (truth - mean)).sum((2, 3), keepdim=True)
-    # a channel without contrast has no scale: the best that an offset can do
+    # a channel without contrast has no scale, only an offset
     scale = torch.where(square > 1e-12, product / square.clamp(min=1e-12), 0)
     return (scale * centred + mean).clamp(0, 1)
 
 
 def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
-    """``psnr`` after ``align``: ``(n,)`` decibels. NaN where the truth is of one colour.
+    """``psnr`` after ``align``: ``(n,)`` decibels. NaN if the truth has a single colour.
 
     Example:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -101,9 +101,9 @@ def psnr_aligned(images: Tensor, truth: Tensor) -> Tensor:
 
 
 def ssim_aligned(images: Tensor, truth: Tensor) -> Tensor:
-    """``ssim`` after ``align``: ``(n,)``, over the channels of which the truth has contrast.
+    """``ssim`` after ``align``: ``(n,)``, over the channels in which the truth has contrast.
 
-    NaN where it has none at all: once aligned, anything is like a picture of one colour.
+    NaN if it has contrast in none: once aligned, anything matches a picture of a single colour.
 
     Example:
         >>> x = torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""What each attacker got: the opening table of a report, one line for a defense and an attacker."""
+"""The opening table of a report: what each attacker recovers behind each defense."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["Outcome", "Outcomes", "outcomes"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attacker got, by the attack of his that did best.
+    """What one attacker recovered, by their best attack.
 
     Attributes:
-        attacker: who, in words.
-        got: in words, with the score and the attack.
-        verdict: what that comes to, in words.
+        attacker: the attacker's name.
+        got: what they recovered, in words, with score and attack.
+        verdict: the verdict, in words.
         score: aligned SSIM, "0.95 [0.93, 0.98]".
-        kind: of the verdict, as the page colours it: "leaks", "withstood", "no_verdict", "control".
+        kind: the verdict's kind, for its colour: "leaks", "withstood", "no_verdict", "control".
 
     """
 
@@ -37,13 +37,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What all attackers got of one defense, who knows least first.
+    """What all attackers recovered behind one defense, least knowledge first.
 
     Attributes:
-        defense: its title, "keylock:sealed"; "no gradient" for what public data alone gives.
-        name: in words.
-        claim: whom the defense is to hold off, and what that rests on; empty where it says nothing.
-        lines: one an attacker.
+        defense: its title, "keylock:sealed"; "no gradient" for public data alone.
+        name: the defense in words.
+        claim: which attackers the defense claims to stop, and its assumptions; may be empty.
+        lines: one line for each attacker.
 
     """
 
@@ -83,13 +83,13 @@ def outcomes(rows: Sequence[LeakageRow]) -> list[Outcomes]:
 
 
 def _place(level: str) -> tuple[bool, int]:
-    """Who knows more comes later; then levels of others, and the upper bound last."""
+    """Sort key of a level: more knowledge later, then plugins' levels, the upper bound last."""
     known = ("none", *LEVELS)
     return level == ORACLE, known.index(level) if level in known else len(known)
 
 
 def _line(seen: Evidence, rows: Sequence[LeakageRow], own: Sequence[LeakageRow]) -> Outcome:
-    """One attacker's line; the other rows of the defense have the self-test."""
+    """One attacker's line; the defense's other rows hold the self-test."""
     name, best = attacker(rows[0].knowledge).name, _best(seen, rows)
     if best is None:
         nothing = "no verdict: nothing to score"
@@ -103,7 +103,7 @@ def _line(seen: Evidence, rows: Sequence[LeakageRow], own: Sequence[LeakageRow])
 
 
 def _best(seen: Evidence, rows: Sequence[LeakageRow]) -> LeakageRow | None:
-    """The best of the rows that say anything, or else of all."""
+    """The best of the rows that are evidence, or else of all."""
     return best_of(row for row in rows if seen.counts(row)) or best_of(rows)
 
 

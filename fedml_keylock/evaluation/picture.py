@@ -1,4 +1,4 @@
-"""Pictures of a leakage report: single images for the page, and the overview as one PNG."""
+"""Draws a report's pictures: single images for the page, and the overview as one PNG."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LARGEST, _MOST_IN_A_LINE = 112, 16
 
 
 def check_images(name: str, images: Tensor) -> None:
-    """Refuse what are no pictures to be shown: ``(n, c, h, w)``, finite, c 1 or 3.
+    """Check that images can be shown: ``(n, c, h, w)``, finite, c 1 or 3.
 
     Raises:
-        ConfigError: naming them, and what is wrong.
+        ConfigError: they cannot; names them and the fault.
 
     Example:
         >>> check_images("originals", torch.rand(2, 3, 8, 8))
@@ -39,7 +39,7 @@ def check_images(name: str, images: Tensor) -> None:
 
 
 def data_uris(images: Tensor) -> list[str]:
-    """Each of the images ``(n, c, h, w)`` on [0, 1], clamped, as a PNG for the page itself.
+    """Encode each image of ``(n, c, h, w)``, clamped to [0, 1], as a PNG data URI.
 
     Example:
         >>> data_uris(torch.rand(1, 1, 8, 8))[0][:22]
@@ -55,10 +55,10 @@ def data_uris(images: Tensor) -> list[str]:
 
 
 def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes:
-    """The originals, and below them one labelled row for each gallery.
+    """Draw the originals, and below them one labelled row for each gallery.
 
-    All are ``(n, c, h, w)`` on [0, 1]; n may be 0, and then the picture says so. Of more than 16
-    the first 16 are shown, and each title says so.
+    All are ``(n, c, h, w)`` on [0, 1]; if n is 0, the picture says so. Of more than 16 the first
+    16 are shown, and each title says so.
 
     Example:
         >>> overview_png(torch.rand(2, 1, 8, 8), [("dlg", torch.rand(2, 1, 8, 8))])[1:4]
@@ -75,7 +75,7 @@ def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes
     width = max(_NARROW, 2 * _MARGIN + strips[0][1].shape[1])
     height = 2 * _MARGIN + sum(_LABEL + len(strip) + 2 * _GAP for _, strip in strips)
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)  # becomes the figure's canvas; no display, no global state
+    FigureCanvasAgg(figure)  # sets the figure's canvas, without a display or global state
     top = height - _MARGIN
     for title, strip in strips:
         top -= _LABEL
@@ -91,7 +91,7 @@ def overview_png(originals: Tensor, rows: Sequence[tuple[str, Tensor]]) -> bytes
         figure.figimage(strip.numpy(), _MARGIN, top, origin="upper")
         top -= 2 * _GAP
     file = BytesIO()
-    with rc_context({"savefig.bbox": "standard"}):  # a user's own may crop
+    with rc_context({"savefig.bbox": "standard"}):  # a user's matplotlib settings may crop
         figure.savefig(file, format="png", dpi=_DPI)
     return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""What a report says of where its figures come from: versions, hashes of inputs, the day."""
+"""Records where a report's figures come from: versions, hashes of inputs, the date."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = ("fedml-keylock", "fedml", "torch", "torchvision", "numpy", "torchmet
 
 
 def versions(more: Iterable[str] = ()) -> dict[str, str]:
-    """Version of Python, and of each package that the figures depend on and that is installed.
+    """Versions of Python and of the installed packages that figures depend on.
 
     Example:
         >>> {"Python", "torch"} <= versions(["no-such-package"]).keys()
@@ -53,7 +53,7 @@ def file_hash(path: Path) -> str:
 
 
 def data_hash(*tensors: Tensor) -> str:
-    """SHA-256 of tensors: types, shapes and numbers, as the model is fed them.
+    """SHA-256 of tensors: their types, shapes and numbers.
 
     Example:
         >>> import torch
@@ -69,7 +69,7 @@ def data_hash(*tensors: Tensor) -> str:
 
 
 def today() -> str:
-    """The day in UTC, as ISO 8601 writes it.
+    """Today's date in UTC, in ISO 8601.
 
     Example:
         >>> len(today())

@@ -16,7 +16,7 @@ __all__ = ["InversionSettings"]
 
 
 class InversionSettings(Settings):
-    """What to capture, and what to attack it with.
+    """What to capture, and which attacks to run on it.
 
     Example:
         >>> InversionSettings(attacks=["dlg"]).attacks
@@ -29,47 +29,49 @@ class InversionSettings(Settings):
     attacks: dict[str, dict[str, Any]] = Field(
         default={"inverting_gradients": {}, "dlg": {}}, min_length=1
     )
-    """Names of registered attacks: a list, or a mapping of names to the fields that differ from the
-    attack's own settings (`inverting_gradients: {steps: 500}`)."""
+    """Names of registered attacks: a list, or a mapping from names to changed settings
+    (`inverting_gradients: {steps: 500}`)."""
     knowledge: tuple[Literal["oblivious", "adaptive", "temporal", "simulating"], ...] = Field(
         default=("oblivious", "adaptive"), min_length=1
     )
-    """What the server is taken to know; public data are its own test data. Insiders and oracles
-    need private state, which no server has."""
+    """The attackers to try, by what they know. Public data are the server's own test data. Levels
+    that need silos' private state are left to `fedml-keylock audit`: no server has it."""
     active: str | None = None
-    """Have the server ATTACK the silos by one of the attacks, `imprint`, `trap_weights` or
-    `inconsistent_models`: in one round it sends what the attack makes of its model in the model's
-    place, and the job loses that round at the least. Left out: it keeps to the protocol."""
+    """Make the server ATTACK the silos as a malicious one, by `imprint`, `trap_weights` or
+    `inconsistent_models`. In one round it sends a manipulated model, and the job loses at least
+    that round. Left out: an honest-but-curious server."""
     batch: int | None = Field(default=None, ge=1, strict=True)
-    """Images behind each update, as the server supposes. Left out: 1, and with `active` the job's
+    """Images behind each update, as the attacker assumes. Left out: 1; with `active`, the job's
     batch size."""
     rounds: tuple[StrictInt, ...] = Field(default=(0, -1), min_length=1)
-    """Which rounds are captured and attacked; negative ones count from the end. With `active` it
-    is one, by itself the first."""
+    """Rounds to capture and attack; negative ones count from the end. With `active` exactly one, by
+    default the first."""
     images: int = Field(default=4, ge=1, strict=True)
-    """How many updates are attacked, at the most."""
+    """Largest number of updates to attack."""
     loss: str | None = None
-    """What the silos' trainers minimise: a loss of torch.nn with its arguments, such as
+    """Loss that the silos' trainers minimise: a loss of torch.nn with its arguments, such as
     `BCEWithLogitsLoss` or `CrossEntropyLoss(label_smoothing=0.1)`, or `module:function` of outputs
-    and targets. Left out: what the job's trainer holds (an attribute such as `criterion`), or
-    that of FedML's own trainers; where there is neither, cross entropy, which is then said."""
+    and targets. Left out: the loss that the job's trainer holds (an attribute such as `criterion`),
+    or that of FedML's own trainers. If there is neither: cross entropy, with a notice."""
     bounds: tuple[float, float] | None = None
-    """Least and greatest pixel value that the model is fed. Left out: 0 and 1, or where the
-    server's test images go beyond, those of the first hundred."""
+    """Least and greatest pixel value of the model's inputs. Left out: 0 and 1, or the range of the
+    server's first hundred test images if that is wider."""
     output: Path = Path("leakage")
-    """Folder for the capture and what the attacks make of it."""
+    """Folder for the capture and the attacks' results."""
     when: Literal["inline", "after", "never"] = "after"
-    """Attack after the last round; or inline, while the silos wait for each captured round; or
-    never: then only the capture is kept. A silo attacks itself before it sends, or never."""
+    """When the server attacks: `after` the last round; `inline`, while the silos wait in each
+    captured round; or `never`, to keep only the capture. A silo attacks before it sends, or
+    `never`."""
     side: Literal["server", "silo"] = "server"
-    """Who attacks: the server what it received, without the truth; or each silo its own update
-    before it sends it, with its own data as the truth, and then only scores are kept."""
+    """Who attacks: the `server`, on what it received, without the truth. Or each `silo`, on its own
+    update before it sends it, with its own data as the truth; then only scores are kept."""
     probe: Literal["single_step", "as_sent"] = "single_step"
-    """What a silo attacks: one step on each of `images` of its images at the round's weights, the
-    worst case; or the update that it is about to send, where it was made of few images."""
+    """What a silo attacks: single steps, each on one of `images` of its images, at the round's
+    weights (the worst case); or the update that it is about to send, if that is of few images."""
     abort_above: dict[str, FiniteFloat] = {}  # noqa: RUF012  # pydantic copies it
-    """In a silo: the score, by metric, above which the job ends in place of sending the update. It
-    is the worst picture's, and what cannot be attacked as was asked is not sent either."""
+    """Limits for a silo, by metric: if the worst picture's score is above one, the silo ends the
+    job and does not send the update. Nor does it send an update that it cannot attack as
+    configured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -103,7 +105,7 @@ class InversionSettings(Settings):
         return self
 
     def rounds_of(self, total: int) -> frozenset[int]:
-        """Indices of the rounds of a job of so many.
+        """Indices, from 0, of the chosen rounds in a job of `total` rounds.
 
         Raises:
             ConfigError: the job has no such round.

@@ -1,4 +1,4 @@
-"""Run an attack on captured updates, at one level of knowledge."""
+"""Runs an attack on captured updates, at one level of knowledge."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ __all__ = ["attack_updates", "knowledge_of", "save_reconstruction", "trials"]
 def trials(
     attacks: Mapping[str, Attack], levels: Sequence[str], *, defended: bool
 ) -> list[tuple[str, str]]:
-    """Each attack at each level that it can run at and that there is something to know at.
+    """Pairs ``(name, level)`` of each attack and each level at which it can run.
 
-    Each is ``(name, level)``, attack by attack. Without a defense the levels at which an attacker
-    knows of one, and no more, are the oblivious one again.
+    Without a defense there is nothing to know of it: levels without public data become the
+    oblivious one.
 
     Raises:
         AttackError: an attack can run at none of the levels.
@@ -74,18 +74,18 @@ def knowledge_of(
     public: PublicData | None = None,
     **known: Any,
 ) -> Knowledge:
-    """What an attacker of that level knows.
+    """The knowledge of an attacker at a level.
 
     Args:
         level: one of ``inversion.LEVELS``.
-        attacker_model: the defended model as the attacker knows it; None where nothing is defended.
-        given: private state by name: for the oracle the silos' own, ``(u, *shape)``; for the
-            insider that of colluding silos, ``(p, *shape)``.
-        public: for the simulating attacker: used at no other level.
+        attacker_model: the defended model as the attacker knows it; None without a defense.
+        given: private state by name: the silos' own ``(u, *shape)`` for the oracle, that of
+            colluding silos ``(p, *shape)`` for the insider.
+        public: public data, for the simulating attacker only.
         known: other fields of ``Knowledge``.
 
     Raises:
-        AttackError: the level needs what is not there.
+        AttackError: something that the level needs is missing.
 
     Example:
         >>> knowledge_of("oblivious", input_shape=(1, 8, 8), classes=2, attacker_model=None).level
@@ -121,15 +121,14 @@ def attack_updates(
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Reconstruction:
-    """Reconstruct as by `Attack.reconstruct`, on the attacker's model, from a seed.
+    """Run `Attack.reconstruct` from a seed, on the updates as the attacker reads them.
 
-    With a defense he has the attacker's model, and without one the public model. The updates are
-    what he reads of them. The checkpoint is a file to go on from, for an attack that
-    searches; others begin anew.
+    The model is the attacker's model if there is a defense, else the public one. An attack that
+    searches resumes from the checkpoint file; others start anew.
 
     Raises:
-        AttackError: the updates, the model and the knowledge do not fit together; or the attack
-            failed, for whatever reason.
+        AttackError: the updates, the model and the knowledge do not fit together, or the attack
+            failed for any reason.
 
     """
     reconstruct = attack.reconstruct
@@ -147,7 +146,7 @@ def attack_updates(
         )
     except KeyLockError:
         raise
-    except Exception as error:  # anyone's attack on anyone's model: it never ends an audit or a job
+    except Exception as error:  # any failure of any attack: it must not end an audit or a job
         raise AttackError(
             f"{attack.name} failed on {type(model).__name__}: {reason_of(error)}"
         ) from error
@@ -156,10 +155,10 @@ def attack_updates(
 def save_reconstruction(
     folder: Path, reconstruction: Reconstruction, updates: Sequence[ClientUpdate]
 ) -> Path:
-    """Write images and labels ``(u, n, ...)`` beside each other, with where they come from.
+    """Write images and labels ``(u, n, ...)`` to one file, with their origin.
 
-    The file is whole or not there, or else this is an AttackError. It is its owner's only: they are
-    pictures of somebody's data.
+    The file is written whole or not at all, then AttackError. Only its owner can read it: it shows
+    somebody's data.
     """
     path = folder / f"{reconstruction.attack}-{reconstruction.knowledge}.safetensors"
     source = [{"round": update.round, "silo": update.silo} for update in updates]

@@ -1,12 +1,12 @@
-"""What the numbers of a leakage report mean, in words and with one light a defense.
+"""Judges a leakage report: turns its numbers into a light and sentences for each defense.
 
-The rules use the mean aligned SSIM of each row and constants, and nothing else. Beside those of
+The rules use only the mean aligned SSIM of each row, and constants. In addition to the rules of
 ``evidence``:
 
 1. An attacker *recovers the images* behind a lock from ``RECOGNISABLE`` on.
 2. A failure is evidence only if the key-knowing upper bound, the attack's self-test, reaches
-   ``SELF_TEST``, and ``CLEARLY_MORE`` than the attackers: else it is the search that failed.
-3. The sum of several silos' updates is no lock's secret from silos: it is said, and is no leak.
+   ``SELF_TEST``, and ``CLEARLY_MORE`` than the attackers. Else the search itself failed.
+3. No lock hides the sum of several silos' updates from silos: it is reported, and is no leak.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ __all__ = [
 ]
 
 RECOGNISABLE = 0.3
-"""Aligned SSIM from which a lock is said to leak. Below ``WORKS``, to err on the silo's side.
+"""Aligned SSIM from which a lock leaks. Below ``WORKS``, to err on the silo's side.
 
-Of rows of 20 pictures 99 in 100 have less without anything of theirs: with other pictures of their
-class .28 on digits and .27 on faces, with the mean picture .17 and .23. Where more is to be had so,
-as with the mean of the class (.41 and .47), or with one colour of photos with little contrast,
-rule 2 of ``evidence`` decides. ``plugin_tests/benchmarks/scores.py`` prints it.
+Without an attack, 99 in 100 rows of 20 pictures score less: .28 on digits and .27 on faces with
+other pictures of the class, .17 and .23 with the mean picture. Some baselines score more: the mean
+of the class (.41 and .47), or a single colour for photos of little contrast. There rule 2 of
+``evidence`` decides. ``plugin_tests/benchmarks/scores.py`` prints the figures.
 """
 SELF_TEST = 0.3
-"""Aligned SSIM that the best attack with the key must reach: nothing else gives it."""
+"""Aligned SSIM that the best attack with the key must reach; no baseline reaches it."""
 CLEARLY_MORE = 0.1
-"""How much more that must be than the best attacker's without the key.
+"""Least margin of that score over the best attacker's without the key.
 
-So far above its mean is the score of one in 100 rows of 20 pictures, by chance alone (.10 and .09).
+By chance alone, one in 100 rows of 20 pictures scores this far above its mean (.10 and .09).
 """
 FEW_IMAGES = 20
-"""A row with fewer images is an indication, not a figure to publish."""
+"""Least number of images for a figure to publish; fewer are an indication."""
 
 IGNORANT = ("oblivious", "none")
 
 
 def judge(leakage: Sequence[LeakageRow], accuracy: Mapping[str, Mapping[str, Any]]) -> Verdict:
-    """Word a verdict from the rows of a report and the accuracies (0 to 1) of its defenses.
+    """Judge a report's rows, and the accuracies (0 to 1) of its defenses.
 
     Example:
         >>> made = judge([], {"none": {"server": {"mean": 0.97, "low": 0.96, "high": 0.98}}})
@@ -127,7 +127,7 @@ def _summary(seen: Evidence) -> str:
 
 
 def _control(seen: Evidence) -> str:
-    """What the lock's normalisation does without its secrets, by the attacks that work."""
+    """The text on the control: the lock's normalisation without its secrets."""
     best = best_of(row for row in seen.control if seen.counts(row))
     if best is None:
         return ""
@@ -141,7 +141,7 @@ def _control(seen: Evidence) -> str:
 
 
 def _sums(seen: Evidence, rows: Sequence[LeakageRow]) -> str:
-    """What silos that collude have of the others, level by level."""
+    """The text on what colluding silos recover from the others' sum, level by level."""
     said = []
     for level in names_of(rows, "knowledge"):
         best = best_of(row for row in rows if row.knowledge == level)
@@ -186,7 +186,7 @@ def _locked(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
         if ignorant is None:
             return Light.LEAKS, text
         if score_of(ignorant) >= RECOGNISABLE:
-            # a sum of structure that a mean image has too, or a faint picture: the eye must tell
+            # the structure of a mean image, or a faint picture: a person must decide
             text += (
                 f" {_who(ignorant)} reaches {measured(ignorant)}. Public data alone gives no less "
                 "by this measure, but it may be a picture: look at it."
@@ -205,7 +205,7 @@ def _locked(seen: Evidence, rows: Sequence[LeakageRow]) -> tuple[Light, str]:
 def _unbroken(
     seen: Evidence, attackers: Sequence[LeakageRow], oracles: Sequence[LeakageRow]
 ) -> tuple[Light, str]:
-    """No attacker that counts recovered the images: whether that is the lock's doing."""
+    """No attacker that counts recovered the images: judge whether the lock is the reason."""
     best, oracle = best_of(attackers), best_of(oracles)
     if best is None:
         text = "No attack that works without a defense was tried on it"
@@ -235,7 +235,7 @@ def _unbroken(
 
 
 def doubt(seen: Evidence, best: LeakageRow, oracle: LeakageRow | None) -> str:
-    """Why the failure of attackers, of whom this is the best row, is no evidence; else nothing."""
+    """Why the attackers' failure, with this their best row, is no evidence; empty if it is."""
     if oracle is None:
         return (
             "No key-knowing upper bound was run with an attack that works: the search may have "
@@ -251,7 +251,7 @@ def doubt(seen: Evidence, best: LeakageRow, oracle: LeakageRow | None) -> str:
 
 
 def _stages(seen: Evidence, attackers: Sequence[LeakageRow], oracles: Sequence[LeakageRow]) -> str:
-    """Which weights the evidence does not reach."""
+    """Name the weights for which there is no evidence."""
     said = ""
     for stage in names_of(attackers, "stage"):
         oracle = best_of(row for row in oracles if row.stage == stage)

@@ -1,6 +1,6 @@
-"""The words of a report: for defenses, attackers, attacks, columns and roles.
+"""The names that a report shows for defenses, attackers, attacks, columns and roles.
 
-Settings and numbers keep their names ("keylock:sealed", "oblivious"); pages say what they mean.
+Files keep the names of settings ("keylock:sealed", "oblivious"); pages show these words.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ METRICS = {
 }
 ROLES = {"own_lock": "silos", "fresh_lock": "random key", "server": "server"}
 GOAL, STAGE = "privacy compromise: data reconstruction", "training"
-"""Of every attack here: goal and stage of learning, as NIST AI 100-2e2025 names them."""
+"""Goal and stage of learning of every attack here, as NIST AI 100-2e2025 names them."""
 
 
 @dataclass(frozen=True)
 class Attacker:
-    """Who attacks, in words.
+    """An attacker, in words.
 
     Attributes:
         name: the field's term.
         does: what the attacker knows and does, in a clause.
-        knowledge: as NIST AI 100-2e2025 names it, with what of the system the attacker has.
+        knowledge: NIST AI 100-2e2025's term, and the parts of the system that the attacker has.
 
     """
 
@@ -58,7 +58,7 @@ class Attacker:
 
     @property
     def who(self) -> str:
-        """The name with its article, to begin or to stand in a sentence."""
+        """The name with its article, for use in a sentence."""
         article = "an" if self.name[0] in "aeiou" or self.name.startswith("honest") else "a"
         said = self.name.replace(", sum of", " with the sum of")
         return f"{article} {said.replace(', on', ' on')}"
@@ -101,7 +101,7 @@ KNOWLEDGE = {
         "white-box: the model, its weights, the defense, every key",
     ),
 }
-"""Level of knowledge to who that is. Rows without a defense have "none"."""
+"""Level of knowledge to its attacker. Rows without a defense have "none"."""
 
 _ATTACKS = {
     "dlg": "DLG",
@@ -117,7 +117,7 @@ _LAYERS = {"first": "on the first layer", "all": "on all layers"}
 
 
 def attack_name(name: str) -> str:
-    """What an attack is called.
+    """An attack's name in words.
 
     Example:
         >>> attack_name("dlg"), attack_name("inverting_gradients")
@@ -128,7 +128,7 @@ def attack_name(name: str) -> str:
 
 
 def colludes(level: str) -> bool:
-    """Whether who attacks has what another silo has.
+    """Whether the attacker colludes with a silo.
 
     Example:
         >>> colludes("insider"), colludes("colluding silo, sum of 2 others"), colludes("oracle")
@@ -139,7 +139,7 @@ def colludes(level: str) -> bool:
 
 
 def attacker(level: str) -> Attacker:
-    """Who attacks at a level of knowledge; a plugin's own level is its own name.
+    """The attacker at a level of knowledge; a plugin's own level keeps its name.
 
     Example:
         >>> attacker("oblivious").name, attacker("colluding silo, sum of 2 others").name
@@ -181,7 +181,7 @@ def defense_name(title: str) -> str:
 
 
 def claim_of(title: str) -> str:
-    """Which attackers a defense is to hold off, and what that rests on; nothing for a plugin's.
+    """Which attackers a defense claims to stop, and its assumptions; empty for a plugin's defense.
 
     Example:
         >>> claim_of("keylock:paper:all")
@@ -227,7 +227,7 @@ def title_words(title: str) -> str:
 
 
 def _parts(title: str) -> tuple[str, str, list[str], bool]:
-    """Section, lock, what else is named, and whether what it sends is sealed."""
+    """Section, lock, other settings named, and whether the lock's output is sealed."""
     plain = title.removesuffix("+sealed")
     section, lock, *more = [*plain.split(":"), ""]
     return section, lock, [one for one in more if one], plain != title

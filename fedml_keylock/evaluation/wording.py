@@ -1,4 +1,4 @@
-"""Numbers and accuracies of a leakage report in words."""
+"""Writes a report's numbers and accuracies as text."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = [
 ]
 
 LABELS_LEAK = 0.8
-"""Share of the labels recovered from which they are said to leak."""
+"""Share of labels recovered from which labels leak."""
 STILL_WORKS, FAILS = 0.9, 0.5
-"""Shares of the accuracy in the silos from which a model still works, and below which
-it does not; between them it works in part."""
+"""Shares of the silos' accuracy: from the first on a model still works, below the second it does
+not, and between them it works in part."""
 
 
 def mean_of(interval: Mapping[str, Any] | None) -> float | None:
-    """An interval's mean, or None if there is none or it is not finite.
+    """An interval's mean, or None if it is missing or not finite.
 
     Example:
         >>> mean_of({"mean": 0.5}), mean_of({"mean": float("nan")}), mean_of(None)
@@ -38,7 +38,7 @@ def mean_of(interval: Mapping[str, Any] | None) -> float | None:
 
 
 def ends_of(interval: Mapping[str, Any] | None) -> tuple[float, float] | None:
-    """An interval's low and high, or None if it has not both or one is not finite.
+    """An interval's low and high, or None if one is missing or not finite.
 
     Example:
         >>> ends_of({"mean": 0.5, "low": 0.4, "high": 0.6}), ends_of({"mean": 0.5, "low": None})
@@ -50,7 +50,7 @@ def ends_of(interval: Mapping[str, Any] | None) -> tuple[float, float] | None:
 
 
 def digits(value: float) -> str:
-    """Two decimals; three where two would lift the value to a threshold that it misses.
+    """Two decimals; three if rounding to two would reach a threshold that the value misses.
 
     Example:
         >>> digits(0.834), digits(0.496), digits(0.5)
@@ -67,10 +67,10 @@ def interval_text(
     decibels: bool = False,
     most: float = math.inf,
 ) -> str:
-    """An interval for reading; its ends only where there are some.
+    """An interval as text; without its ends if they are missing or equal.
 
-    In percent, the numbers are shares, 0 to 1, to be read as 0 to 100. In decibels, one decimal is
-    enough. The most is what the value cannot exceed: Student's interval does not know of it.
+    `percent` prints shares, 0 to 1, as 0 to 100. `decibels` prints one decimal. `most` is the
+    metric's largest value, at which the interval is cut.
 
     Example:
         >>> interval_text({"mean": 0.832, "low": 0.71, "high": 0.95, "n": 4})
@@ -93,7 +93,7 @@ def interval_text(
 
 
 def joined(words: Iterable[str]) -> str:
-    """Words as a list in a sentence.
+    """Words joined by commas and a final "and".
 
     Example:
         >>> joined(["a", "b", "c"])
@@ -105,7 +105,7 @@ def joined(words: Iterable[str]) -> str:
 
 
 def labels_text(shares: Iterable[float | None]) -> str:
-    """What is said of the labels, from the share recovered in each row; nothing if none was.
+    """Text on labels, from the share recovered in each row; empty if no row has one.
 
     Example:
         >>> labels_text([0.25, 1.0])
@@ -123,10 +123,10 @@ def labels_text(shares: Iterable[float | None]) -> str:
 def accuracy_text(
     measured: Mapping[str, Any], plain: Mapping[str, Any] | None, *, undefended: bool = False
 ) -> str:
-    """What a defense costs in accuracy, and for whom the model still works.
+    """Text on what a defense costs in accuracy, and for whom the model still works.
 
-    Of the defense's own intervals of ``own_lock``, ``fresh_lock`` and ``server``, and of the plain
-    one without a defense; or, undefended, of the latter alone.
+    `measured` has the defense's intervals of ``own_lock``, ``fresh_lock`` and ``server``; `plain`
+    is the interval without a defense. If `undefended`, only the server's interval counts.
 
     Example:
         >>> accuracy_text({"own_lock": {"mean": 0.9}, "fresh_lock": {"mean": 0.1}}, {"mean": 0.95})
@@ -158,7 +158,7 @@ def accuracy_text(
 
 
 def number(value: float | None) -> str:
-    """A number of any size in two or three figures.
+    """A number of any size, in two or three significant figures.
 
     Example:
         >>> number(0.25), number(0.000123), number(None)
@@ -173,8 +173,8 @@ def number(value: float | None) -> str:
 def columns(lines: Sequence[Sequence[str]], *, limit: int = 100) -> str:
     """Text in left-aligned columns.
 
-    Each line has as many cells; one of a single cell is a heading of its own. Where the terminal's
-    columns are not enough, the first cells give way, then the line's end.
+    Lines have equally many cells; a line of a single cell is a heading. Text wider than `limit` is
+    cut in the first column, then at the line's end.
 
     Example:
         >>> print(columns([["a", "b"], ["long", "c"]]))

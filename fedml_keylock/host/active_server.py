@@ -1,6 +1,6 @@
-"""A server that attacks the silos: in one round it sends what an attack makes of its model.
+"""A malicious server, for measurements: in one round it sends silos a manipulated model.
 
-This is for measuring. It is never on but by `gradient_inversion.active`, and says so.
+Only `gradient_inversion.active` switches it on, and it announces itself.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ __all__ = ["ActiveServer"]
 
 @dataclass
 class ActiveServer:
-    """What a server sends in place of its model.
+    """The manipulated models that a server sends.
 
     Attributes:
-        attacker: the section's attacks, which see the test data first.
-        attack: the one that makes the models.
+        attacker: the section's attacks, which hold the test data.
+        attack: the attack that makes the models.
         round: index of the round in which they are sent.
-        silos: how many get one.
-        restores: whether the job goes on from the model that it had, and not from the average of
-            what came back.
-        seed: of the models.
-        model: the job's, as it was before it was protected.
-        own: by silo, a copy of what it was sent for itself, in that round.
+        silos: number of silos that get one.
+        restores: whether the job continues from the model before the attack, and not from the
+            average of the answers.
+        seed: seed of the models.
+        model: the job's model before it was protected.
+        own: by silo, a copy of the state sent only to it in that round.
 
     """
 
@@ -53,7 +53,7 @@ class ActiveServer:
 
     @classmethod
     def begin(cls, attacker: Attacker, args: Arguments, defense: Defense | None) -> ActiveServer:
-        """Look at the job, before it begins.
+        """Check before the job whether the attack can run.
 
         Raises:
             ConfigError: the attack sends no models, or cannot in this job or round.
@@ -87,9 +87,9 @@ class ActiveServer:
     def outgoing(
         self, state: Mapping[str, Tensor], silo: int, round_index: int
     ) -> Mapping[str, Tensor]:
-        """What a silo is sent for a round in place of a state.
+        """The state that a silo is sent in a round.
 
-        Where the attack cannot make it, it is the state: that is said, and the job goes on.
+        If the attack cannot make one, it is the server's own state, with a notice.
         """
         if round_index == self.round:
             if self._honest is None:
@@ -121,14 +121,14 @@ class ActiveServer:
                 public=public,
                 generator=torch.Generator().manual_seed(self.seed),
             )
-        except Exception as error:  # of anyone's attack on anyone's model
+        except Exception as error:  # any attack may fail on any model
             click.echo(
                 f"fedml-keylock: {self.attack.name}: this server sends its own model: "
                 f"{reason_of(error)}",
                 err=True,
             )
             return
-        # what the silos know by these names, and of their types
+        # under the names and types that silos expect
         self._armed = {
             silo: OrderedDict((name, armed.get(name, own).to(own)) for name, own in state.items())
             for silo, armed in made.items()

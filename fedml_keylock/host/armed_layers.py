@@ -1,4 +1,4 @@
-"""Layers that a server has written to read silos' data with: told by their numbers alone."""
+"""Detects layers that a malicious server manipulated to read data, by their weights alone."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from ..tensors import under
 __all__ = ["ModelGuard", "armed_layers"]
 
 _ROWS = 16
-"""Fewest rows of a layer that is looked at."""
+"""Fewest rows of a layer that is checked."""
 _WIDTH = 16
-"""Fewest numbers of a row: of fewer, honest rows are alike by chance."""
+"""Fewest weights of a row: shorter honest rows are alike by chance."""
 _LOOKED_AT = 128
-"""Most rows of a layer that are looked at, evenly spaced."""
+"""Most rows of a layer that are checked, evenly spaced."""
 _PROBES = 8
-"""How many rows are held against all others."""
+"""Number of rows that are compared with all others."""
 _PARALLEL = 0.999
-"""The cosine of two rows from which on they measure the same."""
+"""Cosine of two rows from which they measure the same."""
 _HALF = 0.25
-"""How far from half of a trap's row may be negative."""
+"""Largest distance from one half of a trap row's share of negative weights."""
 _NARROW = 0.3
-"""The spread of rows' sums, of what independent weights have, below which they were balanced."""
+"""Spread of rows' sums, relative to independent weights', below which rows were balanced."""
 
 
 def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Layers whose numbers no initialisation and no training gives, and what is odd about each.
+    """Layers whose weights no initialisation or training gives, and what is odd about each.
 
     - Imprint-like: many rows measure the same, under different biases.
     - Trap-like: in each row the negative weights outweigh the positive ones, by the same part.
     - Dead: all weights are 0.
 
-    They are statistics: a server that knows them can arm a layer that has none of this.
+    These are statistical tests: a server that knows them can evade them.
 
     Args:
-        state: of a model, name to tensor.
+        state: a model's state, name to tensor.
 
     Returns:
-        The layer's name to what is odd about it; empty if nothing is.
+        Layer name to what is odd about it; empty if nothing is.
 
     Example:
         >>> row = torch.rand(64)
@@ -63,7 +63,7 @@ def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
         chosen = torch.linspace(0, len(weight) - 1, min(len(weight), _LOOKED_AT)).long()
         bias = state.get(under(layer, "bias"))
         if bias is not None and bias.shape != weight.shape[:1]:
-            bias = None  # of a transposed convolution, whose rows are its inputs
+            bias = None  # a transposed convolution's rows are its inputs
         odd = _odd(
             weight.detach()[chosen].flatten(1).float(),
             None if bias is None else bias.detach()[chosen].float(),
@@ -75,23 +75,23 @@ def armed_layers(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 @dataclass
 class ModelGuard:
-    """Warns, in a silo, of armed layers in the models that it is sent: once of each."""
+    """Warns in a silo of armed layers in the models that it receives, once for each layer."""
 
     _known: dict[str, str] | None = field(default=None, repr=False)
 
     def look(
         self, sent: Mapping[str, Tensor], own: Mapping[str, Tensor], *, who: str
     ) -> dict[str, str]:
-        """Look at a model that the silo has been sent, before it trains it.
+        """Check a model that the silo received, before it trains it.
 
         Args:
-            sent: its state.
-            own: the state of the model that the silo has built, before anything is loaded into it.
-                What is odd about this one is its own affair. After the first call it is not used.
-            who: names the silo in the log.
+            sent: the received state.
+            own: state of the model that the silo built itself. Its own oddities are no reason for a
+                warning. Used in the first call only.
+            who: name of the silo in the log.
 
         Returns:
-            What it has warned of, as `armed_layers` has it.
+            The layers warned of, as from `armed_layers`.
 
         """
         if self._known is None:
@@ -110,9 +110,9 @@ class ModelGuard:
 
 
 def _odd(rows: Tensor, bias: Tensor | None) -> str:
-    """What is odd about a layer's rows ``(r, n)`` and their biases; nothing is empty."""
+    """What is odd about a layer's rows ``(r, n)`` and their biases; empty if nothing is."""
     sizes = rows.norm(dim=1)
-    # what is 0 altogether says nothing of the others
+    # rows of zeros are no evidence on the others
     some = sizes > 0
     rows, sizes = rows[some], sizes[some]
     rows = rows[:, rows.any(0)]
@@ -127,7 +127,7 @@ def _odd(rows: Tensor, bias: Tensor | None) -> str:
         if int(alike.sum()) >= _ROWS and float(of_them.std()) > 0:
             share = float(alike.float().mean())
             return f"{share:.0%} of its rows measure the same, under different biases (imprint)"
-    # of n independent weights of a row the sum is as large as its length, more or less
+    # the sum of a row's n independent weights is about as large as its norm
     sums, negative = rows.sum(1) / sizes, (rows < 0).float().mean(1)
     halves = float((negative - 0.5).abs().max()) < _HALF
     if halves and float(sums.mean()) < 0 and float(sums.std()) < _NARROW:

@@ -1,4 +1,4 @@
-"""The job configuration: whether a job's YAML asks for us, and asks where FedML reads it."""
+"""Reads a job's YAML: whether it sets this plugin, and in sections that FedML reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 Arguments = Any
-"""FedML's `args`: one attribute for each key of each section of the YAML."""
+"""FedML's `args`: one attribute for each key of all sections of the YAML."""
 
 INVERSION = "gradient_inversion"
 
@@ -41,11 +41,11 @@ _FIELDS = {
         {"abort_above", "active", "attacks", "bounds", "knowledge", "probe", "side", "when"},
     ),
 }
-"""Names that mean something in a section of ours alone, by the field that asks for it."""
+"""Names of fields that only our sections have, by the field that holds the section."""
 
 
 def our_defense(args: Arguments) -> str | None:
-    """The `defense_type` when the flag is on and a plugin registered it; otherwise None."""
+    """The `defense_type` if `enable_defense` is on and a plugin registered it, else None."""
     if not getattr(args, "enable_defense", False):
         return None
     name = word(args, "defense_type")
@@ -53,26 +53,26 @@ def our_defense(args: Arguments) -> str | None:
 
 
 def our_attack(args: Arguments) -> bool:
-    """Whether the job asks for gradient inversion."""
+    """Whether the job sets gradient inversion."""
     return bool(getattr(args, "enable_attack", False)) and word(args, "attack_type") == INVERSION
 
 
 def silo_in_turn(args: Arguments, trained: int) -> int:
-    """The silo that FedML's own choice gives a rank, where there are more silos than ranks.
+    """The silo that FedML gives a rank, if there are more silos than ranks.
 
     Args:
-        args: FedML's.
-        trained: how many rounds are over.
+        args: FedML's arguments.
+        trained: number of finished rounds.
 
     """
     return _chosen(args, trained)[int(args.rank) - 1]
 
 
 def schedule_of(args: Arguments) -> Schedule:
-    """Who takes part in which round of a job, by FedML's own choice.
+    """The participants of each round of a job, as FedML selects them.
 
     Args:
-        args: FedML's.
+        args: FedML's arguments.
 
     Example:
         >>> from types import SimpleNamespace
@@ -88,12 +88,12 @@ def schedule_of(args: Arguments) -> Schedule:
 
 
 def _chosen(args: Arguments, trained: int) -> tuple[int, ...]:
-    """The silos that FedML chooses, where there are more of them than ranks, by their rank.
+    """The silos that FedML selects for the ranks, if there are more silos than ranks.
 
-    The choice is public, and the same on every rank. Its seed is the number of the round, or in a
+    The choice is public, and the same on every rank. Its seed is the round's number, or in a
     cross-silo job that of the round before.
     """
-    import numpy as np  # which `doctor` may have to do without
+    import numpy as np  # `doctor` may run without it
 
     seed = trained if args.training_type == "simulation" else max(0, trained - 1)
     total, each = int(args.client_num_in_total), int(args.client_num_per_round)
@@ -102,21 +102,21 @@ def _chosen(args: Arguments, trained: int) -> tuple[int, ...]:
 
 
 def word(args: Arguments, name: str) -> str:
-    """A field that is a word, as FedML itself reads it; empty where there is none."""
+    """A field that holds a word, read as FedML does; empty if missing."""
     return str(getattr(args, name, "")).strip()
 
 
 def check_switches(args: Arguments, read: Any = None) -> None:
-    """Reject configurations whose settings of ours FedML would ignore, and run undefended.
+    """Reject a job whose keylock settings FedML would ignore, to run it undefended.
 
-    A job with `enable_defense: false` is switched off and passes.
+    A job with `enable_defense: false` is off and passes.
 
     Args:
-        args: FedML's.
-        read: the contents of the job's YAML, whose sections FedML does not keep. None: read it.
+        args: FedML's arguments.
+        read: contents of the job's YAML, whose sections FedML drops; None to read the file.
 
     Raises:
-        ConfigError: naming the field, and where it belongs.
+        ConfigError: a setting would be ignored; names the field and where it belongs.
 
     Example:
         >>> from types import SimpleNamespace
@@ -152,10 +152,10 @@ def check_switches(args: Arguments, read: Any = None) -> None:
 
 
 def misplaced_settings(read: Any) -> Iterator[str]:
-    """Settings of ours that stand where nobody looks for them, each in one line.
+    """Keylock settings in places where nothing reads them, one line for each.
 
     Args:
-        read: the contents of a job's YAML: sections of fields.
+        read: contents of a job's YAML: sections of fields.
 
     Example:
         >>> list(misplaced_settings({"defense_args": {"defense_type": "keylock", "vault": "v"}}))
@@ -180,7 +180,7 @@ def misplaced_settings(read: Any) -> Iterator[str]:
 
 
 def _misspelled(section: Any, fields: Mapping[Any, Any]) -> Iterator[str]:
-    """Sections whose name is nearly one of ours: the job would run with every default."""
+    """Sections whose names are misspelled: the job would run with the defaults."""
     for what, names in _our_names().items():
         if str(fields.get(f"{what}_type")) not in names:
             continue
@@ -197,7 +197,7 @@ def read_yaml(path: Path) -> Any:
     """The contents of a job's YAML.
 
     Raises:
-        ConfigError: it is not there, or is no YAML.
+        ConfigError: the file is missing, or is not YAML.
 
     """
     try:
@@ -211,14 +211,14 @@ def read_yaml(path: Path) -> Any:
 
 
 def _our_names() -> dict[str, tuple[str, ...]]:
-    """What of ours a job may name, by FedML's two words for it."""
+    """The plugin's names for FedML's two types, defense and attack."""
     return {"defense": tuple(defenses()), "attack": (INVERSION,)}
 
 
 def _yaml_of(args: Arguments) -> Any:
-    """The contents of the YAML that FedML has read; None if there is none."""
+    """The contents of the YAML that FedML read; None if there is none."""
     paths = getattr(args, "yaml_paths", None)
     try:
         return read_yaml(Path(paths[0])) if paths else None
     except ConfigError:
-        return None  # FedML ends a job whose YAML it cannot read
+        return None  # FedML itself ends a job with an unreadable YAML

@@ -1,4 +1,4 @@
-"""Start an MPI job with the MPI runtime that belongs to this environment."""
+"""Starts MPI jobs by this environment's own MPI runtime."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ __all__ = [
 ]
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks at what a job has printed."""
+"""Seconds between two reads of a job's output."""
 RANKS = "FEDML_KEYLOCK_RANKS"
-"""Environment variable with how many ranks a job was started with."""
+"""Environment variable with the number of ranks that were started."""
 
 
 def find_mpiexec() -> Path:
-    """The `mpiexec` beside this Python, or else the one on PATH.
+    """Find the `mpiexec` beside this Python, or else on PATH.
 
     Raises:
         HostError: there is none.
@@ -52,7 +52,7 @@ def find_mpiexec() -> Path:
 
 
 def command(ranks: int, script: Sequence[str]) -> list[str]:
-    """The command that runs a job's script on so many ranks.
+    """The command that runs a job's script on this many ranks.
 
     Example:
         >>> command(4, ["main.py", "--cf", "fedml_config.yaml"])[-4:]
@@ -63,9 +63,9 @@ def command(ranks: int, script: Sequence[str]) -> list[str]:
 
 
 def environment(ranks: int, base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a job: one thread a rank, unless told otherwise.
+    """The environment of a job: one thread per rank, unless set otherwise.
 
-    Ranks that share a machine would fight over its cores with more.
+    More threads would compete for the cores that ranks share.
 
     Example:
         >>> environment(4, {})["OMP_NUM_THREADS"]
@@ -78,11 +78,11 @@ def environment(ranks: int, base: Mapping[str, str] | None = None) -> dict[str, 
 def check_world() -> None:
     """Check that MPI sees as many ranks as were started.
 
-    An mpiexec of another MPI than mpi4py's starts that many processes which each believe to be
-    alone, and a job of one rank would end well without having done anything.
+    An mpiexec of another MPI than mpi4py's starts processes that each see a world of one rank. Such
+    a job would end without an error and without any work.
 
     Raises:
-        HostError: it does not.
+        HostError: the numbers differ.
 
     """
     wanted = os.environ.get(RANKS)
@@ -110,13 +110,13 @@ def run_logged(
 ) -> int:
     """Run a job whose output goes to a file, and wait for it.
 
-    The file is the job's own: it is whole even if this process is killed.
+    The job writes the file itself, so that it is complete even if this process is killed.
 
     Args:
-        ranks: of the job.
-        script: and its arguments.
+        ranks: number of ranks.
+        script: the script and its arguments.
         log: an empty file.
-        see: is called some times a second with the lines that have come since, if any.
+        see: called several times a second with the new lines, if any.
 
     Returns:
         The job's exit status.
@@ -135,7 +135,7 @@ def run_logged(
                     status = job.wait(LOOK_EVERY)
                 *lines, rest = (rest + come.read()).split("\n")
                 see(lines if status is None else [*lines, rest])
-        except BaseException:  # Ctrl-C among them, as of `run`
+        except BaseException:  # Ctrl-C too, as in `run`
             job.kill()
             raise
     return status
@@ -144,17 +144,17 @@ def run_logged(
 def follow(
     ranks: int, script: Sequence[str], folder: Path, log: TextIO, round_over: Callable[[], Any]
 ) -> None:
-    """Run a job in a folder, and say whenever it has trained a round.
+    """Run a job in a folder, and report each trained round.
 
     Args:
-        ranks: of the job.
-        script: and its arguments.
-        folder: to run it in.
-        log: gets all that the job prints.
-        round_over: is called after each round.
+        ranks: number of ranks.
+        script: the script and its arguments.
+        folder: working folder of the job.
+        log: file for the job's output.
+        round_over: called after each round.
 
     Raises:
-        HostError: the job failed: with this plugin's last word on it.
+        HostError: the job failed; has this plugin's last line about it.
 
     """
     ours = "its log says why"
@@ -174,7 +174,7 @@ def follow(
                     round_over()
                 if line.startswith("fedml-keylock: "):
                     ours = line.strip().removeprefix("fedml-keylock: ")
-        except BaseException:  # Ctrl-C among them: the job is not to go on alone
+        except BaseException:  # Ctrl-C too: the job must not run on alone
             job.terminate()
             raise
     if job.returncode:

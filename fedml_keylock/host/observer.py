@@ -1,4 +1,4 @@
-"""Whoever sees a job's updates: a server's capture, a silo's audit, and plugins that watch."""
+"""Passes a job's updates to those who watch: a server's capture, a silo's audit, plugins."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ __all__ = ["Observer"]
 
 @dataclass
 class Observer:
-    """One rank's eyes: without the attack flag and without a plugin's hook it sees nothing.
+    """A rank's observer; without the attack flag and plugins' hooks it does nothing.
 
     Attributes:
         args: FedML's arguments.
-        attacker: the attacks that the job's YAML asks for; None without the attack flag.
-        capture: of a server that attacks.
-        audit: of a silo that attacks itself.
-        active: of a server that sends a model of its own choice.
-        received: the public state that the silos were sent last.
+        attacker: the attacks that the job's YAML sets; None without the attack flag.
+        capture: the capture of a server that attacks.
+        audit: the audit of a silo that attacks itself.
+        active: the active attack of a server that sends manipulated models.
+        received: the public state that silos were sent last.
 
     """
 
@@ -50,16 +50,16 @@ class Observer:
 
     @classmethod
     def begin(cls, args: Arguments, defense: Defense | None) -> Observer:
-        """What the job's flags ask for.
+        """Make a rank's observer from the job's flags.
 
         Raises:
-            ConfigError: a field is wrong, or would end a job by what noise is to hide.
+            ConfigError: a field is wrong, or would reveal by the job's end what noise hides.
             AttackError: an attack can run at none of the levels.
 
         """
         if not our_attack(args):
             return cls(args)
-        # an attack's parts are many modules: they are loaded where one is asked for
+        # attacks need many modules: import them only if the job attacks
         from .server_attacker import Attacker
 
         settings = InversionSettings.from_mapping(getattr(args, INVERSION, None))
@@ -78,27 +78,27 @@ class Observer:
 
     @property
     def attacks_itself(self) -> bool:
-        """Whether each silo is to attack its own updates."""
+        """Whether each silo attacks its own updates."""
         return self.attacker is not None and self.attacker.settings.side == "silo"
 
     @property
     def audits_update(self) -> bool:
-        """Whether the silo is to attack the very update that it is about to send."""
+        """Whether the silo attacks the update that it is about to send."""
         return self.audit is not None and self.audit.waits
 
     def see_data(self, dataset: Sequence[Any]) -> None:
-        """Keep some of FedML's test data, which silos' data are like."""
+        """Keep some of FedML's test data, which resemble silos' data."""
         if self.attacker is not None:
-            # a loader may not know its length
+            # a loader may have no length
             self.attacker.see_data(() if dataset[3] is None else dataset[3])
 
     def see_trainer(self, trainer: Any) -> None:
-        """Find the loss that a job's own trainer, or with None FedML's, minimises."""
+        """Find the loss of a job's own trainer, or with None of FedML's."""
         if self.attacker is not None:
             self.attacker.see_trainer(self.args, trainer)
 
     def begin_audit(self, model: nn.Module, defense: Defense | None) -> None:
-        """In a silo: prepare its audit of itself, on the still unprotected model."""
+        """In a silo: prepare its self-audit, on the unprotected model."""
         if self.attacker is None or self.attacker.settings.when == "never":
             return
         if self.attacks_itself:
@@ -114,7 +114,7 @@ class Observer:
         *,
         name: str | None,
     ) -> None:
-        """On a server that attacks: begin its capture, of the still unprotected model."""
+        """On a server that attacks: begin its capture, with the unprotected model."""
         if self.attacker is not None and not self.attacks_itself:
             from .server_attacker import ServerCapture
 
@@ -130,29 +130,29 @@ class Observer:
             self.audit.round_begins(turn, protected, data)
 
     def round_ends(self, turn: SiloRound, state: Mapping[str, Tensor], data: Any) -> None:
-        """In a silo that has trained and not sent anything yet; see `SelfAudit.round_ends`."""
+        """In a silo, after it trained and before it sends; see `SelfAudit.round_ends`."""
         if self.audit is not None:
             self.audit.round_ends(turn, state, data, received=self.received)
 
     def sending(
         self, state: Mapping[str, Tensor], silo: int, round_index: int
     ) -> Mapping[str, Tensor]:
-        """What a silo is sent for a round in place of the server's model: that, as a rule."""
+        """The state that a silo is sent in a round: an active attack's, or else the server's."""
         if self.active is None:
             return state
         return self.active.outgoing(state, silo, round_index)
 
     def before(self, silo: int | None) -> Mapping[str, Tensor] | None:
-        """A copy of the public state that a silo was sent last; None if nobody looks at it."""
+        """A copy of the public state that a silo was sent last; None if nobody watches."""
         if self.active is not None and silo in self.active.own:
             return self.active.own[silo]
         return self.received
 
     def sent(self, state: Mapping[str, Tensor], silo: int | None) -> None:
-        """The server sends this state to silos, or to this one what is its own."""
+        """Called when the server sends this state to all silos, or its own state to one silo."""
         if self.active is not None and silo in self.active.own:
             return
-        # the same state goes to every silo: one copy, for the capture and the plugins
+        # every silo gets the same state: one copy, for the capture and the plugins
         if self.capture is not None or _watched("after_upload"):
             self.received = copied(state)
 
@@ -164,7 +164,7 @@ class Observer:
         silo: int | None,
         round_index: int,
     ) -> None:
-        """Give the capture an update, and plugins a copy of it."""
+        """Pass an update to the capture, and a copy of it to plugins."""
         before = self.before(silo)
         if before is None or silo is None:
             return
@@ -179,7 +179,7 @@ class Observer:
             getattr(manager().hook, hook)(update=copy)
 
     def finish(self) -> None:
-        """The job is over on this rank: on the server, attack what was captured."""
+        """Called at the job's end on this rank: a server attacks its captured updates."""
         if self.capture is not None:
             with _spared("the captured rounds"):
                 self.capture.finish(self.received)
@@ -187,7 +187,7 @@ class Observer:
 
 @contextmanager
 def _spared(what: str) -> Iterator[None]:
-    """Say in one line why a server's attack failed: the job that it looks at goes on."""
+    """Report in one line why a server's attack failed, and let the job go on."""
     try:
         yield
     except Exception as error:
@@ -195,16 +195,16 @@ def _spared(what: str) -> Iterator[None]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    """The job's model as it is, for attacks; an AttackError, before any training, if it cannot be.
+    """A copy of the job's model for attacks; AttackError before training if it cannot be copied.
 
-    Such as one that holds a lock of Python's.
+    A model that holds a `threading.Lock` is an example.
     """
     try:
         return copy_of(model)
-    except Exception as error:  # whatever a part of it raises
+    except Exception as error:  # parts of a model may raise anything
         raise AttackError(f"the model cannot be copied for attacks: {reason_of(error)}") from None
 
 
 def _watched(hook: str) -> bool:
-    """Whether a plugin would look at an update."""
+    """Whether a plugin watches updates."""
     return bool(getattr(manager().hook, hook).get_hookimpls())

@@ -1,12 +1,12 @@
-"""What a rank tells those who wait for it: a parent of its own, and `fedml-keylock run`.
+"""Reports a rank's progress and end: to a parent process of its own, and to `fedml-keylock run`.
 
-A killed process says nothing, and an MPI runtime kills the other ranks within milliseconds; MPICH's
-then names a signal and a process id. So what mpiexec starts forks before it has done anything: the
-child is the rank, and the parent waits as a shell script around it would, and says how it ended.
-What the rank is doing stands in memory that both see, so that nothing is written to any disk.
+A killed process reports nothing, and an MPI runtime then kills the other ranks within milliseconds;
+MPICH names only a signal and a process id. So each process that mpiexec starts forks first. The
+child is the rank. The parent waits for it, and reports how it ended. The rank notes what it is
+doing in shared memory, and writes nothing to a disk.
 
-`fedml-keylock run` reads what ranks print, on whatever host they are. What they tell it are lines
-of JSON among the others; ranks that something else has started print none.
+`fedml-keylock run` reads the ranks' output from any host. Their reports to it are lines of JSON
+among the others; ranks that another program started print none.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from .abort import DELIVERY
 __all__ = ["LISTENING", "TOLD", "epitaph", "note", "tell", "tell_received", "told_in", "watch"]
 
 LISTENING = "FEDML_KEYLOCK_LISTENING"
-"""Environment variable that is set where somebody reads what ranks tell."""
+"""Environment variable that is set if somebody reads the ranks' reports."""
 TOLD = "fedml-keylock tells: "
-"""What such a line begins with."""
+"""Prefix of a report's line."""
 
 SIZE = 256
-"""Bytes of the note: one line of ASCII."""
+"""Size of the note in bytes: one line of ASCII."""
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _PARENT_DIED = 1
 """Linux' PR_SET_PDEATHSIG."""
 _OF_TERMINAL = 0x80
-"""Linux' SI_KERNEL: nobody's kill, but Ctrl-C, which goes to every process in the foreground."""
+"""Linux' SI_KERNEL: Ctrl-C, which the kernel sends to every process in the foreground."""
 
 _received: Counter[int] = Counter()
 _board: mmap.mmap | None = None
 
 
 def note(what: str) -> None:
-    """Note what this rank is doing, for its parent to say. Nothing where there is no parent.
+    """Note what this rank is doing, for its parent's report. Does nothing without such a parent.
 
     Args:
-        what: rank, round and activity, as the message about its end begins.
+        what: rank, round and activity, as the report about its end begins.
 
     Example:
         >>> note("rank 2: silo 1 (rank 2), round 0: while training")
@@ -61,23 +61,23 @@ def note(what: str) -> None:
 
 
 def tell(**facts: Any) -> None:
-    """Tell `fedml-keylock run` something that the server's host may know. Else nothing is printed.
+    """Report facts to `fedml-keylock run`, if it reads. The server's host may see them.
 
     Args:
-        facts: by name, as JSON has them.
+        facts: JSON values by name.
 
     """
     if os.environ.get(LISTENING):
-        # at once: what is written in parts may have another rank's words in it
+        # in one write: other ranks' output could come between parts
         os.write(2, f"{TOLD}{json.dumps(facts)}\n".encode())
 
 
 def tell_received(sender: int, size: int) -> None:
-    """Tell how many bytes the server has got of a rank so far, as MPI counts them.
+    """Report the bytes that the server has received from a rank so far, as MPI counts them.
 
     Args:
         sender: the rank.
-        size: of its message, in bytes.
+        size: size of its message in bytes.
 
     """
     _received[sender] += size
@@ -85,14 +85,14 @@ def tell_received(sender: int, size: int) -> None:
 
 
 def name_warnings(rank: str) -> None:
-    """Begin Python's warnings with the rank that they are of, where somebody reads them."""
+    """Prefix Python's warnings with their rank, if somebody reads the ranks' reports."""
     if os.environ.get(LISTENING):
         plain = warnings.formatwarning
         warnings.formatwarning = lambda *given, **more: f"rank {rank}: {plain(*given, **more)}"
 
 
 def told_in(line: str) -> dict[str, Any] | None:
-    """What a line of a job's output tells; None of any other line.
+    """The facts in a line of a job's output; None for a line without.
 
     Example:
         >>> told_in('fedml-keylock tells: {"round": 3}'), told_in("Epoch: 3")
@@ -102,7 +102,7 @@ def told_in(line: str) -> dict[str, Any] | None:
     _, mark, told = line.partition(TOLD)
     try:
         facts = json.loads(told) if mark else None
-    except (ValueError, RecursionError):  # two ranks' words in one line, or anybody's print
+    except (ValueError, RecursionError):  # two ranks' output in one line, or anybody's print
         return None
     return facts if isinstance(facts, dict) else None
 
@@ -110,25 +110,25 @@ def told_in(line: str) -> dict[str, Any] | None:
 def watch() -> None:
     """In a process that an MPI runtime started: fork, return in the child, and wait in the parent.
 
-    To be called before there are threads, and before MPI is up. The parent ends as the child ends:
-    with its exit status, or by the same signal, for the runtime to see. Does nothing elsewhere.
+    Call it before threads and MPI start. The parent ends as the child does: with its exit status,
+    or by the same signal, so that the runtime sees it. Does nothing in other processes.
     """
     global _board
     rank = started_by(os.environ)
-    # elsewhere than on Linux a child cannot be told to end with its parent
+    # only Linux can end a child with its parent
     if rank is None or _board is not None or sys.platform != "linux":
         return
     _board = mmap.mmap(-1, SIZE)  # anonymous, and shared with the child
     note(f"rank {rank}: before its first round")
     name_warnings(rank)
     parent = os.getpid()
-    # from before the child is there: no signal to pass on is missed
+    # set before the fork, so that no signal is missed
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, *_PASSED_ON})
     child = os.fork()
     if child:
         _wait(child, _board)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    # the runtime may end only the process that it has started: the child is not to live on
+    # the runtime may end only the parent: the child must end too
     ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -138,8 +138,8 @@ def epitaph(doing: str, number: int) -> str:
     """The line about a rank that was killed.
 
     Args:
-        doing: its last note.
-        number: the signal.
+        doing: the rank's last note.
+        number: number of the signal.
 
     Example:
         >>> print(epitaph("rank 2: silo 1 (rank 2), round 0: while training", 9))
@@ -162,20 +162,20 @@ def _wait(child: int, board: mmap.mmap) -> NoReturn:
         found = signal.sigwaitinfo({signal.SIGCHLD, *_PASSED_ON})
         if found.si_signo != signal.SIGCHLD:
             asked.add(found.si_signo)
-            if found.si_code != _OF_TERMINAL:  # which the child gets by itself
+            if found.si_code != _OF_TERMINAL:  # the child gets it itself
                 os.kill(child, found.si_signo)
     status = os.waitstatus_to_exitcode(ended[1])
     if status >= 0:
         os._exit(status)
-    # who was asked to end and did is not a fault
+    # a rank that ended on request is no fault
     if -status not in asked:
         doing = bytes(board).rstrip(b"\0").decode("ascii", "replace")
         sys.stderr.write(epitaph(doing, -status) + "\n")
         sys.stderr.flush()
         time.sleep(DELIVERY)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's is the one to look at
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # only the child's core dump is useful
     if -status != signal.SIGKILL:
         signal.signal(-status, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.kill(os.getpid(), -status)
-    os._exit(128 - status)  # a signal that does not end a process by itself
+    os._exit(128 - status)  # a signal that does not end a process

@@ -1,4 +1,4 @@
-"""A job's own attacks: what its YAML asks for, and a server that tries it on what silos sent."""
+"""Runs the attacks that a job's YAML sets, on the updates that its server received."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from .job_loss import loss_of_job
 __all__ = ["Attacker", "ServerCapture", "images_of"]
 
 _PUBLIC = 1000
-"""How many of the server's test images a simulating attacker has."""
+"""Number of the server's test images that a simulating attacker gets."""
 _SEEN = 100
-"""How many tell the range of pixels."""
+"""Number of test images that give the range of pixels."""
 
 
 @dataclass
@@ -38,13 +38,13 @@ class Attacker:
     """The attacks of a job's `gradient_inversion` section.
 
     Attributes:
-        settings: the section.
-        rounds: indices of those that are attacked.
-        attacks: by name, made from their own settings.
-        trials: each with the levels of knowledge that it runs at.
-        public: the server's own test data, or None where they are not images.
-        loss: what the silos minimise.
-        bounds: least and greatest pixel value: the settings', or those of the test data.
+        settings: the section's settings.
+        rounds: indices of the rounds to attack.
+        attacks: the configured attacks by name.
+        trials: the attacks with the levels of knowledge at which they run.
+        public: the server's own test data, or None if they are not images.
+        loss: the loss that the silos minimise.
+        bounds: least and greatest pixel value, from the settings or the test data.
 
     """
 
@@ -58,39 +58,39 @@ class Attacker:
 
     @classmethod
     def begin(cls, settings: InversionSettings, *, rounds: int, defended: bool) -> Attacker:
-        """Make the attacks, of a job of so many rounds.
+        """Make the attacks of a job of `total` rounds.
 
         Raises:
-            ConfigError: there is no such attack, round or metric, or a field of one is wrong.
+            ConfigError: an attack, round or metric is unknown, or an attack's field is wrong.
             AttackError: an attack can run at none of the levels.
 
         """
-        # what cannot be run is refused now, and not after the training
+        # refuse impossible attacks before the training, not after it
         _check_limits(settings)
         indices = settings.rounds_of(rounds)
         made = {n: attack_of(n, fields) for n, fields in settings.attacks.items()}
         return cls(settings, indices, made, trials(made, settings.knowledge, defended=defended))
 
     def see_trainer(self, args: Arguments, trainer: Any) -> None:
-        """Find the job's loss, as `loss_of_job` does; say in one line if it is but assumed."""
+        """Find the job's loss by `loss_of_job`; print a notice if it is assumed."""
         self.loss = loss_of_job(self.settings.loss, args, trainer)
         if self.loss.assumed and (not int(args.rank or 0) or self.settings.side == "silo"):
             said = "gradient_inversion.loss: not named, and not found in the trainer: "
             click.echo(f"fedml-keylock: {said}{self.loss.name} is assumed", err=True)
 
     def see_data(self, loader: Iterable[Any]) -> None:
-        """Keep what is needed of the server's test data: for most attackers only what they are."""
+        """Keep what attacks need of the server's test data; most need only shape and range."""
         simulating = any(level == "simulating" for _, level in self.trials)
         self.public = images_of(loader, _PUBLIC if simulating else _SEEN)
         if self.settings.bounds is not None:
             self.bounds = self.settings.bounds
         elif self.public is not None:
             low, high = self.public.images.min().item(), self.public.images.max().item()
-            if low < 0 or high > 1:  # normalised by the job's own loader
+            if low < 0 or high > 1:  # the job's loader may normalise them
                 self.bounds = low, high
 
     def public_for(self, outputs: tuple[int, ...]) -> PublicData | None:
-        """The public data, with labels as the loss takes them for a model of this output shape."""
+        """The public data, with labels for the loss and a model of this output shape."""
         if self.public is None:
             return None
         images, labels = self.public.images, self.public.labels
@@ -99,15 +99,15 @@ class Attacker:
 
 @dataclass
 class ServerCapture:
-    """A server's capture of what silos sent it, which it attacks.
+    """Captures the updates that a server receives, and attacks them.
 
     Attributes:
-        attacker: the section's attacks, which see the test data first.
-        capture: on disk.
-        model: the job's, as it was before it was protected.
-        defense: the job's, or None.
-        each: updates that a round brings.
-        seed: of the attacks.
+        attacker: the section's attacks.
+        capture: the capture on disk.
+        model: the job's model before it was protected.
+        defense: the job's defense, or None.
+        each: number of updates in a round.
+        seed: the attacks' seed.
 
     """
 
@@ -130,7 +130,7 @@ class ServerCapture:
         name: str | None,
         agreement: Agreement | None,
     ) -> ServerCapture:
-        """Begin the capture; the defense's name and its agreement go into the capture's notes.
+        """Begin the capture, with the defense's name and agreement in its notes.
 
         Raises:
             AttackError: the folder holds a capture already, or cannot be written.
@@ -154,14 +154,14 @@ class ServerCapture:
         return cls(attacker, capture, model, defense, each, seed)
 
     def add(self, update: ClientUpdate, *, own: bool = False) -> None:
-        """Keep an update of a round that is captured; attack the round when it is complete.
+        """Keep an update of a captured round; with `when: inline` attack a complete round.
 
         Args:
-            update: with what was sent.
-            own: the silo was sent another model than others.
+            update: the update, with the state sent.
+            own: the silo was sent a model of its own.
 
         Raises:
-            AttackError: it cannot be kept, or not be attacked.
+            AttackError: the update cannot be written, or the attack fails.
 
         """
         self.capture.add(update, own=own)
@@ -170,20 +170,20 @@ class ServerCapture:
             self._attack(update.round)  # while FedML waits to aggregate
 
     def finish(self, received: Mapping[str, Tensor] | None) -> None:
-        """Called when the job is over, with the model that the server sent last: attack it all."""
+        """Called at the job's end with the model that the server sent last: attack all updates."""
         if received is not None:
             self.capture.finish(received)
         if self.attacker.settings.when == "after":
             self._attack()
 
     def _attack(self, only: int | None = None) -> None:
-        """Reconstruct what the captured updates give away, and say where the pictures are.
+        """Reconstruct images from the captured updates, and report where they are.
 
-        It speaks on stderr: FedML keeps a logger's lines to itself, and these are what the user
-        asked for. An attack that fails is reported and does not stop the others.
+        Reports go to stderr, since FedML hides loggers' lines. An attack that fails is reported,
+        and does not stop the others.
 
         Args:
-            only: attack the updates of this round, into a folder of its own; None for all.
+            only: attack only this round, into a folder of its own; None for all rounds.
 
         Raises:
             AttackError: the job's data are not images, or the capture is damaged.
@@ -225,7 +225,7 @@ class ServerCapture:
                         seed=self.seed,
                         progress=partial(_advance, bar),
                     )
-            except Exception as error:  # a job does not end for it, whatever it is
+            except Exception as error:  # no error of an attack ends the job
                 refused = error if isinstance(error, AttackError) else AttackError(reason_of(error))
                 click.echo(f"fedml-keylock: {name}, {level}: not run: {refused}", err=True)
                 manager().hook.on_attack_error(attack=name, error=refused)
@@ -243,9 +243,8 @@ class ServerCapture:
 def images_of(loader: Iterable[Any], wanted: int) -> PublicData | None:
     """The first images of a loader, at least as many as wanted, or None if there are none.
 
-    What a loader gives at once is kept whole: to stop in it would save nothing. A loader that
-    shuffles by torch's own generator draws from a copy of it: what an attack looks at is not to
-    change what the silo trains.
+    Batches are kept whole. A loader that shuffles by torch's generator uses a copy of it, so that
+    an attack does not change the silo's training.
 
     Example:
         >>> images_of([(torch.rand(2, 1, 8, 8), torch.zeros(2))], 1).images.shape
@@ -281,15 +280,15 @@ def _advance(bar: tqdm[Any], done: int, total: int) -> None:
 
 
 def _check_limits(settings: InversionSettings) -> None:
-    """Refuse a limit on a metric that no report has, or of which less gives more away.
+    """Check that each limit is on a known metric, of which more means more leakage.
 
     Raises:
-        ConfigError: naming those that there are.
+        ConfigError: a limit is not; names the metrics that may have one.
 
     """
     if not settings.abort_above:
         return
-    # of distances, such as LPIPS, it is the small ones that give away
+    # for distances, such as LPIPS, small values mean leakage
     known = [n for n in ("label_accuracy", *metrics()) if not n.startswith("lpips")]
     odd = [name for name in settings.abort_above if name not in known]
     if odd:

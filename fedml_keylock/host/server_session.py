@@ -1,4 +1,4 @@
-"""The server's part in a job."""
+"""The server's session: checks and processes all that a job's server sends and receives."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["ServerSession"]
 
 
 class _Samples(float):
-    """A silo's number of samples as it came: sums of sealed updates have no other weights."""
+    """A silo's number of samples, unchanged: sums of sealed updates have no other weights."""
 
 
 @dataclass
 class ServerSession(Session):
-    """The server's rank.
+    """The session of the server's rank.
 
     Attributes:
-        gate: what its messages pass.
+        gate: checks its messages.
 
     """
 
@@ -48,22 +48,22 @@ class ServerSession(Session):
 
     @property
     def who(self) -> str:
-        """How messages name this rank."""
+        """The rank's name in messages."""
         return "the server"
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the server has a sum of sealed words in place of a model."""
+        """Whether the server holds a sum of sealed words in place of a model."""
         return self._total is not None
 
     def add_up(self, updates: Sequence[tuple[Any, Mapping[str, Tensor]]]) -> Mapping[str, Tensor]:
-        """What FedML's averaging operator gives of sealed updates: their sum.
+        """The sum of sealed updates, in place of FedML's average.
 
         Args:
-            updates: of a round, each with what FedML takes for its number of samples.
+            updates: a round's updates, each with its number of samples as FedML has it.
 
         Raises:
-            HostError: there are fewer or more of them than ranks.
+            HostError: there is not exactly one per rank, or the job's aggregator changed them.
 
         """
         assert self.defense is not None
@@ -88,14 +88,14 @@ class ServerSession(Session):
             )
         self._total = self.defense.add_up([state for _, state in updates])
         first = updates[0][1]
-        if isinstance(first, dict):  # as FedML's averaging does: it holds on to all updates
+        if isinstance(first, dict):  # FedML's averaging too keeps all updates in memory
             first.update(self._total)
         self.defense.keep(self._total, round_index=self.round)
-        # a copy, or what the job's aggregator changes in place would be the sum
+        # a copy: the job's aggregator may change the sum in place
         return OrderedDict((name, words.clone()) for name, words in self._total.items())
 
     def refuse_aggregator(self, error: Exception) -> NoReturn:
-        """Say in one line that the job's own aggregator cannot compute with sealed updates.
+        """Report in one line that the job's own aggregator fails on sealed updates.
 
         Raises:
             HostError: always.
@@ -109,7 +109,7 @@ class ServerSession(Session):
         ) from error
 
     def tell_sealed(self) -> None:
-        """Say once what becomes of the server's own model, which is not given what is sealed."""
+        """Log once that the server's own model is not updated: it cannot load sealed words."""
         if not self._told:
             self._told = True
             logging.info(
@@ -119,7 +119,7 @@ class ServerSession(Session):
             )
 
     def emit(self, entries: dict[str, Any], names: EntryNames, receiver: int | None = None) -> None:
-        """Check and make ready what the server sends; see `Session.emit`."""
+        """Check and prepare what the server sends; see `Session.emit`."""
         if receiver is not None and entries.get(names.silo) is not None:
             self._silo_of[receiver] = int(entries[names.silo])
         state = entries.get(names.state)
@@ -139,7 +139,7 @@ class ServerSession(Session):
         self._note("while sending its model")
         agreement = None if self.defense is None else self._agreed()
         self.gate.emit(entries, names, agreement, receiver, is_sum=self.is_sealed)
-        if state is not self._sent:  # the same goes to every silo
+        if state is not self._sent:  # every silo gets the same
             self._sent = state
             self.observer.sent(state, silo)
 
@@ -148,7 +148,7 @@ class ServerSession(Session):
         self._note("while waiting for the silos")
 
     def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
-        """Check a silo's message, and show its update to the observer."""
+        """Check a silo's message, and pass its update to the observer."""
         silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
         if isinstance(entries.get(HELLO), str):
             self._hellos[sender] = entries[HELLO]
@@ -165,7 +165,7 @@ class ServerSession(Session):
         self.observer.show("after_upload", state, samples, silo, self.round)
 
     def finish(self) -> None:
-        """Attack what was captured."""
+        """Attack the captured updates."""
         self.observer.finish()
 
     def _prepare(self, model: nn.Module) -> None:
@@ -175,8 +175,8 @@ class ServerSession(Session):
             tell(defense=self.defense.title, server_reads=self.defense.server_reads)
 
     def _note(self, doing: str, round_index: int | None = None) -> None:
-        """Note what this rank is doing, for the line that reports it if it is killed."""
-        # FedML counts its server's round only when all silos have got the model for it
+        """Note what this rank is doing, for the report if it is killed."""
+        # FedML's server counts a round only once all silos have its model
         last = int(self.args.comm_round) - 1
         current = min(self._next_round, last) if round_index is None else round_index
         note(f"rank 0: the server, round {current}: {doing}")
@@ -193,7 +193,7 @@ _CALL_AGG = (
 
 
 def _is_same(state: Any, total: Mapping[str, Tensor] | None) -> bool:
-    """Whether a state is the sum's words."""
+    """Whether a state equals the sum."""
     if total is None or not isinstance(state, Mapping) or state.keys() != total.keys():
         return False
     return all(

@@ -1,8 +1,8 @@
-"""How far a candidate's gradient is from the one that was shared.
+"""Costs: distances of candidates' gradients from the shared gradient.
 
-Each function takes the gradients of all layers, each ``(b, *shape)`` with b independent candidates,
-the targets in the same shapes, and ``weights`` ``(b, layers)`` (0 leaves a layer out), and returns
-``(b,)`` costs that are 0 for a perfect match and do not depend on the scale of the update.
+Each function takes the gradients of all layers, each ``(b, *shape)`` for b independent candidates,
+the targets in the same shapes, and ``weights`` ``(b, layers)``; 0 leaves a layer out. It returns
+costs ``(b,)``, which are 0 for a perfect match and independent of the update's scale.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["COSTS", "cosine", "l1", "l2_twice", "l2_wasserstein", "squared_l2", 
 
 
 class _Products(Function):
-    """Inner products of each candidate's left with its right and with itself, both ``(b,)``.
+    """Inner products ``(b,)`` of each candidate's left with its right, and of left with itself.
 
-    As one function because its gradient is one pass over the entries, and there are many.
+    A single function, so that its gradient needs only one pass over the many entries.
     """
 
     @staticmethod
@@ -36,7 +36,7 @@ class _Products(Function):
 
 
 def _square(value: Tensor) -> Tensor:
-    """``(b, *shape)`` -> ``(b,)`` sums of squares."""
+    """Sums of squares: ``(b, *shape)`` to ``(b,)``."""
     norm: Tensor = torch.linalg.vector_norm(value.flatten(1), dim=1)
     return norm.square()
 
@@ -48,7 +48,7 @@ def _relative(
     distance: Callable[[Tensor, Tensor], Tensor],
     size: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The weighted sum of the layers' distances, as a share of that of the targets' sizes."""
+    """The weighted sum of the layers' distances, relative to that of the targets' norms."""
     error = weights.new_zeros(weights.shape[0])
     whole = weights.new_zeros(weights.shape[0])
     for layer, (gradient, target) in enumerate(zip(gradients, targets, strict=True)):
@@ -60,8 +60,8 @@ def _relative(
 def squared_l2(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
     """``|g - t|^2 / |t|^2`` over all layers together (Zhu et al. 2019, equation 4).
 
-    The division is not in the paper. It makes the tolerances of the optimiser, and the cost that is
-    reported, mean the same for an untrained model and for a trained one, whose gradients are small.
+    The division is not in the paper. With it, tolerances and costs are comparable between untrained
+    models and trained ones, whose gradients are small.
 
     Example:
         >>> t = [torch.tensor([[3.0, 4.0]])]
@@ -112,9 +112,9 @@ def l1(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) 
 def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The 1-Wasserstein distance of each layer's entries, summed over layers (GRNN, Ren 2022).
 
-    A layer's distance is between the distributions of its entries, the mean of
-    ``|sort(g) - sort(t)|``. The sum is divided by what all-zero gradients would cost. A gradient
-    whose entries stand in another order costs nothing here: GRNN uses it beside an L2 cost.
+    A layer's distance is between the distributions of its entries: the mean of
+    ``|sort(g) - sort(t)|``. The sum is divided by the cost of all-zero gradients. A permutation of
+    the entries costs nothing, and so GRNN adds it to an L2 cost.
 
     Example:
         >>> t = [torch.tensor([[3.0, -1.0]])]
@@ -133,17 +133,17 @@ def wasserstein(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights:
 def l2_wasserstein(
     gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor
 ) -> Tensor:
-    """``squared_l2`` plus ``wasserstein``: GRNN's distance as the paper names it (Ren et al. 2022).
+    """``squared_l2`` plus ``wasserstein``: GRNN's distance as in its paper (Ren et al. 2022).
 
-    Each of the two is relative to the target here, so that they do not weigh as they do there.
+    Both terms are relative to the target here, which weighs them differently than the paper.
     """
     return squared_l2(gradients, targets, weights) + wasserstein(gradients, targets, weights)
 
 
 def l2_twice(gradients: Sequence[Tensor], targets: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """``r^2 + r`` with ``r = |g - t| / |t|``: GRNN's distance as its code has it (Ren et al. 2022).
+    """``r^2 + r`` with ``r = |g - t| / |t|``: GRNN's distance as in its code (Ren et al. 2022).
 
-    What that code calls the Wasserstein distance is the L2 norm of the difference.
+    That code computes its Wasserstein distance as the L2 norm of the difference.
 
     Example:
         >>> t = [torch.tensor([[3.0, 4.0]])]

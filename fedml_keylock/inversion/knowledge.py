@@ -1,4 +1,4 @@
-"""What an attacker knows besides the update and the public model."""
+"""Declares what an attacker knows besides the update and the public model."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ from .loss import CROSS_ENTROPY, Loss
 __all__ = ["Knowledge", "LocalTraining", "PublicData", "Secrets", "Statistics"]
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
-"""Name of a BatchNorm module to the mean and the variance of its input's channels."""
+"""Name of a BatchNorm module to mean and variance of its input's channels."""
 
 
 @checked
 class Secrets:
-    """Parameters of the attacker's model that the update does not hold: a lock's private state.
+    """The attacker's model's secret variables: a lock's private state, which no update holds.
 
     Attributes:
         names: their names in the attacker's ``model.named_parameters()``.
-        draw: for every level that optimises them: ``draw(count, generator)`` returns name to
-            starts, each ``(count, *shape)``, one a candidate, drawn as a new silo's are.
-        given: for ``oracle``: name to values, each ``(u, *shape)``, one an update. Held fixed.
-        peers: for ``insider``: name to the private state of p colluding silos, each
-            ``(p, *shape)``: an update's first p restarts start there, the others a quarter of the
-            way from there to a draw.
+        draw: for levels that optimise them: ``draw(count, generator)`` returns name to starts
+            ``(count, *shape)``, one per candidate, drawn as for a new silo.
+        given: for ``oracle``: name to fixed values ``(u, *shape)``, one per update.
+        peers: for ``insider``: name to the private state of p colluding silos, ``(p, *shape)``. An
+            update's first p restarts start there, the others a quarter of the way to a draw.
 
-    With nothing but names, the values in the attacker's model stand and are held fixed: an
-    ``oblivious`` attacker who only knows that the lock exists.
+    With names only, the values in the attacker's model are used and stay fixed: an ``oblivious``
+    attacker, who only knows that the lock exists.
 
     Raises:
-        ConfigError: no names, a name twice, both ``draw`` and ``given``, or names that ``given`` or
-            ``peers`` do not hold.
+        ConfigError: there are no names, a name is there twice, both ``draw`` and ``given`` are
+            set, or ``given`` or ``peers`` lack a name.
 
     Example:
         >>> Secrets(("lock.gamma",), draw=lambda count, g: {
@@ -69,14 +68,14 @@ class Secrets:
 
 @checked
 class PublicData:
-    """Data of the same kind as the silos', which anybody may have.
+    """Public data of the same kind as the silos' data.
 
     Attributes:
         images: ``(m, *input_shape)``, within the bounds.
-        labels: ``(m, ...)``: integers ``(m,)``, or whatever the job's loss takes for targets.
+        labels: integers ``(m,)``, or other targets of the job's loss ``(m, ...)``.
 
     Raises:
-        ConfigError: shapes or types do not fit one another.
+        ConfigError: shapes or types do not fit together.
 
     Example:
         >>> PublicData(torch.zeros(5, 1, 8, 8), torch.arange(5)).labels.shape
@@ -99,20 +98,19 @@ class PublicData:
 
 @checked
 class LocalTraining:
-    """How a silo trained between what it got and what it sent: SGD on the job's loss.
+    """A silo's training in a round: SGD on the job's loss.
 
-    The learning rate is the update's own. What is private is held fixed meanwhile.
+    The learning rate is the update's. Private state stays fixed.
 
     Attributes:
-        batch_size: images a step; the last of an epoch may have fewer.
-        epochs: how often the silo went through its images.
-        momentum: of ``torch.optim.SGD``, from a buffer that is empty at the round's start.
-        nesterov: likewise.
-        weight_decay: likewise.
-        order: ``fixed``: the same batches in every epoch, as FedML's own loaders have them.
-            ``searched``: shuffled, and not known: every restart draws an order of its own, so that
-            the lowest cost chooses among them. Or ``(u, epochs, n)`` integers, the known places of
-            the images, by epoch.
+        batch_size: images in a step; the last step of an epoch may have fewer.
+        epochs: number of passes over the images.
+        momentum: as of ``torch.optim.SGD``, with a buffer that is empty at the round's start.
+        nesterov: as of ``torch.optim.SGD``.
+        weight_decay: as of ``torch.optim.SGD``.
+        order: ``fixed`` for the same batches in every epoch, as by FedML's loaders. ``searched``
+            for an unknown shuffle: every restart draws an order, and the lowest cost decides. Or
+            the images' known places in each epoch, ``(u, epochs, n)`` integers.
 
     Example:
         >>> LocalTraining(batch_size=4, epochs=2).steps(10)
@@ -132,43 +130,42 @@ class LocalTraining:
             raise ConfigError("nesterov needs a momentum above 0")
 
     def steps(self, images: int) -> int:
-        """Steps of a round on that many images."""
+        """Number of steps of a round on this many images."""
         return self.epochs * -(-images // self.batch_size)
 
 
 @checked
 class Knowledge:
-    """The attacker, declared. An attack uses nothing beyond this, the update and the model.
+    """The attacker's knowledge: an attack uses only this, the update and the model.
 
     Attributes:
-        level: one of ``LEVELS``. ``oblivious`` ignores the defense. ``adaptive`` knows its kind and
-            optimises what is private together with the image; ``statistics`` does so and sees the
-            statistics of normalisation layers; ``insider`` does so from the private state of a
-            colluding silo; ``temporal`` does so for all updates of a silo under one private state.
-            ``simulating`` trains on public data and simulated locks. ``oracle`` is given what is
-            private.
-        input_shape: of one image, ``(c, h, w)``, or of one row of a table, ``(features,)``.
-        classes: how many classes the model tells apart; or, of a loss without classes, how many
-            outputs it has.
-        batch: images in each update, n.
-        labels: ``(u, n)`` integer labels, or ``(u, n, ...)`` of what else the loss takes for
-            targets, if they are known; otherwise the attack finds them.
-        loss: what the silo minimised.
-        output_shape: what the model gives for one image; None: ``(classes,)``.
-        bounds: least and greatest pixel value, in the units that the model is fed.
-        secrets: what the update does not hold; None if the attacker's model has nothing private.
-        statistics: for ``statistics``, and for ``oracle`` if it wants them: name of a BatchNorm
-            module of the attacker's model to mean and variance of its input, each ``(u, c)``, one
-            an update: the running statistics, where they are public.
-        public: for ``simulating``.
+        level: one of ``LEVELS``. ``oblivious`` is unaware of the defense. ``adaptive`` knows the
+            kind of lock, and optimises private state together with the image. ``statistics`` also
+            sees the statistics of normalisation layers, ``insider`` starts from the private state
+            of a colluding silo, and ``temporal`` pools all updates of a silo under one private
+            state. ``simulating`` trains on public data and simulated locks. ``oracle`` is given
+            the private state.
+        input_shape: shape of an image, ``(c, h, w)``, or of a row of a table, ``(features,)``.
+        classes: the model's number of classes; for a loss without classes, of outputs.
+        batch: number n of images behind each update.
+        labels: known integer labels ``(u, n)``, or other targets of the loss ``(u, n, ...)``; if
+            None, the attack finds them.
+        loss: the loss that the silo minimised.
+        output_shape: shape of the model's output for one image; None for ``(classes,)``.
+        bounds: least and greatest pixel value of the model's inputs.
+        secrets: the secret variables; None if the attacker's model has none.
+        statistics: for ``statistics``, and optionally ``oracle``: name of a BatchNorm module of
+            the attacker's model to mean and variance of its input, each ``(u, c)``, as public
+            running statistics give them.
+        public: public data, for ``simulating``.
         training: how the silo trained; None for one plain SGD step on all n images.
-        silos: of how many silos an update is the average, each trained on as many of the images, in
-            their order. Without ``training`` it is one step on all of them, whoever has them.
-        norms: the silo's normalisation layers were in ``train`` mode, by batch statistics, or in
-            ``eval`` mode, by the running statistics that the server had sent.
-        transforms: what the silo did to its gradient before it sent it, in this order.
-        update_transform: for ``simulating``, of a defense that changes what is sent and not what is
-            computed: what it leaves to be seen. None where states are seen as they are.
+        silos: number of silos in the average that an update is. Each trained on equally many of
+            the images, in their order. Without ``training`` it is one step on all images.
+        norms: ``train`` if the silo's normalisation layers used batch statistics, ``eval`` if
+            they used the running statistics that the server had sent.
+        transforms: the silo's changes to its gradient before it sent it, in order.
+        update_transform: for ``simulating``: the transform of a defense that changes the update
+            and not the model. None if states are visible as they are.
 
     Raises:
         AttackError: the level does not fit the secrets, the statistics or the data.
@@ -215,7 +212,7 @@ class Knowledge:
 
     @property
     def outputs(self) -> tuple[int, ...]:
-        """What the model gives for one image."""
+        """Shape of the model's output for one image."""
         return self.output_shape or (self.classes,)
 
     def _check_labels(self) -> None:
@@ -223,7 +220,7 @@ class Knowledge:
         if labels is None:
             return
         if labels.ndim >= 2 and labels.shape[1] == self.batch:
-            self.loss.fitted(labels.flatten(0, 1), self.outputs)  # or it says that they do not fit
+            self.loss.fitted(labels.flatten(0, 1), self.outputs)  # raises if they do not fit
         if self.loss.targets != "classes" or labels.ndim > 2:
             return
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

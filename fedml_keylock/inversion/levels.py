@@ -1,4 +1,4 @@
-"""Levels of knowledge, and what each grants."""
+"""The levels of attackers' knowledge, and what each grants."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEVELS = tuple(GRANTS)
 
 
 def check_known_levels(levels: Iterable[str]) -> None:
-    """Refuse, by a ConfigError, what is none of ``LEVELS``.
+    """Raise ConfigError for a name that is not in ``LEVELS``.
 
     Example:
         >>> check_known_levels(["adaptive", "clever"])

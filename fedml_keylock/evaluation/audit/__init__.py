@@ -1,14 +1,14 @@
-"""The audit: attack a job's updates, or a model's, beside every control, and say what leaked.
+"""The audit: attacks the updates of a job or a model, with every control, and reports what leaked.
 
     subject = probe(model, images, labels, protection=protection)
     report = audit(subject, {"inverting_gradients": inverting_gradients()}, output=Path("audit"))
     report.save(Path("audit"))
 
-Every audit runs what its figures need beside them: what public images give with no gradient, the
-undefended baseline, the lock's normalisation without its secrets, and, where the silos' private
-state is known, the key-knowing upper bound, which is the attack's self-test.
+Every audit runs the controls that its figures need: public images without any gradient, the
+undefended baseline and the lock's normalisation without its secrets. If the silos' private state
+is known, it also runs the key-knowing upper bound, which is the attack's self-test.
 
-Importing this package imports nothing of it: its names are loaded when first used.
+Importing this package loads nothing: its names are loaded when first used.
 """
 
 from __future__ import annotations

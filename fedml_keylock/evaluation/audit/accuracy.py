@@ -1,4 +1,4 @@
-"""How well a job's model worked, round by round: without a key, and under each silo's own lock."""
+"""Accuracy of a job's model by round: without a key, and under each silo's own lock."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..leakage import Interval
 __all__ = ["OwnLock", "Rounds", "accuracy_by_round", "share_correct"]
 
 OwnLock = Callable[[Mapping[str, Tensor], int, int | None], nn.Module]
-"""What a silo computed with, of a state that the server had sent: when a round began, or after the
-last (None)."""
+"""Gives the state that a silo computed with, from the state that the server sent: at a round's
+start, or after the last round (None)."""
 
 Rounds = dict[str, list[tuple[int, float]]]
-"""Role to ``(round, share)``: with what share of test images right that round began."""
+"""Role to ``(round, share)``: share of test images classified correctly at the round's start."""
 
 _AT_ONCE = 250
 
@@ -34,14 +34,14 @@ def accuracy_by_round(
     *,
     attacker_model: AttackerModel | None = None,
 ) -> tuple[dict[str, Interval], Rounds]:
-    """Test the weights that were sent in each captured round, and those that training ended with.
+    """Test the weights sent in each captured round, and the final ones.
 
-    The model is the job's, unprotected; its own weights do not matter. Without ``own_lock`` nobody
-    has the silos' private state. The attacker's model says what the server reads of what it has.
-    Without one the server reads the model itself.
+    The model is the job's, unprotected, with any weights. ``own_lock`` needs the silos' private
+    state; leave it out if nobody has that. The attacker's model gives what the server can read;
+    without one the server reads the model itself.
 
     Returns:
-        The final model's accuracy by role, empty if the job did not end, and that of the rounds.
+        The final model's accuracy by role, empty if the job did not end, and the rounds' accuracy.
         Roles: "server", without a lock; "own_lock", the mean over the captured silos.
 
     Raises:
@@ -88,7 +88,7 @@ def accuracy_by_round(
 
 
 def share_correct(model: nn.Module, data: PublicData) -> float:
-    """The share of images of which a model names the label. It is put into eval mode."""
+    """The share of images that a model classifies correctly. Puts the model into eval mode."""
     model.eval()
     with one_thread(), torch.no_grad():
         parts = torch.split(data.images, _AT_ONCE)

@@ -1,4 +1,4 @@
-"""Who is in an average: what every silo and whoever gets the final model may ask of it."""
+"""Membership inference on averages of updates, which every silo sees."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .subject import Subject
 __all__ = ["in_average"]
 
 LEAST, OTHERS, PUBLIC = 20, 100, 300
-"""Public pictures: without so many nothing is said, up to so many are taken for what is not in the
-average, and up to so many others for what gradients are like."""
+"""Numbers of public pictures: the least to report anything, the most used as non-members, and the
+most used to estimate the distribution of gradients."""
 NUMBERS = 1 << 27
-"""Of public pictures' gradients, that are in memory at once."""
+"""Public pictures whose gradients are in memory at once."""
 
 
 def in_average(subject: Subject, *, silos: int | None = None) -> dict[str, str]:
-    """How well an average of the audited updates tells which pictures are in it.
+    """Infer membership of pictures in averages of the audited updates.
 
-    A lock that hides single updates does not change the average, but for its noise: it is of the
-    updates as the silos themselves know them.
+    A lock that hides single updates leaves the average unchanged but for its noise. So the averages
+    are made from the updates as their own silos know them.
 
     Args:
         subject: with public data, which are not in the average.
-        silos: how many updates are in one; None for those of a round together.
+        silos: number of updates in an average; None for all of a round.
 
     Returns:
-        Lines for a report: which average and attack, and what it comes to. None where a lock is
-        in what is computed, where nobody has the silos' private state, and without public data.
+        Lines for a report: the average and the attack, to the result. None if the lock is part of
+        the model, nobody has the silos' private state, or there are no public data.
 
     """
     public, transform = subject.public, subject.update_transform
@@ -62,7 +62,7 @@ def in_average(subject: Subject, *, silos: int | None = None) -> dict[str, str]:
             shown = subject.images[some].flatten(0, 1), subject.labels[some].flatten(0, 1)
             inside = gradients_of(model, names, *shown, loss)
             moved = [flattened(model, _moved(updates[row], names)) for row in some]
-            # a step's gradient is the mean of its pictures'
+            # the gradient of a step is the mean of its pictures' gradients
             total = subject.batch * torch.stack(moved).sum(0)
             both = torch.cat([inside, outside])
             scores = {"cosine": cosines(total, both)}
@@ -80,7 +80,7 @@ def in_average(subject: Subject, *, silos: int | None = None) -> dict[str, str]:
 
 
 def _model(subject: Subject, update: ClientUpdate) -> tuple[nn.Module, Set[str]]:
-    """The model with the weights that a round began with, and the parameters that are sent."""
+    """The model with the weights at a round's start, and the parameters that are sent."""
     model = copy_of(subject.model)
     model.load_state_dict({**model.state_dict(), **update.before}, strict=False)
     return model, {name for name, _ in model.named_parameters()} & update.before.keys()

@@ -1,4 +1,4 @@
-"""Controls: what the same images would have sent without the lock, and with its norms alone."""
+"""Controls: the updates of the same images without the lock, and with its normalisation alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["public_norm", "recover", "recovered", "undefended"]
 
 
 def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
-    """The updates of the plain model from the same weights, images and training.
+    """The updates of the undefended model from the same weights, images and training.
 
     Raises:
-        AttackError: the model cannot be trained on such images.
+        AttackError: the model cannot be trained on these images.
 
     Example:
         >>> from .training import probe
@@ -35,10 +35,10 @@ def undefended(subject: Subject) -> tuple[ClientUpdate, ...]:
 
 
 def recovered(subject: Subject, *, colluding: bool = False) -> tuple[ClientUpdate, ...]:
-    """The updates as whoever has the silos' private state reads them.
+    """The updates as a holder of the silos' private state reads them.
 
-    Or, colluding, only what the other silos have of it. Where nobody has it they are as anybody
-    reads them, and where the lock is in what is computed they are as they were sent.
+    If `colluding`, the holder has only the other silos' private state. Without private state the
+    updates are as anybody reads them. A lock that is part of the model leaves them as sent.
     """
     if subject.attacker_model is None or subject.update_transform is None:
         return subject.updates
@@ -54,7 +54,7 @@ def recover(
     *,
     colluding: bool = False,
 ) -> tuple[ClientUpdate, ...]:
-    """Protected updates as they were, each by its row of the private state ``(u, *shape)``."""
+    """Undo the protection of updates, each by its row of the private state ``(u, *shape)``."""
     return tuple(
         update_transform.recover(
             update, {n: value[row] for n, value in secrets.items()}, colluding=colluding
@@ -66,13 +66,12 @@ def recover(
 def public_norm(
     subject: Subject, plain: tuple[ClientUpdate, ...]
 ) -> tuple[ClientUpdate, ...] | None:
-    """The updates with the lock's normalisation, its scale at 1 and its shift at 0 for all to see.
+    """The updates with the lock's normalisation at a public scale of 1 and shift of 0.
 
-    None where they would be the plain ones again, which `undefended` made: the lock brings no norm
-    of its own.
+    None if the lock brings no normalisation: they would equal those of `undefended`.
     """
     known = subject.attacker_model
-    if known is None or known.update_transform is not None:  # it computes what the plain model does
+    if known is None or known.update_transform is not None:  # the model is unchanged
         return None
     made = _retrained(subject, known.model, None, known.names, subject.updates)
     return None if _same(made[0], plain[0]) else made
@@ -107,7 +106,7 @@ def _retrained(
 
 
 def _same(one: ClientUpdate, other: ClientUpdate) -> bool:
-    """Whether two updates moved alike, wherever both moved."""
+    """Whether two updates are equal in every tensor that both changed."""
     for name in set(one.before) & set(other.before):
         moved = torch.stack([one.pseudo_gradient(name), other.pseudo_gradient(name)])
         both = moved.is_floating_point() and moved.view(2, -1).any(1).all()

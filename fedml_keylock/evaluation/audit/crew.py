@@ -1,4 +1,4 @@
-"""Who does the tasks: this process, a pool on this machine's cores, or MPI's ranks on many."""
+"""Runs an audit's tasks: in this process, in a pool of processes, or on MPI ranks."""
 
 from __future__ import annotations
 
@@ -25,41 +25,41 @@ from .work import work_on
 __all__ = ["Alone", "Crew", "Job", "Pool", "Ranks", "muster"]
 
 Job = tuple[Task, Path | None]
-"""A task, and the file in which it keeps what it has found so far."""
+"""A task, and the file of its checkpoint."""
 
 Done = Callable[[int, bytes | str], None]
-"""Takes a job's index and what `work_on` made of it."""
+"""Takes a job's index and its result from `work_on`."""
 
-_PATIENCE = 0.005  # seconds between two looks of a rank that waits
+_PATIENCE = 0.005  # seconds between two polls of a waiting rank
 
 
 class Crew(Protocol):
-    """Does jobs in any order, and says of each when it is done."""
+    """Runs jobs in any order, and reports each when it is done."""
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all; `done` is called once for each, one at a time."""
+        """Run all jobs; calls `done` once for each, one at a time."""
 
 
 class Alone:
-    """The process that asks, one job after the other."""
+    """Runs the jobs one after the other in this process."""
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all."""
+        """Run all jobs."""
         for index, job in enumerate(jobs):
             done(index, work_on(*job))
 
 
 class Pool:
-    """As many processes on this machine, one thread each.
+    """Runs the jobs in processes on this machine, one thread each.
 
-    They are forked: they import nothing again, and find the jobs where this process has them.
+    The processes are forked: they need no imports, and find the jobs in memory.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all; AttackError if a process was killed, as for want of memory."""
+        """Run all jobs; AttackError if a process was killed, for example for lack of memory."""
         count = min(self.workers, len(jobs))
         if count <= 1:
             Alone().run(jobs, done)
@@ -87,16 +87,16 @@ class Pool:
 
 
 class Ranks:
-    """MPI's ranks, on whatever hosts, behind an ``MPICommExecutor``'s executor.
+    """Runs the jobs on MPI ranks of any hosts, by an ``MPICommExecutor``'s executor.
 
-    The first leads, and works too while the others do.
+    Rank 0 leads, and works while the others do.
     """
 
     def __init__(self, executor: Executor) -> None:
         self.executor = executor
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """Do them all; AttackError if a job cannot be sent to another rank."""
+        """Run all jobs; AttackError if a job cannot be sent to another rank."""
         turn = threading.Lock()
         failed: list[BaseException] = []
 
@@ -116,7 +116,7 @@ class Ranks:
             future.add_done_callback(partial(arrived, index))
         try:
             for index in reversed(range(len(jobs))):
-                # what no rank has begun can be taken back from the end of the line
+                # a job that no rank has started can be taken back from the queue's end
                 if not failed and futures[index].cancel():
                     finish(index, work_on(*jobs[index]))
             while not failed and not all(future.done() for future in futures):
@@ -133,11 +133,11 @@ class Ranks:
 
 @contextmanager
 def muster(workers: int | None = None) -> Iterator[Crew | None]:
-    """Who there is: MPI's ranks under an ``mpiexec``, or else processes on this machine.
+    """The available workers: MPI ranks under an ``mpiexec``, else processes on this machine.
 
-    Under an ``mpiexec`` every rank is to come here. The first gets the crew; the others work until
-    the first has left, and then get None. Without MPI the workers are as many as there are cores,
-    or as are asked for.
+    Under an ``mpiexec`` every rank must call this. Rank 0 gets the crew; the others work until
+    rank 0 has left, and then get None. Without MPI there are `workers` processes, by default one
+    per core.
 
     Raises:
         AttackError: MPI does not see the ranks that were started.
@@ -155,7 +155,7 @@ def muster(workers: int | None = None) -> Iterator[Crew | None]:
 
     size = MPI.COMM_WORLD.Get_size()
     wanted = size_of(os.environ)
-    if size == 1 and wanted != "1":  # or each of them would do the whole audit, in one folder
+    if size == 1 and wanted != "1":  # else each rank would run the whole audit in the same folder
         library = MPI.Get_library_version()
         raise AttackError(misfit(wanted or "an unknown number of", size, "this mpiexec", library))
     if size == 1:
@@ -163,7 +163,7 @@ def muster(workers: int | None = None) -> Iterator[Crew | None]:
         return
     from mpi4py.futures import MPICommExecutor
 
-    # what comes by MPI may be of the user's own modules, which are looked for here first
+    # what MPI delivers may come from the user's own modules, which are searched here first
     sys.path.insert(0, str(Path.cwd()))
     with MPICommExecutor(MPI.COMM_WORLD, root=0, backoff=_PATIENCE) as executor:
         yield None if executor is None else Ranks(cast(Executor, executor))
@@ -182,8 +182,8 @@ def _one_of_the_forked(index: int) -> bytes | str:
 
 
 def _follow(parent: int, jobs: Sequence[Job]) -> None:
-    """End with the process that leads: a killed one tells its children nothing."""
-    # OpenMP's threads are not forked with their process: who waits for them waits for ever
+    """End when the parent process ends: a killed parent does not notify its children."""
+    # OpenMP's threads are not forked: waiting for them would never end
     torch.set_num_threads(1)
     _forked[:] = jobs
 

@@ -1,4 +1,4 @@
-"""A folder of pictures as images and labels."""
+"""Reads a folder of pictures as images and labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["load_pictures"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 HIDDEN = (".", "__MACOSX", "@eaDir")
-"""What names begin with that editors, systems and archives put among pictures."""
+"""Prefixes of files that editors, systems and archives leave among pictures."""
 
 
 def load_pictures(
@@ -31,27 +31,27 @@ def load_pictures(
     limit: int | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Tensor, Tensor]:
-    """Read pictures, one class after the other in turn, so that a few of them are of many classes.
+    """Read pictures, alternating between classes, so that a few pictures cover many classes.
 
-    Of a picture its middle is read, upright, and the first one of an animation. Grey of 16 bits is
-    read as such. Transparent pictures are put on white. Pictures of one colour are left out: any
-    reconstruction of them is right once its brightness is aligned.
+    Pictures are turned upright and cropped to their centre; of an animation the first frame is
+    read. Grey of 16 bits keeps its depth. Transparent pictures are put on white. Pictures of a
+    single colour are left out: after alignment any reconstruction matches them.
 
     Args:
-        folder: with a sub-folder of PNG or JPEG files for each class, which are numbered in the
-            order of their names, as torchvision's ImageFolder does; or, with ``labels``, with the
-            files themselves. Hidden files and folders are no part of it.
-        size: height and width to which they are brought.
+        folder: has a sub-folder of PNG or JPEG files for each class; classes are numbered by name,
+            as in torchvision's ImageFolder. Or, with ``labels``, the files themselves. Hidden files
+            and folders are ignored.
+        size: height and width in pixels to which pictures are resized.
         channels: 1 for grey, 3 for colour.
         labels: a CSV file of two columns: a picture's name and the number of its class.
-        limit: pictures at the most.
-        say: is told in a line each what was not read as it is.
+        limit: largest number of pictures.
+        say: called with a line on every change to pictures.
 
     Returns:
         Images ``(n, c, h, w)`` on [0, 1], and labels ``(n,)``.
 
     Raises:
-        ConfigError: the folder has no such pictures, or one cannot be read.
+        ConfigError: the folder has no pictures, or one cannot be read.
 
     Example:
         >>> import tempfile
@@ -150,18 +150,18 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _read(path: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, bool]:
-    """A picture, ``(c, h, w)``, and whether any of it is transparent."""
+    """A picture ``(c, h, w)``, and whether it has transparent pixels."""
     try:
         with Image.open(path, formats=["PNG", "JPEG"]) as opened:
             upright = ImageOps.exif_transpose(opened)
-            grey16 = upright.mode.startswith("I")  # Pillow brings others of 16 bits down to 8
+            grey16 = upright.mode.startswith("I")  # Pillow reduces other pictures of 16 bits to 8
             if grey16:
                 picture, is_transparent = _from_16_bits(upright)
             else:
                 picture, is_transparent = _on_white(upright)
                 picture = picture.convert("L" if channels == 1 else "RGB")
             fitted = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BILINEAR)
-    # of what is damaged Pillow raises SyntaxError and ValueError too
+    # for damaged files Pillow raises SyntaxError and ValueError too
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(
             f"--data {path}: cannot be read as a PNG or JPEG: {first_line(error)}"
@@ -175,7 +175,7 @@ def _read(path: Path, size: tuple[int, int], channels: int) -> tuple[Tensor, boo
 
 
 def _from_16_bits(picture: Image.Image) -> tuple[Image.Image, bool]:
-    """Grey of 16 bits as numbers on [0, 1]; white where its transparent value is."""
+    """Grey of 16 bits on [0, 1]; transparent pixels become white."""
     values = np.array(picture)
     clear = values == picture.info.get("transparency", -1)
     on_unit = np.where(clear, 1.0, values / np.float32(2**16 - 1))
@@ -183,7 +183,7 @@ def _from_16_bits(picture: Image.Image) -> tuple[Image.Image, bool]:
 
 
 def _on_white(picture: Image.Image) -> tuple[Image.Image, bool]:
-    """A picture without transparency: where it has some, white shows through."""
+    """The picture on a white background."""
     if not picture.has_transparency_data:
         return picture, False
     colours = picture.convert("RGBA")

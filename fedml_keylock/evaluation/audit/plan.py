@@ -1,4 +1,4 @@
-"""Which reconstructions an audit is made of: independent tasks, each with a name that stays."""
+"""Plans an audit: splits it into independent tasks, each with a reproducible name."""
 
 from __future__ import annotations
 
@@ -26,26 +26,25 @@ from .trial import Trial
 
 __all__ = ["Task", "tasks_of"]
 
-_PRIVATE = {"private state", "peer"}  # what only the vaults tell
-_SMALL = 100_000  # parameters, up to which candidates run much faster side by side
+_PRIVATE = {"private state", "peer"}  # levels that need the vaults
+_SMALL = 100_000  # parameters of a model up to which a batch of candidates is much faster
 
 
 @dataclass(frozen=True)
 class Task:
-    """Everything that a worker needs, wherever it is. It holds no truth.
+    """Everything that a worker on any host needs, without the truth.
 
     Attributes:
-        trial: what it is a part of.
+        trial: the trial that it is part of.
         seed: index of the run.
-        rows: which of the subject's updates.
-        attack: configured.
-        updates: those of the rows.
-        given: for the oracle: the private state behind them; for the insider: that of others, who
-            collude.
-        known: what else the attacker knows: arguments of ``knowledge_of``.
-        rebuild: makes model and the attacker's model in another process.
-        model: the public one.
-        attacker_model: None where nothing is defended.
+        rows: indices of the subject's updates.
+        attack: the configured attack.
+        updates: the updates of the rows.
+        given: private state: of these updates for the oracle, of colluding silos for the insider.
+        known: the attacker's other knowledge, as arguments of ``knowledge_of``.
+        rebuild: makes the model and the attacker's model in another process.
+        model: the public model.
+        attacker_model: None without a defense.
         start: seed of the attacker's generator.
 
     """
@@ -63,10 +62,10 @@ class Task:
     start: int
 
     def knowledge(self) -> Knowledge:
-        """The attacker's."""
+        """The attacker's knowledge."""
         level = self.trial.level
         if self.attacker_model is not None and self.attacker_model.update_transform is not None:
-            # what he knows more than others is in the updates that he is given
+            # a colluding silo's extra knowledge is in its updates
             level = "oracle" if "peer" in GRANTS[level] else level
         return knowledge_of(
             level, attacker_model=self.attacker_model, given=self.given, **self.known
@@ -74,7 +73,7 @@ class Task:
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits of all that the result depends on, and of this package's version."""
+        """Hash, 16 hex digits, of all that the result depends on, with this package's version."""
         public: PublicData | None = self.known.get("public")
         statistics = self.known.get("statistics") or {}
         settings = (
@@ -91,7 +90,7 @@ class Task:
             *([public.images, public.labels] if public else []),
             *(part for _, pair in sorted(statistics.items()) for part in pair),
         ]
-        # what was sent is one memory to many updates
+        # many updates share the tensors of the state sent
         states = {id(state): state for u in self.updates for state in (u.before, u.after)}
         for state in states.values():
             tensors += [state[name] for name in sorted(state)]
@@ -115,7 +114,7 @@ class Task:
 
 @lru_cache(maxsize=1)
 def _rebuilt(rebuild: bytes) -> tuple[nn.Module, AttackerModel | None]:
-    """The last models that were made so in this process: no attack changes them."""
+    """Build the models of a task; caches the last ones, which no attack changes."""
     made: Rebuild = pickle.loads(rebuild)  # noqa: S301  # pickled just now
     return made()
 
@@ -129,18 +128,18 @@ def tasks_of(
     seed: int = 0,
     chunk: int | None = None,
 ) -> list[Task]:
-    """The tasks of one run over a subject. They are the same whoever runs them.
+    """The tasks of one run over a subject, the same on every worker.
 
     Args:
         subject: what is audited.
-        attacks: by name.
-        levels: of knowledge; the oracle is added wherever somebody has the private state.
-        sums: how many silos' updates are in the averages that are attacked too.
-        seed: index of the run, and of the attackers' own generators.
-        chunk: updates in a task; by the model's size without it.
+        attacks: attacks by name.
+        levels: levels of knowledge; the oracle is added if private state is known.
+        sums: numbers of silos in the averages to attack too.
+        seed: index of the run, and seed of the attackers' generators.
+        chunk: updates in a task; by default chosen by the model's size.
 
     Raises:
-        AttackError: a level needs what is not there, or an attack can run at none of them.
+        AttackError: something that a level needs is missing, or an attack can run at none.
         ConfigError: there is no such level.
 
     """
@@ -157,7 +156,7 @@ def tasks_of(
             updates = recovered(subject, colluding="peer" in grants)
         elif "peer" in grants:
             groups = _by_peers(subject)
-        # what is learned or pooled over all updates is done once
+        # attacks that learn or pool over all updates run once
         whole = "public data" in attack.needs or "rounds" in grants
         for every in groups:
             size = len(every) if whole else chunk or _chunk_of(subject.model)
@@ -176,7 +175,7 @@ def _on_sums(
     seed: int,
     chunk: int | None,
 ) -> Iterator[Task]:
-    """Every attack on the averages of so many silos: nobody needs a secret to read them."""
+    """Every attack on the averages of this many silos, which are read without a secret."""
     made = sums_of(subject, plain, silos)
     size = max(1, (chunk or _chunk_of(subject.model)) // silos)
     known = {"batch": silos * subject.batch, "training": made.training, "silos": silos}
@@ -190,9 +189,9 @@ def _on_sums(
 def _trials_of(
     subject: Subject, attacks: Mapping[str, Attack], levels: Sequence[str], *, control: bool
 ) -> list[Trial]:
-    """Every attack on every variant, the controls first: they are what the rest is measured by.
+    """Every attack on every variant, controls first.
 
-    The control with public norm is one only where it differs from the undefended baseline.
+    Public normalisation is a control only if it differs from the undefended baseline.
     """
     check_known_levels(levels)
     for level in ("oracle", "insider"):
@@ -213,12 +212,12 @@ def _trials_of(
 
 
 def _chunk_of(model: nn.Module) -> int:
-    """How many updates a task has: many for a small model, which gains by running them at once."""
+    """Number of updates in a task: many for a small model, which runs faster on a batch of them."""
     return 8 if sum(parameter.numel() for parameter in model.parameters()) <= _SMALL else 2
 
 
 def _by_peers(subject: Subject) -> list[tuple[int, ...]]:
-    """The updates by silo and round: those that the same other silos can be colluded against."""
+    """Rows of updates of one silo and round, which have the same colluding silos."""
     groups: dict[tuple[int, int], list[int]] = {}
     for row, update in enumerate(subject.updates):
         groups.setdefault((update.round, update.silo), []).append(row)
@@ -226,7 +225,7 @@ def _by_peers(subject: Subject) -> list[tuple[int, ...]]:
 
 
 def _peers(subject: Subject, row: int) -> list[int]:
-    """The updates that the other silos made in the same round."""
+    """The other silos' updates of the same round."""
     own = subject.updates[row]
     found = [
         other

@@ -1,4 +1,4 @@
-"""An audit from its tasks to its report."""
+"""Runs an audit: plans the tasks, runs them, scores the results, writes the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SUMS = (
     "noise"
 )
 MOST_SHOWN = 8
-"""How many images a gallery shows."""
+"""Number of images in a gallery."""
 
 
 def audit(
@@ -50,24 +50,24 @@ def audit(
     on_error: Callable[[str, AttackError], None] | None = None,
     progress: bool = False,
 ) -> LeakageReport:
-    """Attack, with every control, and score.
+    """Run every attack and control on the subjects, and score the results.
 
-    Each reconstruction is a task whose result is a file in ``output/work``: an audit that was
-    stopped, run again, does what is left. Whoever does the tasks never has the truth.
+    Each reconstruction is a task, and its result a file in ``output/work``: an interrupted audit,
+    run again, continues. The workers never have the truth.
 
     Args:
         subjects: one for every seed, of the same images; or one for all.
-        attacks: by name.
-        levels: of knowledge; the oracle is added wherever somebody has the private state.
+        attacks: attacks by name.
+        levels: levels of knowledge; the oracle is added if private state is known.
         output: folder for the tasks' results.
-        sums: how many silos' updates are in averages that are attacked beside single updates.
-        crew: who does them, see `muster`; this process by itself without one.
-        seeds: runs, where there is one subject.
-        chunk: updates in a task; by the model's size without it. The same gives the same figures.
+        sums: numbers of silos in the averages to attack beside single updates.
+        crew: the workers, see `muster`; by default this process.
+        seeds: number of runs, with a single subject.
+        chunk: updates in a task; by default chosen by the model's size. Figures depend on it.
         metrics: name to ``metric(images, truth) -> (n,)``.
-        job: what the report is to say of the run, in plain values.
-        on_error: told of an attack that cannot be run, once for each reason; the others go on.
-        progress: show a bar on stderr.
+        job: facts on the run for the report, in plain values.
+        on_error: called once for each reason why an attack cannot run; the others go on.
+        progress: show a progress bar on stderr.
 
     Raises:
         AttackError: the parts do not fit together, or no attack could be run.
@@ -133,7 +133,7 @@ def audit(
 
 
 def _scaled(subject: Subject) -> Subject:
-    """The same with all its pictures on [0, 1]."""
+    """The subject with all its pictures scaled to [0, 1]."""
     public = subject.public
     if public is not None:
         public = PublicData(subject.scaled(public.images), public.labels)
@@ -144,7 +144,7 @@ def _scaled(subject: Subject) -> Subject:
 def _work(
     tasks: Sequence[Task], names: Sequence[str], store: Store, crew: Crew, *, progress: bool
 ) -> dict[Trial, str]:
-    """Do what is not done; say which trials cannot be."""
+    """Run the tasks that have no result yet; returns the trials that cannot run."""
     todo = [i for i, name in enumerate(names) if not store.has(name)]
     failures: dict[Trial, str] = {}
     jobs: list[Job] = [(tasks[i], store.checkpoint(names[i])) for i in todo]
@@ -170,14 +170,14 @@ def _work(
 
 
 def _read(store: Store, names: Sequence[str], subject: Subject) -> Result:
-    """What a trial's tasks of one run made, on [0, 1]."""
+    """The joined result of a trial's tasks in one run, pictures on [0, 1]."""
     return joined([store.read(name).mapped(subject.scaled) for name in names])
 
 
 def _rows(
     subject: Subject, results: Mapping[Trial, Sequence[Result]], metrics: Mapping[str, Metric]
 ) -> tuple[list[LeakageRow], dict[str, int]]:
-    """Baselines, then a row for each trial and stage; and how many updates gave no picture."""
+    """Baselines, a row for each trial and stage, and the count of updates without a picture."""
     rows: list[LeakageRow] = []
     lost: dict[str, int] = {}
     scored: dict[Trial, list[Scored]] = {}
@@ -205,7 +205,7 @@ def _rows(
 def _galleries(
     subject: Subject, results: Mapping[Trial, Sequence[Result]]
 ) -> tuple[Tensor, list[Gallery]]:
-    """The first run's pictures at the first stage."""
+    """Galleries of the first run's pictures at the first stage."""
     chosen = torch.tensor([one == subject.stages[0] for one in subject.stages])
     originals = subject.images[chosen].flatten(0, 1)[:MOST_SHOWN]
     galleries = []
@@ -219,26 +219,26 @@ def _galleries(
 
 
 def _groups(subject: Subject, trial: Trial) -> list[list[int]]:
-    """Rows of the updates that each reconstruction of a trial is of."""
+    """For each reconstruction of a trial, the rows of its updates."""
     if trial.silos:
         return groups_of(subject, trial.silos)
     return [[row] for row in range(len(subject.updates))]
 
 
 def _grouped(values: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Of updates ``(u, n, ...)`` those of each average, ``(g, k * n, ...)``."""
+    """Group values of updates ``(u, n, ...)`` by average, ``(g, k * n, ...)``."""
     return values[torch.tensor(groups)].flatten(1, 2)
 
 
 def _by_update(scored: Scored, groups: Sequence[Sequence[int]], updates: int) -> Scored:
-    """The scores of averages by update; an average's cost stands once, at its first update."""
+    """The scores of averages by update; an average's cost is at its first update only."""
     cost = scored.cost.new_full((updates,), torch.nan)
     cost[[rows[0] for rows in groups]] = scored.cost
     return Scored({n: spread(v, groups, updates) for n, v in scored.metrics.items()}, cost)
 
 
 def _curve(trial: Trial, run: Result, attack: Attack) -> CostCurve:
-    """How the first run's search went, the mean over the updates in which it did not diverge."""
+    """Cost curve of the first run's search, averaged over updates that did not diverge."""
     history = run.history[:, run.cost.isfinite()]
     costs = torch.where(history.isfinite(), history, torch.nan).nanmean(1)
     last = int(getattr(attack, "steps", len(costs)))

@@ -1,4 +1,4 @@
-"""Results against the truth: rows of a report, pictures, and what no gradient at all gives."""
+"""Scores results against the truth, and computes the baselines without any gradient."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ METRICS: Mapping[str, Metric] = {
     "ssim_aligned": ssim_aligned,
 }
 MOST_PUBLIC = 200
-"""How many public images the nearest is looked for among."""
+"""Number of public images among which the nearest is searched."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What one run of a trial came to, for each image.
+    """The scores of one run of a trial, for each image.
 
-    NaN where every restart diverged, and where a metric says nothing of an image.
+    NaN if every restart diverged, or a metric is undefined for an image.
 
     Attributes:
         metrics: name to ``(u, n)``; labels among it where each image has one class.
@@ -46,7 +46,7 @@ class Scored:
 
 
 def joined(parts: Sequence[Result]) -> Result:
-    """The results of a trial's tasks as one, in the order of the updates."""
+    """Join the results of a trial's tasks, in the order of the updates."""
     steps = min(len(part.history) for part in parts)
     return Result(
         images=torch.cat([part.images for part in parts]),
@@ -57,7 +57,7 @@ def joined(parts: Sequence[Result]) -> Result:
 
 
 def matched(result: Result, truth: Tensor) -> Tensor:
-    """Images ``(u, n, c, h, w)`` in the order of the truth: a gradient does not know its batch's.
+    """Images ``(u, n, c, h, w)`` in the truth's order, which a gradient does not hold.
 
     Example:
         >>> truth = torch.rand(1, 2, 1, 4, 4)
@@ -73,7 +73,7 @@ def matched(result: Result, truth: Tensor) -> Tensor:
 def score(
     result: Result, truth: Tensor, labels: Tensor, metrics: Mapping[str, Metric] = METRICS
 ) -> Scored:
-    """Every metric of every image: of a truth ``(u, n, c, h, w)`` with labels ``(u, n, ...)``."""
+    """Every metric of every image, for a truth ``(u, n, c, h, w)`` with labels ``(u, n, ...)``."""
     images = matched(result, truth).flatten(0, 1)
     lost = ~result.cost.isfinite()
     values = {name: metric(images, truth.flatten(0, 1)) for name, metric in metrics.items()}
@@ -89,10 +89,10 @@ def score(
 def row_of(
     trial: Trial, runs: Sequence[Scored], chosen: Tensor, *, stage: str, round_index: int
 ) -> LeakageRow | None:
-    """A row: the mean over runs for each image, then mean and interval over images.
+    """A report's row: the mean over runs for each image, then mean and interval over images.
 
-    There is a run for each seed. The chosen updates, ``(u,)`` booleans, are of that stage and
-    round. None if every restart of every update diverged: that is no defense's merit.
+    There is a run for each seed. `chosen`, ``(u,)`` booleans, selects the updates of that stage and
+    round. None if every restart of every update diverged, which is no merit of a defense.
     """
     every = {
         name: _over_runs([run.metrics[name][chosen].flatten() for run in runs])
@@ -127,12 +127,12 @@ def baselines(
     stage: str,
     round_index: int,
 ) -> Iterator[LeakageRow]:
-    """What images of the same kind give without any gradient: a score means nothing below this.
+    """Scores of public images without any gradient; an attack's score counts only above them.
 
-    The truth is ``(m, c, h, w)`` with labels ``(m, ...)``; of classes there is a mean each. Without
-    public data of the same kind, the other images of the truth stand in for each. One colour is all
-    that alignment leaves of noise: of a picture with little contrast much. Stage and round are for
-    the rows.
+    The truth is ``(m, c, h, w)`` with labels ``(m, ...)``. Baselines are the mean image, the mean
+    of each class, the nearest image and a single colour, which resembles pictures of little
+    contrast. Without public data, each image's baselines come from the other images of the truth.
+    Stage and round are for the rows.
     """
     guesses: dict[str, list[Tensor]] = {}
     for index, (image, label) in enumerate(zip(truth, labels, strict=True)):
@@ -172,7 +172,7 @@ def baselines(
 
 
 def _labels_found(found: Tensor, labels: Tensor) -> Tensor:
-    """``(u, n)`` the share of each update's labels that was found, whatever their order."""
+    """Share of each update's labels that was found, in any order, ``(u, n)``."""
     shares = []
     for some, true in zip(found.tolist(), labels.tolist(), strict=True):
         common = sum(min(some.count(label), true.count(label)) for label in set(true))
@@ -181,13 +181,13 @@ def _labels_found(found: Tensor, labels: Tensor) -> Tensor:
 
 
 def _over_runs(values: Sequence[Tensor]) -> Tensor:
-    """The mean over the runs in which there is a value; NaN where there never is one."""
+    """The mean over the runs that have a value; NaN if none has."""
     return torch.stack([value.float() for value in values]).nanmean(0)
 
 
 def _worst(metric: str, values: Tensor, places: Tensor) -> Worst:
-    """The value that gives most away, and the place of its picture."""
-    # of LPIPS, a distance, the least
+    """The score of the picture that leaks most, and its index."""
+    # LPIPS is a distance: its least value leaks most
     sign = -1 if metric.startswith("lpips") else 1
     best = (sign * values).nan_to_num(-torch.inf).argmax()
     return {"score": float(values[best]), "picture": int(places[best])}

@@ -1,4 +1,4 @@
-"""The statistics of normalisation layers that an update gives away, where they are shared."""
+"""Reads a batch's normalisation statistics from an update that shares running statistics."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["shared_statistics"]
 def shared_statistics(
     model: nn.Module, updates: Sequence[ClientUpdate], images: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """What each BatchNorm saw in the one step behind each update.
+    """Batch statistics that each BatchNorm saw in the single step behind each update.
 
-    Running statistics move by ``momentum`` towards those of the batch, so that two of them tell the
-    batch's exactly; its variance there is over n - 1 values, and here over n, as the layer
-    normalises by it.
+    Running statistics move by ``momentum`` towards those of the batch, so that two of them give the
+    batch's exactly. The running variance is over n - 1 values, and the result over n, as the layer
+    normalises.
 
-    Of the attacker's model, u updates of one step each, and images ``(n, c, h, w)`` of which only
-    the shape matters: name of a module to mean and variance, each ``(u, channels)``.
+    Takes the attacker's model, u updates of one step each, and images ``(n, c, h, w)`` for their
+    shape. Returns module name to mean and variance, each ``(u, channels)``.
 
     Raises:
-        AttackError: no update holds any such statistics.
+        AttackError: no update holds such statistics.
 
     Example:
         >>> from .training import probe
@@ -70,10 +70,10 @@ def shared_statistics(
 
 
 def _moved(update: ClientUpdate, name: str) -> bool:
-    """Whether it is in the update, and no constant in the place of what is kept back."""
+    """Whether the update holds the tensor, and not a constant in its place."""
     return name in update.after and not torch.equal(update.after[name], update.before[name])
 
 
 def _batchs(update: ClientUpdate, name: str, momentum: float) -> Tensor:
-    """A statistic of the batch, from the running one before and after it."""
+    """The batch's statistic, from the running statistic before and after."""
     return (update.after[name] - (1 - momentum) * update.before[name]) / momentum

@@ -1,4 +1,4 @@
-"""What is audited: updates, what they were made of, and what anybody knows about the model."""
+"""The subject of an audit: updates, the truth behind them, and public knowledge of the model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..leakage import WINDOW
 __all__ = ["Fresh", "Protection", "Rebuild", "Subject", "check_labels"]
 
 Fresh = Callable[[nn.Module, torch.Generator], tuple[nn.Module, Mapping[str, Tensor]]]
-"""Makes a protected copy of a model with a new silo's private state, and the values in it of what
-the attacker's model does not know."""
+"""Makes a protected copy of a model with a new silo's private state, and returns that state's
+values under the attacker's model's names."""
 
 Rebuild = Callable[[], tuple[nn.Module, AttackerModel | None]]
-"""Makes the public model and the attacker's model once more, of any weights."""
+"""Makes the public model and the attacker's model anew, with any weights."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Protection:
 
     Attributes:
         name: "keylock:paper:all".
-        attacker_model: the public model as an attacker who knows the defense has it.
-        fresh: puts the defense itself on a copy of a model; without it the attacker's model
-            stands in, which computes the same.
+        attacker_model: the public model as an attacker who knows the defense builds it.
+        fresh: applies the defense to a copy of a model; without it the attacker's model is used,
+            which computes the same.
 
     """
 
@@ -43,28 +43,28 @@ class Protection:
 
 @dataclass(frozen=True)
 class Subject:
-    """Updates and the truth behind them. Only scores are made with the truth, never a picture.
+    """Updates and the truth behind them. The truth serves for scores only, never for an attack.
 
     Attributes:
-        updates: u of them.
-        images: ``(u, n, c, h, w)`` within the bounds.
-        labels: ``(u, n)`` integers, or ``(u, n, ...)`` of what else the loss takes for targets.
-        model: the public one, unprotected.
-        classes: how many it tells apart, or how many outputs it has.
+        updates: the u updates.
+        images: the truth ``(u, n, c, h, w)`` within the bounds.
+        labels: ``(u, n)`` integers, or ``(u, n, ...)`` of other targets of the loss.
+        model: the public model, unprotected.
+        classes: its number of classes or outputs.
         defense: "none", or its name and settings, "keylock:paper:all".
         attacker_model: the defended model as an attacker knows it; None without a defense.
-        secrets: what the attacker's model does not know, as it was when each update was made,
-            ``(u, *shape)``, or what its update_transform recovers updates by. For the oracle only;
-            None where nobody has them.
-        public: data of the same kind that anybody has.
-        stages: of each update, "untrained" or "trained": the weights that its round began with.
+        secrets: values of the attacker's model's secret variables at each update,
+            ``(u, *shape)``, or what its update_transform needs. For the oracle only; None if
+            nobody has them.
+        public: public data of the same kind.
+        stages: for each update, "untrained" or "trained": the weights at its round's start.
         training: how the silos trained; None for one plain step on all n images.
-        plain: the state of the undefended model, where what was sent is not that.
-        bounds: least and greatest pixel value, as the model is fed them. Anybody knows them.
-        rebuild: makes the model and the attacker's model in another process, for MPI's ranks:
-            neither can be sent there. It is pickled by its name, such as a ``functools.partial``.
-        loss: what the silos minimised.
-        output_shape: what the model gives for one image; empty: ``(classes,)``.
+        plain: the undefended model's state, if the state sent is another.
+        bounds: least and greatest pixel value of the model's inputs; public.
+        rebuild: makes the model and the attacker's model in another process, for MPI ranks,
+            to which neither can be sent. It must pickle by name, as a ``functools.partial``.
+        loss: the loss that the silos minimised.
+        output_shape: shape of the model's output for one image; empty for ``(classes,)``.
 
     Raises:
         AttackError: the parts do not fit together.
@@ -131,12 +131,12 @@ class Subject:
 
     @property
     def update_transform(self) -> UpdateTransform | None:
-        """Of a defense that changes what is sent, and not what is computed."""
+        """The transform of a defense that changes the update and not the model, else None."""
         return None if self.attacker_model is None else self.attacker_model.update_transform
 
     @property
     def has_classes(self) -> bool:
-        """Whether each image has one class, which an attacker finds or not."""
+        """Whether each image has a single class."""
         return self.labels.ndim == 2 and not self.labels.is_floating_point()
 
     @property
@@ -150,13 +150,13 @@ class Subject:
         return tuple(self.images.shape[2:])
 
     def scaled(self, images: Tensor) -> Tensor:
-        """Images from the bounds to [0, 1], on which metrics and pictures are."""
+        """Scale images from the bounds to [0, 1], the range of metrics and pictures."""
         low, high = self.bounds
         return (images - low) / (high - low)
 
 
 def check_labels(labels: Tensor, classes: int, *, whose: str = "labels") -> None:
-    """Refuse labels that are none of the model's classes, by an AttackError."""
+    """Raise AttackError for labels that are not among the model's classes."""
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= classes:
         raise AttackError(

@@ -1,4 +1,4 @@
-"""Sums of silos' updates: what a silo that colludes has of the others where updates are sealed."""
+"""Sums of silos' updates: what colluding silos see of the others under the sealed lock."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from .training import train_update
 __all__ = ["Sums", "averaged", "groups_of", "spread", "sums_of"]
 
 ALIKE = 1e-3
-"""Difference of two steps, of the larger's size, up to which they are one step but for rounding."""
+"""Relative difference of two steps that rounding explains."""
 
 
 @dataclass(frozen=True)
 class Sums:
-    """The averages of so many silos' updates.
+    """Averages of silos' updates.
 
-    A silo that colludes subtracts its own update from the round's average. What it has then is the
-    average of the others, as secure aggregation of any kind lets it have.
+    A colluding silo subtracts its own update from the round's average. It then has the average of
+    the others, which no secure aggregation hides from it.
 
     Attributes:
-        silos: in each average.
-        updates: variant of the audit to averages, one a group: the undefended ones, and what of
-            the defense's updates their own silos know.
-        training: of each silo, as the attacker simulates it; None where the average is one plain
-            step on all the pictures.
+        silos: number of silos in each average.
+        updates: the audit's variant to averages, one for each group: undefended, and of the
+            defense's updates as their own silos know them.
+        training: each silo's training, as the attacker simulates it; None if the average is one
+            plain step on all the pictures.
 
     """
 
@@ -65,10 +65,10 @@ def sums_of(subject: Subject, plain: Sequence[ClientUpdate], silos: int) -> Sums
 
 
 def groups_of(subject: Subject, silos: int) -> list[list[int]]:
-    """Rows of the updates in each average: of one round, disjoint; what is left over is left out.
+    """Rows of the updates in each average: disjoint, of one round; the remainder is left out.
 
     Raises:
-        AttackError: no round of a stage has so many.
+        AttackError: no round of a stage has enough updates.
 
     """
     rounds: dict[tuple[str, int], list[int]] = {}
@@ -89,7 +89,7 @@ def groups_of(subject: Subject, silos: int) -> list[list[int]]:
 
 
 def averaged(updates: Sequence[ClientUpdate]) -> ClientUpdate:
-    """The average of updates of one round, by the samples that their silos told.
+    """The average of updates of one round, weighted by the samples that their silos reported.
 
     Raises:
         AttackError: they did not start from one model at one learning rate.
@@ -121,7 +121,7 @@ def averaged(updates: Sequence[ClientUpdate]) -> ClientUpdate:
 
 
 def spread(values: Tensor, groups: Sequence[Sequence[int]], updates: int) -> Tensor:
-    """Values of averages' pictures ``(g, k * n, ...)`` by update, ``(u, n, ...)``, else NaN.
+    """Spread values of averages ``(g, k * n, ...)`` to their updates ``(u, n, ...)``, others NaN.
 
     Example:
         >>> spread(torch.tensor([[1.0, 2.0]]), [[2, 0]], 3)
@@ -138,7 +138,7 @@ def spread(values: Tensor, groups: Sequence[Sequence[int]], updates: int) -> Ten
 
 
 def _check_defense(subject: Subject) -> None:
-    """Refuse a defense under which the sum is not what a colluding silo sees more of."""
+    """Raise AttackError for a defense under which sums tell a colluding silo nothing more."""
     if subject.attacker_model is None:
         return
     transform, secrets = subject.update_transform, subject.secrets
@@ -167,7 +167,7 @@ def _check_defense(subject: Subject) -> None:
 def _is_one_step(subject: Subject, plain: Sequence[ClientUpdate], rows: Sequence[int]) -> bool:
     """Whether the average of steps is the step on all their pictures.
 
-    It is not under batch normalisation, nor with a loss that adds pictures up or weighs classes.
+    False under batch normalisation, and for a loss that sums over pictures or weights classes.
     """
     mean = averaged([replace(plain[row], samples=1) for row in rows])
     copy = copy_of(subject.model)

@@ -1,4 +1,4 @@
-"""Rounds of silos, done here: the updates that certain images make on a certain model."""
+"""Simulates silos' rounds: makes the updates of given images on a given model."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def train_update(
     silo: int = 0,
     round_index: int = 0,
 ) -> ClientUpdate:
-    """What a silo sends that trains a copy of this model on these images.
+    """The update of a silo that trains a copy of this model on these images.
 
     Args:
-        model: is not changed.
+        model: the model; it is not changed.
         images: ``(n, c, h, w)``.
         labels: ``(n, ...)``, as the loss takes them.
-        learning_rate: of SGD.
-        training: of the round; None for one plain step on all the images.
-        loss: that it minimises.
+        learning_rate: learning rate of SGD.
+        training: the round's training; None for one plain step on all the images.
+        loss: the loss to minimise.
         private: names in the model's state that are not sent.
-        silo: whose the update is said to be.
-        round_index: of which round.
+        silo: index of the silo, for the update.
+        round_index: index of the round, for the update.
 
     Raises:
-        AttackError: the model cannot be trained on such images.
+        AttackError: the model cannot be trained on these images.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
@@ -64,7 +64,7 @@ def train_update(
         weight_decay=how.weight_decay,
     )
     with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(silo)  # of a dropout's mask; a GPU's stays
+        torch.default_generator.manual_seed(silo)  # for dropout; not a GPU's
         for _ in range(how.epochs):
             for start in range(0, len(images), how.batch_size):
                 step = slice(start, start + how.batch_size)
@@ -95,24 +95,24 @@ def probe(
     stage: str = "untrained",
     seed: int = 0,
 ) -> Subject:
-    """Make the updates of silos that have this model and a few images each, without any job.
+    """Make the updates of silos with this model and a few images each, without a job.
 
-    Every silo has a fresh lock of its own. It protects nothing and is drawn from the seed, so that
-    the same audit can be run again.
+    Every silo gets a lock of its own, drawn from the seed so that the audit can be repeated. Such a
+    lock protects nothing.
 
     Args:
-        model: with the weights that the server would send. It is not changed.
+        model: with the weights that the server would send; it is not changed.
         images: ``(m, c, h, w)`` within the bounds.
-        labels: ``(m, ...)``, as the data have them.
+        labels: ``(m, ...)``, as in the data set.
         protection: the defense; None for none.
-        public: data of the same kind.
-        batch: images a silo; what is left over is left out.
+        public: public data of the same kind.
+        batch: images in a silo; the remainder is left out.
         bounds: see `Subject`.
-        learning_rate: of the silos' SGD.
+        learning_rate: learning rate of the silos' SGD.
         training: see `Subject`.
-        loss: that the silos minimise.
-        stage: of the model's weights: "untrained" or "trained".
-        seed: of the locks.
+        loss: the loss that the silos minimise.
+        stage: "untrained" or "trained", of the model's weights.
+        seed: seed of the locks.
 
     Raises:
         AttackError: model, images and labels do not fit together.
@@ -172,9 +172,9 @@ def probe(
 
 
 def output_shape(model: nn.Module, images: Tensor) -> tuple[int, ...]:
-    """What a model gives for one image: its classes, and more where each pixel has one.
+    """Shape of a model's output for one image: its classes, and more if each pixel has a class.
 
-    An AttackError where it takes no such image, or gives something else.
+    AttackError if the model does not run on the image, or its output is something else.
 
     Example:
         >>> output_shape(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.rand(1, 1, 2, 2))
@@ -198,7 +198,7 @@ def _public(model: nn.Module, private: Collection[str]) -> Mapping[str, Tensor]:
 
 def _unfit(images: Tensor, error: Exception) -> AttackError:
     said = first_line(error)
-    if "more than 1 value per channel" in said:  # a batch norm on a single number
+    if "more than 1 value per channel" in said:  # batch normalisation of a single number
         said += ": it needs larger pictures (--size) or more of them (--batch)"
     return AttackError(f"the model cannot be trained on images {tuple(images.shape)}: {said}")
 
@@ -206,7 +206,7 @@ def _unfit(images: Tensor, error: Exception) -> AttackError:
 def _silo(
     model: nn.Module, protection: Protection | None, seed: int, index: int
 ) -> tuple[nn.Module, tuple[str, ...], Mapping[str, Tensor]]:
-    """A new silo's model, the names in its state that are private, and the oracle's knowledge."""
+    """A new silo's model, the names of its private state, and that state for the oracle."""
     if protection is None or protection.attacker_model.update_transform is not None:
         return model, (), {}
     generator = _drawn_for(seed, index)
@@ -224,12 +224,12 @@ def _silo(
 
 
 def _drawn_for(seed: int, index: int) -> torch.Generator:
-    """Of a silo's lock."""
+    """Seed of a silo's lock."""
     return torch.Generator().manual_seed(1_000_003 * (seed + 1) + index)
 
 
 def _share(update: ClientUpdate, first: ClientUpdate) -> ClientUpdate:
-    """The same update, with what was sent in one memory, if it was the same to all."""
+    """The update, sharing the tensors of the state sent if that is the same for all."""
     same = set(update.before) == set(first.before) and all(
         torch.equal(value, first.before[name]) for name, value in update.before.items()
     )

@@ -1,4 +1,4 @@
-"""One attack on one variant at one level of knowledge, and what a reader is told that it is."""
+"""A trial: one attack on one variant at one level of knowledge, and its title."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Trial:
 
     Attributes:
         variant: "none", "public norm", or the name of the defense.
-        attack: its name.
-        level: of knowledge, as the attack is given it.
-        silos: of an attack on averages: how many silos' updates are in each. Else 0.
+        attack: the attack's name.
+        level: the level of knowledge that the attack runs at.
+        silos: number of silos in each attacked average; 0 for single updates.
 
     """
 
@@ -28,7 +28,7 @@ class Trial:
 
     @property
     def shown(self) -> str:
-        """The level for a reader: without a secret there is nothing to know."""
+        """The level as a report shows it; "none" if nothing is secret."""
         if self.silos:
             return sum_label(self.silos)
         plain = self.variant in ("none", PUBLIC_NORM)
@@ -36,7 +36,7 @@ class Trial:
 
     @property
     def title(self) -> str:
-        """What its pictures and curves are headed.
+        """Heading of its pictures and curves.
 
         Example:
             >>> Trial("keylock", "dlg", "adaptive").title, Trial("none", "dlg", "oblivious").title

@@ -1,4 +1,4 @@
-"""What the silos trained on: needed to score, and kept apart from what was captured."""
+"""Stores the silos' training images, the truth for scoring, apart from the capture."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .training import output_shape
 __all__ = ["Truth", "from_capture", "load_truth", "save_truth"]
 
 Truth = dict[tuple[int, int], tuple[Tensor, Tensor]]
-"""Round and silo to images ``(n, c, h, w)``, as the model was fed them, and labels ``(n, ...)``."""
+"""Round and silo to images ``(n, c, h, w)``, as the model's inputs, and labels ``(n, ...)``."""
 
 _KEY = re.compile(r"round-(\d+)/silo-(\d+)/(images|labels)")
 
 
 def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]]) -> None:
-    """Write what silos trained on in the rounds that were captured, for its owner's eyes only.
+    """Write the silos' training images of captured rounds to a file that only its owner can read.
 
-    The file is one of safetensors, with entries such as ``round-00000/silo-0/images``.
+    The file is in safetensors, with entries such as ``round-00000/silo-0/images``.
 
     Raises:
-        AttackError: it is not such data, or cannot be written.
+        AttackError: the data are of another kind, or cannot be written.
 
     Example:
         >>> import tempfile
@@ -60,7 +60,7 @@ def save_truth(path: Path, truth: Mapping[tuple[int, int], tuple[Tensor, Tensor]
 def load_truth(path: Path) -> Truth:
     """Read what `save_truth` wrote; AttackError if it is missing, damaged or of another kind.
 
-    Nothing in the file is executed, whatever it is.
+    Nothing in the file is executed.
     """
     try:
         tensors = load_file(path)
@@ -101,19 +101,19 @@ def from_capture(
     limit: int | None = None,
     trained_from: int = 1,
 ) -> Subject:
-    """What a job sent, and what its silos trained on, as far as the truth says.
+    """The subject of a job's captured updates for which there is a truth.
 
     Args:
-        capture: of the job.
-        truth: of some or all of its updates, each of as many images.
-        model: the job's, unprotected; its own weights do not matter.
+        capture: the job's capture.
+        truth: the truth of some or all updates, with equally many images each.
+        model: the job's model, unprotected, with any weights.
         protection: the job's defense; None for none.
-        secrets_of: gives the private state behind updates, ``(u, *shape)``, where somebody has it.
-            Without it only round 0 of a defense that changes what is sent can be audited.
-        public: data of the same kind.
+        secrets_of: gives the private state of updates, ``(u, *shape)``, if somebody has it.
+            Without it, only round 0 of a defense that changes updates can be audited.
+        public: public data of the same kind.
         training: see `Subject`.
-        loss: that the silos minimised.
-        limit: updates of each stage, at the most.
+        loss: the loss that the silos minimised.
+        limit: largest number of updates of each stage.
         trained_from: the first round whose weights count as trained.
 
     Raises:
@@ -129,7 +129,7 @@ def from_capture(
     early = [entry for entry in entries if entry in truth and entry[0] < trained_from]
     late = [entry for entry in entries if entry in truth and entry[0] >= trained_from]
     if secrets_of is None and protection is not None and protection.attacker_model.update_transform:
-        # of later rounds nobody knows the model that they began with, and no control can be made
+        # the model at a later round's start is unknown, so no control can be made
         early, late = [entry for entry in early if not entry[0]], []
         if not early:
             raise AttackError(
@@ -176,7 +176,7 @@ def _check(name: str, images: Tensor, labels: Tensor) -> None:
 
 def _check_model(model: nn.Module, update: ClientUpdate) -> None:
     state = model.state_dict()
-    for name, value in sorted(update.before.items()):  # a file has them in any order
+    for name, value in sorted(update.before.items()):  # a file may have them in any order
         own = state.get(name)
         if own is None or own.shape != value.shape:
             has = "has no such entry" if own is None else f"has {tuple(own.shape)}"

@@ -1,4 +1,4 @@
-"""One task done, and its result on disk: what is there already is not done again."""
+"""Runs one task and stores its result, so that no task runs twice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["Result", "Store", "work_on"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a task made, one entry an update: see ``Reconstruction``.
+    """A task's result, one entry per update: see ``Reconstruction``.
 
     Attributes:
         images: ``(u, n, c, h, w)`` within the attack's bounds.
@@ -38,25 +38,25 @@ class Result:
 
     @classmethod
     def of(cls, content: bytes) -> Result:
-        """Read what `work_on` made; AttackError if it is damaged."""
+        """Read the result of `work_on`; AttackError if it is damaged."""
         try:
             return cls(**tensors_of(content))
         except (TypeError, ValueError) as error:
             raise AttackError(f"damaged: {error}") from None
 
     def mapped(self, function: Callable[[Tensor], Tensor]) -> Result:
-        """The same with other images."""
+        """Map the images by a function."""
         return replace(self, images=function(self.images))
 
 
 def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
-    """Do a task, in whatever process: the result in safetensors, or in one line why not.
+    """Run a task in any process; returns the result in safetensors, or one line on its failure.
 
-    An update that changed nothing, as one of an image that the model is sure of may be rounded, has
-    no gradient: its picture is empty, and its cost NaN, as where every restart diverged.
+    An update that changed nothing has no gradient: rounding may make it so for an image that the
+    model is sure of. Its picture is empty and its cost NaN, as if every restart diverged.
     """
     rows, given = _moved(task), task.given
-    if not rows or task.known.get("statistics"):  # then the attack itself says which did not
+    if not rows or task.known.get("statistics"):  # the attack names the others
         rows = list(range(len(task.updates)))
     if given is not None and task.trial.level == "oracle":
         given = {name: value[rows] for name, value in given.items()}
@@ -71,7 +71,7 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
                 seed=task.start,
                 checkpoint=checkpoint,
             )
-    except KeyLockError as error:  # `attack_updates` makes one of whatever is raised
+    except KeyLockError as error:  # `attack_updates` turns every failure into this error
         return str(error)
     tensors = {field.name: getattr(made, field.name).detach().cpu() for field in fields(Result)}
     count, history = len(task.updates), tensors["history"]
@@ -88,7 +88,7 @@ def work_on(task: Task, checkpoint: Path | None = None) -> bytes | str:
 
 
 def _moved(task: Task) -> list[int]:
-    """Places of the updates that changed anything, as the attacker reads them."""
+    """Indices of the updates that changed anything, as the attacker reads them."""
     read = (
         task.updates if task.attacker_model is None else map(task.attacker_model.read, task.updates)
     )
@@ -100,12 +100,12 @@ def _moved(task: Task) -> list[int]:
 
 
 class Store:
-    """A folder of results, for its owner's eyes only: they are pictures of somebody's data.
+    """A folder of results that only its owner can read: they show somebody's data.
 
-    It is made if it is not there.
+    The folder is made if it is missing.
 
     Raises:
-        AttackError: it cannot be written.
+        AttackError: the folder cannot be written.
 
     Example:
         >>> import tempfile
@@ -124,19 +124,19 @@ class Store:
             raise AttackError(f"{folder}: cannot be written: {error.strerror}") from None
 
     def path(self, name: str) -> Path:
-        """Where a task's result is."""
+        """Path of a task's result."""
         return self.folder / f"{name}.safetensors"
 
     def checkpoint(self, name: str) -> Path:
-        """Where a task keeps what it has found so far."""
+        """Path of a task's checkpoint."""
         return self.folder / f"{name}.part.safetensors"
 
     def has(self, name: str) -> bool:
-        """Whether a task is done."""
+        """Whether a task has a result."""
         return self.path(name).exists()
 
     def write(self, name: str, content: bytes) -> None:
-        """Keep a result, whole or not at all; AttackError if it cannot be written."""
+        """Write a result, whole or not at all; AttackError if it cannot be written."""
         path = self.path(name)
         try:
             with replacing(path) as part:
@@ -145,7 +145,7 @@ class Store:
             raise AttackError(f"{path}: cannot be written: {error.strerror}") from None
 
     def read(self, name: str) -> Result:
-        """A result; AttackError if it is missing or damaged."""
+        """Read a result; AttackError if it is missing or damaged."""
         path = self.path(name)
         try:
             return Result.of(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The report of a leakage evaluation: as numbers, as a page, as a picture and for the terminal."""
+"""The leakage report: as JSON, CSV, a page, a picture and text for the terminal."""
 
 from .comparison import Comparison, compare
 from .contents import Gallery

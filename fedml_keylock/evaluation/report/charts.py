@@ -1,6 +1,6 @@
-"""Curves of a report: what each shows, in numbers, in words, and as coordinates to draw.
+"""Charts of a report: as numbers, in words, and as coordinates to draw.
 
-The page draws them as SVG in its own colours, so that they follow its light and dark.
+The page draws them as SVG in its own colours, which follow its light and dark mode.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from ..wording import digits, number
 __all__ = ["Chart", "Drawing", "Line", "Series"]
 
 WIDTH, HEIGHT = 440, 250
-"""Of the drawing, in its own units; on the page it is as wide as there is room."""
+"""Size of the drawing in its own units; the page scales it to the available width."""
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
 _HUES, _DASHES = 6, 4
-"""Colours and kinds of line that the page's style knows."""
+"""Numbers of colours and line styles in the page's style sheet."""
 _MOST_MARKS, _MOST_POINTS, _ROWS = 24, 240, 12
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: its points, and the ends of their intervals where there are some.
+    """One curve: its points, and their intervals if any.
 
     Attributes:
-        name: in the legend.
+        name: the name in the legend.
         points: ``(x, y)``, from left to right.
-        ends: ``(low, high)`` or None, of each point.
-        hue: of the colours, 0 to 5. The defense, where a chart has several.
-        dash: of the kinds of line, 0 to 3.
-        everywhere: it is one value, drawn from the left end to the right one.
+        ends: each point's ``(low, high)`` or None.
+        hue: index of the colour, 0 to 5. It shows the defense if a chart has several.
+        dash: index of the line style, 0 to 3.
+        everywhere: the series is a constant, drawn over the whole width.
 
     """
 
@@ -49,7 +49,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A series as coordinates: a path, marks at its points, and bars over the intervals."""
+    """A series as coordinates: a path, marks at its points, and bars for the intervals."""
 
     name: str
     path: str
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What the page draws: lines, and the places and texts of the ticks."""
+    """A chart as coordinates: its lines, and the positions and texts of the ticks."""
 
     lines: tuple[Line, ...]
     across: tuple[tuple[float, str], ...]
@@ -80,12 +80,12 @@ class Chart:
     """Curves that share their axes.
 
     Attributes:
-        title: of the figure.
-        x: what runs to the right, "round".
-        y: what runs up, "aligned SSIM".
-        series: one or more, each with a point or more.
-        percent: y is a share, to be read as 0 to 100.
-        logarithmic: y is above 0 everywhere, and its ticks are powers of ten.
+        title: the figure's title.
+        x: name of the horizontal axis, "round".
+        y: name of the vertical axis, "aligned SSIM".
+        series: at least one, each with at least one point.
+        percent: y is a share, shown as 0 to 100.
+        logarithmic: y is positive, and its ticks are powers of ten.
 
     Example:
         >>> chart = Chart("dlg", "round", "aligned SSIM", (Series("none", ((0, 0.9), (5, 0.4))),))
@@ -107,12 +107,12 @@ class Chart:
 
     @property
     def heading(self) -> str:
-        """Of the figure: what it is of, and by what."""
+        """The figure's heading: what is plotted against what."""
         what = self.y if self.title == self.y else f"{self.title}: {self.y}"
         return f"{what} by {self.x}"
 
     def words(self) -> str:
-        """What the chart shows, for whoever does not see it."""
+        """The chart in words, for readers who cannot see it."""
         said = []
         for one in self.series:
             if one.everywhere:
@@ -124,7 +124,7 @@ class Chart:
         return " ".join([f"{self.heading}.", *said])
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """The heading and the lines of a table of the numbers; of many points, twelve or so."""
+        """The numbers as a table, heading first; many points are thinned to about twelve."""
         places = sorted({x for one in self.series if not one.everywhere for x, _ in one.points})
         lines = []
         for place in _thinned(places, _ROWS):
@@ -134,7 +134,7 @@ class Chart:
         return [self.x, *(one.name for one in self.series)], lines
 
     def drawing(self) -> Drawing:
-        """The chart as coordinates, y downwards."""
+        """The chart as coordinates, with y pointing down."""
         xs = [x for one in self.series if not one.everywhere for x, _ in one.points] or [0.0]
         left, right = (min(xs), max(xs)) if min(xs) < max(xs) else (xs[0] - 1, xs[0] + 1)
         steps = MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]).tick_values(left, right)
@@ -168,14 +168,14 @@ class Chart:
         return Drawing(tuple(lines), ticks, tuple((height(y), text) for y, text in heights))
 
     def _heights(self) -> tuple[float, float, list[tuple[float, str]]]:
-        """Where y begins and ends (of a logarithmic one its exponents), and its ticks."""
+        """Range of y (of its exponents if logarithmic), and its ticks."""
         ys = [y for one in self.series for _, y in one.points]
         if self.logarithmic:
             low, high = math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys)))
             high = max(high, low + 1)
             every = math.ceil((high - low) / 5)
             return low, high, [(10.0**n, f"{10.0**n:g}") for n in range(low, high + 1, every)]
-        most = 1.0 if max(ys) <= 1 else max(ys)  # an interval's end may be cut off, no point is
+        most = 1.0 if max(ys) <= 1 else max(ys)  # intervals may be cut at the edge, points never
         found = [float(y) for y in MaxNLocator(nbins=5).tick_values(min(0.0, *ys), most)]
         texts = [(y, f"{100 * y:.0f} %" if self.percent else f"{y:g}") for y in found]
         return found[0], found[-1], texts
@@ -191,7 +191,7 @@ def _at(series: Series, place: float) -> float | None:
 
 
 def _thinned(items: Sequence[_Item], most: int) -> list[_Item]:
-    """At most so many of them, evenly, the first and the last among them."""
+    """Evenly spaced items, limited in number, with the first and the last."""
     if len(items) <= most:
         return list(items)
     last = len(items) - 1

@@ -1,4 +1,4 @@
-"""Two reports side by side."""
+"""Compares two reports side by side."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KEY = ("defense", "attack", "knowledge", "stage", "round")
 
 @dataclass(frozen=True)
 class Pair:
-    """One measurement in two reports.
+    """One measurement as two reports have it.
 
     Attributes:
-        key: of leakage: defense, attack, knowledge, stage, round, and which of several such rows;
-            of accuracy: defense and role.
-        a, b: the intervals; None where that report has none.
+        key: for leakage: defense, attack, knowledge, stage, round, and the index among equal rows;
+            for accuracy: defense and role.
+        a, b: the intervals; None if that report has none.
         in_a, in_b: whether that report has the row at all.
 
     Example:
@@ -42,13 +42,13 @@ class Pair:
 
     @property
     def difference(self) -> float | None:
-        """B's mean less A's."""
+        """B's mean minus A's."""
         a, b = mean_of(self.a), mean_of(self.b)
         return None if a is None or b is None else b - a
 
     @property
     def said(self) -> str:
-        """How the intervals lie, in a word or three; or which report alone has the row."""
+        """Whether the intervals overlap, in words; or which report alone has the row."""
         if not (self.in_a and self.in_b):
             return "only in A" if self.in_a else "only in B"
         if self.difference is None:
@@ -61,14 +61,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two reports say of the same things.
+    """The comparison of two reports.
 
     Attributes:
-        names: of A and B, as they were asked for.
+        names: names of A and B, as given.
         leakage: the aligned SSIM of every row.
-        accuracy: of every defense and role.
-        verdicts: of A and B, in lines.
-        jobs: what ran, of A and B.
+        accuracy: the accuracy of every defense and role.
+        verdicts: the verdicts of A and B, in lines.
+        jobs: facts on the runs of A and B.
 
     """
 
@@ -79,7 +79,7 @@ class Comparison:
     jobs: tuple[Mapping[str, Any], Mapping[str, Any]]
 
     def summary(self) -> str:
-        """In words: how many intervals overlap, and which rows only one report has."""
+        """Text on how many intervals overlap, and which rows only one report has."""
         said = [_counted("Accuracies", self.accuracy), _counted("Aligned SSIMs", self.leakage)]
         if any(pair.said in ("overlap", "apart") for pair in (*self.leakage, *self.accuracy)):
             said.append(
@@ -94,7 +94,7 @@ class Comparison:
         return " ".join(filter(None, said))
 
     def table(self) -> str:
-        """Accuracy, then leakage, as plain text of at most 100 columns; then the summary."""
+        """Accuracy, leakage and the summary, as plain text of at most 100 columns."""
         parts = [f"A: {self.names[0]}\nB: {self.names[1]}"]
         if self.accuracy:
             lines = [["Accuracy", "role", "A", "B", "B - A", "intervals"]]
@@ -123,11 +123,11 @@ class Comparison:
 
     @staticmethod
     def points(pair: Pair) -> str:
-        """A difference of shares, in points of a hundred: "-1.5"."""
+        """A difference of shares, in percentage points: "-1.5"."""
         return "-" if pair.difference is None else f"{100 * pair.difference:+.1f}"
 
     def html(self) -> str:
-        """The page: one file that needs nothing else."""
+        """The comparison as a self-contained page."""
         keys = list(dict.fromkeys([*self.jobs[0], *self.jobs[1]]))
         return render("compare.html.j2", comparison=self, keys=keys, roles=ROLES)
 
@@ -139,7 +139,7 @@ class Comparison:
 def compare(
     a: Mapping[str, Any], b: Mapping[str, Any], names: tuple[str, str] = ("A", "B")
 ) -> Comparison:
-    """Put two reports side by side, as ``read_report`` returns them.
+    """Compare two reports, as ``read_report`` returns them.
 
     Example:
         >>> of = lambda mean: {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 3}
@@ -199,7 +199,7 @@ def _counted(what: str, pairs: Sequence[Pair]) -> str:
 
 
 def _place(pair: Pair) -> tuple[Any, ...]:
-    """Defense, stage and round of a row of leakage."""
+    """Defense, stage and round of a leakage row."""
     return (pair.key[0], pair.key[3], pair.key[4])
 
 

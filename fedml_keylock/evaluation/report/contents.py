@@ -1,4 +1,4 @@
-"""What is in a leakage report: numbers, pictures, and what ran."""
+"""The contents of a leakage report: numbers, pictures, and facts on the run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Gallery:
     Attributes:
         title: "keylock:paper:all, inverting_gradients, adaptive".
         images: ``(n, c, h, w)`` on [0, 1], in the order of the originals.
-        stage: of the weights that their rounds began with, as in the rows; empty if not said.
+        stage: stage of the weights at their rounds' start, as in the rows; empty if unknown.
 
     Raises:
-        ConfigError: they are not images, or a pixel is not finite.
+        ConfigError: the images are of another shape, or a pixel is not finite.
 
     """
 
@@ -42,21 +42,21 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Contents:
-    """What leaked, and what that cost in accuracy.
+    """The leakage and the accuracy of each defense.
 
     Attributes:
         accuracy: defense to role to interval, 0 to 1. Roles: "own_lock", over the silos;
             "fresh_lock", with a random key; "server", without a key.
-        leakage: the rows, undefended ones and baselines among them.
+        leakage: the rows, including undefended ones and baselines.
         originals: ``(n, c, h, w)`` on [0, 1]; n is 0 if nothing was attacked.
-        galleries: their reconstructions, each ``(n, c, h, w)``.
-        job: what ran, in plain values: data, model, rounds, silos, seed, seconds, versions,
+        galleries: the originals' reconstructions, each ``(n, c, h, w)``.
+        job: facts on the run, in plain values: data, model, rounds, silos, seed, seconds, versions,
             command.
-        costs: how each attack's search went.
+        costs: the cost curve of each attack's search.
         accuracy_rounds: defense to role to ``(round, share)``, 0 to 1.
 
     Raises:
-        ConfigError: the pictures do not fit together, or ``job`` holds what JSON does not know.
+        ConfigError: the pictures do not fit together, or ``job`` does not fit into JSON.
 
     """
 
@@ -82,13 +82,13 @@ class Contents:
 
     @property
     def more_metrics(self) -> list[str]:
-        """Metrics beyond the usual ones, as plugins bring them."""
+        """Names of plugins' metrics."""
         found = {name for row in self.leakage for name in row.metrics}
         return sorted(found - set(METRICS))
 
 
 def plain_values(value: Any, name: str) -> Any:
-    """Plain JSON values; numbers that are not finite become None. The name is for errors."""
+    """Convert to JSON values; non-finite numbers become None. The name is for errors."""
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, Mapping):

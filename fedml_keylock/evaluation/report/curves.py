@@ -1,4 +1,4 @@
-"""Which curves a report has: leakage and accuracy over the rounds, and the cost over the steps."""
+"""Makes a report's charts: leakage and accuracy over rounds, and cost over steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_IN_A_CHART = 12
 
 
 def leakage_charts(rows: Sequence[LeakageRow]) -> list[Chart]:
-    """For each attack that was run in several rounds, its aligned SSIM over them.
+    """For each attack that ran in several rounds, its aligned SSIM over them.
 
-    A colour is a defense, a kind of line what the attacker knew. What public data alone gives, at
-    its best, is a line throughout.
+    Colours are defenses, and line styles the attackers' knowledge. The best baseline of public data
+    alone is a constant line.
 
     Example:
         >>> def row(number, score):
@@ -77,9 +77,9 @@ def _scores(name: str, rows: Sequence[LeakageRow], *, hue: int, dash: int) -> Se
 def accuracy_charts(
     rounds: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], roles: Mapping[str, str]
 ) -> list[Chart]:
-    """The accuracy over the rounds: a colour for each defense, a kind of line for each role.
+    """The accuracy over the rounds: a colour for each defense, a line style for each role.
 
-    The rounds are defense to role to ``(round, share)``; the roles say what those are called.
+    The rounds are defense to role to ``(round, share)``; `roles` has the names of roles.
 
     Example:
         >>> chart, = accuracy_charts({"none": {"server": [(0, 0.1), (9, 0.9)]}}, {})
@@ -99,10 +99,10 @@ def accuracy_charts(
 
 
 def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Chart]:
-    """The cost over the steps of each search: a chart for each attack, of twelve curves at most.
+    """The cost over the steps of each search: charts by attack, of at most twelve curves.
 
-    A curve belongs to the attack that its title names between commas; what comes first in the rest
-    of the title, the defense, has its colour.
+    A curve belongs to the attack that its title names between commas. The defense, first in the
+    title, decides the colour.
 
     Example:
         >>> chart, = cost_charts([CostCurve("none, dlg", (0, 10), (1.0, 0.002))], ["dlg"])
@@ -136,5 +136,5 @@ def cost_charts(curves: Sequence[CostCurve], attacks: Sequence[str]) -> list[Cha
 
 
 def _short(defense: str) -> str:
-    """A defense in words, for a legend."""
+    """A defense's name in a legend."""
     return defense_name(defense).split(" (")[0]

@@ -1,4 +1,4 @@
-"""A leakage report, and what is made of it: as JSON, as a table, as a page and as files."""
+"""A leakage report, and its forms: JSON, a table, a page and files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["LeakageReport"]
 
 @dataclass(frozen=True)
 class LeakageReport(Contents):
-    """What leaked and what that cost, to be read: see ``Contents`` for the fields.
+    """A readable leakage report: see ``Contents`` for the fields.
 
     Example:
         >>> import tempfile, torch
@@ -47,11 +47,11 @@ class LeakageReport(Contents):
     """
 
     def verdict(self) -> str:
-        """A paragraph on the attacks, and a line for each defense: its light and the reason."""
+        """A paragraph on the attacks, and for each defense a line with its light and the reason."""
         return str(judge(self.leakage, self.accuracy))
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``report.json`` holds: strict JSON, in which a number that is not finite is null."""
+        """The contents of ``report.json``: strict JSON, with null for non-finite numbers."""
         rows = []
         for row in self.leakage:
             own = {k: v for k, v in vars(row).items() if k not in ("metrics", "cost", "worst")}
@@ -64,7 +64,7 @@ class LeakageReport(Contents):
         return dict(plain_values({"schema": SCHEMA, **content}, "report"))
 
     def table(self) -> str:
-        """Who got what, accuracy, then leakage, as plain text of at most 100 columns.
+        """Outcomes, accuracy and leakage, as plain text of at most 100 columns.
 
         Example:
             >>> import torch
@@ -101,12 +101,12 @@ class LeakageReport(Contents):
     def save(self, folder: Path, images: bool = True) -> list[Path]:
         """Write ``report.json``, ``report.html``, ``leakage.png`` and ``leakage.csv``.
 
-        The folder is made if it is not there; earlier reports in it are replaced. Without images,
-        silos' and reconstructed ones are in no file: there is no ``leakage.png``, and an earlier
-        one is removed. Gives the files' paths.
+        The folder is made if it is missing; earlier reports in it are replaced. Without `images` no
+        file has silos' or reconstructed images: there is no ``leakage.png``, and an earlier one is
+        removed. Returns the files' paths.
 
         Raises:
-            ConfigError: a file cannot be written. None of them is there in part.
+            ConfigError: a file cannot be written. No file is left incomplete.
 
         """
         content = _lines_of_numbers(json.dumps(self.to_dict(), indent=1, allow_nan=False))
@@ -126,9 +126,9 @@ class LeakageReport(Contents):
         return list(contents)
 
     def html(self, images: bool = True) -> str:
-        """The page: one file that needs nothing else, pictures and all.
+        """The report as a self-contained page.
 
-        Without images neither silos' nor reconstructed ones are in it.
+        Without `images` it has neither silos' images nor reconstructions.
         """
         return report_page(self, images=images)
 
@@ -157,5 +157,5 @@ def _terminal(row: LeakageRow) -> list[str]:
 
 
 def _lines_of_numbers(text: str) -> str:
-    """Indented JSON with each list of numbers in one line. A string holds no line break."""
+    """Indented JSON with each list of numbers on one line. Strings hold no line break."""
     return re.sub(r"\[\n[^\"\[\]{}]*\]", lambda found: re.sub(r"\s+", "", found[0]), text)

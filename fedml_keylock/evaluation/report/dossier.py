@@ -1,7 +1,7 @@
-"""The page for the file: what was tested and what was not, in the order that auditors ask.
+"""The report's section for auditors: what was tested and what was not, in the order they ask.
 
-EDPB Opinion 28/2024 asks of a model with personal data in it for the likelihood of extraction, by
-all means reasonably likely to be used, and for its documentation.
+For a model trained on personal data, EDPB Opinion 28/2024 asks for the likelihood of extraction by
+all means reasonably likely to be used, and for documentation.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .contents import Contents, plain_values
 __all__ = ["ATTACKS_NOT_RUN", "Dossier", "Means", "dossier", "lost_text", "untested"]
 
 ATTACKS_NOT_RUN = "attacks not run"
-"""Of a report's job: the names of attacks that are installed and were not asked for."""
+"""Key in a report's job: installed attacks that were not selected."""
 _APART = ("command", "versions", "inputs", "not run", NOT_SCORED, ATTACKS_NOT_RUN)
 
 
 @dataclass(frozen=True)
 class Means:
-    """One attacker who was tried.
+    """One attacker that was tried.
 
     Attributes:
-        name: in words.
-        does: what he knows and does.
+        name: the attacker in words.
+        does: what the attacker knows and does.
         labels: goal, knowledge and stage, as NIST AI 100-2e2025 names them.
         effort: attacks, pictures and runs.
 
@@ -44,16 +44,16 @@ class Means:
 
 @dataclass(frozen=True)
 class Dossier:
-    """What the page for the file says beside the verdict.
+    """The auditors' section, apart from the verdict.
 
     Attributes:
-        worst: of each defense the picture that gives most away, in words.
-        worst_to_silos: the same by what silos that collude have.
-        means: the attackers who were tried.
-        settings: what ran, in plain values.
+        worst: each defense's picture that leaks most, in words.
+        worst_to_silos: the same for colluding silos.
+        means: the attackers that were tried.
+        settings: settings of the run, in plain values.
         versions: package to version.
-        inputs: what was attacked, to its SHA-256.
-        untested: sentences.
+        inputs: input to its SHA-256.
+        untested: sentences on what was not tested.
 
     """
 
@@ -67,7 +67,7 @@ class Dossier:
 
 
 def dossier(report: Contents) -> Dossier:
-    """What a report's rows and its job say, in that order.
+    """Make the auditors' section from a report's rows and its job.
 
     Example:
         >>> import torch
@@ -91,7 +91,7 @@ def dossier(report: Contents) -> Dossier:
 
 
 def untested(leakage: Sequence[LeakageRow], job: Mapping[str, Any]) -> list[str]:
-    """What the rows do not show, as the plan of the attacks and its refusals have it.
+    """Sentences on what was not tested, from the planned attacks and the refused ones.
 
     Example:
         >>> untested([], {"attacks not run": ["dlg", "ggl"]})[0]
@@ -127,7 +127,7 @@ def untested(leakage: Sequence[LeakageRow], job: Mapping[str, Any]) -> list[str]
 
 
 def lost_text(title: str, count: Any) -> str:
-    """How many updates of a trial gave no picture.
+    """Text on the number of updates of a trial without a picture.
 
     Example:
         >>> lost_text("keylock:sealed, dlg, oblivious", 1)
@@ -149,7 +149,7 @@ def _means(level: str, tried: Sequence[LeakageRow]) -> Means:
 
 
 def _worst(tried: Sequence[LeakageRow]) -> dict[str, str]:
-    """The one picture that each defense's attackers came nearest to."""
+    """Each defense's picture that leaks most."""
     found: dict[str, tuple[float, str]] = {}
     for row in tried:
         worst = row.worst.get("ssim_aligned")

@@ -1,4 +1,4 @@
-"""The pictures that a report opens with: one column a defense, and what its best attacker made."""
+"""The opening pictures of a report: a column for each defense, by its best attacker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .contents import Gallery
 __all__ = ["Column", "columns_of"]
 
 SHOWN = 4
-"""Pictures in a column, at the most."""
+"""Largest number of pictures in a column."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Column:
 
     Attributes:
         heading: the defense in words, "sealed lock, with a colluding silo".
-        caption: who made them, by which attack, and the score.
+        caption: the attacker, the attack and the score.
         images: ``(n, c, h, w)`` on [0, 1].
 
     """
@@ -36,7 +36,7 @@ class Column:
 
 
 def _rows_of(gallery: Gallery, leakage: Sequence[LeakageRow]) -> list[LeakageRow]:
-    """The rows of a report that are of a gallery's pictures; its stage's, if it says one."""
+    """The rows of a report on a gallery's pictures, of its stage if it has one."""
     return [
         row
         for row in leakage
@@ -48,9 +48,9 @@ def _rows_of(gallery: Gallery, leakage: Sequence[LeakageRow]) -> list[LeakageRow
 def columns_of(
     originals: Tensor, galleries: Sequence[Gallery], leakage: Sequence[LeakageRow]
 ) -> list[Column]:
-    """The originals; then of each defense its best attacker, and its best colluding silo.
+    """The originals, then for each defense its best attacker and its best colluding silo.
 
-    The key-knowing upper bound is no attacker, and the control no defense: both are further down.
+    The key-knowing upper bound is no attacker, and the control no defense: both are left out.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ def columns_of(
                 best[key] = (score, gallery, row)
     for (defense, silos), (_, gallery, row) in best.items():
         if silos and defense == UNDEFENDED and len({title for title, _ in best}) > 1:
-            continue  # the same sum as under the lock
+            continue  # equals the sum under the lock
         heading = defense_name(defense) + (", with a colluding silo" if silos else "")
         who, found = attacker(row.knowledge).name, mean_of(row.metrics.get("ssim_aligned"))
         said = "" if found is None else f": SSIM {digits(found)}"

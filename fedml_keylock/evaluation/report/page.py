@@ -1,4 +1,4 @@
-"""The pages of reports: one file each, that needs nothing else."""
+"""Renders reports as self-contained pages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["render", "report_page"]
 
 
 def render(template: str, **content: Any) -> str:
-    """A page from its template. Whatever it holds is escaped.
+    """Render a page from its template, with all values escaped.
 
     Example:
         >>> render("compare.html.j2")
@@ -59,7 +59,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def report_page(report: Contents, *, images: bool) -> str:
-    """The page of a report, with its pictures or without.
+    """Render a report's page, with its pictures or without.
 
     Example:
         >>> import torch
@@ -71,7 +71,7 @@ def report_page(report: Contents, *, images: bool) -> str:
     leakage, accuracy = report.leakage, report.accuracy
     shown = data_uris(report.originals) if images else []
     measured = {name for row in leakage for name in row.metrics}
-    # the last column is there without a number too, to say how it is had
+    # the last column is kept without numbers, to say how to get them
     hint = None if {"lpips", "lpips_aligned"} & measured else lpips_hint()
     optional = {"lpips_aligned", "lpips"} - measured - ({"lpips"} if hint else set())
     metrics = {name: title for name, title in METRICS.items() if name not in optional}
@@ -105,6 +105,6 @@ def report_page(report: Contents, *, images: bool) -> str:
 
 
 def _front(report: Contents) -> list[tuple[str, str, list[str]]]:
-    """Heading, caption and pictures of each column that the page opens with."""
+    """Heading, caption and pictures of each opening column."""
     made = columns_of(report.originals, report.galleries, report.leakage)
     return [(one.heading, one.caption, data_uris(one.images)) for one in made]

@@ -1,4 +1,4 @@
-"""Reports as files: their schema, and reading one that anyone may have written."""
+"""The schema of report files, and reading an untrusted one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import ConfigError, first_line
 __all__ = ["SCHEMA", "read_report", "report_schema"]
 
 SCHEMA = "fedml-keylock/report/1"
-"""Name and version of what ``report.json`` holds."""
+"""Name and version of the format of ``report.json``."""
 _WORDS, _WHOLE = ("attack", "knowledge", "defense", "stage"), ("round", "images")
 
 _MOST = 1e300
@@ -32,16 +32,15 @@ def report_schema() -> str:
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read a ``report.json``, and check whatever a comparison takes from it.
+    """Read a ``report.json``, and check all that a comparison uses.
 
-    Nothing in the file is run, and no other file is opened for it.
+    Nothing in the file is executed, and no other file is opened.
 
     Args:
-        path: of the file, or of the folder that it is in.
+        path: path of the file, or of its folder.
 
     Raises:
-        ConfigError: in one line: there is none, it is cut off, it is something else, or of another
-            version.
+        ConfigError: the file is missing, truncated, not a report, or of another version.
 
     Example:
         >>> read_report(Path("nowhere"))
@@ -66,7 +65,7 @@ def read_report(path: Path) -> dict[str, Any]:
         cut = "it ends too early" if error.pos >= len(text.rstrip()) else "it is not JSON"
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{file}: not a whole report: {cut} ({where})") from None
-    except (ValueError, RecursionError) as error:  # a number or a depth beyond what JSON is for
+    except (ValueError, RecursionError) as error:  # a number too large, or nesting too deep
         raise ConfigError(f"{file}: not a report: {first_line(error)}") from None
     _check(file, content)
     return dict(content)
@@ -77,7 +76,7 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _check(file: Path, content: Any) -> None:
-    """Raise unless the parts that a comparison takes are what they should be."""
+    """Raise ConfigError unless the parts that a comparison uses are well formed."""
 
     def need(name: str, value: Any, kind: type, what: str) -> None:
         wrong = not isinstance(value, kind) or (kind is int and isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""The rows of a report as CSV."""
+"""Writes the rows of a report as CSV."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ENDS = ("mean", "low", "high")
 
 
 def leakage_csv(rows: Sequence[LeakageRow], metrics: Sequence[str]) -> str:
-    """One line a row, with the mean and the ends of the interval of each metric and of the cost.
+    """A line for each row, with mean and interval of each metric and of the cost.
 
-    The metrics are in this order. What was not measured is empty.
+    The metrics are in the given order. Missing values are empty.
 
     Example:
         >>> row = LeakageRow("dlg", "none", "none", 0, "trained", 1, {"ssim": {"mean": 0.5}}, {})

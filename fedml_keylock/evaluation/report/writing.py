@@ -1,4 +1,4 @@
-"""Files of a report: each whole or not at all, and an error is one line."""
+"""Writes a report's files, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["remove", "write_all"]
 
 
 def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
-    """Write files into a folder, made if it is not there; none is changed before all are on disk.
+    """Write files into a folder, made if missing; none is replaced before all are on disk.
 
     Raises:
-        ConfigError: one cannot be written, and which.
+        ConfigError: a file cannot be written; names it.
 
     Example:
         >>> write_all(Path("made"), {Path("made/a.txt"): b"a"})
@@ -41,7 +41,7 @@ def write_all(folder: Path, contents: Mapping[Path, bytes]) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file of an earlier report, if it is there; ConfigError if it cannot be removed."""
+    """Remove a file of an earlier report, if it exists; ConfigError if it cannot be removed."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

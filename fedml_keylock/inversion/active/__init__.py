@@ -1,1 +1,1 @@
-"""Attacks of a server that sends weights of its own choice: what it sends, and what came back."""
+"""Attacks of a malicious server, which sends manipulated weights and reads the answers."""

@@ -1,4 +1,4 @@
-"""What an attack is whose server sends silos other weights than the job's, and reads the answer."""
+"""Interface of active attacks: the server sends manipulated weights, and reads the answers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ State = dict[str, Tensor]
 
 @runtime_checkable
 class ActiveAttack(Attack, Protocol):
-    """An attack that begins with what the server sends.
+    """An attack that chooses the weights that the server sends.
 
-    `reconstruct` takes what came back: ``before`` is a state of `arm`, and ``after`` that of one
-    silo or the average of several, by `update_of_sum`. ``Knowledge.batch`` counts the images of all
-    silos in it that were sent the same state.
+    `reconstruct` takes updates whose ``before`` is a state of `arm`, and whose ``after`` is a
+    silo's state or the average of several, by `update_of_sum`. ``Knowledge.batch`` counts the
+    images of all silos in it that were sent the same state.
     """
 
     def arm(
@@ -39,22 +39,22 @@ class ActiveAttack(Attack, Protocol):
         public: PublicData | None,
         generator: torch.Generator,
     ) -> dict[int | None, State]:
-        """What the server sends in place of the model's own state. The model is not changed.
+        """Make the states that the server sends in place of the model's. Does not change the model.
 
         Args:
-            model: the job's, with the weights that it would send.
-            silos: how many take part.
-            input_shape: of one image, ``(c, h, w)``, or of one row, ``(features,)``.
-            bounds: least and greatest pixel value, in the units that the model is fed.
-            public: data of the same kind, such as the server's own test data; None without any.
-            generator: of all that is drawn.
+            model: the job's model, with the weights that an honest server would send.
+            silos: number of silos that take part.
+            input_shape: shape of an image, ``(c, h, w)``, or of a row, ``(features,)``.
+            bounds: least and greatest pixel value of the model's inputs.
+            public: public data of the same kind, such as the server's test data; None without any.
+            generator: source of all random numbers.
 
         Returns:
-            States of floating tensors, named as in ``model.state_dict()``: under None for every
-            silo that has none of its own under its index.
+            States of floating tensors, named as in ``model.state_dict()``, by silo index. The state
+            under None is for all silos without one of their own.
 
         Raises:
-            AttackError: the model has no layers that it can use.
+            AttackError: the model lacks the layers that the attack needs.
 
         """
 
@@ -82,7 +82,7 @@ def loaded(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def not_armed(name: str) -> AttackError:
-    """What an attack says of an update that began from other weights than its own."""
+    """The error for an update that did not start from the attack's weights."""
     return AttackError(
         f"{name} needs a server that sends its own weights: these updates began from others; use "
         "an attack that reads what an honest server is sent"
@@ -98,15 +98,15 @@ def update_of_sum(
     silo: int = 0,
     round_index: int = 0,
 ) -> ClientUpdate:
-    """What an average says, as an update of the state that one silo was sent.
+    """Make an update of one silo's sent state from the average of all.
 
     Args:
-        sent: what `ActiveAttack.arm` returned.
-        average: of the states that the silos sent back.
-        shares: the weight of each silo in it, by its index; 0 for one that is not in it.
-        learning_rate: of the silos' SGD.
-        silo: the one whose state the update begins from.
-        round_index: which round it was.
+        sent: the states of `ActiveAttack.arm`.
+        average: the average of the states that the silos returned.
+        shares: each silo's weight in the average, by index; 0 for a silo that is not in it.
+        learning_rate: learning rate of the silos' SGD.
+        silo: the silo whose sent state is the update's start.
+        round_index: index of the round.
 
     Example:
         >>> sent = {0: {"w": torch.tensor(1.0)}, None: {"w": torch.tensor(5.0)}}

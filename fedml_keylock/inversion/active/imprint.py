@@ -1,4 +1,4 @@
-"""Single pictures out of a sum: a first linear layer that sorts them by their brightness."""
+"""The imprint attack: isolates single pictures in a sum, by a layer that sorts by brightness."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ __all__ = ["ImprintAttack"]
 
 @checked
 class ImprintAttack:
-    """Pictures that are alone between two thresholds of brightness, exactly, also out of a sum.
+    """Recovers exactly, even from a sum, pictures that are alone between two brightness thresholds.
 
-    Every row of the first linear layer takes the picture's mean, and their biases are thresholds at
-    its quantiles in public data, or at even steps without any. Behind a ReLU a row adds up all
-    brighter pictures, and the difference of two neighbours those between their thresholds: of one
-    alone the weight's over the bias's is that picture. The columns of the next layer are made the
-    same for all rows, so that neighbours differ in nothing else.
+    Every row of the first linear layer computes the picture's mean. The biases are thresholds at
+    its quantiles in public data, or at even steps without any. After the ReLU, a row's gradient
+    sums all pictures brighter than its threshold. The difference of two neighbours' gradients sums
+    the pictures between their thresholds. For a single picture, the weight's difference over the
+    bias's is that picture. The next layer gets equal columns, so that rows differ in nothing else.
 
-    A server of FedML chooses weights, no architecture. Convolutions before the layer get kernels
-    that hand the picture on; strides and pools stay as they are, and what is found is then the
-    picture as it was pooled.
+    A FedML server chooses the weights, not the architecture. Convolutions before the layer get
+    kernels that pass the picture on. Strides and pools remain, so that the picture is recovered as
+    pooled.
 
-    With as many thresholds as w, n pictures are alone with a chance of ``(1 - 1 / w) ** (n - 1)``.
+    With w thresholds, each of n pictures is alone with probability ``(1 - 1 / w) ** (n - 1)``.
 
     Attributes:
-        name: what a report calls it.
-        signal: how much all rows together move the numbers behind at most; see `Path.write`.
-        growth: how many times larger than the greatest weight a row's update may be, at a learning
-            rate of 1. `lock: sealed` clips it at 16.
+        name: the attack's name in reports.
+        signal: largest change of the next layer's output by all rows together; see `Path.write`.
+        growth: bound on a row's update, as a multiple of the largest weight, at a learning rate of
+            1. `lock: sealed` clips updates at 16.
 
     Example:
         >>> ImprintAttack().needs
@@ -51,9 +51,9 @@ class ImprintAttack:
     growth: Positive = 100.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing of a lock's; but a server that sends its own weights, which `arm` makes."""
+    """Nothing from a lock; but the server must send the weights of `arm`."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it divides what came back."""
+    """Nothing: it divides gradients."""
 
     def arm(
         self,
@@ -65,14 +65,14 @@ class ImprintAttack:
         public: PublicData | None,
         generator: torch.Generator,
     ) -> dict[int | None, State]:
-        """One state for all silos; see `ActiveAttack.arm`."""
+        """Make one state for all silos; see `ActiveAttack.arm`."""
         path, state = opened(self.name, model, input_shape, bounds)
         weight = state[under(path.linear, "weight")]
         row = path.brightness(weight)
         ends = torch.stack([torch.full(input_shape, end) for end in bounds])
         least, most = (path.reached(model, state, ends) @ row).tolist()
         shares = (torch.arange(len(weight)) + 0.5) / len(weight)
-        seen = torch.tensor([least, most])  # anywhere between, if nothing is known
+        seen = torch.tensor([least, most])  # even steps, without public data
         if public is not None:
             seen = path.reached(model, state, public.images) @ row
         thresholds = seen.double().quantile(shares.to(seen).double())
@@ -97,16 +97,16 @@ class ImprintAttack:
         generator: torch.Generator,
         progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        """Divide the differences of neighbouring rows, where they are those of one picture.
+        """Divide the differences of neighbouring rows' gradients that hold a single picture.
 
-        That is seen in the bias's: of one picture it is what a label adds, of which there are as
-        many as classes. A difference of none, of several or of noise is none of these, and no
-        result. The cost is the share of ``Knowledge.batch`` pictures that were not found, infinite
-        where none was, which counts as diverged: no success of any defense. Their places are grey,
-        with the label -1.
+        The bias's difference identifies them: for a single picture it is one of ``classes`` known
+        values, by label. For no picture, several or noise it is none of these, and gives no result.
+        The cost is the share of ``Knowledge.batch`` pictures that were not found. It is infinite if
+        none was found, which counts as diverged and is no success of a defense. Missing pictures
+        are grey, with the label -1.
 
-        It takes updates of one plain SGD step of each silo, at level ``oblivious``, that began from
-        the weights of `arm`, and refuses others by an AttackError.
+        Updates must be of one plain SGD step per silo, at level ``oblivious``, from the weights of
+        `arm`; others are an AttackError.
         """
         return read_rows(
             self, updates, model, knowledge, armed=_sorts, apart=_between, progress=progress
@@ -114,11 +114,11 @@ class ImprintAttack:
 
 
 def _sorts(rows: Tensor, biases: Tensor) -> bool:
-    """Whether all rows are the same one, under thresholds that rise."""
+    """Whether all rows are equal, with rising thresholds."""
     rising = bool((biases.diff() <= 0).all()) and bool(biases[0] > biases[-1])
     return rising and torch.equal(rows, rows[:1].expand_as(rows))
 
 
 def _between(rows: Tensor) -> Tensor:
-    """What each row has more than the next: rows ``(r, ...)``, the last as it is."""
+    """Each row minus the next: ``(r, ...)``; the last row is unchanged."""
     return torch.cat([rows[:-1] - rows[1:], rows[-1:]])

@@ -1,4 +1,4 @@
-"""One silo's update out of a sum: the others get a model that teaches them nothing."""
+"""The inconsistent-models attack: isolates one silo's update in a sum by silencing the others."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from .arming import State, floats, loaded, not_armed
 __all__ = ["InconsistentModelsAttack"]
 
 _MARK = 7 / 64
-"""The mean of the victim's last bias, which a softmax does not see: so it is known again."""
+"""Mean of the victim's last bias, a mark for its state that a softmax ignores."""
 
 
 @checked
 class InconsistentModelsAttack:
-    """The update of one silo, its victim, where the server gets no more than a sum.
+    """Recovers one silo's update, the victim's, although the server sees only a sum.
 
-    The victim is sent the job's own weights, and every other silo ones under which no unit of a
-    ReLU is ever active: nothing comes back from it but a gradient of the last bias. What is read of
-    the sum by an attack that changes nothing is then the victim's. In a sum the labels, as far as
-    they are read off the last bias, are those of all silos.
+    The victim gets the job's weights. All others get weights under which no ReLU unit is ever
+    active, so that they return a gradient of the last bias only. The sum's other entries are the
+    victim's alone, and a passive attack reads them. Labels read from the last bias are those of all
+    silos.
 
-    Silos that compare the models that they were sent, as under `lock: sealed`, see it.
+    Silos that compare the models they were sent, as under `lock: sealed`, detect it.
 
     Attributes:
-        name: what a report calls it.
-        victim: index of the silo.
-        reads: the attack on its update.
+        name: the attack's name in reports.
+        victim: index of the victim.
+        reads: the passive attack on the victim's update.
 
     Example:
         >>> InconsistentModelsAttack().reads.name
@@ -54,12 +54,12 @@ class InconsistentModelsAttack:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What the attack on the victim's update needs; and a server that sends its own weights."""
+        """The needs of the passive attack; also, the server must send the weights of `arm`."""
         return self.reads.needs
 
     @property
     def uses(self) -> frozenset[str]:
-        """What that attack can use."""
+        """What the passive attack can use."""
         return self.reads.uses
 
     def arm(
@@ -72,7 +72,7 @@ class InconsistentModelsAttack:
         public: PublicData | None,
         generator: torch.Generator,
     ) -> dict[int | None, State]:
-        """The victim's state, and that of all others; see `ActiveAttack.arm`."""
+        """Make the victim's state, and that of all others; see `ActiveAttack.arm`."""
         if not self.victim < silos > 1:
             raise AttackError(
                 f"{self.name} needs another silo beside its victim, silo {self.victim}, among the "
@@ -103,7 +103,7 @@ class InconsistentModelsAttack:
         return under(calls[-1][0], "bias")
 
     def _check_dead(self, model: nn.Module, images: Tensor, head: str) -> None:
-        """Refuse a model of which more than its last bias still has a gradient."""
+        """Raise AttackError if more of the silenced model than its last bias has a gradient."""
         named = {n: p for n, p in model.train().named_parameters() if n != head}
         scores = logits_of(model(images.to(next(model.parameters()))))
         cost = nn.functional.cross_entropy(scores, torch.zeros(len(scores)).to(scores).long())
@@ -124,13 +124,13 @@ class InconsistentModelsAttack:
         generator: torch.Generator,
         progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        """Read the victim's update, or a sum's, by the attack that `reads`.
+        """Attack the victim's update, alone or in a sum, by `reads`.
 
-        ``Knowledge.batch`` counts the victim's images alone. All of a sum but the gradient of the
-        last bias is the victim's: see `share_of_victim`. An update that began from the others'
-        weights says nothing: it is no result, with an infinite cost.
+        ``Knowledge.batch`` counts the victim's images only. All of a sum but the gradient of the
+        last bias is the victim's: see `share_of_victim`. An update from the silenced weights gives
+        no result, with an infinite cost.
 
-        An AttackError refuses updates none of which began from the weights of the victim.
+        AttackError if no update started from the victim's weights.
         """
         check_level(self, knowledge.level)
         observe(updates, model, knowledge)
@@ -160,9 +160,9 @@ class InconsistentModelsAttack:
         )
 
     def share_of_victim(self, update: ClientUpdate, model: nn.Module) -> float:
-        """How much of an update's squared length is the victim's for certain, from 0 to 1.
+        """Share of an update's squared norm that is certainly the victim's, from 0 to 1.
 
-        It is all of it but that of the last bias, to which every silo adds.
+        All but the last bias, to which every silo adds.
         """
         shape = dict(model.named_parameters())
         moved = {n: float(update.pseudo_gradient(n).double().square().sum()) for n in shape}

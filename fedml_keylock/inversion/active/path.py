@@ -1,4 +1,4 @@
-"""The way of a picture to a model's first linear layer, opened for it, and the way back."""
+"""Passes pictures unchanged through convolutions to a model's first linear layer, and back."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from .arming import State, loaded
 __all__ = ["Path"]
 
 _LEVELS = 65
-"""How many pictures of one brightness say what becomes of it on the way."""
+"""Number of uniform pictures that measure how the path changes brightness."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Where an attack measures pictures: a linear layer behind nothing or behind convolutions.
+    """The first linear layer of a model, behind the input or behind convolutions.
 
     Attributes:
-        attack: whose, for messages.
-        shape: of one picture.
-        bounds: of its pixels.
-        convolutions: names of the layers that the picture goes through first.
-        linear: name of the layer that measures it.
-        behind: name of the linear layer that takes what the first one gives.
-        inside: shape of the picture as the layer gets it.
-        width: how many numbers the layer gets.
+        attack: name of the attack, for messages.
+        shape: shape of a picture.
+        bounds: least and greatest pixel value.
+        convolutions: names of the layers before the linear one.
+        linear: name of the first linear layer.
+        behind: name of the linear layer after it.
+        inside: shape of the picture in the linear layer's input.
+        width: number of inputs of the linear layer.
 
     """
 
@@ -52,10 +52,10 @@ class Path:
     def of(
         cls, attack: str, model: nn.Module, shape: tuple[int, ...], bounds: tuple[float, float]
     ) -> Path:
-        """The path through a model.
+        """Find the path through a model.
 
         Raises:
-            AttackError: the model begins otherwise.
+            AttackError: the model begins in another way.
 
         """
         own = {n: m for n, m in model.named_modules() if [*m.parameters(recurse=False)]}
@@ -98,7 +98,7 @@ class Path:
         raise AttackError(f"{attack} needs a model with a linear layer")
 
     def open(self, model: nn.Module, state: State) -> None:
-        """Write kernels into a state that hand the picture on as it is, as far as strides allow."""
+        """Write kernels that pass the picture on unchanged, as far as strides allow."""
         colours = self.shape[0]
         for place, name in enumerate(self.convolutions):
             layer = model.get_submodule(name)
@@ -114,7 +114,7 @@ class Path:
                 taken = weight[colour, colour, rows, columns]
                 taken.fill_(1 / taken.numel())
             if layer.bias is not None:
-                # what is below 0 does not pass a ReLU
+                # a ReLU stops negative values
                 lift = -min(self.bounds[0], 0.0) if place == 0 else 0.0
                 state[under(name, "bias")].fill_(lift)
 
@@ -130,17 +130,17 @@ class Path:
     ) -> None:
         """Write the layer's rows ``(r, width)`` and biases ``(r,)`` into a state, scaled down.
 
-        What is behind is then the same for all pictures, so that what a picture adds to a row
-        depends on its label alone; and no update is too large beside the weights.
+        The later layers' output is then nearly the same for all pictures, so that a picture's
+        contribution to a row depends on its label only. And no update is too large for the weights.
 
         Args:
-            state: to write to.
-            rows: of the layer.
-            biases: likewise.
-            most: what all rows together give for a picture at most.
-            signal: what that may move the numbers behind by.
-            growth: how many times larger than the greatest weight a row's update may be, at a
-                learning rate of 1.
+            state: the state to change.
+            rows: the layer's new rows.
+            biases: the layer's new biases.
+            most: largest sum of all rows' outputs for a picture.
+            signal: the most by which that may change the next layer's output.
+            growth: bound on a row's update, as a multiple of the largest weight, at a learning rate
+                of 1.
 
         """
         behind = state[under(self.behind, "weight")]
@@ -152,13 +152,13 @@ class Path:
         state[under(self.linear, "bias")].copy_(small * biases)
 
     def brightness(self, like: Tensor) -> Tensor:
-        """``(width,)``: the row that takes the mean of the picture, and nothing else."""
+        """The row ``(width,)`` that computes the mean of the picture."""
         row = torch.zeros(self.width).to(like)
         row[: prod(self.inside)] = 1 / prod(self.inside)
         return row
 
     def reached(self, model: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """What the layer gets of images ``(n, *shape)`` under a state: ``(n, width)``."""
+        """The layer's inputs ``(n, width)`` for images ``(n, *shape)`` under a state."""
         copied = loaded(model, state)
         layer = copied.get_submodule(self.linear)
         images = images.to(next(copied.parameters()))
@@ -170,12 +170,12 @@ class Path:
     def per_label(
         self, model: nn.Module, state: Mapping[str, Tensor], loss: Loss, classes: int
     ) -> Tensor:
-        """What a picture of each label adds to each row's bias: ``(classes, rows)``.
+        """What one picture of each label adds to each bias's gradient: ``(classes, rows)``.
 
-        Of rows that are active by next to nothing, as armed ones are. A loss of one picture.
+        Assumes barely active rows, as armed ones are, and the loss of a single picture.
 
         Raises:
-            AttackError: it depends on more than the label, or nothing comes back.
+            AttackError: the value depends on more than the label, or no gradient reaches the layer.
 
         """
         if loss.targets != "classes" or getattr(loss.function, "reduction", "mean") != "mean":
@@ -194,7 +194,7 @@ class Path:
         middle = torch.full((classes, *self.shape), sum(self.bounds) / 2)
         try:
             scores = logits_of(copied(middle.to(next(copied.parameters()))))
-            # a mean of so many
+            # the loss is a mean over this many
             cost = classes * loss(scores, torch.arange(classes, device=scores.device))
             (found,) = torch.autograd.grad(cost, kept)
         finally:
@@ -204,13 +204,13 @@ class Path:
         return found.double()
 
     def pictures(self, model: nn.Module, state: Mapping[str, Tensor], found: Tensor) -> Tensor:
-        """What the layer got, ``(n, width)``, as pictures ``(n, *shape)``.
+        """Convert the layer's inputs ``(n, width)`` to pictures ``(n, *shape)``.
 
-        Exact where the layer gets the picture itself. What was pooled, strided or cut off is not
-        there: such a picture is as coarse as it came, and enlarged to where it was.
+        Exact if the layer gets the picture itself. Pooled, strided or cropped pictures stay coarse,
+        and are enlarged to their place.
 
         Raises:
-            AttackError: what the layer gets does not grow with the picture's brightness.
+            AttackError: the layer's input does not grow with the picture's brightness.
 
         """
         low, high = self.bounds
@@ -233,7 +233,7 @@ class Path:
         return self._enlarged(model, state, images)
 
     def _enlarged(self, model: nn.Module, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-        """Pictures as the layer got them, where they were in the input; its rim is repeated."""
+        """Enlarge the layer's pictures to their place in the input; repeats border pixels."""
         copied = loaded(model, state)
         got: list[Tensor] = []
         layer = copied.get_submodule(self.linear)
@@ -267,14 +267,14 @@ def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
 
 
 def _block(size: int, step: int, pad: int) -> slice:
-    """Where in a kernel of this size the pixels are that no other place of the output takes."""
+    """The part of a kernel of this size whose pixels no other output position uses."""
     taken = min(step, size)
     start = min(max(pad, (size - taken) // 2), size - taken)
     return slice(start, start + taken)
 
 
 def _inside(attack: str, width: int, channels: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the picture in a layer's input of so many channels, one behind the other."""
+    """Shape of the picture in a layer's input of flattened channels."""
     if len(shape) == 1 or width == prod(shape):
         return tuple(shape)
     pixels = width // channels
@@ -288,4 +288,4 @@ def _inside(attack: str, width: int, channels: int, shape: tuple[int, ...]) -> t
 
 
 _SMALLEST = 3
-"""Rows of a picture that is still one."""
+"""Least height, in rows, of a picture."""

@@ -1,4 +1,4 @@
-"""Finds pictures that alone reached a row, by what the bias's gradient says of their label."""
+"""Finds rows that a single picture reached, by the bias's gradient, and recovers the picture."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Found = tuple[Tensor, Tensor]
 """Pictures ``(k, *shape)`` and their labels ``(k,)``."""
 
 _AS_SAID = 3e-5
-"""How far a row may be from what a label adds, beside rounding: in units of the greatest such."""
+"""Largest distance of a row from a label's value, beside rounding; relative to the largest one."""
 _TOO_ROUGH = 1e-2
-"""The rounding, likewise, from which on nothing is told."""
+"""Largest rounding error at which rows are read, in the same unit."""
 _OUTSIDE = 0.02
-"""How far beyond the bounds a pixel may be, in units of their distance: mixtures are."""
+"""How far a pixel may exceed the bounds, relative to their distance; mixtures exceed more."""
 _SAME = 1e-2
-"""Mean distance of the pixels of one picture that two rows found, likewise."""
+"""Largest mean distance of pixels at which two rows found the same picture, likewise."""
 
 
 def opened(
     attack: str, model: nn.Module, input_shape: tuple[int, ...], bounds: tuple[float, float]
 ) -> tuple[Path, State]:
-    """The path to a model's first linear layer, and a state that hands pictures on to that.
+    """The path to a model's first linear layer, and a state that passes pictures on to it.
 
     Raises:
         AttackError: the model has no such layer with a ReLU behind it.
@@ -57,22 +57,22 @@ def read_rows(
     apart: Callable[[Tensor], Tensor],
     progress: Callable[[int, int], None] | None,
 ) -> Reconstruction:
-    """The pictures that rows of the first linear layer have alone.
+    """Recover the pictures that reached a row of the first linear layer alone.
 
-    Places of those that were not found are grey, with the label -1. The cost is their share, and
-    infinite if all are: no success of any defense, but a failed search.
+    Pictures that were not found are grey, with the label -1. The cost is their share. It is
+    infinite if none was found, which is a failed search and no success of a defense.
 
     Args:
-        attack: whose.
-        updates: as `Attack.reconstruct` gets them, with the three that follow.
-        model: likewise.
-        knowledge: likewise.
+        attack: the attack.
+        updates: as for `Attack.reconstruct`.
+        model: as for `Attack.reconstruct`.
+        knowledge: as for `Attack.reconstruct`.
         armed: whether rows and biases are the attack's.
-        apart: takes apart gradients ``(r, ...)`` of the rows, into as many of what they share.
-        progress: likewise.
+        apart: separates the rows' gradients ``(r, ...)``, of which neighbours may share pictures.
+        progress: as for `Attack.reconstruct`.
 
     Raises:
-        AttackError: an update began from other weights, or does not fit.
+        AttackError: an update started from other weights, or does not fit.
 
     """
     check_level(attack, knowledge.level)
@@ -117,16 +117,16 @@ def read_rows(
 
 
 def of_one(weights: Tensor, biases: Tensor, table: Tensor, rounded: Tensor) -> Found:
-    """Inputs of the rows that exactly one picture has reached, and its label.
+    """Inputs of rows that exactly one picture reached, and its label.
 
     Args:
-        weights: gradients ``(r, n)`` of rows, times the number of pictures.
-        biases: ``(r,)`` likewise, of their biases.
-        table: ``(classes, r)`` what one picture of a label adds to each bias.
-        rounded: ``(r,)`` by how much they may be off, as a state has rounded them.
+        weights: the rows' gradients ``(r, n)``, times the number of pictures.
+        biases: the biases' gradients ``(r,)``, times the number of pictures.
+        table: what one picture of each label adds to each bias, ``(classes, r)``.
+        rounded: the rounding errors ``(r,)`` of the biases' gradients.
 
     Returns:
-        ``(k, n)`` inputs and ``(k,)`` labels; k may be 0.
+        Inputs ``(k, n)`` and labels ``(k,)``; k may be 0.
 
     Example:
         >>> table = torch.tensor([[1.0, 1.0, 1.0], [-2.0, -2.0, -2.0]])
@@ -138,13 +138,13 @@ def of_one(weights: Tensor, biases: Tensor, table: Tensor, rounded: Tensor) -> F
     greatest = table.abs().amax(0)
     off = _AS_SAID * greatest + rounded
     alone = (away <= off) & (biases.abs() > off) & (rounded < _TOO_ROUGH * greatest)
-    # what a label adds is exact, and the bias's gradient was rounded
+    # the table is exact, and the bias's gradient is rounded
     exact = table.gather(0, labels[None])[0, alone]
     return weights[alone] / exact[:, None], labels[alone]
 
 
 def different(images: Tensor, labels: Tensor, bounds: tuple[float, float]) -> Found:
-    """Those of the pictures that are within the bounds, each once: those found most often first.
+    """The distinct pictures within the bounds, those found most often first.
 
     Example:
         >>> images = torch.tensor([[0.1, 0.2], [0.5, 0.5], [0.5, 0.5], [0.0, 7.0]])

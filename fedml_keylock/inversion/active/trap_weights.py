@@ -1,4 +1,4 @@
-"""Pictures of single units: a first linear layer whose units are seldom active."""
+"""The trap-weights attack: recovers pictures from units that a single picture activates."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from .single import opened, read_rows
 __all__ = ["TrapWeightsAttack"]
 
 _STEPS = 40
-"""Of the bisection for the scaling."""
+"""Steps of the bisection for the scaling."""
 
 
 @checked
 class TrapWeightsAttack:
-    """Pictures that alone reach a unit of the first linear layer, exactly.
+    """Recovers exactly the pictures that alone activate a unit of the first linear layer.
 
-    Half of each row's weights are negative and the others are the same in size, a little smaller:
-    what a picture gives is below 0 unless it is bright where the row is positive. Behind a ReLU a
-    unit that one picture of a batch has reached has it as the weight's gradient over the bias's.
+    Half of each row's weights are negative; the others have the same sizes, scaled down a little.
+    So a unit is active only for pictures that are bright where its row is positive. If one picture
+    of a batch activates a unit, the weight's gradient over the bias's is that picture.
 
-    Convolutions before the layer are treated as `ImprintAttack` does. The more units the layer has,
-    the more pictures are found.
+    Convolutions before the layer are handled as by `ImprintAttack`. More units find more pictures.
 
     Attributes:
-        name: what a report calls it.
-        scaling: of the positive weights, without public data.
-        active: the share of pictures that is to reach a unit; by public data the scaling is set so.
+        name: the attack's name in reports.
+        scaling: scaling of the positive weights if there are no public data.
+        active: share of pictures that should activate a unit; public data tune the scaling to it.
         signal: see `ImprintAttack`.
-        growth: likewise.
+        growth: see `ImprintAttack`.
 
     Example:
         >>> TrapWeightsAttack().scaling
@@ -53,9 +52,9 @@ class TrapWeightsAttack:
     growth: Positive = 100.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Nothing of a lock's; but a server that sends its own weights, which `arm` makes."""
+    """Nothing from a lock; but the server must send the weights of `arm`."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Nothing: it divides what came back."""
+    """Nothing: it divides gradients."""
 
     def arm(
         self,
@@ -67,12 +66,12 @@ class TrapWeightsAttack:
         public: PublicData | None,
         generator: torch.Generator,
     ) -> dict[int | None, State]:
-        """One state for all silos; see `ActiveAttack.arm`."""
+        """Make one state for all silos; see `ActiveAttack.arm`."""
         path, state = opened(self.name, model, input_shape, bounds)
         weight = state[under(path.linear, "weight")]
         size = prod(path.inside) // 2
         drawn = torch.randn(len(weight), size, generator=generator).abs()
-        # the positive ones are in another order, and both are anywhere
+        # positive weights in another order, and both at random places
         mixed = drawn.gather(1, torch.rand(drawn.shape, generator=generator).argsort(1))
         places = torch.rand(len(weight), prod(path.inside), generator=generator).argsort(1)
         negative, positive = (torch.zeros(len(weight), path.width) for _ in range(2))
@@ -93,7 +92,7 @@ class TrapWeightsAttack:
         return {None: state}
 
     def _tuned(self, positive: Tensor, negative: Tensor) -> float:
-        """The scaling at which the wanted share of what is public, ``(m, units)``, is active."""
+        """The scaling at which the wanted share of public data, ``(m, units)``, is active."""
         low, high = 0.0, 2.0
         for _ in range(_STEPS):
             middle = (low + high) / 2
@@ -112,9 +111,9 @@ class TrapWeightsAttack:
         generator: torch.Generator,
         progress: Callable[[int, int], None] | None = None,
     ) -> Reconstruction:
-        """Divide the gradients of the units that one picture has reached; see `ImprintAttack`.
+        """Divide the gradients of units that a single picture activated; see `ImprintAttack`.
 
-        That is seen as there. A picture that several units have found is given once.
+        Such units are identified as there. A picture that several units found is returned once.
         """
         return read_rows(
             self, updates, model, knowledge, armed=_is_trap, apart=_as_they_are, progress=progress
@@ -126,7 +125,7 @@ def _as_they_are(rows: Tensor) -> Tensor:
 
 
 def _is_trap(rows: Tensor, biases: Tensor) -> bool:
-    """Whether the positive weights of each row are its negative ones, all scaled by one number."""
+    """Whether each row's positive weights are its negative ones, scaled by one number for all."""
     ordered = rows.double().sort(1).values
     half = int((ordered[0] < 0).sum())
     if not half or bool(biases.any()):

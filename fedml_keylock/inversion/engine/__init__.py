@@ -1,1 +1,1 @@
-"""How candidates are searched: what was seen, what is optimised, the loop, and what it saves."""
+"""The search for candidates: observation, objective, optimisation loop and checkpoint."""

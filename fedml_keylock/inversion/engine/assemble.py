@@ -1,4 +1,4 @@
-"""What an attack runs on: the objective of all candidates, and where each of them starts."""
+"""Assembles a search: the objective of all candidates, and each one's start."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def assemble(
     labels: Tensor | None,
     generator: torch.Generator,
 ) -> Objective:
-    """The objective of all candidates: ``restarts`` rows for each update, side by side.
+    """The objective of all candidates: ``restarts`` consecutive rows for each update.
 
-    The labels are ``(u, n, ...)`` targets, or None to optimise them. The generator draws the orders
-    of local training that are searched. An AttackError refuses weights, secrets and statistics that
-    do not fit the updates and the model.
+    The labels are ``(u, n, ...)`` targets, or None to optimise them. The generator draws the
+    searched orders of local training. AttackError if weights, secrets or statistics do not fit the
+    updates and the model.
     """
     like = next(iter(observation.public.values()))
     count, secrets = len(updates), knowledge.secrets
@@ -82,7 +82,7 @@ def assemble(
         weights=_weights(attack.layer_weights, observation).to(like),
         cost=COSTS[attack.cost],
         prior=Prior(
-            # a row of a table has no neighbours
+            # total variation needs pixels; a table's row has no neighbours
             total_variation=attack.total_variation if len(knowledge.input_shape) == 3 else 0.0,
             squared_norm=attack.squared_norm,
             group_consistency=attack.group_consistency,
@@ -108,7 +108,7 @@ def assemble(
 
 
 def _weights(patterns: Mapping[str, float], observation: Observation) -> Tensor:
-    """``(u, layers)``: the last pattern that names a parameter decides."""
+    """The layers' weights ``(u, layers)``; the last pattern that matches a parameter decides."""
     weights = dict.fromkeys(observation.targets, 1.0)
     for pattern, weight in patterns.items():
         named = [name for name in weights if fnmatchcase(name, pattern)]
@@ -124,9 +124,9 @@ def _weights(patterns: Mapping[str, float], observation: Observation) -> Tensor:
 
 
 def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
-    """``(u * restarts,)``: of each candidate the one, of its silo's first update, that leads it.
+    """Each candidate's leader ``(u * restarts,)``: the candidate of its silo's first update.
 
-    An AttackError where no silo has more than one update, so that there is nothing to pool.
+    AttackError if no silo has more than one update, so that there is nothing to pool.
 
     Example:
         >>> some = [ClientUpdate({}, {}, 1.0, silo=silo) for silo in (4, 7, 4)]
@@ -146,9 +146,9 @@ def leaders(updates: Sequence[ClientUpdate], restarts: int) -> Tensor:
 def draw_starts(
     attack: SearchSettings, objective: Objective, knowledge: Knowledge, generator: torch.Generator
 ) -> Tensor:
-    """``(b, d)`` starts, drawn all at once so that ``chunk`` does not change them.
+    """Starts ``(b, d)``, drawn all at once so that ``chunk`` does not change them.
 
-    An AttackError where ``Secrets.draw`` gives other names or shapes than are needed.
+    AttackError if ``Secrets.draw`` gives other names or shapes than needed.
     """
     count, layout = len(objective.state), objective.layout
     like = next(iter(objective.public.values()))
@@ -180,7 +180,7 @@ def _from_peers(
         peers = _checked(peers, name, len(peers), drawn[name][0])
         restart = torch.arange(count, device=peers.device) % restarts
         start = peers[restart % len(peers)]
-        # one restart at each peer's own; more of the same start would only find the same again
+        # one restart at each peer's state; a second from the same start would find the same
         away = (restart >= len(peers)).view(-1, *[1] * (start.dim() - 1))
         starts[name] = torch.where(away, torch.lerp(start, drawn[name], 0.25), start)
     return starts

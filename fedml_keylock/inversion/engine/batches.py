@@ -1,4 +1,4 @@
-"""All candidates of an attack, in batches that fit into memory, with a checkpoint if asked."""
+"""Runs an attack's candidates in batches that fit into memory, with an optional checkpoint."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["run", "split"]
 
 
 def split(attack: SearchSettings, objective: Objective, activations: int) -> list[Tensor]:
-    """The rows of each batch of candidates. What depends on one another is not parted.
+    """The rows of each batch of candidates. Dependent candidates stay together.
 
-    The activations are how many numbers the model's layers hold for one candidate.
+    `activations` is the number of values that the model's layers hold for one candidate.
     """
     chunk = attack.chunk or max(1, attack.memory * 2**18 // _floats(attack, objective, activations))
     bound = torch.arange(len(objective.state))
@@ -30,7 +30,7 @@ def split(attack: SearchSettings, objective: Objective, activations: int) -> lis
         bound = bound // attack.restarts
     if objective.leader is not None:
         leader = objective.leader.cpu()
-        # a silo's restarts stay together too, where the consistency of a group asks for it
+        # group consistency also needs a silo's restarts together
         bound = bound[leader] if attack.group_consistency else leader
     parts: list[Tensor] = []
     for one in sorted(set(bound.tolist())):
@@ -43,21 +43,21 @@ def split(attack: SearchSettings, objective: Objective, activations: int) -> lis
 
 
 def _floats(attack: SearchSettings, objective: Objective, activations: int) -> int:
-    """What one candidate takes, about."""
+    """Approximate number of floats for one candidate."""
     training, batch = objective.knowledge.training, objective.knowledge.batch
     if attack.surrogate:
-        training = None  # one gradient of all of them
+        training = None  # one gradient of all images
     silos = objective.knowledge.silos
     steps = 1 if training is None else silos * training.steps(batch // silos)
     images = batch if training is None else min(batch // silos, training.batch_size)
-    # a gradient, its cost and their graph, and what the model's layers hold, forth and back twice:
-    # measured on LeNet and ResNet-20, a little less than this
+    # gradients, costs, their graph, and activations for two derivatives: measured on LeNet and
+    # ResNet-20, a little less than this
     gradient = sum(target[0].numel() for target in objective.targets.values())
     floats = steps * (6 * gradient + 4 * activations * images // batch)
     size = sum(objective.layout.sizes)
     if attack.optimizer == "cma":
         return (attack.population or 4 + int(3 * math.log(size))) * floats
-    # L-BFGS's hundred pairs
+    # L-BFGS keeps a hundred pairs
     return floats + (200 if attack.optimizer == "lbfgs" else 8) * size
 
 
@@ -73,9 +73,9 @@ def run(
 ) -> Found:
     """Search from every start ``(b, d)``, batch by batch.
 
-    The parts are the rows of each batch. The generator is for what CMA-ES draws. Progress and
-    checkpoint are those of ``GradientInversion.reconstruct``. An AttackError refuses a checkpoint
-    that is damaged, of another search, or cannot be written.
+    `parts` has the rows of each batch. The generator seeds CMA-ES. Progress and checkpoint are
+    those of ``GradientInversion.reconstruct``. AttackError if the checkpoint is damaged, of another
+    search, or cannot be written.
     """
     file, saved = None, {}
     if checkpoint is not None:
@@ -85,7 +85,7 @@ def run(
         saved = {name: tensor.to(start.device) for name, tensor in file.load().items()}
     seeds = None
     if attack.optimizer == "cma":
-        # of all candidates, those that are done too: else a search that goes on draws others
+        # draw for all candidates, finished ones too: a resumed search must draw the same
         seeds = torch.randint(1, 2**31, (len(start),), generator=generator).to(start.device)
     evaluations = attack.steps * attack.inner
     made: list[Found] = []
@@ -95,7 +95,7 @@ def run(
             progress(len(made) * evaluations + count, len(parts) * evaluations)
 
     def save(now: Callable[[], dict[str, Tensor]] | None = None) -> None:
-        """What is done, and the state of the batch that is not, if it is time."""
+        """Write finished batches and the current batch's state, if the interval has passed."""
         if file is None or not file.due():
             return
         states = [vars(found) for found in made] + ([now()] if now else [])

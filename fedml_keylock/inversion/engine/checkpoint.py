@@ -1,4 +1,4 @@
-"""What a long search has found so far, on disk, so that it can go on after it was stopped."""
+"""Checkpoints of a long search on disk, from which it can resume."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Checkpoint"]
 
 
 class Checkpoint:
-    """One file of tensors by name, owner-only: they are pictures of somebody's data.
+    """A file of tensors by name that only its owner can read: it shows somebody's data.
 
     Args:
-        path: of the file.
-        fingerprint: of the search. A file of another one is refused.
-        interval: seconds between two writes of a search that is not done.
+        path: path of the file.
+        fingerprint: fingerprint of the search; files of other searches are refused.
+        interval: seconds between two writes.
 
     Example:
         >>> import tempfile, torch
@@ -39,7 +39,7 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def load(self) -> dict[str, Tensor]:
-        """What was saved, or nothing; AttackError if the file is damaged, or of another search."""
+        """The saved tensors, or none; AttackError if the file is damaged or of another search."""
         try:
             with safe_open(self.path, framework="pt") as file:
                 found = (file.metadata() or {}).get("fingerprint")
@@ -55,7 +55,7 @@ class Checkpoint:
         )
 
     def due(self) -> bool:
-        """Whether it is time to write again."""
+        """Whether the interval since the last write has passed."""
         return time.monotonic() - self._written >= self.interval
 
     def save(self, tensors: dict[str, Tensor]) -> None:
@@ -70,5 +70,5 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """The search is done."""
+        """Remove the file after the search."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How a model runs in an attack, and how candidates run that vmap cannot."""
+"""Runs a model and its gradient in an attack, and candidates one by one if vmap cannot."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .exact import differentiable
 __all__ = ["one_by_one", "run", "slope"]
 
 LossOfWeights = Callable[[dict[str, Tensor], Tensor, Tensor], tuple[Tensor, Statistics]]
-"""Of weights, images and labels: a loss, and the statistics of norms."""
+"""Takes weights, images and labels; returns a loss, and the normalisation statistics."""
 
 
 def run(model: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
-    """The logits of images ``(n, *input_shape)`` under some state, so that attacks can follow."""
+    """Logits of images ``(n, *input_shape)`` under a state, twice differentiable."""
     with differentiable():
         return logits_of(functional_call(model, state, (images,)))
 
 
 def slope(loss: LossOfWeights) -> Callable[..., tuple[dict[str, Tensor], Statistics]]:
-    """The gradient of a loss by its weights: ``torch.func.grad`` in autograd's own words.
+    """The gradient of a loss by its weights, as ``torch.func.grad`` but by autograd.
 
-    Functions of one's own, checkpoints and hooks run in this, and not in that. What comes of it can
-    be differentiated again unless gradients are off.
+    Custom functions, checkpoints and hooks work with autograd, and not with ``torch.func``. The
+    result can be differentiated again unless gradients are off.
 
     Example:
         >>> square = lambda weights, x, y: ((weights["w"] * x).square(), {})
@@ -44,7 +44,7 @@ def slope(loss: LossOfWeights) -> Callable[..., tuple[dict[str, Tensor], Statist
         weights: Mapping[str, Tensor], images: Tensor, labels: Tensor
     ) -> tuple[dict[str, Tensor], Statistics]:
         again = torch.is_grad_enabled()
-        # those of a later step of local training depend on the images already
+        # weights of a later local step already depend on the images
         free = {
             n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()
         }
@@ -63,7 +63,7 @@ def slope(loss: LossOfWeights) -> Callable[..., tuple[dict[str, Tensor], Statist
 
 
 def one_by_one(function: Callable[..., Any], in_dims: Sequence[int | None]) -> Callable[..., Any]:
-    """What ``vmap`` is, in a loop: over tensors, and over dicts and tuples of them.
+    """``vmap`` as a loop over tensors, and dicts and tuples of them.
 
     Each run draws the same random numbers.
 
@@ -81,7 +81,7 @@ def one_by_one(function: Callable[..., Any], in_dims: Sequence[int | None]) -> C
         for index in range(count):
             row = [value if dim is None else _row(value, index) for value, dim in given]
             with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(0)  # a GPU's is not put back behind it
+                torch.default_generator.manual_seed(0)  # a GPU's generator is not restored
                 made.append(function(*row))
         return tree_map(lambda *parts: torch.stack(parts), *made)
 

@@ -1,4 +1,4 @@
-"""Evolution instead of gradients: one CMA-ES a candidate, all populations in one batch."""
+"""Searches by evolution without gradients: CMA-ES for each candidate, in one batch."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def evolve(
 ) -> Found:
     """Search each candidate by CMA-ES (Hansen and Ostermeier 2001; the ``cma`` package).
 
-    A candidate's cost is that of the best that its evolution has seen. One that the package itself
-    has ended (its tolerances, not ``steps``) rests.
+    A candidate's cost is the best of its evolution. An evolution that reached the package's own
+    tolerances is not continued.
 
-    The attack's ``steps`` are generations, its ``population`` is that of one candidate, and its
-    ``learning_rate`` the first deviation, in each unknown's own rate. The starts ``(b, d)`` are the
-    first means; the seeds, ``(b,)`` integers above 0, are the evolutions'.
+    The attack's ``steps`` are generations, its ``population`` is per candidate, and its
+    ``learning_rate`` is the first deviation, in the unit of each unknown's rate. The starts
+    ``(b, d)`` are the first means, and the ``(b,)`` positive integers seed the evolutions.
 
     Raises:
         MissingExtra: the package is not installed.
@@ -63,7 +63,7 @@ def evolve(
         owner = which.repeat_interleave(torch.tensor(sizes, device=start.device))
         rows = torch.from_numpy(np.concatenate(asked)).to(start)
         cost, value = objective.select(owner).value(rows)
-        # the package knows NaN as what is worse than anything
+        # the package treats NaN as worst
         value = torch.where(cost.isfinite() & value.isfinite(), value, float("nan"))
         first = 0
         for index, size, population in zip(live, sizes, asked, strict=True):

@@ -1,4 +1,4 @@
-"""Functions of torch in a form whose gradient can be differentiated again, also under vmap."""
+"""Replaces functions of torch whose second derivative is missing or wrong."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["differentiable"]
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Run what is inside so that an attack can differentiate its gradient, and the same each time.
+    """Make the code inside twice differentiable and deterministic.
 
-    - A batch, layer or instance norm is scaled and shifted behind it. Under vmap torch's second
-      derivative of one with a weight is wrong, by 1.4 of its own size in some cases (measured in
-      torch 2.14 against finite differences in float64; without a weight it is exact, and group and
-      RMS norms are always): an attack would follow a gradient that is not its objective's.
-    - Attention runs in its MATH kernel, and the fast path of transformer layers is off: the others
-      have no second derivative. Nor has torch's hardsigmoid: it runs as what it is made of.
-    - A reentrant checkpoint runs as a whole: its layers have no gradient but by ``backward``, and
-      autograd would take it for zero.
+    - Batch, layer and instance norms apply their weight and bias as a separate step. Under vmap
+      torch's second derivative of a norm with a weight is wrong, by up to 1.4 of its own size
+      (measured in torch 2.14 against finite differences in float64). Without a weight it is exact;
+      group and RMS norms are always exact.
+    - Attention uses its MATH kernel, and the fast path of transformer layers is off: other kernels
+      have no second derivative. Hardsigmoid has none either, and runs as its elementary operations.
+    - A reentrant checkpoint runs without checkpointing: else its layers have a gradient only by
+      ``backward``, which autograd would take as zero.
     - Functional dropout is off: see `switch_off`.
 
     Example:
@@ -54,7 +54,7 @@ def differentiable() -> Iterator[None]:
 
 
 class _Whole:
-    """In the place of ``CheckpointFunction``."""
+    """Stands in for ``CheckpointFunction``: runs the function as a whole."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
@@ -62,7 +62,7 @@ class _Whole:
 
 
 class _Functions(TorchFunctionMode):
-    """Runs those of `_EXACT` in the place of torch's own."""
+    """Replaces torch's functions by those of `_EXACT`."""
 
     def __torch_function__(
         self,
@@ -85,7 +85,7 @@ def _batch_norm(
     *rest: Any,
     **named: Any,
 ) -> Tensor:
-    if training:  # what it would keep for later changes nothing now, and vmap cannot
+    if training:  # running statistics do not matter here, and vmap cannot update them
         running_mean = running_var = None
     y = F.batch_norm(x, running_mean, running_var, None, None, training, *rest, **named)
     return _scaled(y, weight, bias, (-1, *[1] * (x.dim() - 2)))

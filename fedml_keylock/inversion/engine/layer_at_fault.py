@@ -1,4 +1,4 @@
-"""Which layer of a model an attack cannot differentiate twice."""
+"""Finds the layer of a model that an attack cannot differentiate twice."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["layer_at_fault"]
 
 
 def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool) -> str | None:
-    """Name and type of the first innermost module that fails by itself; None if none does.
+    """Name and type of the first innermost module that fails alone; None if none does.
 
     Args:
-        model: what failed.
-        run: runs it once, without gradients.
-        vmapped: whether it failed under vmap.
+        model: the model that failed.
+        run: runs the model once, without gradients.
+        vmapped: whether the model failed under vmap.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 2), nn.GRU(2, 2))
@@ -44,18 +44,18 @@ def layer_at_fault(model: nn.Module, run: Callable[[], object], *, vmapped: bool
     finally:
         for handle in handles:
             handle.remove()
-    # a module is noted when it is done, and so after its parts
+    # hooks run when a module ends, so its parts come first
     for module, given in calls:
         try:
             with torch.random.fork_rng(devices=[]):
                 _twice(module, given, vmapped=vmapped)
-        except Exception:  # whatever a layer raises
+        except Exception:  # a layer may raise anything
             return f"{names[module] or 'the model'} ({type(module).__name__})"
     return None
 
 
 def _twice(module: nn.Module, given: Any, *, vmapped: bool) -> None:
-    """Differentiate a module by its parameters and inputs, and what comes of that again."""
+    """Differentiate a module twice by its parameters and inputs."""
     flat, form = tree_flatten(given)
     places = [i for i, x in enumerate(flat) if isinstance(x, Tensor) and x.is_floating_point()]
     weights = {name: p.detach() for name, p in module.named_parameters()}

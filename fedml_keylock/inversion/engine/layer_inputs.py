@@ -1,4 +1,4 @@
-"""Which layers of a model run on an input, and on what."""
+"""Records which layers of a model run on an input, and their inputs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from .exact import differentiable
 __all__ = ["Call", "first_linear", "output_gradient", "watch"]
 
 Call = tuple[str, nn.Module, Tensor | None]
-"""A layer's name, the layer, and a copy of its first argument: None if that is no tensor."""
+"""A layer's name, the layer, and a copy of its first argument; None if that is no tensor."""
 
 
 def watch(
     model: nn.Module, layers: Mapping[str, nn.Module], inputs: Tensor
 ) -> tuple[list[Call], Exception | None]:
-    """Run a model once, without gradients, and note what reaches some of its layers.
+    """Run a model once, without gradients, and record the inputs of some layers.
 
     Args:
-        model: what runs.
-        layers: name to layer: those to watch.
+        model: the model to run.
+        layers: name to layer, of the layers to record.
         inputs: ``(1, *input_shape)``.
 
     Returns:
-        The calls in the order in which they were made, up to the error if there was one; and that
-        error, or None.
+        The calls in order, up to an error if there was one; and that error, or None.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(2, 1))
@@ -53,7 +52,7 @@ def watch(
     try:
         with torch.no_grad(), differentiable():
             model(inputs)
-    except Exception as error:  # whatever the model raises
+    except Exception as error:  # a model may raise anything
         return calls, error
     finally:
         for hook in hooks:
@@ -64,7 +63,7 @@ def watch(
 def output_gradient(
     model: nn.Module, name: str, loss: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What a layer of a model gives while a loss is computed, and the loss's gradient by that.
+    """A layer's output while a loss is computed, and the loss's gradient by it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -77,7 +76,7 @@ def output_gradient(
 
     def keep(_layer: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         outputs.append(output.detach().requires_grad_())
-        return outputs[-1] * 1  # whatever is behind may work in place
+        return outputs[-1] * 1  # later layers may work in place
 
     hook = model.get_submodule(name).register_forward_hook(keep)
     try:
@@ -88,11 +87,11 @@ def output_gradient(
 
 
 def first_linear(model: nn.Module, knowledge: Knowledge, *, bias: bool = True) -> str:
-    """Name of the layer that the input itself goes into.
+    """Name of the first layer, whose input is the model's input.
 
-    The first layer is the first module with parameters of its own that runs. What it gets must be
-    the image or the row, as it was or flattened. An AttackError where it is no linear layer, has no
-    bias though one is needed, is frozen, runs twice, or gets something else.
+    It is the first module with own parameters that runs. Its input must be the image or the row,
+    flattened or not. AttackError if the layer is not linear, lacks a needed bias, is frozen, runs
+    twice, or gets another input.
 
     Example:
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
@@ -104,7 +103,7 @@ def first_linear(model: nn.Module, knowledge: Knowledge, *, bias: bool = True) -
     like = next(model.parameters())
     low, high = knowledge.bounds
     pixels = torch.linspace(low, high, prod(knowledge.input_shape)).to(like)
-    # an error is perhaps behind the first layer, where it does not matter
+    # an error after the first layer does not matter
     seen, error = watch(model, own, pixels.view(1, *knowledge.input_shape))
     if not seen:
         raise AttackError("the model has no layer that runs on an input") from error

@@ -1,4 +1,4 @@
-"""A round of local training, in a form that can be differentiated."""
+"""Simulates a round of local training in a differentiable form."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def replay(
     order: Tensor,
     learning_rate: Tensor,
 ) -> dict[str, Tensor]:
-    """What a silo with these images would have sent, as a pseudo-gradient.
+    """Simulate the update of a silo with these images, as a pseudo-gradient.
 
-    The steps are those of ``torch.optim.SGD`` (Geiping et al. 2020, section 6, on federated
-    averaging: the update is inverted through all of its steps, not taken for a gradient).
+    The steps are those of ``torch.optim.SGD``. The update is inverted through all of its steps
+    (Geiping et al. 2020, section 6, on federated averaging), and not taken for a gradient.
 
     Args:
-        gradient: of the mean loss of a batch at some weights.
-        public: name to weights that the silo started from.
+        gradient: gives the gradient of the mean loss of a batch at given weights.
+        public: name to the weights at the round's start.
         images: ``(n, *input_shape)``.
         labels: ``(n, ...)`` targets.
         training: how the silo trained.
-        order: ``(epochs, n)`` places of the images.
+        order: the images' places in each epoch, ``(epochs, n)``.
         learning_rate: a scalar.
 
     Returns:
@@ -68,10 +68,10 @@ def replay(
 def draw_orders(
     knowledge: Knowledge, *, updates: int, restarts: int, generator: torch.Generator
 ) -> Tensor | None:
-    """``(updates * restarts, epochs, n)`` places of the images; None for a single step on all.
+    """The images' places ``(updates * restarts, epochs, n)``; None for a single step on all images.
 
-    Of several silos each has its own places, one silo's behind another's. An AttackError refuses
-    known orders of another shape, or with a place that is not there.
+    For an average of several silos, each silo has places of its own, in the silos' order.
+    AttackError if a known order has another shape or a wrong place.
 
     Example:
         >>> known = Knowledge("oblivious", input_shape=(3,), classes=2, batch=3,
@@ -98,5 +98,5 @@ def draw_orders(
     if training.order == "fixed":
         return torch.arange(knowledge.batch).expand(updates * restarts, *shape)
     noise = torch.rand(updates * restarts, *shape, generator=generator, device=generator.device)
-    # a whole number more for every silo keeps its images together
+    # an integer offset for every silo keeps its images together
     return (noise + torch.arange(silos).repeat_interleave(shape[1] // silos).to(noise)).argsort(-1)

@@ -1,4 +1,4 @@
-"""What a batch of candidates does to the inputs of a model's normalisation layers."""
+"""Computes the batch statistics at a model's normalisation layers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["batch_statistics", "given_statistics"]
 
 @contextmanager
 def batch_statistics(model: nn.Module, names: Iterable[str]) -> Iterator[Statistics]:
-    """Collect mean and variance, each ``(c,)``, of what goes into these modules meanwhile.
+    """Collect mean and variance, each ``(c,)``, of the inputs of these modules inside the context.
 
-    The variance is the batch's own, over n and not n - 1, as BatchNorm normalises by it. A module
-    that runs twice has no one input: an AttackError.
+    The variance is over n and not n - 1, as BatchNorm normalises. AttackError for a module that
+    runs twice, and so has no single input.
 
     Example:
         >>> import torch
@@ -53,10 +53,10 @@ def _see(found: Statistics, name: str, module: nn.Module, inputs: tuple[Tensor, 
 def given_statistics(
     model: nn.Module, given: Mapping[str, tuple[Tensor, Tensor]], *, updates: int, like: Tensor
 ) -> Statistics:
-    """``Knowledge.statistics`` checked against the attacker's model, in the dtype of ``like``.
+    """Check ``Knowledge.statistics`` against the attacker's model; returns the dtype of ``like``.
 
-    They are name of a BatchNorm module to mean and variance, each ``(u, c)``. Other modules or
-    shapes, and values that no statistics have, are an AttackError.
+    They map a BatchNorm module's name to mean and variance, each ``(u, c)``. AttackError for other
+    modules or shapes, and impossible values.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The objective of many candidates at once, and its gradient."""
+"""Computes the objective of many candidates at once, and its gradient."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .norm_statistics import batch_statistics
 __all__ = ["SURROGATE", "Layout", "Objective"]
 
 SURROGATE = "surrogate"
-"""Name of the place between the states before and after, where it is searched."""
+"""Name of the searched place between the states before and after."""
 
 Cost = Callable[[Sequence[Tensor], Sequence[Tensor], Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one candidate lies in a row: the images first, then whatever else is optimised.
+    """The layout of a candidate as a row: images first, then other unknowns.
 
     Attributes:
         shapes: name to shape, in order.
@@ -44,11 +44,11 @@ class Layout:
 
     @property
     def sizes(self) -> list[int]:
-        """Columns of each part."""
+        """Number of columns of each part."""
         return [prod(shape) for shape in self.shapes.values()]
 
     def split(self, rows: Tensor) -> dict[str, Tensor]:
-        """``(b, d)`` -> name to ``(b, *shape)``, views."""
+        """Split rows ``(b, d)`` into views: name to ``(b, *shape)``."""
         parts = torch.split(rows, self.sizes, dim=1)
         return {
             name: part.reshape(len(rows), *shape)
@@ -66,26 +66,26 @@ class Objective:
 
     Attributes:
         model: a functional module.
-        knowledge: the attacker's; the objective is what it says that the silo did.
-        parametrisation: how unknowns become images.
-        layout: what is optimised: the parametrisation's unknowns, perhaps ``labels``
-            ``(n, *outputs)`` as `Loss.relaxed` takes them, perhaps ``SURROGATE``, and the secrets
-            by name.
-        state: ``(b,)`` row of each candidate in ``public`` and ``fixed``.
-        public: what gradients are taken for, name to ``(g, *shape)``.
+        knowledge: the attacker's knowledge, which describes the silo's training.
+        parametrisation: maps unknowns to images.
+        layout: the unknowns: the parametrisation's, ``labels`` ``(n, *outputs)`` as
+            `Loss.relaxed` takes them if searched, ``SURROGATE`` if searched, and the secrets by
+            name.
+        state: each candidate's row in ``public`` and ``fixed``, ``(b,)``.
+        public: parameters with gradients, name to ``(g, *shape)``.
         fixed: other shared state, name to ``(g, *shape)``.
-        given: private state that is known, name to ``(b, *shape)``.
+        given: known private state, name to ``(b, *shape)``.
         labels: ``(b, n, ...)`` targets, or None if they are optimised.
         targets: name to ``(b, *shape)``.
-        weights: ``(b, layers)`` weights of the targets.
+        weights: weights of the targets ``(b, layers)``.
         cost: see ``cost.py``.
         prior: see ``prior.py``.
-        update: ``(b,)`` the update that each candidate explains.
-        rates: ``(b,)`` the silo's learning rate.
-        order: ``(b, epochs, n)`` places of the images in local training, or None.
-        statistics: of BatchNorm inputs, as far as they are known: name to two ``(b, c)``.
-        leader: ``(b,)`` the candidate whose secrets this one has too, or None: its own.
-        vmapped: all candidates run at once; or, slower, one by one, where vmap cannot.
+        update: index of each candidate's update ``(b,)``.
+        rates: the silos' learning rates ``(b,)``.
+        order: the images' places in local training ``(b, epochs, n)``, or None.
+        statistics: known statistics of BatchNorm inputs: name to two ``(b, c)``.
+        leader: the candidate whose secrets each one shares ``(b,)``, or None for its own.
+        vmapped: whether all candidates run at once by vmap, or one by one, which is slower.
 
     """
 
@@ -110,7 +110,7 @@ class Objective:
     vmapped: bool = True
 
     def select(self, rows: Tensor) -> Objective:
-        """The same for some of the candidates; with whoever follows goes his leader."""
+        """The objective of some candidates; a follower's leader must be among them."""
 
         def some(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
@@ -135,23 +135,23 @@ class Objective:
         )
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, d)`` candidates -> ``(b,)`` costs and the ``(b, d)`` gradient of cost and prior."""
+        """Costs ``(b,)`` of candidates ``(b, d)``, and the gradient of cost plus prior."""
         rows = rows.detach().requires_grad_()
-        # not through torch.compile: measured on two cores it saves 2 to 5 in a hundred of a step on
-        # LeNet and ResNet-20, and takes 5 to 26 s for every new number of candidates
+        # no torch.compile: measured on two cores it saves 2 to 5 % of a step on LeNet and
+        # ResNet-20, and takes 5 to 26 s for every new number of candidates
         cost, objective = self._evaluate(rows)
-        # the outer derivative runs outside of vmap, on the batched tensors themselves: a quarter to
-        # a third faster than vmap over both derivatives, and the rows are independent either way
+        # the outer derivative runs outside vmap, on the batched tensors: a quarter to a third
+        # faster than vmap over both derivatives, and rows are independent either way
         (gradient,) = torch.autograd.grad(objective.sum(), rows)
         return cost.detach(), gradient
 
     def value(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, d)`` candidates -> ``(b,)`` costs, and ``(b,)`` of cost and prior, both alone."""
+        """Costs ``(b,)`` of candidates ``(b, d)``, and costs plus priors ``(b,)``; no gradient."""
         with torch.no_grad():
             return self._evaluate(rows)
 
     def images(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """``(b, d)`` candidates -> ``(b, n, *input_shape)`` images, ``(b, n, ...)`` labels."""
+        """Images ``(b, n, *input_shape)`` and labels ``(b, n, ...)`` of candidates ``(b, d)``."""
         with torch.no_grad():
             images, labels, _ = self._decode(self.layout.split(rows))
         return images, labels if self.labels is not None else self.knowledge.loss.told(labels)
@@ -189,10 +189,10 @@ class Objective:
         private: dict[str, Tensor],
         place: Tensor | None = None,
     ) -> tuple[list[Tensor], Statistics]:
-        """What each candidate would have sent, ``(b, *shape)`` a target; and its statistics.
+        """Each candidate's simulated update, ``(b, *shape)`` per target, and its statistics.
 
-        With a place ``(b, 1)``, from 0 to 1, that is the gradient at this share of the way from the
-        state before to that after.
+        With a place ``(b, 1)``, from 0 to 1, it is the gradient at this fraction of the way from
+        the state before to the state after.
         """
         public, fixed, shared = self.public, self.fixed, None
         if len(next(iter(public.values()))) == 1:
@@ -228,8 +228,8 @@ class Objective:
         order: Tensor | None,
         learning_rate: Tensor,
     ) -> tuple[dict[str, Tensor], Statistics]:
-        """One candidate's gradient and statistics; or what its local training comes to."""
-        fixed = copied(fixed)  # a layer may change its buffers, as spectral norm does
+        """One candidate's gradient, or the result of its local training, and statistics."""
+        fixed = copied(fixed)  # layers such as spectral norm change their buffers
 
         def loss(
             weights: dict[str, Tensor], images: Tensor, labels: Tensor

@@ -1,4 +1,4 @@
-"""What the attacker sees: updates checked against the attacker's model, stacked into tensors."""
+"""Checks updates against the attacker's model, and stacks them into tensors."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..knowledge import Knowledge
 __all__ = ["Observation", "observe"]
 
 _WRAPPED = ("_module.", *PREFIXES)
-"""Before every name: Opacus' ``GradSampleModule``, torch's parallel and compiled modules."""
+"""Prefixes of names by Opacus' ``GradSampleModule``, and torch's parallel and compiled modules."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """Checked and stacked. There are u updates, g distinct states that the server had sent.
+    """Checked and stacked updates: u updates from g distinct states that the server sent.
 
     Attributes:
-        model: a copy of the attacker's model; in train mode it normalises by batch statistics and
-            keeps none, in eval mode by those that were sent.
-        state: ``(u,)`` which of the g sent states each update started from.
-        public: trainable, shared: name to ``(g, *shape)``.
-        fixed: shared but not trainable: name to ``(g, *shape)``.
+        model: a copy of the attacker's model. In train mode it normalises by batch statistics and
+            keeps none, in eval mode by the statistics that were sent.
+        state: index of each update's sent state ``(u,)``.
+        public: shared and trainable state, name to ``(g, *shape)``.
+        fixed: shared state that is not trainable, name to ``(g, *shape)``.
         targets: pseudo-gradients, name to ``(u, *shape)``, in the order of ``public``.
-        moved: ``(u, layers)`` 1 where the update changed the entry, else 0.
+        moved: 1 if the update changed the entry, else 0, ``(u, layers)``.
 
     """
 
@@ -42,22 +42,22 @@ class Observation:
     moved: Tensor
 
     def started(self, name: str) -> Tensor:
-        """``(u, *shape)`` a trainable parameter as each update started from it."""
+        """A trainable parameter at each update's start, ``(u, *shape)``."""
         return self.public[name][self.state]
 
 
 def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowledge) -> Observation:
-    """Check everything that can be wrong, then stack.
+    """Check updates, model and knowledge, then stack the updates.
 
-    An entry that an update did not change at all was not trained (a frozen layer, a locked
-    normalisation layer's own weight): it says nothing, and is left out of that update's cost. An
-    AttackError says what of updates, model and knowledge does not fit together.
+    An entry that an update left unchanged was not trained, such as a frozen layer or a locked
+    normalisation layer's own weight. It is left out of that update's cost. AttackError if updates,
+    model and knowledge do not fit together.
     """
     if not updates:
         raise AttackError("there is no update to attack")
     if knowledge.labels is not None and len(knowledge.labels) != len(updates):
         raise AttackError(f"{len(updates)} updates but labels for {len(knowledge.labels)}")
-    # tied weights have several names in a state
+    # a state has tied weights under several names
     tensors: dict[str, Tensor] = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),
@@ -75,7 +75,7 @@ def observe(updates: Sequence[ClientUpdate], model: nn.Module, knowledge: Knowle
         )
         if unseen:
             raise AttackError(f"norms in eval mode need {', '.join(unseen)}, which was not sent")
-    # statistics that the prepared copy no longer keeps have nowhere to go
+    # drop statistics that the prepared copy does not keep
     kept = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
     fixed = [name for name in updates[0].before if name in kept and name not in names]
 
@@ -104,7 +104,7 @@ def _where(update: ClientUpdate) -> str:
 
 
 def _named_as(update: ClientUpdate, tensors: Mapping[str, Tensor]) -> ClientUpdate:
-    """The same by the model's names, where only one of the two is wrapped."""
+    """The state by the model's names, if only one of the two is wrapped."""
 
     def renamed(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if not state.keys().isdisjoint(tensors):
@@ -160,7 +160,7 @@ def _check_update(
             raise AttackError(f"{where} has {name} as {shapes[0]}, then {shapes[1]}{model}")
         if not (before.isfinite().all() and after.isfinite().all()):
             raise AttackError(f"{where} has NaN or infinite values in {name}")
-        # what a frozen entry or a counter is called in another model does not matter
+        # other names for frozen entries and counters do not matter
         if name not in tensors and before.is_floating_point() and not torch.equal(before, after):
             raise AttackError(f"{where} trained {name}, which the attacker's model does not have")
         if name in names and not before.is_floating_point():
@@ -172,7 +172,7 @@ def _prepare(model: nn.Module, knowledge: Knowledge) -> nn.Module:
     if knowledge.norms == "eval":
         return model.eval()
     model.train()
-    # torch publishes no type for it
+    # torch has no public type for it
     torch.func.replace_all_batch_norm_modules_(model)
     return model
 
@@ -180,7 +180,7 @@ def _prepare(model: nn.Module, knowledge: Knowledge) -> nn.Module:
 def _distinct(
     updates: Sequence[ClientUpdate], names: Sequence[str]
 ) -> tuple[list[ClientUpdate], list[int]]:
-    """One update for each sent state, and the number of every update's state."""
+    """One update for each sent state, and every update's index of its state."""
     representatives: list[ClientUpdate] = []
     state = []
     for update in updates:

@@ -1,4 +1,4 @@
-"""The first look at a model in an attack: whether it runs, and how candidates can."""
+"""Checks before a search whether a model runs, and whether candidates can run under vmap."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from .randomness import switch_off
 __all__ = ["probe"]
 
 _APART = 1e-3
-"""Of its own size: by how much vmap's slope may differ from a loop's."""
+"""Largest relative difference of vmap's derivative from a loop's."""
 
 
 def probe(objective: Objective, *, twice: bool = True) -> tuple[Objective, int]:
-    """Try the objective's model, and say how candidates are to run in it.
+    """Try the objective's model, and decide how candidates run.
 
-    What the model draws at random is switched off, see `switch_off`. One candidate is evaluated and
-    differentiated, under vmap and by itself: where vmap cannot, or says something else, candidates
-    run one by one, and a line says so once.
+    Random layers are switched off, see `switch_off`. One candidate is evaluated and differentiated
+    with and without vmap. If vmap fails or differs, candidates run one by one, with a notice once.
 
     Args:
-        objective: of whatever candidates.
-        twice: whether its gradient is to be differentiated too.
+        objective: the objective of any candidates.
+        twice: whether the gradient must be differentiable too.
 
     Returns:
-        The objective, and how many numbers the model's layers hold for one candidate, about.
+        The objective, and the approximate number of values that the model's layers hold for one
+        candidate.
 
     Raises:
-        AttackError: the model takes no such images, gives no such logits, does not run a layer
-            whose statistics are known, or has no second derivative; the layer is named.
+        AttackError: the model does not take the images, gives other logits, does not run a layer
+            whose statistics are known, or has no second derivative; names the layer.
 
     """
     knowledge, model = objective.knowledge, objective.model
@@ -105,7 +105,7 @@ def _check_logits(output: Any, expected: tuple[int, ...]) -> None:
 def _tried(
     objective: Objective, images: Tensor, run: Callable[[], object], *, twice: bool
 ) -> Objective:
-    """The same, with how its candidates run: at once, or one by one."""
+    """The objective, set to run candidates at once or one by one."""
     kind, loss = type(objective.model).__name__, f"the loss {objective.knowledge.loss.name}"
     try:
         alone = _slope(replace(objective, vmapped=False), images, twice=twice)
@@ -132,7 +132,7 @@ def _same(alone: Tensor, together: Tensor) -> bool:
 
 
 def _same_in_double(objective: Objective, images: Tensor, *, twice: bool) -> bool:
-    """Whether it was but rounding, which a deep net's second derivative magnifies."""
+    """Whether the difference is rounding, which a deep net's second derivative magnifies."""
 
     def double(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: v.double() if v.is_floating_point() else v for n, v in state.items()}
@@ -147,15 +147,15 @@ def _same_in_double(objective: Objective, images: Tensor, *, twice: bool) -> boo
         )
         alone = _slope(replace(wide, vmapped=False), images.double(), twice=twice)
         return _same(alone, _slope(wide, images.double(), twice=twice))
-    except Exception:  # then the slower way is the safe one
+    except Exception:  # one by one is slower, and safe
         return False
 
 
 def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
-    """How the gradient's size depends on the images; or, not twice, the gradient itself."""
-    # of two candidates, as some layers run under vmap with one alone
+    """The derivative of the gradient's norm by the images; without `twice`, the gradient."""
+    # two candidates: some layers run under vmap only with one
     rows = torch.zeros(2 if objective.vmapped else 1, dtype=torch.long, device=images.device)
-    # and of one step of training: many would magnify roundings
+    # one step of training: many would magnify rounding
     some = replace(objective.select(rows), order=None)
     images = images.repeat(len(rows), *[1] * images.dim()).requires_grad_()
     labels = some.labels
@@ -173,7 +173,7 @@ def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
     if not twice:
         return torch.cat([gradient[0].flatten() for gradient in gradients])
     size = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
-    # not by grad(), which leaves out what says that it cannot be differentiated again
+    # grad() would hide that a layer has no second derivative
     size.backward()  # type: ignore[no-untyped-call]  # torch has none
     if images.grad is None:
         raise RuntimeError("it does not depend on the images")
@@ -182,5 +182,5 @@ def _slope(objective: Objective, images: Tensor, *, twice: bool) -> Tensor:
 
 @cache
 def _say(line: str) -> None:
-    """Once in a process, on stderr: FedML keeps its own logger's lines to itself."""
+    """Print a notice once per process, on stderr: FedML's logger would swallow it."""
     logging.getLogger(__name__).warning("%s", line)

@@ -1,4 +1,4 @@
-"""What a model draws at random while it runs, switched off."""
+"""Switches off the random layers of a model, such as dropout."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["switch_off"]
 
 
 def switch_off(model: nn.Module, run: Callable[[], object]) -> None:
-    """Put every module that draws random numbers by itself into eval mode, and no other.
+    """Put only the modules that draw random numbers themselves into eval mode.
 
-    The masks of a silo's dropout, stochastic depth and the like are not known. Most attacks of the
-    field take the network without them, as a candidate is then the same at every step; so do these.
-    An attacker who searches the masks beside the images gets further (Scheliga et al., "Dropout is
-    NOT All You Need to Prevent Gradient Leakage", AAAI 2023): of a silo that trains with dropout a
-    score is what leaks at the least. What draws in eval mode too draws the same at every step.
+    The masks of a silo's dropout and stochastic depth are unknown. Most published attacks run the
+    model without them, so that a candidate's cost is the same at every step; so do these. An
+    attacker who also searches the masks recovers more (Scheliga et al., "Dropout is NOT All You
+    Need to Prevent Gradient Leakage", AAAI 2023). So for silos that train with dropout, a score is
+    a lower bound of the leakage. Modules that draw in eval mode too draw the same at every step.
 
-    A module draws if torch's generator is another after it ran. Functional dropout is not among
-    that: see `differentiable`.
+    A module draws if it changes torch's generator. Functional dropout is not covered: see
+    `differentiable`.
 
     Args:
-        model: is changed.
-        run: runs it once, and leaves the generator as it was.
+        model: the model; it is changed.
+        run: runs the model once, and restores the generator.
 
     Example:
         >>> model = nn.Sequential(nn.Identity(), nn.RReLU())
@@ -34,7 +34,7 @@ def switch_off(model: nn.Module, run: Callable[[], object]) -> None:
 
     """
     while True:
-        # a module whose parts drew is looked at again when these are quiet
+        # a module whose parts drew is tested again once these are off
         drew = [module for module in _drawing(model, run) if module.training]
         for module in drew:
             module.training = False
@@ -43,7 +43,7 @@ def switch_off(model: nn.Module, run: Callable[[], object]) -> None:
 
 
 def _drawing(model: nn.Module, run: Callable[[], object]) -> list[nn.Module]:
-    """The innermost modules after which torch's generator is another."""
+    """The innermost modules that change torch's generator."""
     found: list[nn.Module] = []
     running: list[tuple[torch.Tensor, int]] = []
 

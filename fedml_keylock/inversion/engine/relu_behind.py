@@ -1,4 +1,4 @@
-"""Whether there is a ReLU behind a layer, by what it does."""
+"""Checks by its gradient whether a ReLU follows a layer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_relu(
     shape: tuple[int, ...],
     bounds: tuple[float, float],
 ) -> None:
-    """Refuse a first layer whose gradient is not 0 where, and only where, its output is below 0."""
+    """Raise AttackError unless the layer's gradient is 0 exactly if its output is below 0."""
     like = next(model.parameters())
     pixels = torch.linspace(*bounds, 16 * prod(shape)).to(like)
 

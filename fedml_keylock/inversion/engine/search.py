@@ -1,4 +1,4 @@
-"""The optimisation loop over one batch of candidates."""
+"""Runs the optimisation loop over one batch of candidates."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _KEPT = ("rows", "live", "stopped", "found", "costs", "diverged")  # by a checkp
 
 @dataclass(frozen=True)
 class Found:
-    """Where b candidates ended.
+    """The results of b candidates.
 
     Attributes:
-        rows: ``(b, d)`` the last iterate whose cost and gradient are finite (the start, if none).
-        costs: ``(b,)`` its cost, infinite for a candidate that diverged.
-        history: ``(t, b)`` costs at evenly spaced iterations.
-        diverged: ``(b,)`` booleans.
+        rows: the last iterates with finite cost and gradient, or the starts, ``(b, d)``.
+        costs: their costs ``(b,)``, infinite for a candidate that diverged.
+        history: costs at evenly spaced iterations ``(t, b)``.
+        diverged: whether each candidate diverged ``(b,)``.
 
     """
 
@@ -42,24 +42,24 @@ class Found:
 
 
 def parts_of(saved: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """What was saved under a prefix, by the rest of its name."""
+    """The saved tensors under a prefix, by the rest of their name."""
     return {n.removeprefix(prefix): t for n, t in saved.items() if n.startswith(prefix)}
 
 
 def points(evaluations: int) -> tuple[int, int]:
-    """Evaluations between two points of the history, and how many points there are."""
+    """Evaluations between two points of the history, and the number of points."""
     every = -(-evaluations // _POINTS)
     return every, -(-evaluations // every)
 
 
 class _Search:
-    """One batch of candidates, on its way."""
+    """The running search of one batch of candidates."""
 
     def __init__(self, attack: SearchSettings, objective: Objective, start: Tensor) -> None:
         self.objective = objective
         self.optimizer = _optimizer(attack, objective, start)
         self.rows = start
-        self.live = torch.arange(len(start), device=start.device)  # which candidate each row is
+        self.live = torch.arange(len(start), device=start.device)  # index of each row's candidate
         self.stopped = torch.zeros(len(start), dtype=torch.bool, device=start.device)
         self.found = start.clone()
         self.costs = start.new_full((len(start),), float("inf"))
@@ -68,7 +68,7 @@ class _Search:
         self.evaluation = 0
 
     def look(self, enough: float) -> Tensor:
-        """Evaluate the rows, note where they are, and return their gradient."""
+        """Evaluate the rows, record them, and return their gradient."""
         cost, gradient = self.objective(self.rows)
         finite = self._all(cost.isfinite() & gradient.isfinite().all(1))
         lost = self.live[~finite & ~self.stopped]
@@ -82,7 +82,7 @@ class _Search:
         return gradient
 
     def _all(self, flags: Tensor) -> Tensor:
-        """Those that share their secrets stop together."""
+        """Stop candidates that share secrets only once all of them may stop."""
         leader = self.objective.leader
         if leader is None:
             return flags
@@ -90,7 +90,7 @@ class _Search:
         return missing[leader] == 0
 
     def drop_stopped(self) -> bool:
-        """Go on without the candidates that are done, which cost as much as any; False if none."""
+        """Drop finished candidates, which would cost time; False if none is left."""
         rest = (~self.stopped).nonzero().flatten()
         if len(rest) == len(self.rows):
             return True
@@ -102,7 +102,7 @@ class _Search:
         return True
 
     def state(self) -> dict[str, Tensor]:
-        """All of it, by name."""
+        """The search's state, by name."""
         return {
             **{name: getattr(self, name) for name in _KEPT},
             "history": torch.stack(self.history),
@@ -111,7 +111,7 @@ class _Search:
         }
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from there."""
+        """Resume from a state."""
         for name in _KEPT:
             setattr(self, name, state[name].to(getattr(self, name)))
         self.history = list(state["history"].to(self.costs))
@@ -130,10 +130,10 @@ def search(
     state: Mapping[str, Tensor] | None = None,
     keep: Callable[[Callable[[], dict[str, Tensor]]], None] | None = None,
 ) -> Found:
-    """Run one batch of candidates to the end, or until every one of them has stopped.
+    """Run one batch of candidates to the end, or until all have stopped.
 
-    It goes from the starts ``(b, d)``, or on from a state: ``keep`` is now and then called with a
-    function that makes one. The report is called with evaluations done.
+    It begins at the starts ``(b, d)``, or resumes from a state. ``keep`` is called at intervals
+    with a function that makes such a state. ``report`` is called with the number of evaluations.
     """
     evaluations = attack.steps * attack.inner
     every, count = points(evaluations)
@@ -169,7 +169,7 @@ def search(
 
 
 def _columns(objective: Objective, like: Tensor, names: set[str]) -> Tensor:
-    """``(d,)`` booleans: whether a column belongs to one of the names."""
+    """Whether each column belongs to one of the names, ``(d,)`` booleans."""
     flags = torch.tensor([name in names for name in objective.layout.shapes])
     return flags.repeat_interleave(torch.tensor(objective.layout.sizes)).to(like.device)
 

@@ -1,4 +1,4 @@
-"""How candidates are searched for."""
+"""The settings of a search for candidates."""
 
 from __future__ import annotations
 
@@ -17,46 +17,50 @@ __all__ = ["SearchSettings"]
 
 @checked
 class SearchSettings:
-    """An attack's configuration: what is minimised, from where, and how long.
+    """An attack's configuration: objective, starts and optimiser.
 
     Attributes:
-        name: what a report calls it.
+        name: the attack's name in reports.
         optimizer: ``adam`` (box constraint, learning rate times 0.1 after 3/8, 5/8 and 7/8 of the
             steps), ``lbfgs`` (no line search, no constraint until the end), ``rmsprop``, or ``cma``
             (CMA-ES: no gradient; its steps are generations).
-        cost: one of ``cost.COSTS``. ``l1`` and those with Wasserstein are not smooth: not for
-            ``lbfgs``.
-        steps: of the optimiser.
-        inner: iterations, each one evaluation of the model's gradient, in a step of L-BFGS; as
-            ``max_iter`` of ``torch.optim.LBFGS``. Adam has one.
-        restarts: candidates for each update, each from its own start.
-        learning_rate: of the images, in the unit of their ``parametrisation``: for pixels quarters
-            of the bounds' width, which is about the standard deviation by which published attacks
-            normalise theirs. L-BFGS: of the whole step. CMA-ES: the first deviation, of everything.
-        secret_learning_rate: of the secrets, for Adam and RMSprop, in their own unit.
-        momentum: of RMSprop.
-        population: of CMA-ES; 0: as many as its authors advise.
-        signed: Adam sees the sign of the images' gradient only.
-        alternate: for Adam and RMSprop: images and secrets take turns of so many steps; 0: both at
-            every step.
-        total_variation: weight of the prior, for pixels in units of the bounds' width.
-        squared_norm: likewise, for pixels counted from the middle of the bounds.
-        group_consistency: likewise; nothing with one restart.
-        batch_norm: weight of the prior on ``Knowledge.statistics``; nothing where there are none.
-        enough: a candidate whose cost is not above this is done; 0 uses every step.
-        parametrisation: what is optimised in the images' place, and where it starts.
-        labels: unknown labels are ``recover``-ed from the gradient first, which cross entropy
-            alone allows, or ``optimise``-d, whatever they are to the loss.
-        recovery: one of ``labels.RECOVERIES`` or ``ilrg``, for batches; the label of one image is
-            exact.
-        surrogate: of several local steps, the gradient is matched at one state between that before
-            and that after them, whose place is searched too, in the place of a simulation of them.
-        surrogate_learning_rate: of that place, which goes from 0 to 1.
-        layer_weights: weight of a parameter's gradient in the cost by a pattern of its name, 1
-            where none fits; 0 leaves it out.
-        memory: MiB that the candidates which run as one batch may take, about.
-        chunk: how many run as one batch, if not by their memory. Either way those that depend on
-            one another (group consistency, secrets that rounds share) stay together.
+        cost: one of ``cost.COSTS``. ``lbfgs`` needs a smooth one: not ``l1``, and none with
+            Wasserstein.
+        steps: number of steps of the optimiser.
+        inner: iterations in a step of L-BFGS, each one evaluation of the model's gradient, as
+            ``max_iter`` of ``torch.optim.LBFGS``. Other optimisers have one.
+        restarts: number of candidates for each update, each from its own start.
+        learning_rate: learning rate of the images, in the unit of their ``parametrisation``. For
+            pixels that is a quarter of the bounds' width, about the standard deviation by which
+            published attacks normalise images. For L-BFGS it is the rate of the whole step, for
+            CMA-ES the first deviation of all unknowns.
+        secret_learning_rate: learning rate of the secrets, for Adam and RMSprop, in their own unit.
+        momentum: momentum of RMSprop.
+        population: population of CMA-ES; 0 for its authors' default.
+        signed: Adam uses only the sign of the images' gradient.
+        alternate: for Adam and RMSprop, images and secrets take turns of this many steps; 0 changes
+            both at every step.
+        total_variation: weight of the prior on total variation, for pixels in units of the bounds'
+            width.
+        squared_norm: weight of the prior on the squared norm, for pixels measured from the middle
+            of the bounds.
+        group_consistency: weight of the prior that draws restarts to their mean; no effect with one
+            restart.
+        batch_norm: weight of the prior on ``Knowledge.statistics``; no effect without them.
+        enough: a candidate stops once its cost is at most this; 0 uses every step.
+        parametrisation: the unknowns that stand for images, and their start.
+        labels: unknown labels are first recovered from the gradient (``recover``, for cross entropy
+            only) or optimised with the images (``optimise``, for any loss).
+        recovery: one of ``labels.RECOVERIES`` or ``ilrg``, for batches; the label of a single image
+            is exact.
+        surrogate: for several local steps: match the gradient at one state between before and
+            after, whose place is searched too, in place of simulating the steps.
+        surrogate_learning_rate: learning rate of that place, which goes from 0 to 1.
+        layer_weights: pattern of a parameter's name to the weight of its gradient in the cost. The
+            weight is 1 if no pattern matches; 0 leaves the parameter out.
+        memory: approximate MiB for the candidates of one batch.
+        chunk: number of candidates in a batch, in place of a bound on memory. Dependent candidates
+            (by group consistency, or secrets that rounds share) always stay together.
 
     """
 

@@ -1,7 +1,7 @@
 """The published attacks, each with its source's settings.
 
-A preset takes any field of its attack's class in the place of a setting. A field that does not
-exist, or a value that is not allowed, is a ConfigError.
+A preset takes any field of its attack's class, to change a setting. An unknown field or a wrong
+value is a ConfigError.
 """
 
 from .generators import ggl, grnn

@@ -1,4 +1,4 @@
-"""Attacks that search for what a generator makes pictures from."""
+"""Presets that search the inputs or weights of a generator of pictures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["ggl", "grnn"]
 def grnn(**overrides: Any) -> GradientInversion:
     """Generative regression neural network: Ren, Deng and Xie 2022 (arXiv 2105.00529).
 
-    Two small generators make images and labels from fixed noise, and their weights are searched:
-    the L2 distance of gradients, squared and plain, and total variation 1e-3, by RMSprop with
-    learning rate 1e-4 and momentum 0.99, 10,000 steps.
+    Two small generators make images and labels from fixed noise, and the attack searches their
+    weights. The cost is the L2 distance of gradients, squared plus plain, with total variation
+    1e-3. RMSprop runs 10,000 steps with learning rate 1e-4 and momentum 0.99.
 
-    The paper has a Wasserstein distance where its code has the plain L2 distance; this is the
-    code's. The paper's is the cost ``l2_wasserstein``. It differs from both in this: distances are
-    relative to the target's, and total variation is of absolute and not of squared differences.
+    The paper has a Wasserstein distance and its code a plain L2 distance; this follows the code.
+    The cost ``l2_wasserstein`` follows the paper. Differences from both: distances are relative to
+    the target's norm, and total variation is of absolute, not squared, differences.
 
     Example:
         >>> grnn(restarts=2).parametrisation
@@ -54,22 +54,22 @@ def ggl(
 ) -> GradientInversion:
     """Generative gradient leakage: Li, Zhang, Liu and Liu, CVPR 2022 (arXiv 2203.15696).
 
-    The latent of a generator that was trained on public data is searched in the pixels' place: by
-    CMA-ES, 500 generations of 50, or by Adam with learning rate 0.1 on the gradient's sign, 2,500
-    steps. The cost is the squared distance of gradients, the prior the divergence of the latent
-    from N(0, I). Labels are recovered first. What a defense did to the gradient
-    (``Knowledge.transforms``) is done to every candidate's too.
+    The attack searches the latent of a generator trained on public data: by CMA-ES, 500
+    generations of 50, or by Adam with learning rate 0.1 on the gradient's sign, 2,500 steps. The
+    cost is the squared distance of gradients, the prior the divergence of the latent from N(0, I).
+    Labels are recovered first. A defense's changes to the gradient (``Knowledge.transforms``) are
+    applied to every candidate's gradient.
 
-    It differs from the source in this: the distance is relative to the target's, and the prior's
-    weight the one that the source's code names for its relative cost (for its absolute one 0.1);
-    the first latent is drawn from N(0, I), where the source's CMA-ES starts at 0; and CMA-ES has
-    the prior too, where the source squashes its latents by tanh.
+    Differences from the source: the distance is relative to the target's norm, and the prior's
+    weight is the one in the source's code for a relative cost (0.1 for an absolute one). The first
+    latent is drawn from N(0, I), where the source's CMA-ES starts at 0. CMA-ES has the prior too,
+    where the source squashes latents by tanh.
 
     Args:
-        generator: maps ``(m, *latent_shape)`` latents to images. Needed.
-        latent_shape: of one latent.
-        output_range: least and greatest value of its images.
-        divergence: weight of that prior.
+        generator: required; maps latents ``(m, *latent_shape)`` to images.
+        latent_shape: shape of a latent.
+        output_range: least and greatest value of the generator's images.
+        divergence: weight of the prior.
         optimizer: ``cma`` (the extra ``ggl``) or ``adam``.
         overrides: any field of ``GradientInversion``.
 

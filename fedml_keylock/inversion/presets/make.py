@@ -1,4 +1,4 @@
-"""An attack from a source's settings and what a user wants otherwise."""
+"""Makes an attack from a source's settings and a user's overrides."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["preset"]
 
 
 def preset(overrides: dict[str, Any], **settings: Any) -> GradientInversion:
-    """The attack with these settings, but for the overrides.
+    """The attack with these settings, changed by the overrides.
 
-    Beside the attack's own fields they may have `start`, as `Pixels` has it: a word, where YAML
-    cannot have a parametrisation.
+    Overrides may also have `start`, as `Pixels` has it: a name, since YAML cannot hold a
+    parametrisation.
     """
     fields = {**settings, **overrides}
     start = fields.pop("start", None)

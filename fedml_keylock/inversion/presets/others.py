@@ -1,4 +1,4 @@
-"""Attacks on rows of tables, by division, by rank, and by a decoder that has learned."""
+"""Presets without a search for pixels: exact attacks, tables and a learned decoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["analytic", "cocktail_party", "learned", "spear", "tableak"]
 
 
 def analytic(**overrides: Any) -> AnalyticAttack:
-    """The input of a first linear layer by division, exactly: Phong et al., IEEE TIFS 13(5), 2018.
+    """Exact input of a first linear layer, by division: Phong et al., IEEE TIFS 13(5), 2018.
 
     Example:
         >>> analytic().name
@@ -30,14 +30,14 @@ def analytic(**overrides: Any) -> AnalyticAttack:
 def cocktail_party(**overrides: Any) -> CocktailPartyAttack:
     """Cocktail party attack: Kariyappa et al., ICML 2023 (arXiv 2209.05578).
 
-    Batches of many, through a first linear layer, by independent component analysis: 25,000 steps
-    of Adam with learning rate 0.001 on negentropy, total variation 3.1 and decorrelation 1.47 at
-    temperature 12.4, which the source sets for Tiny ImageNet.
+    Recovers large batches from a first linear layer, by independent component analysis. Adam runs
+    25,000 steps with learning rate 0.001 on negentropy, total variation 3.1 and decorrelation 1.47
+    at temperature 12.4, the source's values for Tiny ImageNet.
 
-    It differs from the source in this: FastICA's result is the start, where the source has the
-    identity; the decorrelation leaves out what is of one input with itself; and the bias's gradient
-    gives the inputs' scale, where the source spreads each over its range. The source's code sets
-    the negentropy to 0 after it has computed it; the paper, and this, do not.
+    Differences from the source: the start is FastICA's result, not the identity. The decorrelation
+    leaves out an input's correlation with itself. The bias's gradient gives the inputs' scale,
+    where the source stretches each input to its range. The source's code sets the negentropy to 0
+    after computing it; the paper and this attack do not.
 
     Example:
         >>> cocktail_party(steps=2000).temperature
@@ -50,8 +50,8 @@ def cocktail_party(**overrides: Any) -> CocktailPartyAttack:
 def learned(**overrides: Any) -> LearnedAttack:
     """Learning to invert: Wu, Chen, Guo and Weinberger 2022 (arXiv 2210.10880); the locks are ours.
 
-    A decoder from updates to images, trained on public images and simulated locks, half of them
-    tuned to the public weights: 2,500 steps of 64 updates, 200 locks.
+    A decoder from updates to images, trained on public images and simulated locks. Half of the
+    locks are tuned to the public weights: 2,500 steps of 64 updates, 200 locks.
 
     Example:
         >>> learned(steps=1000).locks
@@ -64,8 +64,8 @@ def learned(**overrides: Any) -> LearnedAttack:
 def spear(**overrides: Any) -> SpearAttack:
     """SPEAR: Dimitrov, Baader, Mueller and Vechev, NeurIPS 2024 (arXiv 2403.03945).
 
-    Whole batches exactly, through a linear layer with a ReLU: 10,000 submatrices at once, a million
-    at most. Of an untrained model 12 images take some seconds.
+    Recovers whole batches exactly from a linear layer with a ReLU. It tries 10,000 submatrices at
+    once, and at most a million. With an untrained model 12 images take some seconds.
 
     Example:
         >>> spear(samples=50_000).samples
@@ -78,17 +78,17 @@ def spear(**overrides: Any) -> SpearAttack:
 def tableak(categories: Sequence[range] = (), **overrides: Any) -> GradientInversion:
     """TabLeak: Vero, Balunovic, Dimitrov and Vechev, ICML 2023 (arXiv 2210.01785).
 
-    Rows of a table, with categories relaxed by a softmax: one minus the cosine similarity of
-    gradients, Adam with learning rate 0.06 on the gradient's sign, 1,500 steps, from uniform
-    starts. Labels are recovered first.
+    Recovers rows of a table, with categories relaxed by a softmax. The cost is one minus the cosine
+    similarity of gradients; Adam runs 1,500 steps with learning rate 0.06 on the gradient's sign,
+    from uniform starts. Labels are recovered first.
 
-    It differs from the source in this: of the restarts the one with the lowest cost is kept, where
-    the source takes the median of 30, and so there are 8; the learning rate falls in steps, and is
-    in quarters of the bounds' width for numbers, where the source standardises them; and numbers
-    are kept within the bounds by a box, not by a sigmoid.
+    Differences from the source: of 8 restarts the one with the lowest cost is kept, where the
+    source takes the median of 30. The learning rate falls in steps. For numbers it is in quarters
+    of the bounds' width, where the source standardises them. A box keeps numbers within the bounds,
+    not a sigmoid.
 
     Args:
-        categories: for each categorical feature the columns of its one-hot group. Columns in none
+        categories: for each categorical feature, the columns of its one-hot group. Other columns
             are numbers.
         overrides: any field of ``GradientInversion``.
 

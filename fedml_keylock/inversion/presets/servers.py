@@ -1,4 +1,4 @@
-"""Attacks of a server that sends silos weights of its own choice."""
+"""Presets of a malicious server that sends silos manipulated weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _READERS: Mapping[str, Callable[..., Attack]] = {
 def imprint(**overrides: Any) -> ImprintAttack:
     """Robbing the Fed: Fowl, Geiping, Czaja, Goldblum and Goldstein, ICLR 2022 (arXiv 2110.13057).
 
-    Single pictures out of an update or a sum of many, through a first linear layer that sorts them
-    by their brightness.
+    Recovers single pictures from an update or a sum of many, by a first linear layer that sorts
+    them by brightness.
 
-    It differs from the source in this: the server changes weights and adds no layer; thresholds are
-    quantiles of public data, and not of a normal distribution; what the layer gives is so little
-    that a bin with one picture is told from others by its bias's gradient, with its label.
+    Differences from the source: the server changes weights and adds no layer. Thresholds are
+    quantiles of public data, not of a normal distribution. The layer's outputs are so small that
+    the bias's gradient identifies a bin with a single picture, and its label.
 
     Example:
         >>> imprint().signal
@@ -44,11 +44,11 @@ def inconsistent_models(
 ) -> InconsistentModelsAttack:
     """Eluding secure aggregation: Pasquini, Francati and Ateniese, CCS 2022 (arXiv 2111.07380).
 
-    The victim gets the job's weights and all other silos ones with dead units, so that the sum is
-    the victim's update.
+    The victim gets the job's weights, and all other silos weights with dead units, so that the sum
+    is the victim's update.
 
     Args:
-        reads: the attack on that update: its name, or its name with its fields.
+        reads: the passive attack on that update: its name, or its name with its fields.
         overrides: any field of ``InconsistentModelsAttack``.
 
     Raises:
@@ -69,12 +69,12 @@ def inconsistent_models(
 def trap_weights(**overrides: Any) -> TrapWeightsAttack:
     """When the curious abandon honesty: Boenisch et al., EuroS&P 2023 (arXiv 2112.02918).
 
-    Pictures that alone reach a unit of a first linear layer, whose weights are half negative and
-    half positive.
+    Recovers pictures that alone activate a unit of a first linear layer, whose weights are half
+    negative and half positive.
 
-    It differs from the source in this: the scaling of the positive weights is tuned to public data
-    by itself; what the layer gives is so little that a unit with one picture is told from others by
-    its bias's gradient, with its label, where the source compares with the truth.
+    Differences from the source: public data tune the scaling of the positive weights automatically.
+    The layer's outputs are so small that the bias's gradient identifies a unit with a single
+    picture, and its label, where the source compares with the truth.
 
     Example:
         >>> trap_weights(scaling=0.95).scaling

@@ -20,7 +20,7 @@ _VALUE = ("v_proj", "value", "v_lin", "v")
 _QUERY = ("q_proj", "query", "q_lin", "q")
 """Names in transformers for the query projections of self-attention layers."""
 _NUMBERS = 2**22
-"""The most numbers of inputs to compute at once."""
+"""Largest number of input values to compute at once."""
 
 
 class _ReachedError(Exception):

@@ -23,7 +23,7 @@ from .span import Span
 __all__ = ["DagerAttack"]
 
 _TOKENS = 1024
-"""How many tokens of the vocabulary are tried at once."""
+"""Number of tokens to try at once."""
 
 
 @checked
@@ -52,7 +52,7 @@ class DagerAttack:
         tolerance: the largest distance of an input from a span, relative to its size, at which it
             counts as contained. It is lowered to the gradient's rounding.
         most: how many prefixes are followed in a causal model.
-        restarts: of an encoder's search, for each length and first token.
+        restarts: restarts of an encoder's search, for each length and first token.
 
     Example:
         >>> DagerAttack().name
@@ -79,7 +79,7 @@ class DagerAttack:
         generator: torch.Generator | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> TokenReconstruction:
-        """The texts of each update of one plain SGD step on all of them, without dropout.
+        """Recover each update's texts, from one plain SGD step on all of them without dropout.
 
         ``knowledge`` has the ``(length,)`` of the longest text as ``input_shape``, the size of the
         vocabulary as ``classes``, the number of texts as ``batch``, and level ``oblivious``. Frozen
@@ -91,13 +91,13 @@ class DagerAttack:
         not show a causal model's last tokens.
 
         Raises:
-            AttackError: the level or the silo's training does not suit it, the model lacks two
-                known self-attention layers, or they are frozen or without gradient; the batch has
-                as many tokens as the layers are wide, or more than an adapter's rank; or the search
-                is infeasible, or finds nothing. Then there is no result.
+            AttackError: the attack does not fit the level or the silo's training. The model lacks
+                two known self-attention layers, or they are frozen or without gradient. The batch
+                has as many tokens as the layers are wide, or more than an adapter's rank. Or the
+                search is infeasible, or finds nothing.
 
         """
-        # it only uses name, needs and uses; this result has no images
+        # it uses only name, needs and uses; this result has no images
         check_level(self, knowledge.level)  # type: ignore[arg-type]
         if len(knowledge.input_shape) != 1:
             raise AttackError(

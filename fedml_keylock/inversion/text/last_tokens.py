@@ -13,7 +13,7 @@ from ..outputs import logits_of
 __all__ = ["with_last_tokens"]
 
 _TRIED = 8
-"""How many candidates are tried for each text."""
+"""Number of candidates to try for each text."""
 _ENOUGH = 1e-4
 """Relative distance from the gradient at which nothing is left to explain."""
 
@@ -26,13 +26,13 @@ def with_last_tokens(
 ) -> list[Tensor]:
     """Texts with the token after each, for a model trained to predict the next token.
 
-    The gradient of the output layer is a sum over places: the place's output times the error of its
-    prediction. All places but the last are known, and what they do not explain names the token. Of
-    the likeliest candidates, those are taken whose whole gradient is closest to what was sent.
+    The gradient of the output layer is a sum over places: the layer's input times the error of its
+    prediction. All places but the last are known, and the unexplained rest shows the token. Of the
+    likeliest candidates, those whose whole gradient is closest to the sent one are chosen.
 
     Args:
         model: with the weights that the server sent, without dropout.
-        name: of the output layer's weight in the gradients, ``(vocabulary, width)``.
+        name: name of the output layer's weight in the gradients, ``(vocabulary, width)``.
         texts: each without its last token.
         gradients: the sent gradients, by the names of the model's parameters.
 

@@ -27,7 +27,7 @@ class Span:
 
     @property
     def rank(self) -> int:
-        """How many inputs it contains, if they were fewer than the width."""
+        """The number of inputs, if they were fewer than the width."""
         return len(self.basis)
 
     def distance(self, inputs: Tensor) -> Tensor:
