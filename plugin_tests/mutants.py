@@ -2625,11 +2625,6 @@ TABLE = {
         ),
         ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
-            "imprint: any activation",
-            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape, bounds=bounds)\n",
-            "",
-        ),
-        (
             "active: two pictures are one",
             "alone = (away <= off) &",
             "alone = (away <= 1e9) &",

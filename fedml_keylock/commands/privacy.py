@@ -28,9 +28,7 @@ MOST_NAMED = 8
 @click.argument("job", type=FILE)
 @click.option("--epsilon", type=float, help="Compute the multiplier that this epsilon needs.")
 @click.option("--rounds", type=click.IntRange(min=1), help="In place of comm_round.")
-@click.option(
-    "--silos", type=click.IntRange(min=1), help="Assume this many silos in every round."
-)
+@click.option("--silos", type=click.IntRange(min=1), help="Assume this many silos in every round.")
 @click.option(
     "--model",
     "builder",
