@@ -2618,13 +2618,12 @@ TABLE = {
         ),
     ],
     ("inversion/active/single", "inversion/test_active.py"): [
-        ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
             "imprint: any activation",
-            "    check_relu(attack, loaded(model, {}), path.linear, "
-            "shape=input_shape, bounds=bounds)\n",
-            "",
+            "    check_relu(attack, loaded(model, {}), path.linear, shape=input_shape",
+            "    dict(shape=input_shape",
         ),
+        ("active: any weights are the attack's", "if not armed(rows, biases):", "if False:"),
         (
             "active: two pictures are one",
             "alone = (away <= off) &",

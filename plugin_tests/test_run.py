@@ -425,6 +425,15 @@ def test_the_summary_says_where_the_final_model_is(tmp_path, monkeypatch, consol
     assert line.partition(" model")[2].strip().startswith(words)
 
 
+def test_a_simulation_is_not_told_to_use_what_it_refuses(tmp_path, console):
+    """Its silos do not get the last average, and `save_model` is refused."""
+    job = check_job_file(write(tmp_path / "job.yaml", {"common_args.training_type": "simulation"}))
+    console.see([told(round=0, rounds=2)])
+    (line,) = [line for line in summary(console, job) if line.startswith("final model")]
+    assert "with keylock.checkpoint: FILE" in line
+    assert "save_model" not in line
+
+
 def test_a_job_of_which_no_round_was_seen_is_not_summed_up(tmp_path, console):
     """A script that starts no job ends well, too."""
     job = check_job_file(write(tmp_path / "job.yaml", {"defense_args.keylock": {}}))

@@ -72,7 +72,7 @@ def _line(name: str, text: str) -> str:
 def _model(job: JobFile | None, began: float) -> str:
     """Where a job's final model is; files from before its start do not count."""
     keylock = None if job is None else job.keylock
-    if keylock is None:
+    if job is None or keylock is None:
         return "where the job's own code saves it; FedML writes none"
     found = []
     if keylock.save_model is not None:
@@ -86,6 +86,8 @@ def _model(job: JobFile | None, began: float) -> str:
         found.append(f"{keylock.checkpoint}, sealed: fedml-keylock export opens it")
     if found:
         return "; ".join(found)
+    if "sealed" in keylock.locks and job.args.training_type == "simulation":
+        return "written nowhere; with keylock.checkpoint: FILE the server writes it, sealed"
     if "sealed" in keylock.locks:
         return "written nowhere; with keylock.save_model: FOLDER each silo writes it"
     return f"where the job's own code saves it; what is the silos' own is in {keylock.vault}"
