@@ -103,9 +103,9 @@ def _run_shown(ranks: int, script: tuple[str, ...], job: JobFile | None) -> int:
     if status:
         _tell_failure(console, status, log)
     else:
-        from .summary import summary
+        from .summary import line, summary
 
-        click.echo("\n".join([*summary(console, job), f"log                    {log}"]))
+        click.echo("\n".join([*summary(console, job), line("log", str(log))]))
     return status
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .console import Console, duration
 from .job_file import JobFile
 
-__all__ = ["summary"]
+__all__ = ["line", "summary"]
 
 
 def summary(console: Console, job: JobFile | None) -> list[str]:
@@ -24,7 +24,7 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     facts, keylock = console.facts, None if job is None else job.keylock
     if "round" not in facts:
         ended = f"{console.ranks} ranks, in {duration(console.seconds)}"
-        return [_line("ended", ended), _line("rounds", "none was seen: see the log")]
+        return [line("ended", ended), line("rounds", "none was seen: see the log")]
     rounds = facts["rounds"]
     ran = f"{console.ranks} ranks, {rounds} rounds"
     lines = [("done", f"{ran}, in {duration(console.seconds)}")]
@@ -44,7 +44,7 @@ def summary(console: Console, job: JobFile | None) -> list[str]:
     lines.append(("final model", _model(job, time.time() - console.seconds)))
     if console.more_warnings:
         lines.append(("more warnings", f"{console.more_warnings}, in the log"))
-    return [_line(name, text) for name, text in lines]
+    return [line(name, text) for name, text in lines]
 
 
 def _lock(facts: Mapping[str, Any], job: JobFile | None) -> tuple[str, str]:
@@ -65,7 +65,8 @@ def _lock(facts: Mapping[str, Any], job: JobFile | None) -> tuple[str, str]:
     return f"not known: its YAML asks for {lock.title}, and ranks tell of {told}", "not known"
 
 
-def _line(name: str, text: str) -> str:
+def line(name: str, text: str) -> str:
+    """One line of a summary."""
     return f"{name:<22} {text}"
 
 

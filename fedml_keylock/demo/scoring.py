@@ -22,6 +22,7 @@ from ..evaluation.audit.controls import recover
 from ..evaluation.audit.crew import Pool
 from ..evaluation.audit.plan import Task
 from ..evaluation.audit.score import Scored, baselines, matched, row_of, score
+from ..evaluation.audit.sums import averaged
 from ..evaluation.audit.trial import Trial
 from ..evaluation.audit.work import Result
 from ..evaluation.capture import INDEX, Capture
@@ -158,10 +159,8 @@ def _of_sums(task: Task, opened: Sequence[ClientUpdate], samples: Sequence[float
     updates = {(update.round, update.silo): update for update in opened}
     made = []
     for (index, silo), one in updates.items():
-        other = updates[index, (silo + 1) % SILOS]
-        share = samples[other.silo] / (samples[silo] + samples[other.silo])
-        after = {name: value.lerp(other.after[name], share) for name, value in one.after.items()}
-        made.append(replace(one, after=after))
+        pair = one, updates[index, (silo + 1) % SILOS]
+        made.append(averaged([replace(update, samples=samples[update.silo]) for update in pair]))
     return replace(
         task,
         trial=replace(task.trial, level="oblivious"),
@@ -192,11 +191,11 @@ def attack_all(folders: Mapping[str, Path], scale: Scale, seed: int) -> Leakage:
     shown = "untrained"  # weights at which every attack runs
     galleries, lost = [], {}
     places = [row + (1 if u.silo + 1 < SILOS else 1 - SILOS) for row, u in enumerate(updates)]
-    turned = torch.tensor(places)
+    others = torch.tensor(places)
     for trial, result in _results(list(_tasks(folders, scale, seed))):
         count, own, marks = len(result.images), truth, labels
         if trial.level.startswith(SUM):  # each picture, and the next silo's, in one sum
-            own, marks = (torch.cat([part, part[turned]], 1) for part in (truth, labels))
+            own, marks = (torch.cat([part, part[others]], 1) for part in (truth, labels))
         scored = _first(score(result, own[:count], marks[:count], metrics()))
         if missing := int(scored.cost.isnan().sum()):
             lost[trial.title] = missing

@@ -133,7 +133,7 @@ class ServerSession(Session):
                 f"{self.who}, round {self.round}: the job's aggregator changed the sum of sealed "
                 f"updates, or computed something else of them; {_CALL_AGG}"
             )
-        silo = None if receiver is None else self._silo_of.get(receiver, receiver - 1)
+        silo = None if receiver is None else self._silo_at(receiver)
         if silo is not None:
             state = entries[names.state] = self.observer.sending(state, silo, self._next_round)
         self._note("while sending its model")
@@ -149,7 +149,7 @@ class ServerSession(Session):
 
     def admit(self, entries: dict[str, Any], names: EntryNames, sender: int) -> None:
         """Check a silo's message, and pass its update to the observer."""
-        silo = self._silo_of.get(sender, None if self.in_turn else sender - 1)
+        silo = self._silo_at(sender)
         if isinstance(entries.get(HELLO), str):
             self._hellos[sender] = entries[HELLO]
         agreement = None if self.defense is None else self._agreed()
@@ -173,6 +173,10 @@ class ServerSession(Session):
         if self.defense is not None:
             self.defense.enter_server()
             tell(defense=self.defense.title, server_reads=self.defense.server_reads)
+
+    def _silo_at(self, rank: int) -> int | None:
+        """Index of the silo that a rank works for; None until FedML gives it one in turn."""
+        return self._silo_of.get(rank, None if self.in_turn else rank - 1)
 
     def _note(self, doing: str, round_index: int | None = None) -> None:
         """Note what this rank is doing, for the report if it is killed."""
